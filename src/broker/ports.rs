@@ -1,0 +1,240 @@
+//! What the broker needs from outside: a few small traits, implemented in `storage`, `cluster` and `auth`.
+
+use crate::clock::Time;
+use crate::mqtt::packet::SubscribeOptions;
+use crate::mqtt::{Message, QoS};
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::task::Waker;
+
+/// Number of a session in this journal; never used twice.
+pub type SessionNo = u64;
+
+/// Number of a message in this journal, ascending in the order of acceptance; never used twice.
+pub type Seq = u64;
+
+/// Position in the stream of changes: a change is durable once [`Journal::durable`] reaches the value that its
+/// [`Journal::append`] returned. Never decreases.
+pub type Lsn = u64;
+
+/// One session that must receive a journaled message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipient {
+    /// Whose message this is.
+    pub session: SessionNo,
+    /// QoS of the delivery: 1 or 2.
+    pub qos: QoS,
+    /// RETAIN flag of the delivery.
+    pub retain: bool,
+    /// Subscription identifiers to send along.
+    pub subscription_ids: SmallVec<[u32; 2]>,
+    /// The shared subscription (`$share/<group>/<filter>`) it came through, if any.
+    pub shared: Option<Arc<str>>,
+}
+
+/// A session's record: what is kept besides subscriptions, queue and in-flight state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionRecord {
+    /// The session's number.
+    pub no: SessionNo,
+    /// Client identifier.
+    pub client_id: Arc<str>,
+    /// Session expiry interval, seconds; `u32::MAX` = never; 0 = ends with the connection (kept for its will only).
+    pub expiry_s: u32,
+    /// When the connection ended; `None` while connected.
+    pub disconnected_at: Option<Time>,
+    /// The will still to be published, if any.
+    pub will: Option<WillRecord>,
+    /// When the session was made.
+    pub created_at: Time,
+}
+
+/// A will waiting for its connection to be lost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WillRecord {
+    /// The message; `expires_at` is not set.
+    pub message: Message,
+    /// Will delay interval, seconds.
+    pub delay_s: u32,
+    /// Message expiry interval, seconds, counted from the publication of the will.
+    pub message_expiry_s: Option<u32>,
+}
+
+/// One subscription of a persistent session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscriptionRecord {
+    /// The filter as subscribed, `$share/…` included.
+    pub filter: Arc<str>,
+    /// Its options.
+    pub options: SubscribeOptions,
+    /// Its subscription identifier.
+    pub subscription_id: Option<u32>,
+}
+
+/// How far an outbound message has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutboundState {
+    /// PUBLISH may have been sent: it waits for PUBACK or PUBREC.
+    Sent,
+    /// PUBREC came: PUBREL may have been sent, PUBCOMP is awaited.
+    Released,
+}
+
+/// A change to the journal.
+#[derive(Clone, Debug)]
+pub enum Change<'a> {
+    /// Store a message once for all `recipients` (at least one, each session once).
+    Message {
+        /// From [`Journal::next_seq`].
+        seq: Seq,
+        /// The message.
+        message: &'a Message,
+        /// Who must receive it.
+        recipients: &'a [Recipient],
+    },
+    /// `session` is done with message `seq`; its outbound step, if any, goes too. The row goes with the last recipient.
+    Settle {
+        /// The message.
+        seq: Seq,
+        /// The recipient that is done.
+        session: SessionNo,
+    },
+    /// Outbound message `seq` of `session` goes under `packet_id` and is now in `state`. Replaces the step recorded
+    /// before under the same session and packet identifier.
+    Outbound {
+        /// The session.
+        session: SessionNo,
+        /// The packet identifier.
+        packet_id: u16,
+        /// The message.
+        seq: Seq,
+        /// How far it has come.
+        state: OutboundState,
+    },
+    /// An inbound QoS 2 packet identifier is in use (until `InboundEnd`).
+    InboundBegin {
+        /// The session.
+        session: SessionNo,
+        /// The packet identifier.
+        packet_id: u16,
+    },
+    /// PUBREL came for an inbound QoS 2 packet identifier.
+    InboundEnd {
+        /// The session.
+        session: SessionNo,
+        /// The packet identifier.
+        packet_id: u16,
+    },
+    /// Insert or replace a session's record.
+    Session(&'a SessionRecord),
+    /// The session is gone: record, subscriptions, inbound and outbound steps. Its unsettled messages are settled.
+    SessionEnd {
+        /// The session.
+        session: SessionNo,
+    },
+    /// Insert or replace a subscription.
+    Subscribe {
+        /// The session.
+        session: SessionNo,
+        /// The subscription.
+        subscription: &'a SubscriptionRecord,
+    },
+    /// Remove a subscription.
+    Unsubscribe {
+        /// The session.
+        session: SessionNo,
+        /// The filter.
+        filter: &'a str,
+    },
+    /// Set the retained message of its topic.
+    Retain(&'a Message),
+    /// Clear the retained message of a topic.
+    ClearRetained {
+        /// The topic.
+        topic: &'a str,
+    },
+}
+
+/// A journaled message read back for one session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Its number.
+    pub seq: Seq,
+    /// The message.
+    pub message: Message,
+    /// How this session is to receive it.
+    pub recipient: Recipient,
+}
+
+/// One session as found in the journal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecoveredSession {
+    /// The record.
+    pub record: SessionRecord,
+    /// Its subscriptions.
+    pub subscriptions: Vec<SubscriptionRecord>,
+    /// Inbound QoS 2 packet identifiers in use.
+    pub inbound: Vec<u16>,
+    /// Outbound steps `(packet_id, seq, state)`, in the order in which they were first sent.
+    pub outbound: Vec<(u16, Seq, OutboundState)>,
+    /// Unsettled messages in order, those with an outbound step left out.
+    pub pending: Vec<Seq>,
+    /// Bytes of the messages in `pending` ([`Message::size`]).
+    pub pending_bytes: u64,
+}
+
+/// Everything a journal held when it was opened.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recovered {
+    /// The sessions.
+    pub sessions: Vec<RecoveredSession>,
+    /// The retained messages.
+    pub retained: Vec<Message>,
+    /// The smallest session number never used.
+    pub next_session: SessionNo,
+}
+
+/// Whether the journal can make changes durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JournalHealth {
+    /// It can.
+    Ok,
+    /// It cannot now (disk full, I/O error); it keeps what was appended and retries. Says what and what to do.
+    Failing(String),
+}
+
+/// Receives what [`Journal::read`] found.
+pub type ReadDone = Box<dyn FnOnce(Vec<Stored>) + Send>;
+
+/// Where sessions, queues and retained messages are kept.
+///
+/// Changes become durable in the order of their `append`, a batch at a time; all or nothing of a batch survives a crash.
+pub trait Journal: Send + Sync + 'static {
+    /// A number for the next message.
+    fn next_seq(&self) -> Seq;
+
+    /// Queues a change and never waits; it is durable once [`Journal::durable`] reaches the returned value.
+    fn append(&self, change: Change<'_>) -> Lsn;
+
+    /// Everything up to this value is durable.
+    fn durable(&self) -> Lsn;
+
+    /// Wakes `waker` once `durable() >= lsn`, at once if that already holds. May wake spuriously.
+    fn wake_at(&self, lsn: Lsn, waker: &Waker);
+
+    /// Whether so much is queued that writers should pause; [`Journal::wake_at`] with the last value tells when to go on.
+    fn congested(&self) -> bool;
+
+    /// Reads messages `seqs` as `session` is to receive them, and calls `done` on a thread of the journal. Sequence
+    /// numbers that `session` has settled or that never existed are left out; the order is that of `seqs`.
+    fn read(&self, session: SessionNo, seqs: Vec<Seq>, done: ReadDone);
+
+    /// Whether changes become durable.
+    fn health(&self) -> JournalHealth;
+
+    /// Bytes on disk (0 in memory).
+    fn size_bytes(&self) -> u64;
+
+    /// Makes everything appended durable, then stops. Later appends are ignored; `durable` never reaches them.
+    fn close(&self);
+}
