@@ -6,3 +6,4 @@
 
 pub mod clock;
 pub mod mqtt;
+pub mod topic;
