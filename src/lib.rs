@@ -4,5 +4,7 @@
 //! `config`, `telemetry` and `clock` are leaves. See `ARCHITECTURE.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod broker;
 pub mod clock;
 pub mod mqtt;
+pub mod storage;
