@@ -4,6 +4,9 @@
 //! `config`, `telemetry` and `clock` are leaves. See `ARCHITECTURE.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod broker;
 pub mod clock;
 pub mod mqtt;
+pub mod session;
+pub mod storage;
 pub mod topic;

@@ -1,0 +1,406 @@
+//! The mailbox of a session: where publishers on other threads put messages, and where a dormant session rests.
+//!
+//! Two queues, in this order for the client: `queue` holds messages in memory, `backlog` the numbers of journaled messages
+//! whose bodies stay on disk until there is room. While the backlog is not empty, journaled messages join it, so order holds.
+
+use super::ports::Seq;
+use crate::mqtt::QoS;
+use crate::session::{CloseCause, Delivery, DropReason, Session};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::task::Waker;
+
+/// Wakers of tasks that have something to do, woken together when the publisher is done with its batch.
+#[derive(Debug, Default)]
+pub struct Wakes(Vec<Waker>);
+
+impl Wakes {
+    /// Wakes everyone.
+    pub fn flush(&mut self) {
+        self.0.drain(..).for_each(Waker::wake);
+    }
+}
+
+impl Drop for Wakes {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// Limits of every mailbox.
+#[derive(Clone, Copy, Debug)]
+pub struct MailboxLimits {
+    /// Messages in memory.
+    pub messages: usize,
+    /// Bytes in memory.
+    pub bytes: usize,
+    /// Messages of a persistent session, on disk and in memory.
+    pub queued_messages: usize,
+    /// Bytes of a persistent session, on disk and in memory.
+    pub queued_bytes: u64,
+}
+
+impl Default for MailboxLimits {
+    fn default() -> MailboxLimits {
+        MailboxLimits { messages: 10_000, bytes: 8 << 20, queued_messages: 100_000, queued_bytes: 256 << 20 }
+    }
+}
+
+/// Where the session is.
+#[derive(Debug)]
+pub enum Place {
+    /// With a connection.
+    Attached,
+    /// Here, dormant.
+    Parked(Box<Session>),
+    /// Nowhere: it is over.
+    Gone,
+}
+
+#[derive(Debug)]
+struct Inner {
+    place: Place,
+    queue: VecDeque<Delivery>,
+    queue_bytes: usize,
+    backlog: VecDeque<Seq>,
+    backlog_bytes: u64,
+    /// Numbers at the front of the backlog that are being read.
+    reading: usize,
+    /// What was read.
+    read: Option<Vec<Delivery>>,
+    /// What [`crate::session::Effect::Load`] asked for.
+    loaded: Option<Vec<Delivery>>,
+    close: Option<CloseCause>,
+    waker: Option<Waker>,
+    signalled: bool,
+    /// Counts attachments: a late answer of the journal to an earlier one is void.
+    attachment: u32,
+    /// Counts claims while attached: only the latest may succeed.
+    claims: u64,
+    successors: Vec<Waker>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Mailbox {
+    inner: Mutex<Inner>,
+    online: AtomicBool,
+    load: AtomicUsize,
+}
+
+/// What a connection takes out of its mailbox.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// Why to close, if so.
+    pub close: Option<CloseCause>,
+    /// The answer to a load.
+    pub loaded: Option<Vec<Delivery>>,
+}
+
+/// What a claim finds.
+#[derive(Debug)]
+pub enum Found {
+    /// The dormant session, now attached.
+    Session(Box<Session>),
+    /// Another connection has it and was told to go; the waker is woken when it has.
+    Busy,
+    /// A later claim came: give up.
+    Superseded,
+    /// The session is over.
+    Gone,
+}
+
+impl Mailbox {
+    /// A mailbox whose session is at `place`, with messages `backlog` in the journal.
+    pub fn new(place: Place, backlog: VecDeque<Seq>, backlog_bytes: u64) -> Mailbox {
+        let online = matches!(place, Place::Attached);
+        Mailbox {
+            inner: Mutex::new(Inner {
+                place,
+                queue: VecDeque::new(),
+                queue_bytes: 0,
+                backlog,
+                backlog_bytes,
+                reading: 0,
+                read: None,
+                loaded: None,
+                close: None,
+                waker: None,
+                signalled: false,
+                attachment: 1,
+                claims: 0,
+                successors: Vec::new(),
+            }),
+            online: AtomicBool::new(online),
+            load: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether a connection has the session.
+    pub fn online(&self) -> bool {
+        self.online.load(Relaxed)
+    }
+
+    /// About how many messages wait for the client, in flight ones included: the measure of shared subscriptions.
+    pub fn load(&self) -> usize {
+        self.load.load(Relaxed)
+    }
+
+    /// Whether a message of `size` bytes may be queued for a persistent session.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits(&self, size: usize, limits: &MailboxLimits) -> Result<(), DropReason> {
+        let inner = self.inner.lock();
+        if matches!(inner.place, Place::Gone) {
+            return Err(DropReason::SessionEnded);
+        }
+        let bytes = inner.backlog_bytes + (inner.queue_bytes + size) as u64;
+        if inner.backlog.len() + inner.queue.len() >= limits.queued_messages || bytes > limits.queued_bytes {
+            return Err(DropReason::QueueFull);
+        }
+        Ok(())
+    }
+
+    /// Puts a message in. Journaled ones are taken unless the session is over; others are dropped when there is no room
+    /// or no client.
+    ///
+    /// # Errors
+    /// Why it was dropped.
+    pub fn push(&self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<(), DropReason> {
+        let mut inner = self.inner.lock();
+        let size = d.size();
+        let full = inner.queue.len() >= limits.messages || inner.queue_bytes + size > limits.bytes;
+        match (&inner.place, d.seq) {
+            (Place::Gone, _) => return Err(DropReason::SessionEnded),
+            (Place::Parked(_), None) => return Err(DropReason::Offline),
+            (Place::Attached, None) if full && !(inner.queue.is_empty() && d.qos > QoS::AtMostOnce) => {
+                return Err(DropReason::MailboxFull);
+            }
+            (Place::Parked(_), Some(seq)) => inner.backlog_push(seq, size),
+            (Place::Attached, Some(seq)) if full || !inner.backlog.is_empty() => inner.backlog_push(seq, size),
+            (Place::Attached, _) => {
+                inner.queue_bytes += size;
+                inner.queue.push_back(d);
+            }
+        }
+        self.load.fetch_add(1, Relaxed);
+        inner.signal(wakes);
+        Ok(())
+    }
+
+    /// Asks the connection that has the session to close.
+    pub fn close(&self, cause: CloseCause, wakes: &mut Wakes) {
+        let mut inner = self.inner.lock();
+        if matches!(inner.place, Place::Attached) {
+            inner.close.get_or_insert(cause);
+            inner.signal(wakes);
+        }
+    }
+
+    /// For the connection that has the session: moves waiting messages to `local` if that is empty and `more` are wanted,
+    /// and arranges to be woken by the next one.
+    pub fn take(&self, waker: &Waker, more: bool, local: &mut VecDeque<Delivery>) -> Taken {
+        let mut inner = self.inner.lock();
+        inner.signalled = false;
+        match &mut inner.waker {
+            Some(w) => w.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        if more && local.is_empty() {
+            if !inner.queue.is_empty() {
+                std::mem::swap(&mut inner.queue, local);
+                inner.queue_bytes = 0;
+            } else if let Some(read) = inner.read.take() {
+                let n = std::mem::take(&mut inner.reading).min(inner.backlog.len());
+                inner.backlog.drain(..n);
+                let bytes: usize = read.iter().map(Delivery::size).sum();
+                inner.backlog_bytes = inner.backlog_bytes.saturating_sub(bytes as u64);
+                if inner.backlog.is_empty() {
+                    inner.backlog_bytes = 0;
+                    inner.backlog.shrink_to(64);
+                }
+                local.extend(read);
+            }
+        }
+        Taken { close: inner.close.take(), loaded: inner.loaded.take() }
+    }
+
+    /// The next numbers to read from the journal, at most `max`, if none are being read, and for which attachment.
+    pub fn start_reading(&self, max: usize) -> Option<(Vec<Seq>, u32)> {
+        let mut inner = self.inner.lock();
+        if inner.reading > 0 || inner.backlog.is_empty() || !inner.queue.is_empty() {
+            return None;
+        }
+        let seqs: Vec<Seq> = inner.backlog.iter().take(max).copied().collect();
+        inner.reading = seqs.len();
+        Some((seqs, inner.attachment))
+    }
+
+    /// What the journal found for [`Mailbox::start_reading`].
+    pub fn finish_reading(&self, attachment: u32, found: Vec<Delivery>) {
+        let mut wakes = Wakes::default();
+        let mut inner = self.inner.lock();
+        if inner.attachment == attachment {
+            inner.read = Some(found);
+            inner.signal(&mut wakes);
+        }
+        drop(inner);
+    }
+
+    /// The attachment that an answer of the journal must belong to.
+    pub fn attachment(&self) -> u32 {
+        self.inner.lock().attachment
+    }
+
+    /// What the journal found for [`crate::session::Effect::Load`].
+    pub fn finish_loading(&self, attachment: u32, found: Vec<Delivery>) {
+        let mut wakes = Wakes::default();
+        let mut inner = self.inner.lock();
+        if inner.attachment == attachment {
+            inner.loaded = Some(found);
+            inner.signal(&mut wakes);
+        }
+        drop(inner);
+    }
+
+    /// Puts the session to rest. `unsent` (what the connection still held, in order, with sizes) comes before all that
+    /// waits here. Returns how many unjournaled messages were dropped.
+    pub fn park(&self, session: Box<Session>, unsent: &[(NonZeroU64, usize)], wakes: &mut Wakes) -> usize {
+        let mut inner = self.inner.lock();
+        let queue = std::mem::take(&mut inner.queue);
+        inner.queue_bytes = 0;
+        let mut dropped = 0;
+        let mut first: VecDeque<Seq> = VecDeque::with_capacity(unsent.len() + queue.len());
+        let mut bytes = 0;
+        for (seq, size) in unsent {
+            first.push_back(seq.get());
+            bytes += size;
+        }
+        for d in &queue {
+            match d.seq {
+                Some(seq) => {
+                    first.push_back(seq.get());
+                    bytes += d.size();
+                }
+                None => dropped += 1,
+            }
+        }
+        inner.backlog_bytes += bytes as u64;
+        if !first.is_empty() {
+            first.append(&mut inner.backlog);
+            inner.backlog = first;
+        }
+        inner.place = Place::Parked(session);
+        self.load.store(inner.backlog.len(), Relaxed);
+        self.online.store(false, Relaxed);
+        inner.leave(wakes);
+        dropped
+    }
+
+    /// The session is over. Returns the numbers of all journaled messages that waited, and the other messages.
+    pub fn end(&self, wakes: &mut Wakes) -> (VecDeque<Seq>, VecDeque<Delivery>) {
+        let mut inner = self.inner.lock();
+        inner.place = Place::Gone;
+        inner.queue_bytes = 0;
+        inner.backlog_bytes = 0;
+        self.online.store(false, Relaxed);
+        inner.leave(wakes);
+        (std::mem::take(&mut inner.backlog), std::mem::take(&mut inner.queue))
+    }
+
+    /// Claims the session for a new connection. `ticket` is the caller's place in the row: 0 at first.
+    pub fn claim(&self, ticket: &mut u64, waker: &Waker, wakes: &mut Wakes) -> Found {
+        let mut inner = self.inner.lock();
+        if *ticket > 0 && inner.claims > *ticket {
+            return Found::Superseded;
+        }
+        match std::mem::replace(&mut inner.place, Place::Attached) {
+            Place::Parked(session) => {
+                inner.close = None;
+                self.online.store(true, Relaxed);
+                Found::Session(session)
+            }
+            Place::Attached => {
+                if *ticket == 0 {
+                    inner.claims += 1;
+                    *ticket = inner.claims;
+                    inner.close = Some(CloseCause::TakenOver);
+                    inner.signal(wakes);
+                    // An earlier claim that still waits must learn that it is superseded.
+                    wakes.0.append(&mut inner.successors);
+                }
+                inner.successors.push(waker.clone());
+                Found::Busy
+            }
+            Place::Gone => {
+                inner.place = Place::Gone;
+                Found::Gone
+            }
+        }
+    }
+
+    /// Takes the dormant session out to run its timers; `None` if it is not dormant. Give it back with [`Mailbox::rest`].
+    pub fn with_parked<R>(&self, f: impl FnOnce(&mut Session) -> R) -> Option<R> {
+        match &mut self.inner.lock().place {
+            Place::Parked(session) => Some(f(session)),
+            Place::Attached | Place::Gone => None,
+        }
+    }
+
+    /// Takes the dormant session away for good; the mailbox is then without a session (call [`Mailbox::end`]).
+    pub fn remove_parked(&self) -> Option<Box<Session>> {
+        let mut inner = self.inner.lock();
+        match std::mem::replace(&mut inner.place, Place::Gone) {
+            Place::Parked(session) => Some(session),
+            other => {
+                inner.place = other;
+                None
+            }
+        }
+    }
+
+    /// A delivery left the mailbox for good.
+    pub fn settled(&self, n: usize) {
+        let _ = self.load.fetch_update(Relaxed, Relaxed, |v| Some(v.saturating_sub(n)));
+    }
+
+    /// Whether numbers wait in the backlog.
+    pub fn has_backlog(&self) -> bool {
+        !self.inner.lock().backlog.is_empty()
+    }
+
+    /// Messages waiting, in memory and on disk.
+    pub fn waiting(&self) -> usize {
+        let inner = self.inner.lock();
+        inner.queue.len() + inner.backlog.len()
+    }
+}
+
+impl Inner {
+    fn backlog_push(&mut self, seq: NonZeroU64, size: usize) {
+        self.backlog.push_back(seq.get());
+        self.backlog_bytes += size as u64;
+    }
+
+    fn signal(&mut self, wakes: &mut Wakes) {
+        if !self.signalled && matches!(self.place, Place::Attached) {
+            self.signalled = true;
+            wakes.0.extend(self.waker.take());
+        }
+    }
+
+    /// The connection is gone: its waker and what was read for it are void.
+    fn leave(&mut self, wakes: &mut Wakes) {
+        self.attachment = self.attachment.wrapping_add(1);
+        self.reading = 0;
+        self.read = None;
+        self.loaded = None;
+        self.close = None;
+        self.waker = None;
+        self.signalled = false;
+        wakes.0.append(&mut self.successors);
+    }
+}

@@ -1,0 +1,3 @@
+//! The broker: routes messages between sessions.
+
+pub mod ports;

@@ -1,0 +1,274 @@
+//! What goes into a session and what comes out.
+
+use crate::clock::Time;
+use crate::mqtt::packet::{Packet, SubscribeOptions};
+use crate::mqtt::{Message, QoS, Reason};
+use smallvec::SmallVec;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+/// Names one question of a session to the outside; ascending within a session, never 0.
+pub type Token = u64;
+
+/// One message for one session.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// Its number in the journal; `None` if the journal does not hold it (QoS 0, or a transient session).
+    pub seq: Option<NonZeroU64>,
+    /// QoS to deliver with.
+    pub qos: QoS,
+    /// RETAIN flag to deliver with.
+    pub retain: bool,
+    /// What only some deliveries have.
+    pub extra: Option<Arc<Extra>>,
+}
+
+/// What only some deliveries have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// Subscription identifiers to send along.
+    pub subscription_ids: SmallVec<[u32; 2]>,
+    /// The shared subscription it came through.
+    pub shared: Option<Arc<str>>,
+}
+
+impl Delivery {
+    /// Subscription identifiers to send along.
+    pub fn subscription_ids(&self) -> &[u32] {
+        self.extra.as_ref().map_or(&[], |e| &e.subscription_ids)
+    }
+
+    /// The shared subscription it came through.
+    pub fn shared(&self) -> Option<&Arc<str>> {
+        self.extra.as_ref().and_then(|e| e.shared.as_ref())
+    }
+
+    /// Bytes of memory, as queue limits count them.
+    pub fn size(&self) -> usize {
+        self.message.size() + size_of::<Delivery>()
+    }
+}
+
+/// What a session is told.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A packet from the client, any but CONNECT.
+    Packet(Packet<'a>),
+    /// A message for the client.
+    Deliver(Delivery),
+    /// The answer to [`Effect::Publish`].
+    Published {
+        /// The token of the effect.
+        token: Token,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// The answer to [`Effect::Subscribe`]: one code per filter.
+    Subscribed {
+        /// The token of the effect.
+        token: Token,
+        /// One code per filter.
+        codes: SmallVec<[Reason; 4]>,
+    },
+    /// The answer to [`Effect::Unsubscribe`]: one code per filter.
+    Unsubscribed {
+        /// The token of the effect.
+        token: Token,
+        /// One code per filter.
+        codes: SmallVec<[Reason; 4]>,
+    },
+    /// What the effect with this token recorded is durable.
+    Durable {
+        /// The token of the effect.
+        token: Token,
+    },
+    /// The answer to [`Effect::Load`]: what the journal still holds of it, in order.
+    Loaded(Vec<Delivery>),
+    /// The time of [`super::Session::next_timeout`] has come.
+    Timeout,
+}
+
+/// What became of a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every session that must have it has it safely.
+    Safe {
+        /// Whether any subscription matched.
+        matched: bool,
+    },
+    /// It is not allowed; MQTT 3 clients get a plain acknowledgement (3.1.1 section 3.3.5).
+    Denied(Reason),
+    /// It could not be made safe: MQTT 3 connections are closed instead of acknowledged.
+    Failed(Reason),
+}
+
+/// One filter of a SUBSCRIBE that passed the session's own checks, or the code it was refused with.
+#[derive(Clone, Debug)]
+pub struct FilterRequest {
+    /// The filter as sent, `$share/…` included.
+    pub filter: Arc<str>,
+    /// Its options, QoS limited to the server's maximum.
+    pub options: SubscribeOptions,
+    /// Why it is refused without asking further.
+    pub refused: Option<Reason>,
+}
+
+/// A SUBSCRIBE to carry out.
+#[derive(Clone, Debug)]
+pub struct SubscribeRequest {
+    /// One entry per filter, in order.
+    pub filters: Vec<FilterRequest>,
+    /// Subscription identifier.
+    pub subscription_id: Option<u32>,
+}
+
+/// Why a message was dropped; the `reason` label of `berth_messages_dropped_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// Its message expiry interval passed.
+    Expired,
+    /// It does not fit the client's maximum packet size.
+    TooLarge,
+    /// QoS 0 to a client that is not connected.
+    Offline,
+    /// The mailbox of a connected client is full.
+    MailboxFull,
+    /// The queue of a persistent session is full.
+    QueueFull,
+    /// The client refused it (PUBREC or PUBACK with an error).
+    Refused,
+    /// The session ended before it was delivered.
+    SessionEnded,
+}
+
+/// Why a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseCause {
+    /// The client sent DISCONNECT with reason 0x00: the will is deleted.
+    Disconnected,
+    /// The client sent DISCONNECT with another reason: the will stands.
+    DisconnectedWithWill,
+    /// The network connection went away.
+    Lost,
+    /// Nothing was heard for one and a half times the keep alive.
+    KeepAlive,
+    /// The client broke the protocol or a limit.
+    Refused(Reason),
+    /// Another connection took the client identifier.
+    TakenOver,
+    /// An operator ended it.
+    Kicked,
+    /// The broker shuts down.
+    ShuttingDown,
+}
+
+impl CloseCause {
+    /// The reason an MQTT 5 client is told in DISCONNECT.
+    pub fn told(self) -> Option<Reason> {
+        match self {
+            CloseCause::Disconnected | CloseCause::DisconnectedWithWill | CloseCause::Lost => None,
+            CloseCause::KeepAlive => Some(Reason::KeepAliveTimeout),
+            CloseCause::Refused(r) => Some(r),
+            CloseCause::TakenOver => Some(Reason::SessionTakenOver),
+            CloseCause::Kicked => Some(Reason::AdministrativeAction),
+            CloseCause::ShuttingDown => Some(Reason::ServerShuttingDown),
+        }
+    }
+}
+
+/// What a session wants done outside. Effects are carried out in order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Route a message; answer with [`Input::Published`] if there is a token.
+    Publish {
+        /// To answer with; `None` at QoS 0.
+        token: Option<Token>,
+        /// The message.
+        message: Message,
+        /// The QoS 2 packet identifier to record with it (durable sessions).
+        inbound: Option<u16>,
+    },
+    /// Subscribe; answer with [`Input::Subscribed`].
+    Subscribe {
+        /// To answer with.
+        token: Token,
+        /// What to subscribe.
+        request: Box<SubscribeRequest>,
+    },
+    /// Unsubscribe; answer with [`Input::Unsubscribed`].
+    Unsubscribe {
+        /// To answer with.
+        token: Token,
+        /// The filters, in order; `None` for one that is no valid filter.
+        filters: Vec<Option<Arc<str>>>,
+    },
+    /// Read these messages back from the journal; answer with [`Input::Loaded`].
+    Load(Vec<u64>),
+    /// The client has this journaled message for good.
+    Settle {
+        /// Its number.
+        seq: NonZeroU64,
+    },
+    /// Record how far an outbound message has come; answer with [`Input::Durable`] if there is a token.
+    Outbound {
+        /// To answer with.
+        token: Option<Token>,
+        /// Packet identifier.
+        packet_id: u16,
+        /// The message.
+        seq: NonZeroU64,
+        /// PUBREC came: the message is released.
+        released: bool,
+    },
+    /// An inbound QoS 2 packet identifier is free again; answer with [`Input::Durable`] if there is a token.
+    InboundEnd {
+        /// To answer with.
+        token: Option<Token>,
+        /// The packet identifier.
+        packet_id: u16,
+    },
+    /// A message was dropped (count it).
+    Dropped(DropReason),
+    /// A message left for the client (count it); the number is its QoS.
+    Sent(QoS),
+    /// Write what is in `wire`, then close. The owner answers with [`super::Session::detach`].
+    Close {
+        /// Why.
+        cause: CloseCause,
+        /// In words, for the log.
+        why: Option<Box<str>>,
+    },
+    /// Publish the will and, in the same step, forget it.
+    Will(Message),
+    /// Write the session's record (durable sessions, and those with a will).
+    Save,
+    /// The session is over: drop its subscriptions, queue and record.
+    End,
+}
+
+/// A message that a session held when it ended.
+#[derive(Clone, Debug)]
+pub struct Leftover {
+    /// Its number in the journal.
+    pub seq: Option<NonZeroU64>,
+    /// The message, unless only the journal holds it.
+    pub delivery: Option<Delivery>,
+    /// Whether the client may have it already at QoS 2: then nobody else may get it (MQTT 5.0 section 4.8.2).
+    pub exactly_once_begun: bool,
+}
+
+/// Receives a session's output. Reused from call to call.
+#[derive(Debug, Default)]
+pub struct Actions {
+    /// Bytes for the client.
+    pub wire: Vec<u8>,
+    /// What to do, in order.
+    pub effects: Vec<Effect>,
+}
+
+/// The remaining message expiry at `now`, seconds, rounded up (MQTT 5.0 section 3.3.2.3.3).
+pub(super) fn remaining_s(message: &Message, now: Time) -> Option<u32> {
+    message.expires_at().map(|t| u32::try_from(t.since_ms(now).div_ceil(1000)).unwrap_or(u32::MAX))
+}

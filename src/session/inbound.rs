@@ -1,0 +1,239 @@
+//! From the client: PUBLISH and PUBREL, SUBSCRIBE and UNSUBSCRIBE, DISCONNECT (MQTT 5.0 sections 3.3, 3.6, 3.8, 3.10, 3.14).
+//!
+//! Acknowledgements of publishes leave in the order of the publishes (section 4.6), whatever order the outcomes come in.
+
+use super::actions::{Actions, CloseCause, Effect, FilterRequest, Outcome, SubscribeRequest, Token};
+use super::connect::{Request, expires_at};
+use super::Session;
+use crate::clock::Time;
+use crate::mqtt::encode::{self, AckKind};
+use crate::mqtt::message::Parts;
+use crate::mqtt::packet::{Ack, Disconnect, Publish, Subscribe, Unsubscribe};
+use crate::mqtt::{Message, QoS, Reason, Version};
+use crate::topic::Filter;
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Publishes from the client.
+#[derive(Debug, Default)]
+pub(super) struct Inbound {
+    /// Publishes without an acknowledgement yet, oldest first; tokens ascend.
+    answers: VecDeque<Answer>,
+    /// QoS 2 packet identifiers in use, with the token of a publish that is still under way (0 = none).
+    exactly_once: HashMap<u16, Token>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    token: Token,
+    packet_id: u16,
+    qos: QoS,
+    outcome: Option<Outcome>,
+}
+
+impl Inbound {
+    /// An upper bound, cheap to have, of the publishes that count against the receive maximum we announced.
+    pub(super) fn unanswered_at_most(&self) -> usize {
+        self.answers.len() + self.exactly_once.len()
+    }
+
+    /// Whether the receive maximum is used up.
+    fn exhausted(&self, maximum: u16) -> bool {
+        let at_least_once = || self.answers.iter().filter(|a| a.qos == QoS::AtLeastOnce).count();
+        self.unanswered_at_most() >= usize::from(maximum)
+            && at_least_once() + self.exactly_once.len() >= usize::from(maximum)
+    }
+
+    /// What a lost connection leaves: identifiers of publishes under way stay in use, their acknowledgements are void.
+    pub(super) fn detach(&mut self) {
+        self.answers = VecDeque::new();
+        self.exactly_once.values_mut().for_each(|t| *t = 0);
+    }
+
+    pub(super) fn recover(&mut self, packet_ids: &[u16]) {
+        self.exactly_once.extend(packet_ids.iter().map(|id| (*id, 0)));
+    }
+}
+
+impl Session {
+    pub(super) fn publish(&mut self, p: &Publish<'_>, now: Time, out: &mut Actions) {
+        let Some(conn) = self.conn.as_mut() else { return };
+        let topic = match p.topic_alias {
+            None => p.topic,
+            Some(alias) => match conn.aliases_in.resolve(alias, p.topic) {
+                Ok(topic) => topic,
+                Err(e) => {
+                    let why = e.to_string();
+                    return self.fail(Reason::TopicAliasInvalid, &why, out);
+                }
+            },
+        };
+        if p.qos > conn.limits.maximum_qos {
+            return self.fail(Reason::QoSNotSupported, "QoS above the announced maximum QoS", out);
+        }
+        if p.qos == QoS::ExactlyOnce
+            && let Some(under_way) = self.inbound.exactly_once.get(&p.packet_id)
+        {
+            // A repetition: the first one counts. If its outcome is still open, that answers for both.
+            if *under_way == 0 {
+                encode::ack(&mut out.wire, conn.version, AckKind::PubRec, p.packet_id, Reason::Success, None);
+            }
+            return;
+        }
+        if p.qos > QoS::AtMostOnce
+            && conn.version.is_v5()
+            && self.inbound.exhausted(conn.limits.receive_maximum)
+        {
+            return self.fail(Reason::ReceiveMaximumExceeded, "more publishes than the receive maximum allows", out);
+        }
+        if let Err(e) = crate::topic::validate_name(topic) {
+            let why = e.to_string();
+            return self.fail(Reason::TopicNameInvalid, &why, out);
+        }
+        let message = Message::new(Parts {
+            topic,
+            payload: p.payload,
+            properties: &p.properties.forwardable(),
+            qos: p.qos,
+            retain: p.retain,
+            expires_at: expires_at(p.message_expiry_s, now),
+        });
+        if p.qos == QoS::AtMostOnce {
+            out.effects.push(Effect::Publish { token: None, message, inbound: None });
+            return;
+        }
+        let token = self.token();
+        self.inbound.answers.push_back(Answer { token, packet_id: p.packet_id, qos: p.qos, outcome: None });
+        let mut inbound = None;
+        if p.qos == QoS::ExactlyOnce {
+            self.inbound.exactly_once.insert(p.packet_id, token);
+            inbound = self.durable.then_some(p.packet_id);
+        }
+        out.effects.push(Effect::Publish { token: Some(token), message, inbound });
+    }
+
+    pub(super) fn published(&mut self, token: Token, outcome: Outcome, out: &mut Actions) {
+        let Some(front) = self.inbound.answers.front() else { return };
+        // Tokens ascend but other requests take some too: start at the distance, walk back.
+        let guess = usize::try_from(token.saturating_sub(front.token)).unwrap_or(usize::MAX);
+        let mut at = guess.min(self.inbound.answers.len() - 1);
+        while at > 0 && self.inbound.answers[at].token > token {
+            at -= 1;
+        }
+        if self.inbound.answers[at].token != token {
+            return;
+        }
+        self.inbound.answers[at].outcome = Some(outcome);
+        while let Some(Answer { packet_id, qos, outcome: Some(outcome), .. }) = self.inbound.answers.front() {
+            let (packet_id, qos, outcome) = (*packet_id, *qos, *outcome);
+            self.inbound.answers.pop_front();
+            self.answer(packet_id, qos, outcome, out);
+        }
+    }
+
+    fn answer(&mut self, packet_id: u16, qos: QoS, outcome: Outcome, out: &mut Actions) {
+        let Some(conn) = self.conn.as_ref() else { return };
+        let version = conn.version;
+        let reason = match (version, outcome) {
+            (Version::V5, Outcome::Safe { matched: false }) => Reason::NoMatchingSubscribers,
+            (_, Outcome::Safe { .. }) => Reason::Success,
+            (Version::V5, Outcome::Denied(r) | Outcome::Failed(r)) => r,
+            (_, Outcome::Denied(_)) => Reason::Success,
+            (_, Outcome::Failed(r)) => {
+                return self.fail(r, "the publish could not be stored safely", out);
+            }
+        };
+        let kind = if qos == QoS::ExactlyOnce { AckKind::PubRec } else { AckKind::PubAck };
+        if qos == QoS::ExactlyOnce {
+            if (reason as u8) < 0x80 {
+                self.inbound.exactly_once.insert(packet_id, 0);
+            } else {
+                self.inbound.exactly_once.remove(&packet_id);
+                if self.durable {
+                    out.effects.push(Effect::InboundEnd { token: None, packet_id });
+                }
+            }
+        }
+        encode::ack(&mut out.wire, version, kind, packet_id, reason, None);
+    }
+
+    pub(super) fn pubrel(&mut self, ack: Ack, out: &mut Actions) {
+        let Some(conn) = self.conn.as_mut() else { return };
+        let version = conn.version;
+        match self.inbound.exactly_once.get(&ack.packet_id) {
+            Some(0) => {
+                self.inbound.exactly_once.remove(&ack.packet_id);
+                if !self.durable {
+                    encode::ack(&mut out.wire, version, AckKind::PubComp, ack.packet_id, Reason::Success, None);
+                    return;
+                }
+                let token = self.next_token;
+                self.next_token += 1;
+                conn.pending.push(token, Request::PubComp(ack.packet_id));
+                out.effects.push(Effect::InboundEnd { token: Some(token), packet_id: ack.packet_id });
+            }
+            Some(_) => self.fail(Reason::ProtocolError, "PUBREL before PUBREC", out),
+            None => {
+                let reason = Reason::PacketIdentifierNotFound;
+                encode::ack(&mut out.wire, version, AckKind::PubComp, ack.packet_id, reason, None);
+            }
+        }
+    }
+
+    pub(super) fn subscribe(&mut self, s: &Subscribe<'_>, out: &mut Actions) {
+        let token = self.token();
+        let Some(conn) = self.conn.as_mut() else { return };
+        let maximum_qos = conn.limits.maximum_qos;
+        let filters = s
+            .filters()
+            .map(|f| {
+                let mut options = f.options;
+                options.qos = options.qos.min(maximum_qos);
+                let refused = Filter::parse(f.filter).is_err().then_some(Reason::TopicFilterInvalid);
+                FilterRequest { filter: Arc::from(f.filter), options, refused }
+            })
+            .collect();
+        conn.pending.push(token, Request::SubAck(s.packet_id));
+        let request = Box::new(SubscribeRequest { filters, subscription_id: s.subscription_id });
+        out.effects.push(Effect::Subscribe { token, request });
+    }
+
+    pub(super) fn subscribed(&mut self, token: Token, codes: &[Reason], out: &mut Actions) {
+        let Some(conn) = self.conn.as_mut() else { return };
+        if let Some(Request::SubAck(packet_id)) = conn.pending.take(token) {
+            encode::suback(&mut out.wire, conn.version, packet_id, codes);
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, u: &Unsubscribe<'_>, out: &mut Actions) {
+        let token = self.token();
+        let Some(conn) = self.conn.as_mut() else { return };
+        conn.pending.push(token, Request::UnsubAck(u.packet_id));
+        let filters = u.filters().map(|f| Filter::parse(f).is_ok().then(|| Arc::from(f))).collect();
+        out.effects.push(Effect::Unsubscribe { token, filters });
+    }
+
+    pub(super) fn unsubscribed(&mut self, token: Token, codes: &[Reason], out: &mut Actions) {
+        let Some(conn) = self.conn.as_mut() else { return };
+        if let Some(Request::UnsubAck(packet_id)) = conn.pending.take(token) {
+            encode::unsuback(&mut out.wire, conn.version, packet_id, codes);
+        }
+    }
+
+    pub(super) fn disconnect(&mut self, d: &Disconnect<'_>, out: &mut Actions) {
+        if let Some(expiry_s) = d.session_expiry_s {
+            if self.expiry_s == 0 && expiry_s > 0 {
+                return self.fail(Reason::ProtocolError, "session expiry at DISCONNECT after none at CONNECT", out);
+            }
+            let max = self.conn.as_ref().map_or(u32::MAX, |c| c.limits.max_session_expiry_s);
+            self.expiry_s = expiry_s.min(max);
+        }
+        let cause = if d.reason == Reason::Success {
+            CloseCause::Disconnected
+        } else {
+            CloseCause::DisconnectedWithWill
+        };
+        self.close(cause, None, out);
+    }
+}

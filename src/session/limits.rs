@@ -1,0 +1,43 @@
+//! Every limit of a session.
+
+/// Messages a session holds ready while the client's receive maximum is used up. More wait in the mailbox.
+pub const READY_WINDOW: usize = 256;
+
+/// SUBSCRIBE and UNSUBSCRIBE packets whose answer is outstanding; more pause reading.
+pub const PENDING_REQUESTS: usize = 64;
+
+/// Topic aliases we assign on one connection, however many the client allows.
+pub const OUTBOUND_ALIASES: u16 = 16;
+
+/// Limits that the configuration sets for every connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Receive maximum we announce: QoS 1 and 2 publishes of a client that are not yet answered.
+    pub receive_maximum: u16,
+    /// Largest packet accepted, bytes.
+    pub maximum_packet_size: u32,
+    /// Topic aliases a client may use.
+    pub topic_alias_maximum: u16,
+    /// Highest QoS accepted.
+    pub maximum_qos: crate::mqtt::QoS,
+    /// Largest keep alive granted, seconds; 0 = no limit.
+    pub max_keep_alive_s: u16,
+    /// Largest session expiry interval granted, seconds; `u32::MAX` = no limit.
+    pub max_session_expiry_s: u32,
+    /// Messages in flight to one client.
+    pub max_inflight: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            receive_maximum: 1000,
+            maximum_packet_size: 1024 * 1024,
+            topic_alias_maximum: 32,
+            maximum_qos: crate::mqtt::QoS::ExactlyOnce,
+            max_keep_alive_s: 0,
+            max_session_expiry_s: u32::MAX,
+            max_inflight: 1000,
+        }
+    }
+}

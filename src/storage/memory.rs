@@ -1,0 +1,340 @@
+//! The journal that forgets: everything in memory, durable at once. For brokers that need not survive a restart, and for
+//! tests and simulation, which [`MemoryJournal::reopen`] it. Never touches a disk, starts a thread or waits.
+
+use super::wakers::Wakers;
+use crate::broker::ports::{
+    Change, Journal, JournalHealth, Lsn, OutboundState, ReadDone, Recipient, Recovered, RecoveredSession,
+    Seq, SessionNo, SessionRecord, Stored, SubscriptionRecord,
+};
+use crate::mqtt::Message;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
+
+/// How a [`MemoryJournal`] behaves.
+#[derive(Clone, Debug)]
+pub struct MemoryOptions {
+    /// Bytes of stored and retained messages ([`Message::size`] plus [`RECIPIENT_BYTES`] for each recipient) beyond which the
+    /// journal is congested and its health is failing.
+    pub max_bytes: u64,
+}
+
+/// What a recipient of a stored message counts for, bytes.
+pub const RECIPIENT_BYTES: u64 = 96;
+
+impl Default for MemoryOptions {
+    fn default() -> MemoryOptions {
+        MemoryOptions { max_bytes: 256 << 20 }
+    }
+}
+
+/// A journal in memory.
+///
+/// Changes are durable at once, save beyond [`MemoryOptions::max_bytes`]: then they are kept but not called durable until
+/// settlements have made room, as on a full disk. [`Journal::read`] calls back before it returns, on the calling
+/// thread, with no lock held.
+pub struct MemoryJournal {
+    options: MemoryOptions,
+    next_seq: AtomicU64,
+    /// Number of times that room was made after there was none: 0 for a journal that was never full.
+    durable: AtomicU64,
+    state: Mutex<State>,
+    wakers: Wakers,
+}
+
+#[derive(Default)]
+struct State {
+    closed: bool,
+    bytes: u64,
+    next_session: SessionNo,
+    next_order: u64,
+    messages: BTreeMap<Seq, Entry>,
+    sessions: BTreeMap<SessionNo, Session>,
+    retained: BTreeMap<Box<str>, Message>,
+}
+
+struct Entry {
+    message: Message,
+    /// Those that have not settled.
+    recipients: BTreeMap<SessionNo, Recipient>,
+}
+
+#[derive(Default)]
+struct Session {
+    record: Option<SessionRecord>,
+    subscriptions: BTreeMap<Arc<str>, SubscriptionRecord>,
+    inbound: BTreeSet<u16>,
+    outbound: BTreeMap<u16, Step>,
+    /// Messages not settled, with the packet identifier of their outbound step.
+    unsettled: BTreeMap<Seq, Option<u16>>,
+}
+
+struct Step {
+    seq: Seq,
+    state: OutboundState,
+    order: u64,
+}
+
+fn cost(message: &Message) -> u64 {
+    message.size() as u64
+}
+
+impl MemoryJournal {
+    /// An empty journal.
+    pub fn new(options: MemoryOptions) -> Arc<MemoryJournal> {
+        MemoryJournal::with(options, 1, State::default())
+    }
+
+    fn with(options: MemoryOptions, next_seq: Seq, state: State) -> Arc<MemoryJournal> {
+        Arc::new(MemoryJournal {
+            options,
+            next_seq: AtomicU64::new(next_seq),
+            durable: AtomicU64::new(0),
+            state: Mutex::new(state),
+            wakers: Wakers::default(),
+        })
+    }
+
+    /// What a process would find that starts after this one has died: a new journal with this one's contents. This one
+    /// is closed and empty afterwards.
+    pub fn reopen(&self) -> (Arc<MemoryJournal>, Recovered) {
+        let mut state = {
+            let mut held = self.state.lock();
+            let state = std::mem::take(&mut *held);
+            held.closed = true;
+            state
+        };
+        state.closed = false;
+        state.forget_unknown_sessions();
+        let recovered = state.recovered();
+        let journal = MemoryJournal::with(self.options.clone(), self.next_seq.load(Ordering::Relaxed), state);
+        (journal, recovered)
+    }
+
+    fn full(&self, state: &State) -> bool {
+        state.bytes > self.options.max_bytes
+    }
+}
+
+impl Journal for MemoryJournal {
+    fn next_seq(&self) -> Seq {
+        self.next_seq.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn append(&self, change: Change<'_>) -> Lsn {
+        let room_again = {
+            let mut state = self.state.lock();
+            let durable = self.durable.load(Ordering::Acquire);
+            if state.closed {
+                return durable.saturating_add(1);
+            }
+            let was_full = self.full(&state);
+            state.apply(change);
+            match (was_full, self.full(&state)) {
+                (false, false) => return durable,
+                (_, true) => return durable + 1,
+                (true, false) => {
+                    self.durable.store(durable + 1, Ordering::Release);
+                    durable + 1
+                }
+            }
+        };
+        self.wakers.wake_all();
+        room_again
+    }
+
+    fn durable(&self) -> Lsn {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    fn wake_at(&self, lsn: Lsn, waker: &Waker) {
+        self.wakers.register(lsn, waker, || self.durable());
+    }
+
+    fn congested(&self) -> bool {
+        self.full(&self.state.lock())
+    }
+
+    fn read(&self, session: SessionNo, seqs: Vec<Seq>, done: ReadDone) {
+        let found = {
+            let state = self.state.lock();
+            seqs.into_iter().filter_map(|seq| state.stored(session, seq)).collect()
+        };
+        done(found);
+    }
+
+    fn health(&self) -> JournalHealth {
+        let state = self.state.lock();
+        if !self.full(&state) {
+            return JournalHealth::Ok;
+        }
+        JournalHealth::Failing(format!(
+            "the journal in memory holds {} bytes of messages, more than the {} of storage.memory_max_bytes; raise it, \
+             or let subscribers drain or expire their queues",
+            state.bytes, self.options.max_bytes
+        ))
+    }
+
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    fn close(&self) {
+        self.state.lock().closed = true;
+        self.wakers.wake_all();
+    }
+}
+
+impl State {
+    fn apply(&mut self, change: Change<'_>) {
+        match change {
+            Change::Message { seq, message, recipients } => self.store(seq, message, recipients),
+            Change::Settle { seq, session } => self.settle(seq, session),
+            Change::Outbound { session, packet_id, seq, state } => {
+                self.outbound(session, packet_id, seq, state)
+            }
+            Change::InboundBegin { session, packet_id } => {
+                self.sessions.entry(session).or_default().inbound.insert(packet_id);
+            }
+            Change::InboundEnd { session, packet_id } => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.inbound.remove(&packet_id);
+                }
+            }
+            Change::Session(record) => {
+                self.saw(record.no);
+                self.sessions.entry(record.no).or_default().record = Some(record.clone());
+            }
+            Change::SessionEnd { session } => self.end(session),
+            Change::Subscribe { session, subscription } => {
+                let subscriptions = &mut self.sessions.entry(session).or_default().subscriptions;
+                subscriptions.insert(subscription.filter.clone(), subscription.clone());
+            }
+            Change::Unsubscribe { session, filter } => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.subscriptions.remove(filter);
+                }
+            }
+            Change::Retain(message) => {
+                self.bytes += cost(message);
+                if let Some(old) = self.retained.insert(message.topic().into(), message.clone()) {
+                    self.bytes -= cost(&old);
+                }
+            }
+            Change::ClearRetained { topic } => {
+                if let Some(old) = self.retained.remove(topic) {
+                    self.bytes -= cost(&old);
+                }
+            }
+        }
+    }
+
+    fn saw(&mut self, session: SessionNo) {
+        self.next_session = self.next_session.max(session.saturating_add(1));
+    }
+
+    fn store(&mut self, seq: Seq, message: &Message, recipients: &[Recipient]) {
+        if recipients.is_empty() {
+            return;
+        }
+        for recipient in recipients {
+            self.saw(recipient.session);
+            self.sessions.entry(recipient.session).or_default().unsettled.insert(seq, None);
+        }
+        self.bytes += cost(message) + RECIPIENT_BYTES * recipients.len() as u64;
+        let recipients = recipients.iter().map(|recipient| (recipient.session, recipient.clone())).collect();
+        self.messages.insert(seq, Entry { message: message.clone(), recipients });
+    }
+
+    fn settle(&mut self, seq: Seq, session: SessionNo) {
+        let Some(holder) = self.sessions.get_mut(&session) else { return };
+        let Some(packet_id) = holder.unsettled.remove(&seq) else { return };
+        if let Some(packet_id) = packet_id {
+            holder.outbound.remove(&packet_id);
+        }
+        self.release(seq, session);
+    }
+
+    /// Takes `session` off the recipients of `seq`.
+    fn release(&mut self, seq: Seq, session: SessionNo) {
+        let Some(entry) = self.messages.get_mut(&seq) else { return };
+        if entry.recipients.remove(&session).is_some() {
+            self.bytes -= RECIPIENT_BYTES;
+        }
+        if entry.recipients.is_empty() {
+            self.bytes -= cost(&entry.message);
+            self.messages.remove(&seq);
+        }
+    }
+
+    fn outbound(&mut self, session: SessionNo, packet_id: u16, seq: Seq, state: OutboundState) {
+        self.next_order += 1;
+        let order = self.next_order;
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        // A step of a message that the session does not hold (any more) says nothing.
+        let Some(slot) = session.unsettled.get_mut(&seq) else { return };
+        let before = slot.replace(packet_id);
+        if before.is_some_and(|before| before != packet_id) {
+            before.and_then(|before| session.outbound.remove(&before));
+        }
+        match session.outbound.get_mut(&packet_id) {
+            Some(step) if step.seq == seq => step.state = state,
+            Some(step) => {
+                let replaced = std::mem::replace(step, Step { seq, state, order });
+                session.unsettled.insert(replaced.seq, None);
+            }
+            None => {
+                session.outbound.insert(packet_id, Step { seq, state, order });
+            }
+        }
+    }
+
+    fn end(&mut self, session: SessionNo) {
+        let Some(gone) = self.sessions.remove(&session) else { return };
+        for seq in gone.unsettled.into_keys() {
+            self.release(seq, session);
+        }
+    }
+
+    fn stored(&self, session: SessionNo, seq: Seq) -> Option<Stored> {
+        let entry = self.messages.get(&seq)?;
+        let recipient = entry.recipients.get(&session)?;
+        Some(Stored { seq, message: entry.message.clone(), recipient: recipient.clone() })
+    }
+
+    fn forget_unknown_sessions(&mut self) {
+        let unknown: Vec<SessionNo> =
+            self.sessions.iter().filter(|(_, s)| s.record.is_none()).map(|(no, _)| *no).collect();
+        for session in unknown {
+            self.end(session);
+        }
+    }
+
+    fn recovered(&self) -> Recovered {
+        let sessions = self.sessions.values().filter_map(|session| self.recovered_session(session)).collect();
+        Recovered {
+            sessions,
+            retained: self.retained.values().cloned().collect(),
+            next_session: self.next_session.max(1),
+        }
+    }
+
+    fn recovered_session(&self, session: &Session) -> Option<RecoveredSession> {
+        let mut steps: Vec<(&u16, &Step)> = session.outbound.iter().collect();
+        steps.sort_unstable_by_key(|(_, step)| step.order);
+        let pending: Vec<Seq> =
+            session.unsettled.iter().filter(|(_, step)| step.is_none()).map(|(seq, _)| *seq).collect();
+        let pending_bytes =
+            pending.iter().filter_map(|seq| self.messages.get(seq)).map(|entry| cost(&entry.message)).sum();
+        Some(RecoveredSession {
+            record: session.record.clone()?,
+            subscriptions: session.subscriptions.values().cloned().collect(),
+            inbound: session.inbound.iter().copied().collect(),
+            outbound: steps.into_iter().map(|(packet_id, step)| (*packet_id, step.seq, step.state)).collect(),
+            pending,
+            pending_bytes,
+        })
+    }
+}
