@@ -332,7 +332,9 @@ impl Mailbox {
                     // An earlier claim that still waits must learn that it is superseded.
                     wakes.0.append(&mut inner.successors);
                 }
-                inner.successors.push(waker.clone());
+                if !inner.successors.iter().any(|w| w.will_wake(waker)) {
+                    inner.successors.push(waker.clone());
+                }
                 Found::Busy
             }
             Place::Gone => {
@@ -342,18 +344,11 @@ impl Mailbox {
         }
     }
 
-    /// Takes the dormant session out to run its timers; `None` if it is not dormant. Give it back with [`Mailbox::rest`].
-    pub fn with_parked<R>(&self, f: impl FnOnce(&mut Session) -> R) -> Option<R> {
-        match &mut self.inner.lock().place {
-            Place::Parked(session) => Some(f(session)),
-            Place::Attached | Place::Gone => None,
-        }
-    }
-
-    /// Takes the dormant session away for good; the mailbox is then without a session (call [`Mailbox::end`]).
-    pub fn remove_parked(&self) -> Option<Box<Session>> {
+    /// Takes the dormant session out to run its timers; `None` if it is not dormant. Meanwhile a claim waits, until
+    /// [`Mailbox::park`] or [`Mailbox::end`].
+    pub fn check_out(&self) -> Option<Box<Session>> {
         let mut inner = self.inner.lock();
-        match std::mem::replace(&mut inner.place, Place::Gone) {
+        match std::mem::replace(&mut inner.place, Place::Attached) {
             Place::Parked(session) => Some(session),
             other => {
                 inner.place = other;

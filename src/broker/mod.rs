@@ -1,3 +1,135 @@
-//! The broker: routes messages between sessions.
+//! The broker: sessions by client identifier, the way of a publish to them, retained messages, shared subscriptions,
+//! dormant sessions and `$SYS`. Knows no sockets, no files and no clock; the outside is behind [`ports`].
 
+pub mod handle;
+pub mod link;
+pub mod mailbox;
 pub mod ports;
+pub mod publish;
+pub mod retained;
+pub mod router;
+pub mod stats;
+
+mod dormant;
+mod ending;
+mod recover;
+mod registry;
+mod subscribe;
+mod sys;
+
+pub use link::Link;
+pub use registry::{Claim, Claimant};
+pub use sys::Sys;
+
+use crate::session;
+use dormant::Dormant;
+use mailbox::MailboxLimits;
+use ports::{Authorizer, Coordinator, Journal, SessionNo};
+use registry::Registry;
+use retained::{Retained, RetainedLimits};
+use router::Router;
+use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Every limit of the broker.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of each connection.
+    pub session: session::Limits,
+    /// Of each mailbox and queue.
+    pub mailbox: MailboxLimits,
+    /// Of retained messages.
+    pub retained: RetainedLimits,
+    /// Connections at once.
+    pub connections: usize,
+    /// Sessions, dormant ones included.
+    pub sessions: usize,
+    /// Subscriptions of one session.
+    pub subscriptions: usize,
+    /// How long an answer may wait for the journal, milliseconds.
+    pub publish_timeout_ms: u64,
+    /// How long a connection may take to send CONNECT, milliseconds.
+    pub connect_timeout_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            session: session::Limits::default(),
+            mailbox: MailboxLimits::default(),
+            retained: RetainedLimits::default(),
+            connections: 100_000,
+            sessions: 1_000_000,
+            subscriptions: 100_000,
+            publish_timeout_ms: 10_000,
+            connect_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// What the broker needs from outside.
+#[derive(Clone)]
+pub struct Ports {
+    /// Where state is kept.
+    pub journal: Arc<dyn Journal>,
+    /// Who owns which session.
+    pub coordinator: Arc<dyn Coordinator>,
+    /// Who may do what.
+    pub authorizer: Arc<dyn Authorizer>,
+}
+
+/// The broker. Shared by all connections.
+pub struct Broker {
+    /// Its limits.
+    pub limits: Limits,
+    /// What it counts.
+    pub stats: stats::Stats,
+    pub(crate) journal: Arc<dyn Journal>,
+    coordinator: Arc<dyn Coordinator>,
+    authorizer: Arc<dyn Authorizer>,
+    registry: Registry,
+    router: Router,
+    retained: Retained,
+    dormant: Dormant,
+    next_session: AtomicU64,
+    draining: AtomicBool,
+    me: Weak<Broker>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    fn new_session_no(&self) -> SessionNo {
+        self.next_session.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Refuses new connections from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether new connections are refused because the broker shuts down.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Topics with a retained message, and their bytes.
+    pub fn retained(&self) -> (usize, usize) {
+        (self.retained.len(), self.retained.bytes())
+    }
+
+    /// Whether this node may serve clients.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    pub fn may_serve(&self) -> Result<(), String> {
+        if let ports::JournalHealth::Failing(why) = self.journal.health() {
+            return Err(why);
+        }
+        self.coordinator.may_serve()
+    }
+}

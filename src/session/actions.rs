@@ -255,8 +255,10 @@ pub struct Leftover {
     pub seq: Option<NonZeroU64>,
     /// The message, unless only the journal holds it.
     pub delivery: Option<Delivery>,
-    /// Whether the client may have it already at QoS 2: then nobody else may get it (MQTT 5.0 section 4.8.2).
-    pub exactly_once_begun: bool,
+    /// Whether it was sent: at QoS 2 nobody else may get it then (MQTT 5.0 section 4.8.2).
+    pub begun: bool,
+    /// Whether the client has it for certain (QoS 2, PUBREC came).
+    pub released: bool,
 }
 
 /// Receives a session's output. Reused from call to call.

@@ -6,7 +6,7 @@ use super::inflight::Stage;
 use super::{Conn, Session, limits};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
-use crate::mqtt::{Message, QoS};
+use crate::mqtt::Message;
 use crate::topic::{InboundAliases, OutboundAliases};
 use std::num::NonZeroU64;
 
@@ -125,12 +125,16 @@ impl Session {
         let ready = std::mem::take(&mut self.outbound.ready);
         let begun = self.outbound.inflight.take().map(|e| Leftover {
             seq: e.seq,
-            exactly_once_begun: e.qos == QoS::ExactlyOnce
-                || matches!(e.stage, Stage::Releasing | Stage::Released),
+            begun: true,
+            released: matches!(e.stage, Stage::Releasing | Stage::Released),
             delivery: e.delivery,
         });
-        let waiting =
-            ready.into_iter().map(|d| Leftover { seq: d.seq, delivery: Some(d), exactly_once_begun: false });
+        let waiting = ready.into_iter().map(|d| Leftover {
+            seq: d.seq,
+            delivery: Some(d),
+            begun: false,
+            released: false,
+        });
         begun.chain(waiting).collect()
     }
 

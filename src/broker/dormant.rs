@@ -1,0 +1,80 @@
+//! Sessions without a connection that have a deadline: a will that is due later, or the end of their expiry interval.
+
+use super::Broker;
+use super::handle::Handle;
+use super::publish::Scratch;
+use crate::clock::Time;
+use crate::session::{Actions, DropReason, Effect, Session};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Weak};
+
+/// Deadlines of dormant sessions. An entry may be stale: its session was resumed; looking it up then does nothing.
+#[derive(Debug, Default)]
+pub(super) struct Dormant {
+    deadlines: Mutex<BTreeMap<(Time, u64), Weak<Handle>>>,
+}
+
+impl Dormant {
+    /// Remembers that `handle` has something to do at `at`.
+    pub(super) fn watch(&self, at: Time, handle: &Arc<Handle>) {
+        self.deadlines.lock().insert((at, handle.no), Arc::downgrade(handle));
+    }
+
+    fn pop_due(&self, now: Time) -> Option<Weak<Handle>> {
+        let mut deadlines = self.deadlines.lock();
+        let first = deadlines.first_entry()?;
+        (first.key().0 <= now).then(|| first.remove())
+    }
+
+    fn next(&self) -> Option<Time> {
+        self.deadlines.lock().first_key_value().map(|((at, _), _)| *at)
+    }
+}
+
+impl Broker {
+    /// When [`Broker::on_timeout`] is due next.
+    pub fn next_timeout(&self) -> Option<Time> {
+        self.dormant.next()
+    }
+
+    /// Publishes wills that are due and ends sessions that have expired.
+    pub fn on_timeout(&self, now: Time, scratch: &mut Scratch) {
+        while let Some(handle) = self.dormant.pop_due(now) {
+            if let Some(handle) = handle.upgrade() {
+                self.wake_dormant(&handle, now, scratch);
+            }
+        }
+        self.expire_retained(now);
+    }
+
+    /// Runs the timers of a session that may be dormant; watches its next deadline.
+    pub(super) fn wake_dormant(&self, handle: &Arc<Handle>, now: Time, scratch: &mut Scratch) {
+        let Some(mut session) = handle.mailbox.check_out() else { return };
+        let mut actions = Actions::default();
+        session.wake(now, &mut actions);
+        if actions.effects.iter().any(|e| matches!(e, Effect::End)) {
+            self.stats.sessions_expired.add(1);
+        }
+        if !self.carry_out(handle, &mut session, actions, now, scratch) {
+            self.park(handle, session, &[], scratch);
+        }
+    }
+
+    /// Puts a session to rest in its mailbox until its client or its next deadline comes.
+    pub(super) fn park(
+        &self,
+        handle: &Arc<Handle>,
+        session: Box<Session>,
+        unsent: &[(NonZeroU64, usize)],
+        scratch: &mut Scratch,
+    ) {
+        let deadline = session.next_timeout();
+        let dropped = handle.mailbox.park(session, unsent, &mut scratch.wakes);
+        self.stats.drop_messages(DropReason::Offline, dropped as u64);
+        if let Some(at) = deadline {
+            self.dormant.watch(at, handle);
+        }
+    }
+}

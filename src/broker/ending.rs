@@ -1,0 +1,228 @@
+//! The end of a session: subscriptions, queue and record go; what came through shared subscriptions goes to other members
+//! (MQTT 5.0 section 4.8.2).
+
+use super::Broker;
+use super::handle::Handle;
+use super::ports::{Change, Seq, SessionRecord, Stored, WillRecord};
+use super::publish::{Origin, Scratch};
+use super::router::Cache;
+use crate::clock::Time;
+use crate::mqtt::{Message, QoS};
+use crate::session::{Actions, Delivery, DropReason, Effect, Extra, Session};
+use crate::topic::Filter;
+use hashbrown::HashSet;
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+/// An ended session whose messages are being handed on.
+struct HandOn {
+    from: Arc<Handle>,
+    seqs: VecDeque<Seq>,
+    begun: HashSet<Seq>,
+    now: Time,
+}
+
+/// Messages of an ended session that are read from the journal at a time to be handed on.
+const HAND_ON_BATCH: usize = 128;
+
+impl Broker {
+    /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
+    pub(super) fn end_dormant(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        now: Time,
+        scratch: &mut Scratch,
+    ) {
+        let mut actions = Actions::default();
+        session.end(now, &mut actions);
+        self.carry_out(handle, session, actions, now, scratch);
+    }
+
+    /// Carries out the effects of a dormant session. Returns whether it ended.
+    pub(super) fn carry_out(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        actions: Actions,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let mut ended = false;
+        for effect in actions.effects {
+            match effect {
+                Effect::Will(message) => self.publish_will(handle, session, &message, scratch),
+                Effect::End => {
+                    self.end_session(handle, session, now, scratch);
+                    ended = true;
+                }
+                Effect::Save => {
+                    self.save(handle, session);
+                }
+                // A session without a connection does nothing else.
+                _ => {}
+            }
+        }
+        ended
+    }
+
+    /// Publishes the will of a session and forgets it, in one step of the journal (G8).
+    pub(super) fn publish_will(
+        &self,
+        handle: &Handle,
+        session: &Session,
+        message: &Message,
+        scratch: &mut Scratch,
+    ) {
+        // The session has given its will up already, so this record is without it.
+        let record = self.record(handle, session);
+        let origin = Origin { session: handle.no, inbound: None, record: Some(&record) };
+        self.stats.wills_published.add(1);
+        if let Err(reason) = self.publish(message, &origin, &mut Cache::default(), scratch) {
+            self.stats.publishes_failed.add(1);
+            tracing::warn!(client = %handle.client_id, topic = message.topic(), ?reason, "will not published");
+            self.journal.append(&[Change::Session(&record)]);
+        }
+    }
+
+    /// What the journal keeps of a session.
+    pub(super) fn record(&self, handle: &Handle, session: &Session) -> SessionRecord {
+        SessionRecord {
+            no: handle.no,
+            client_id: handle.client_id.clone(),
+            expiry_s: session.expiry_s(),
+            disconnected_at: session.detached_at(),
+            will: session.will().map(|w| WillRecord {
+                message: w.message.clone(),
+                delay_s: w.delay_s,
+                message_expiry_s: w.message_expiry_s,
+            }),
+            created_at: handle.created_at,
+        }
+    }
+
+    /// Writes the record of a session that has one.
+    pub(super) fn save(&self, handle: &Handle, session: &Session) -> Option<super::ports::Lsn> {
+        if !handle.durable && session.will().is_none() {
+            return None;
+        }
+        handle.set_recorded();
+        Some(self.journal.append(&[Change::Session(&self.record(handle, session))]))
+    }
+
+    /// Ends a session for good.
+    pub(super) fn end_session(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        now: Time,
+        scratch: &mut Scratch,
+    ) {
+        let (backlog, queue) = handle.mailbox.end(&mut scratch.wakes);
+        if self.registry.remove(handle) {
+            self.stats.sessions.sub(1);
+        }
+        let subscriptions = std::mem::take(&mut *handle.subscriptions.lock());
+        self.stats.subscriptions.sub(subscriptions.len() as u64);
+        let mut shared = false;
+        for name in subscriptions.keys() {
+            if let Ok(filter) = Filter::parse(name) {
+                shared |= filter.share.is_some();
+                self.router.unsubscribe(&filter, name, handle.no);
+            }
+        }
+        self.coordinator.release(&handle.client_id, handle.epoch());
+        let mut on_disk: VecDeque<Seq> = VecDeque::new();
+        let mut begun: HashSet<Seq> = HashSet::new();
+        for l in session.take_leftovers() {
+            match (l.delivery, l.seq) {
+                (Some(d), _) => self.hand_on(handle, &d, l.begun, now, scratch),
+                (None, Some(seq)) if l.released => self.settle(handle, seq.get()),
+                (None, Some(seq)) => {
+                    begun.insert(seq.get());
+                    on_disk.push_back(seq.get());
+                }
+                (None, None) => {}
+            }
+        }
+        for d in queue {
+            self.hand_on(handle, &d, false, now, scratch);
+        }
+        on_disk.extend(backlog);
+        if shared && !on_disk.is_empty() {
+            return self.hand_on_from_journal(HandOn { from: handle.clone(), seqs: on_disk, begun, now });
+        }
+        on_disk.into_iter().for_each(|seq| self.settle(handle, seq));
+        self.forget(handle);
+    }
+
+    /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
+    fn hand_on_from_journal(&self, mut job: HandOn) {
+        if job.seqs.is_empty() {
+            return self.forget(&job.from);
+        }
+        let n = job.seqs.len().min(HAND_ON_BATCH);
+        let batch: Vec<Seq> = job.seqs.drain(..n).collect();
+        let (session, broker) = (job.from.no, self.me.clone());
+        let done = move |found: Vec<Stored>| {
+            let Some(broker) = broker.upgrade() else { return };
+            let mut scratch = Scratch::default();
+            for s in found {
+                let begun = job.begun.contains(&s.seq);
+                broker.hand_on(&job.from, &delivery(s), begun, job.now, &mut scratch);
+            }
+            broker.hand_on_from_journal(job);
+        };
+        self.journal.read(session, batch, Box::new(done));
+    }
+
+    fn settle(&self, handle: &Handle, seq: Seq) {
+        self.stats.drop_messages(DropReason::SessionEnded, 1);
+        self.journal.append(&[Change::Settle { seq, session: handle.no }]);
+    }
+
+    fn forget(&self, handle: &Handle) {
+        if handle.durable || handle.recorded() {
+            self.journal.append(&[Change::SessionEnd { session: handle.no }]);
+        }
+    }
+
+    /// Gives a message of an ended session to another member of its shared subscription, or drops it.
+    fn hand_on(&self, from: &Handle, d: &Delivery, begun: bool, now: Time, scratch: &mut Scratch) {
+        let begun_exactly_once = begun && d.qos == QoS::ExactlyOnce;
+        let group = d
+            .shared()
+            .filter(|_| !begun_exactly_once && d.qos > QoS::AtMostOnce && !d.message.expired(now))
+            .and_then(|name| self.router.group(&Filter::parse(name).ok()?, name));
+        match group.and_then(|g| g.pick(from.no)) {
+            Some(member) => {
+                let target = Broker::target_of(&member);
+                if self.deliver_one(&d.message, &target, d.retain, scratch) {
+                    self.stats.shared_redelivered.add(1);
+                }
+                if let Some(seq) = d.seq {
+                    self.journal.append(&[Change::Settle { seq: seq.get(), session: from.no }]);
+                }
+            }
+            None => match d.seq {
+                Some(seq) => self.settle(from, seq.get()),
+                None => self.stats.drop_messages(DropReason::SessionEnded, 1),
+            },
+        }
+    }
+}
+
+/// A message as the journal has it for one session.
+pub(super) fn delivery(s: Stored) -> Delivery {
+    let r = s.recipient;
+    let plain = r.subscription_ids.is_empty() && r.shared.is_none();
+    let extra = (!plain).then(|| Extra { subscription_ids: r.subscription_ids, shared: r.shared });
+    Delivery {
+        message: s.message,
+        seq: NonZeroU64::new(s.seq),
+        qos: r.qos,
+        retain: r.retain,
+        extra: extra.map(Arc::new),
+    }
+}

@@ -1,0 +1,87 @@
+//! Starting: the broker as its journal had it.
+
+use super::dormant::Dormant;
+use super::handle::Handle;
+use super::mailbox::{Mailbox, Place};
+use super::ports::{OutboundState, Recovered, RecoveredSession};
+use super::publish::Scratch;
+use super::registry::Registry;
+use super::retained::Retained;
+use super::router::Router;
+use super::subscribe::subscriber;
+use super::{Broker, Limits, Ports, stats};
+use crate::clock::Time;
+use crate::session::{Session, Will};
+use crate::topic::Filter;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+impl Broker {
+    /// A broker with what the journal had. Sessions that were connected at the crash count as disconnected `now`: their
+    /// expiry and will delay begin here.
+    pub fn new(limits: Limits, ports: Ports, recovered: Recovered, now: Time) -> Arc<Broker> {
+        let broker = Arc::new_cyclic(|me| Broker {
+            limits,
+            stats: stats::Stats::default(),
+            journal: ports.journal,
+            coordinator: ports.coordinator,
+            authorizer: ports.authorizer,
+            registry: Registry::default(),
+            router: Router::default(),
+            retained: Retained::default(),
+            dormant: Dormant::default(),
+            next_session: AtomicU64::new(recovered.next_session.max(1)),
+            draining: AtomicBool::new(false),
+            me: me.clone(),
+        });
+        for message in &recovered.retained {
+            broker.retained.set(message, || ());
+        }
+        let handles: Vec<_> =
+            recovered.sessions.into_iter().map(|s| broker.recover_session(s, now)).collect();
+        // After all are subscribed, so that a will that is due finds every session.
+        let mut scratch = Scratch::default();
+        for handle in handles {
+            broker.wake_dormant(&handle, now, &mut scratch);
+        }
+        broker.expire_retained(now);
+        broker
+    }
+
+    fn recover_session(&self, r: RecoveredSession, now: Time) -> Arc<Handle> {
+        let record = r.record;
+        let will = record.will.map(|w| Will {
+            message: w.message,
+            delay_s: w.delay_s,
+            message_expiry_s: w.message_expiry_s,
+        });
+        let steps = r.outbound.into_iter().filter_map(|(packet_id, seq, state)| {
+            Some((packet_id, NonZeroU64::new(seq)?, state == OutboundState::Released))
+        });
+        let detached_at = record.disconnected_at.unwrap_or(now);
+        let session = Session::recovered(record.expiry_s, detached_at, will, &r.inbound, steps);
+        // The parked session is put in last: saving its record needs it.
+        let record_now = record.disconnected_at.is_none().then(|| session.detached_at());
+        let mailbox = Mailbox::new(Place::Parked(Box::new(session)), r.pending.into(), r.pending_bytes);
+        let handle =
+            Arc::new(Handle::new(record.no, record.client_id, true, record.created_at, mailbox));
+        handle.set_recorded();
+        self.next_session.fetch_max(record.no + 1, Ordering::Relaxed);
+        self.registry.insert(handle.clone());
+        self.stats.sessions.add(1);
+        for s in r.subscriptions {
+            if let Ok(filter) = Filter::parse(&s.filter) {
+                let entry = subscriber(&handle, &filter, &s.filter, s.options, s.subscription_id);
+                self.add(&handle, &s.filter, entry, s.subscription_id);
+            }
+        }
+        if record_now.is_some()
+            && let Some(session) = handle.mailbox.check_out()
+        {
+            self.save(&handle, &session);
+            self.park(&handle, session, &[], &mut Scratch::default());
+        }
+        handle
+    }
+}

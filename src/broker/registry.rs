@@ -1,0 +1,197 @@
+//! Sessions by client identifier, and who gets one: at most one connection serves a client identifier (G1).
+
+use super::handle::Handle;
+use super::mailbox::{Found, Mailbox, Place, Wakes};
+use super::publish::Scratch;
+use super::{Broker, stats};
+use crate::clock::Time;
+use crate::mqtt::Reason;
+use crate::session::{CloseCause, Session, Settings};
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::task::Waker;
+
+const SHARDS: usize = 64;
+
+type Shard = Mutex<HashMap<Arc<str>, Arc<Handle>, foldhash::fast::RandomState>>;
+
+/// Sessions by client identifier.
+#[derive(Debug)]
+pub(super) struct Registry {
+    shards: Vec<Shard>,
+    hasher: foldhash::fast::RandomState,
+}
+
+impl Default for Registry {
+    fn default() -> Registry {
+        Registry {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: foldhash::fast::RandomState::default(),
+        }
+    }
+}
+
+impl Registry {
+    fn shard(&self, client_id: &str) -> &Shard {
+        &self.shards[self.hasher.hash_one(client_id) as usize % SHARDS]
+    }
+
+    pub(super) fn get(&self, client_id: &str) -> Option<Arc<Handle>> {
+        self.shard(client_id).lock().get(client_id).cloned()
+    }
+
+    pub(super) fn insert(&self, handle: Arc<Handle>) {
+        self.shard(&handle.client_id).lock().insert(handle.client_id.clone(), handle);
+    }
+
+    /// Removes `handle`, unless its client identifier has passed to another session meanwhile.
+    pub(super) fn remove(&self, handle: &Arc<Handle>) -> bool {
+        let mut shard = self.shard(&handle.client_id).lock();
+        match shard.get(&handle.client_id) {
+            Some(h) if Arc::ptr_eq(h, handle) => shard.remove(&handle.client_id).is_some(),
+            _ => false,
+        }
+    }
+
+    pub(super) fn for_each(&self, mut f: impl FnMut(&Arc<Handle>)) {
+        for shard in &self.shards {
+            // Copied out, so that `f` may use the registry.
+            let handles: Vec<_> = shard.lock().values().cloned().collect();
+            handles.iter().for_each(&mut f);
+        }
+    }
+}
+
+/// A connection on its way to a session; one per CONNECT.
+#[derive(Debug, Default)]
+pub struct Claimant {
+    row: Option<(Arc<Handle>, u64)>,
+}
+
+/// What became of a claim.
+#[derive(Debug)]
+pub enum Claim {
+    /// The session is the caller's.
+    Granted {
+        /// Its handle.
+        handle: Arc<Handle>,
+        /// The session.
+        session: Box<Session>,
+        /// Whether it existed before.
+        present: bool,
+    },
+    /// Another connection must leave first: call again when woken.
+    Waiting,
+    /// A later connection with the same client identifier came.
+    Superseded,
+    /// Refused for this reason.
+    Refused(Reason),
+}
+
+impl Broker {
+    /// Gets the session of `settings.client_id` for a new connection: an existing one, or a new one if there is none or
+    /// the client wants a clean start.
+    pub fn claim(
+        &self,
+        settings: &Settings,
+        claimant: &mut Claimant,
+        waker: &Waker,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> Claim {
+        loop {
+            if let Some((handle, ticket)) = &mut claimant.row {
+                match handle.mailbox.claim(ticket, waker, &mut scratch.wakes) {
+                    Found::Busy => return Claim::Waiting,
+                    Found::Superseded => return Claim::Superseded,
+                    Found::Session(mut session) => {
+                        let handle = handle.clone();
+                        if !settings.clean_start {
+                            return Claim::Granted { handle, session, present: true };
+                        }
+                        self.end_dormant(&handle, &mut session, now, scratch);
+                    }
+                    Found::Gone => {
+                        self.registry.remove(handle);
+                    }
+                }
+                claimant.row = None;
+            }
+            let shard = self.registry.shard(&settings.client_id);
+            let mut map = shard.lock();
+            match map.entry(settings.client_id.clone()) {
+                Entry::Occupied(e) => {
+                    let handle = e.get().clone();
+                    drop(map);
+                    if handle.mailbox.online() {
+                        self.stats.takeovers.add(1);
+                    }
+                    claimant.row = Some((handle, 0));
+                }
+                Entry::Vacant(e) => {
+                    if self.stats.sessions.get() >= self.limits.sessions as u64 {
+                        return Claim::Refused(Reason::QuotaExceeded);
+                    }
+                    let durable = settings.expiry_s > 0;
+                    let mailbox = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+                    let no = self.new_session_no();
+                    let handle =
+                        Arc::new(Handle::new(no, settings.client_id.clone(), durable, now, mailbox));
+                    e.insert(handle.clone());
+                    self.stats.sessions.add(1);
+                    return Claim::Granted {
+                        handle,
+                        session: Box::new(Session::new(durable)),
+                        present: false,
+                    };
+                }
+            }
+        }
+    }
+
+    /// The session of a client identifier.
+    pub fn session(&self, client_id: &str) -> Option<Arc<Handle>> {
+        self.registry.get(client_id)
+    }
+
+    /// Closes every connection for `cause`.
+    pub fn close_all(&self, cause: CloseCause) {
+        let mut wakes = Wakes::default();
+        self.registry.for_each(|h| h.mailbox.close(cause, &mut wakes));
+    }
+
+    /// Closes the connection of one client; false if it has none.
+    pub fn kick(&self, client_id: &str) -> bool {
+        let Some(handle) = self.session(client_id).filter(|h| h.mailbox.online()) else { return false };
+        handle.mailbox.close(CloseCause::Kicked, &mut Wakes::default());
+        true
+    }
+
+    /// Messages waiting in all mailboxes.
+    pub fn queued_messages(&self) -> u64 {
+        let mut n = 0;
+        self.registry.for_each(|h| n += h.mailbox.waiting() as u64);
+        n
+    }
+
+    /// Counts a connection in, unless there are too many.
+    pub fn admit_connection(&self) -> bool {
+        let n = self.stats.connections.get() + 1;
+        if n > self.limits.connections as u64 {
+            return false;
+        }
+        self.stats.connections.add(1);
+        self.stats.connections_total.add(1);
+        self.stats.connections_max.raise(n);
+        true
+    }
+
+    /// What the broker counts.
+    pub fn stats(&self) -> &stats::Stats {
+        &self.stats
+    }
+}

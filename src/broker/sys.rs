@@ -1,0 +1,126 @@
+//! `$SYS`: the broker's figures as topics under mosquitto's names, published as retained messages kept in memory only.
+
+use super::Broker;
+use super::publish::Scratch;
+use super::router::Cache;
+use super::stats::Stats;
+use crate::clock::Time;
+use crate::mqtt::message::Parts;
+use crate::mqtt::{Message, QoS};
+use std::collections::VecDeque;
+
+/// Publishes `$SYS` at intervals; keeps what its averages need.
+#[derive(Debug)]
+pub struct Sys {
+    started: Time,
+    version: String,
+    /// Figures of the last 15 minutes, oldest first.
+    history: VecDeque<(Time, [u64; LOADS.len()])>,
+    cache: Cache,
+}
+
+/// Figures with averages over 1, 5 and 15 minutes, per minute.
+const LOADS: [&str; 9] = [
+    "messages/received",
+    "messages/sent",
+    "publish/received",
+    "publish/sent",
+    "publish/dropped",
+    "bytes/received",
+    "bytes/sent",
+    "sockets",
+    "connections",
+];
+
+const MINUTE_MS: u64 = 60_000;
+
+impl Sys {
+    /// Starts counting at `now`; `version` is what `$SYS/broker/version` says.
+    pub fn new(version: &str, now: Time) -> Sys {
+        let history = VecDeque::from([(now, [0; LOADS.len()])]);
+        Sys { started: now, version: version.to_owned(), history, cache: Cache::default() }
+    }
+
+    /// Publishes everything once.
+    pub fn publish(&mut self, broker: &Broker, now: Time, scratch: &mut Scratch) {
+        let mut topics: Vec<(String, String)> =
+            figures(broker).into_iter().map(|(topic, v)| (topic.to_owned(), v.to_string())).collect();
+        topics.push(("version".into(), self.version.clone()));
+        topics.push(("uptime".into(), format!("{} seconds", now.since_ms(self.started) / 1000)));
+        self.loads(broker, now, &mut topics);
+        for (topic, value) in topics {
+            let message = Message::new(Parts {
+                topic: &format!("$SYS/broker/{topic}"),
+                payload: value.as_bytes(),
+                properties: &[],
+                qos: QoS::AtMostOnce,
+                retain: true,
+                expires_at: None,
+            });
+            broker.publish_own(&message, &mut self.cache, scratch);
+        }
+    }
+
+    fn loads(&mut self, broker: &Broker, now: Time, topics: &mut Vec<(String, String)>) {
+        let s = &broker.stats;
+        let current = [
+            s.packets_received.get(),
+            s.packets_sent.get(),
+            Stats::sum(&s.publishes_received),
+            Stats::sum(&s.publishes_sent),
+            Stats::sum(&s.dropped),
+            s.bytes_received.get(),
+            s.bytes_sent.get(),
+            s.connections_total.get(),
+            s.connections_total.get(),
+        ];
+        while self.history.len() > 1 && now.since_ms(self.history[1].0) >= 15 * MINUTE_MS {
+            self.history.pop_front();
+        }
+        for minutes in [1, 5, 15] {
+            // The newest figure that is at least that old, else the oldest there is.
+            let old = self.history.iter().rev().find(|(t, _)| now.since_ms(*t) >= minutes * MINUTE_MS);
+            let Some((since, then)) = old.or(self.history.front()) else { continue };
+            let passed_ms = now.since_ms(*since).max(1);
+            for (i, name) in LOADS.iter().enumerate() {
+                let rate = (current[i] - then[i]) as f64 * MINUTE_MS as f64 / passed_ms as f64;
+                topics.push((format!("load/{name}/{minutes}min"), format!("{rate:.2}")));
+            }
+        }
+        self.history.push_back((now, current));
+    }
+}
+
+/// Plain figures by topic below `$SYS/broker/`.
+fn figures(broker: &Broker) -> Vec<(&'static str, u64)> {
+    let s = &broker.stats;
+    let connected = s.connections.get();
+    let sessions = s.sessions.get();
+    let dormant = broker.dormant_sessions();
+    let (retained, retained_bytes) = broker.retained();
+    let queued = broker.queued_messages();
+    vec![
+        ("clients/total", sessions),
+        ("clients/maximum", s.connections_max.get()),
+        ("clients/connected", connected),
+        ("clients/active", connected),
+        ("clients/disconnected", dormant),
+        ("clients/inactive", dormant),
+        ("clients/expired", s.sessions_expired.get()),
+        ("messages/received", s.packets_received.get()),
+        ("messages/sent", s.packets_sent.get()),
+        ("messages/stored", queued + retained as u64),
+        ("store/messages/count", queued + retained as u64),
+        ("store/messages/bytes", retained_bytes as u64),
+        ("publish/messages/received", Stats::sum(&s.publishes_received)),
+        ("publish/messages/sent", Stats::sum(&s.publishes_sent)),
+        ("publish/messages/dropped", Stats::sum(&s.dropped)),
+        ("publish/bytes/received", s.publish_bytes_received.get()),
+        ("publish/bytes/sent", s.publish_bytes_sent.get()),
+        ("bytes/received", s.bytes_received.get()),
+        ("bytes/sent", s.bytes_sent.get()),
+        ("subscriptions/count", s.subscriptions.get()),
+        ("shared_subscriptions/count", broker.shared_subscriptions()),
+        ("retained messages/count", retained as u64),
+    ]
+}
