@@ -158,6 +158,3 @@ fn put_properties(out: &mut Vec<u8>, version: Version, raw: &[u8]) {
 pub fn put_property(out: &mut Vec<u8>, property: &super::Property<'_>) {
     property.put(out);
 }
-
-#[cfg(test)]
-mod tests;

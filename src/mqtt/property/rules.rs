@@ -1,53 +1,12 @@
-//! MQTT 5 properties (section 2.2.2): one validated raw slice per packet, read again only where somebody asks.
-//!
-//! Never copies a block, except where a forwarded one has holes.
+//! The rules of property blocks: what may stand where, how often, with which values (MQTT 5.0 section 2.2.2).
 
-use super::decode::DecodeError;
-use super::reason::Reason;
-use super::wire::{Reader, put_binary, put_str, put_varint};
-use std::borrow::Cow;
-
-/// A validated property block, without its length prefix.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Properties<'a> {
-    raw: &'a [u8],
-}
-
-/// One property (MQTT 5.0 table 2-4). Intervals and keep alive are in seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names are the specification's
-pub enum Property<'a> {
-    PayloadFormatIndicator(bool),
-    MessageExpiryInterval(u32),
-    ContentType(&'a str),
-    ResponseTopic(&'a str),
-    CorrelationData(&'a [u8]),
-    SubscriptionIdentifier(u32),
-    SessionExpiryInterval(u32),
-    AssignedClientIdentifier(&'a str),
-    ServerKeepAlive(u16),
-    AuthenticationMethod(&'a str),
-    AuthenticationData(&'a [u8]),
-    RequestProblemInformation(bool),
-    WillDelayInterval(u32),
-    RequestResponseInformation(bool),
-    ResponseInformation(&'a str),
-    ServerReference(&'a str),
-    ReasonString(&'a str),
-    ReceiveMaximum(u16),
-    TopicAliasMaximum(u16),
-    TopicAlias(u16),
-    MaximumQoS(u8),
-    RetainAvailable(bool),
-    UserProperty(&'a str, &'a str),
-    MaximumPacketSize(u32),
-    WildcardSubscriptionAvailable(bool),
-    SubscriptionIdentifierAvailable(bool),
-    SharedSubscriptionAvailable(bool),
-}
+use super::{Properties, Property};
+use crate::mqtt::decode::DecodeError;
+use crate::mqtt::reason::Reason;
+use crate::mqtt::wire::Reader;
 
 /// Property identifiers (MQTT 5.0 table 2-4).
-pub(super) mod id {
+pub(in crate::mqtt) mod id {
     pub const PAYLOAD_FORMAT_INDICATOR: u8 = 0x01;
     pub const MESSAGE_EXPIRY_INTERVAL: u8 = 0x02;
     pub const CONTENT_TYPE: u8 = 0x03;
@@ -77,72 +36,6 @@ pub(super) mod id {
     pub const SHARED_SUBSCRIPTION_AVAILABLE: u8 = 0x2A;
 }
 
-impl Property<'_> {
-    /// Appends the property as it stands on the wire.
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
-        use Property::*;
-        match *self {
-            PayloadFormatIndicator(v) => out.extend([id::PAYLOAD_FORMAT_INDICATOR, u8::from(v)]),
-            MessageExpiryInterval(v) => put_u32(out, id::MESSAGE_EXPIRY_INTERVAL, v),
-            ContentType(v) => put_text(out, id::CONTENT_TYPE, v),
-            ResponseTopic(v) => put_text(out, id::RESPONSE_TOPIC, v),
-            CorrelationData(v) => put_data(out, id::CORRELATION_DATA, v),
-            SubscriptionIdentifier(v) => {
-                out.push(id::SUBSCRIPTION_IDENTIFIER);
-                put_varint(out, v);
-            }
-            SessionExpiryInterval(v) => put_u32(out, id::SESSION_EXPIRY_INTERVAL, v),
-            AssignedClientIdentifier(v) => put_text(out, id::ASSIGNED_CLIENT_IDENTIFIER, v),
-            ServerKeepAlive(v) => put_u16(out, id::SERVER_KEEP_ALIVE, v),
-            AuthenticationMethod(v) => put_text(out, id::AUTHENTICATION_METHOD, v),
-            AuthenticationData(v) => put_data(out, id::AUTHENTICATION_DATA, v),
-            RequestProblemInformation(v) => out.extend([id::REQUEST_PROBLEM_INFORMATION, u8::from(v)]),
-            WillDelayInterval(v) => put_u32(out, id::WILL_DELAY_INTERVAL, v),
-            RequestResponseInformation(v) => out.extend([id::REQUEST_RESPONSE_INFORMATION, u8::from(v)]),
-            ResponseInformation(v) => put_text(out, id::RESPONSE_INFORMATION, v),
-            ServerReference(v) => put_text(out, id::SERVER_REFERENCE, v),
-            ReasonString(v) => put_text(out, id::REASON_STRING, v),
-            ReceiveMaximum(v) => put_u16(out, id::RECEIVE_MAXIMUM, v),
-            TopicAliasMaximum(v) => put_u16(out, id::TOPIC_ALIAS_MAXIMUM, v),
-            TopicAlias(v) => put_u16(out, id::TOPIC_ALIAS, v),
-            MaximumQoS(v) => out.extend([id::MAXIMUM_QOS, v]),
-            RetainAvailable(v) => out.extend([id::RETAIN_AVAILABLE, u8::from(v)]),
-            UserProperty(name, value) => {
-                put_text(out, id::USER_PROPERTY, name);
-                put_str(out, value);
-            }
-            MaximumPacketSize(v) => put_u32(out, id::MAXIMUM_PACKET_SIZE, v),
-            WildcardSubscriptionAvailable(v) => {
-                out.extend([id::WILDCARD_SUBSCRIPTION_AVAILABLE, u8::from(v)]);
-            }
-            SubscriptionIdentifierAvailable(v) => {
-                out.extend([id::SUBSCRIPTION_IDENTIFIER_AVAILABLE, u8::from(v)]);
-            }
-            SharedSubscriptionAvailable(v) => out.extend([id::SHARED_SUBSCRIPTION_AVAILABLE, u8::from(v)]),
-        }
-    }
-}
-
-fn put_u16(out: &mut Vec<u8>, id: u8, value: u16) {
-    out.push(id);
-    out.extend_from_slice(&value.to_be_bytes());
-}
-
-fn put_u32(out: &mut Vec<u8>, id: u8, value: u32) {
-    out.push(id);
-    out.extend_from_slice(&value.to_be_bytes());
-}
-
-fn put_text(out: &mut Vec<u8>, id: u8, text: &str) {
-    out.push(id);
-    put_str(out, text);
-}
-
-fn put_data(out: &mut Vec<u8>, id: u8, bytes: &[u8]) {
-    out.push(id);
-    put_binary(out, bytes);
-}
-
 /// A set of property identifiers.
 const fn set(ids: &[u8]) -> u64 {
     let mut bits = 0;
@@ -156,7 +49,7 @@ const fn set(ids: &[u8]) -> u64 {
 
 /// Where a property block stands: which properties it may have (MQTT 5.0 table 2-4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(in crate::mqtt) enum Place {
     Connect,
     Will,
     ConnAck,
@@ -229,7 +122,7 @@ impl Place {
 }
 
 /// What a broker passes on unaltered (sections 3.3.2.3 and 3.1.3.2).
-const FORWARDED: u64 = set(&[
+pub(super) const FORWARDED: u64 = set(&[
     id::PAYLOAD_FORMAT_INDICATOR,
     id::CONTENT_TYPE,
     id::RESPONSE_TOPIC,
@@ -241,7 +134,7 @@ impl<'a> Properties<'a> {
     /// Reads the length prefix and the block, checks it against the rules of `place`, and shows each property to
     /// `visit`.
     #[inline]
-    pub(super) fn read(
+    pub(in crate::mqtt) fn read(
         r: &mut Reader<'a>,
         place: Place,
         visit: impl FnMut(Property<'a>),
@@ -289,99 +182,10 @@ impl<'a> Properties<'a> {
         }
         Ok(Properties { raw })
     }
-
-    /// The block, without its length prefix.
-    pub fn raw(&self) -> &'a [u8] {
-        self.raw
-    }
-
-    /// Whether there is no property.
-    pub fn is_empty(&self) -> bool {
-        self.raw.is_empty()
-    }
-
-    /// The properties, in the order sent.
-    pub fn iter(&self) -> Iter<'a> {
-        Iter { block: Reader::new(self.raw, 0) }
-    }
-
-    /// The user properties, in the order sent.
-    pub fn user_properties(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        self.iter().filter_map(|p| match p {
-            Property::UserProperty(name, value) => Some((name, value)),
-            _ => None,
-        })
-    }
-
-    /// Of the properties of a PUBLISH or a will: those passed on to receivers, unaltered and in order (payload format
-    /// indicator, content type, response topic, correlation data, user properties). Borrowed unless something in the
-    /// middle must go.
-    #[inline]
-    pub fn forwardable(&self) -> Cow<'a, [u8]> {
-        if self.raw.is_empty() {
-            return Cow::Borrowed(&[]);
-        }
-        self.forwardable_of_some()
-    }
-
-    fn forwardable_of_some(&self) -> Cow<'a, [u8]> {
-        let mut kept = Cow::Borrowed(&[][..]);
-        let (mut start, mut end) = (0, 0); // the run of kept properties that is not yet in `kept`
-        let mut block = Reader::new(self.raw, 0);
-        while let Some(id) = self.raw.get(block.at()) {
-            let at = block.at();
-            if next(&mut block).is_none() {
-                break;
-            }
-            if FORWARDED & (1u64 << (id & 63)) != 0 {
-                if end != at {
-                    append(&mut kept, self.raw.get(start..end).unwrap_or_default());
-                    start = at;
-                }
-                end = block.at();
-            }
-        }
-        append(&mut kept, self.raw.get(start..end).unwrap_or_default());
-        kept
-    }
-}
-
-fn append<'a>(kept: &mut Cow<'a, [u8]>, run: &'a [u8]) {
-    if kept.is_empty() {
-        *kept = Cow::Borrowed(run);
-    } else if !run.is_empty() {
-        kept.to_mut().extend_from_slice(run);
-    }
-}
-
-impl std::fmt::Debug for Properties<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
-    }
-}
-
-/// The properties of a block, in the order sent.
-#[derive(Clone)]
-pub struct Iter<'a> {
-    block: Reader<'a>,
-}
-
-impl<'a> Iterator for Iter<'a> {
-    type Item = Property<'a>;
-
-    fn next(&mut self) -> Option<Property<'a>> {
-        next(&mut self.block)
-    }
-}
-
-/// The next property of a block that was validated when it was read.
-fn next<'a>(block: &mut Reader<'a>) -> Option<Property<'a>> {
-    let id = block.u8("").ok()?;
-    property(id, block).ok()
 }
 
 /// Reads the value of property `id`.
-fn property<'a>(id: u8, r: &mut Reader<'a>) -> Result<Property<'a>, DecodeError> {
+pub(super) fn property<'a>(id: u8, r: &mut Reader<'a>) -> Result<Property<'a>, DecodeError> {
     use Property::*;
     const CUT: &str = "property value goes beyond the property length";
     let here = *r;
