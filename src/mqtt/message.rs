@@ -55,12 +55,19 @@ impl Message {
             retain: parts.retain,
         };
         let len = 2 + topic.len() + parts.payload.len() + parts.properties.len();
-        let mut body: smallvec::SmallVec<[u8; 512]> = smallvec::SmallVec::with_capacity(len);
-        body.extend_from_slice(&topic_len.to_be_bytes());
-        body.extend_from_slice(topic);
-        body.extend_from_slice(parts.payload);
-        body.extend_from_slice(parts.properties);
-        Message(ThinArc::from_header_and_slice(header, &body))
+        // The iterator is a plain fill, so this is one allocation, and each byte is copied once.
+        let mut arc = ThinArc::from_header_and_iter(header, (0..len).map(|_| 0));
+        arc.with_arc_mut(|arc| {
+            // The only owner so far: always there.
+            let Some(body) = triomphe::Arc::get_mut(arc) else { return };
+            let mut rest = body.slice_mut();
+            for part in [&topic_len.to_be_bytes()[..], topic, parts.payload, parts.properties] {
+                let (here, after) = rest.split_at_mut(part.len());
+                here.copy_from_slice(part);
+                rest = after;
+            }
+        });
+        Message(arc)
     }
 
     fn header(&self) -> &Header {
