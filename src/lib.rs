@@ -4,5 +4,10 @@
 //! `config`, `telemetry` and `clock` are leaves. See `ARCHITECTURE.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod app;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod mqtt;
+pub mod server;
+pub mod telemetry;
