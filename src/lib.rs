@@ -4,9 +4,16 @@
 //! `config`, `telemetry` and `clock` are leaves. See `ARCHITECTURE.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod app;
+pub mod auth;
 pub mod broker;
+pub mod cli;
 pub mod clock;
+pub mod cluster;
+pub mod config;
 pub mod mqtt;
+pub mod server;
 pub mod session;
 pub mod storage;
+pub mod telemetry;
 pub mod topic;

@@ -1,0 +1,263 @@
+//! The kinds of values an option can have: how each is written, read and described.
+
+use super::units::{parse_count, parse_duration, parse_size, show_duration, show_size};
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+/// How the text of an option becomes a value.
+pub trait Kind {
+    /// What the code gets.
+    type Value;
+
+    /// What is accepted, for people: completes "expected …".
+    fn expects() -> String;
+
+    /// The value.
+    ///
+    /// # Errors
+    ///
+    /// `None` if the text is not what [`Kind::expects`] says.
+    fn parse(text: &str) -> Option<Self::Value>;
+}
+
+/// A whole number from `MIN` to `MAX`.
+pub struct Count<T, const MIN: u64, const MAX: u64>(PhantomData<T>);
+
+impl<T: TryFrom<u64>, const MIN: u64, const MAX: u64> Kind for Count<T, MIN, MAX> {
+    type Value = T;
+
+    fn expects() -> String {
+        format!("a number from {MIN} to {MAX}")
+    }
+
+    fn parse(text: &str) -> Option<T> {
+        let count = parse_count(text)?;
+        (MIN..=MAX).contains(&count).then(|| T::try_from(count).ok())?
+    }
+}
+
+/// A size in bytes from `MIN` to `MAX`.
+pub struct Size<T, const MIN: u64, const MAX: u64>(PhantomData<T>);
+
+impl<T: TryFrom<u64>, const MIN: u64, const MAX: u64> Kind for Size<T, MIN, MAX> {
+    type Value = T;
+
+    fn expects() -> String {
+        format!("a size from {} to {}, such as 64KiB, 10MB or plain bytes", show_size(MIN), show_size(MAX))
+    }
+
+    fn parse(text: &str) -> Option<T> {
+        let size = parse_size(text)?;
+        (MIN..=MAX).contains(&size).then(|| T::try_from(size).ok())?
+    }
+}
+
+/// A duration from `MIN` to `MAX` milliseconds.
+pub struct Span<const MIN: u64, const MAX: u64>;
+
+impl<const MIN: u64, const MAX: u64> Kind for Span<MIN, MAX> {
+    type Value = Duration;
+
+    fn expects() -> String {
+        let (min, max) = (show_duration(MIN), show_duration(MAX));
+        format!("a duration from {min} to {max}, such as 500ms, 30s, 1h30m or plain seconds")
+    }
+
+    fn parse(text: &str) -> Option<Duration> {
+        let span = parse_duration(text)?;
+        (Duration::from_millis(MIN)..=Duration::from_millis(MAX)).contains(&span).then_some(span)
+    }
+}
+
+/// A duration of whole seconds from `MIN` to `MAX` seconds, or `off` (also `never`, `0`): `None`.
+pub struct SecondsOrOff<const MIN: u64, const MAX: u64>;
+
+impl<const MIN: u64, const MAX: u64> Kind for SecondsOrOff<MIN, MAX> {
+    type Value = Option<Duration>;
+
+    fn expects() -> String {
+        let (min, max) = (show_duration(MIN * 1000), show_duration(MAX * 1000));
+        format!("off, or a duration of whole seconds from {min} to {max}, such as 30s, 2h or plain seconds")
+    }
+
+    fn parse(text: &str) -> Option<Option<Duration>> {
+        if matches!(text, "off" | "never" | "0" | "false") {
+            return Some(None);
+        }
+        let span = parse_duration(text)?;
+        let whole = span.subsec_nanos() == 0;
+        (whole && (MIN..=MAX).contains(&span.as_secs())).then_some(Some(span))
+    }
+}
+
+/// `true` or `false`.
+pub struct Switch;
+
+impl Kind for Switch {
+    type Value = bool;
+
+    fn expects() -> String {
+        "true or false".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<bool> {
+        text.parse().ok()
+    }
+}
+
+/// `true`, `false`, or `auto`: `None`.
+pub struct SwitchOrAuto;
+
+impl Kind for SwitchOrAuto {
+    type Value = Option<bool>;
+
+    fn expects() -> String {
+        "true, false or auto".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<Option<bool>> {
+        if text == "auto" { Some(None) } else { text.parse().ok().map(Some) }
+    }
+}
+
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    let text = text.trim();
+    match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}").parse().ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// One or more addresses to listen on.
+pub struct Addresses;
+
+impl Kind for Addresses {
+    type Value = Vec<SocketAddr>;
+
+    fn expects() -> String {
+        "an IP address and a port, such as 0.0.0.0:1883 or [::]:1883, or a list of them".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<Vec<SocketAddr>> {
+        text.split(',').map(parse_address).collect()
+    }
+}
+
+/// An address to listen on, or `off`: `None`.
+pub struct AddressOrOff;
+
+impl Kind for AddressOrOff {
+    type Value = Option<SocketAddr>;
+
+    fn expects() -> String {
+        "off, or an IP address and a port, such as 127.0.0.1:8081".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<Option<SocketAddr>> {
+        if matches!(text, "" | "off" | "false") { Some(None) } else { parse_address(text).map(Some) }
+    }
+}
+
+/// A directory.
+pub struct Directory;
+
+impl Kind for Directory {
+    type Value = PathBuf;
+
+    fn expects() -> String {
+        "a path".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<PathBuf> {
+        (!text.is_empty()).then(|| PathBuf::from(text))
+    }
+}
+
+/// A node's name, or `auto`: the host name.
+pub struct NodeId;
+
+const NODE_ID_MAX: usize = 64;
+
+impl Kind for NodeId {
+    type Value = String;
+
+    fn expects() -> String {
+        format!(
+            "1 to {NODE_ID_MAX} of the characters a-z A-Z 0-9 . _ - (or auto, if the host name is such a name)"
+        )
+    }
+
+    fn parse(text: &str) -> Option<String> {
+        let id = match text {
+            "auto" => std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?.trim().to_owned(),
+            _ => text.to_owned(),
+        };
+        let valid = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        ((1..=NODE_ID_MAX).contains(&id.len()) && id.chars().all(valid)).then_some(id)
+    }
+}
+
+/// What to log.
+pub struct LogFilter;
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+impl Kind for LogFilter {
+    type Value = String;
+
+    fn expects() -> String {
+        format!("one of {}, or directives such as info,berth::server=debug", LEVELS.join(", "))
+    }
+
+    fn parse(text: &str) -> Option<String> {
+        // EnvFilter takes any lone word for a module's name, a misspelt level too.
+        let known = |d: &str| d.contains(['=', ':', '[']) || LEVELS.contains(&d.trim());
+        (text.split(',').all(known) && EnvFilter::try_new(text).is_ok()).then(|| text.to_owned())
+    }
+}
+
+macro_rules! choice {
+    ($(#[$doc:meta])+ $name:ident { $($(#[$variant_doc:meta])+ $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])+ $variant,)+ }
+
+        impl Kind for $name {
+            type Value = $name;
+
+            fn expects() -> String {
+                [$($text),+].join(" or ")
+            }
+
+            fn parse(text: &str) -> Option<$name> {
+                match text {
+                    $($text => Some($name::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+choice! {
+    /// How log lines look.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// For machines: one JSON object a line.
+        Json = "json",
+    }
+}
+
+choice! {
+    /// Where the journal lives.
+    StorageType {
+        /// On disk, in a redb file.
+        Redb = "redb",
+        /// In memory: everything is lost when the process ends.
+        Memory = "memory",
+    }
+}

@@ -1,0 +1,141 @@
+//! Configuration: defaults < YAML file < `BERTH__SECTION__KEY` environment < flags.
+//!
+//! The options are one table in [`options`]; structs, defaults, checks and the reference come from it. Everything wrong
+//! is found and reported at once, with where it came from. This module never reads an option for anybody: other
+//! modules are handed their section.
+
+mod kinds;
+pub mod options;
+mod problem;
+pub mod reference;
+mod sources;
+mod units;
+
+pub use kinds::{LogFormat, StorageType};
+pub use options::{
+    Auth, Http, Limits, Listeners, Log, Node, Publish, Retained, Runtime, Session, Shutdown, Storage, Sys,
+    Tcp,
+};
+pub use problem::{Problem, Problems};
+pub use sources::{Flag, Sources};
+
+use std::path::PathBuf;
+
+/// Every option of the broker, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This node.
+    pub node: Node,
+    /// Where clients connect.
+    pub listeners: Listeners,
+    /// Who may connect.
+    pub auth: Auth,
+    /// The admin HTTP endpoint.
+    pub http: Http,
+    /// Limits per connection and in total.
+    pub limits: Limits,
+    /// Limits of sessions and their queues.
+    pub session: Session,
+    /// Limits of retained messages.
+    pub retained: Retained,
+    /// The journal.
+    pub storage: Storage,
+    /// Acceptance of messages.
+    pub publish: Publish,
+    /// The `$SYS` topics.
+    pub sys: Sys,
+    /// Logging.
+    pub log: Log,
+    /// Stopping.
+    pub shutdown: Shutdown,
+    /// Threads.
+    pub runtime: Runtime,
+    /// The configuration file that was read, if any.
+    pub file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads all layers of `sources` and checks them.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, at once: unknown keys, wrong values, contradictions, an unreadable file.
+    pub fn load(sources: &Sources) -> Result<Config, Problems> {
+        let mut reader = sources::Reader::open(sources);
+        let config = Config::take(&mut reader, sources.file.clone());
+        if let Some(config) = &config {
+            config.check(&mut reader);
+        }
+        match (config, reader.finish()) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(problems),
+        }
+    }
+
+    /// The defaults with some options replaced: `Config::from_pairs(&[("limits.max_connections", "10")])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn from_pairs(pairs: &[(&str, &str)]) -> Result<Config, Problems> {
+        let flags = pairs.iter().map(|(key, value)| Flag::set(key, value)).collect();
+        Config::load(&Sources { flags, ..Sources::default() })
+    }
+
+    fn take(reader: &mut sources::Reader, file: Option<PathBuf>) -> Option<Config> {
+        // All sections are taken before the first `?`, so that one bad section does not hide another's problems.
+        let node = Node::take(reader);
+        let tcp = Tcp::take(reader);
+        let auth = Auth::take(reader);
+        let http = Http::take(reader);
+        let limits = Limits::take(reader);
+        let session = Session::take(reader);
+        let retained = Retained::take(reader);
+        let storage = Storage::take(reader);
+        let publish = Publish::take(reader);
+        let sys = Sys::take(reader);
+        let log = Log::take(reader);
+        let shutdown = Shutdown::take(reader);
+        let runtime = Runtime::take(reader);
+        Some(Config {
+            node: node?,
+            listeners: Listeners { tcp: tcp? },
+            auth: auth?,
+            http: http?,
+            limits: limits?,
+            session: session?,
+            retained: retained?,
+            storage: storage?,
+            publish: publish?,
+            sys: sys?,
+            log: log?,
+            shutdown: shutdown?,
+            runtime: runtime?,
+            file,
+        })
+    }
+
+    /// What no single option can tell.
+    fn check(&self, reader: &mut sources::Reader) {
+        if self.auth.allow_anonymous.is_none()
+            && let Some(address) = self.listeners.tcp.address.iter().find(|a| !a.ip().is_loopback())
+        {
+            let why = format!(
+                "{address} (listeners.tcp.address) can be reached from other machines, and there are no accounts: \
+                 set auth.allow_anonymous to true to let everybody in"
+            );
+            reader.refuse("auth.allow_anonymous", &why);
+        }
+    }
+}
+
+impl Auth {
+    /// Whether clients may connect without credentials: as set, else yes (a checked configuration with `auto` listens
+    /// on loopback only).
+    pub fn anonymous(&self) -> bool {
+        self.allow_anonymous.unwrap_or(true)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+//! The table of options. One entry gives the field, its default, its check and its documentation.
+
+use super::kinds::{
+    AddressOrOff, Addresses, Count, Directory, Kind, LogFilter, LogFormat, NodeId, SecondsOrOff, Size, Span,
+    StorageType, Switch, SwitchOrAuto,
+};
+use super::sources::Reader;
+
+/// One section of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct SectionInfo {
+    /// Its path, such as `listeners.tcp`.
+    pub path: &'static str,
+    /// What it is about, a line each.
+    pub doc: &'static [&'static str],
+    /// Its options.
+    pub options: &'static [OptionInfo],
+}
+
+/// One option.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionInfo {
+    /// Its name within the section.
+    pub name: &'static str,
+    /// The field of the section's struct.
+    pub field: &'static str,
+    /// The default, as one would write it.
+    pub default: &'static str,
+    /// What it does, a line each.
+    pub doc: &'static [&'static str],
+    /// What is accepted.
+    pub expects: fn() -> String,
+}
+
+macro_rules! options {
+    ($(
+        $(#[doc = $section_doc:literal])+
+        $section:ident = $path:literal {
+            $($(#[doc = $doc:literal])+ $name:literal $field:ident: $kind:ty = $default:literal,)+
+        }
+    )+) => {
+        $(
+            $(#[doc = $section_doc])+
+            #[derive(Clone, Debug, PartialEq, Eq)]
+            pub struct $section {
+                $($(#[doc = $doc])+ pub $field: <$kind as Kind>::Value,)+
+            }
+
+            impl $section {
+                pub(super) fn take(reader: &mut Reader) -> Option<$section> {
+                    $(let $field = reader.take::<$kind>(concat!($path, ".", $name), $default);)+
+                    Some($section { $($field: $field?,)+ })
+                }
+            }
+        )+
+
+        /// Every option, in the order of the reference.
+        pub static SECTIONS: &[SectionInfo] = &[$(
+            SectionInfo {
+                path: $path,
+                doc: &[$($section_doc),+],
+                options: &[$(
+                    OptionInfo {
+                        name: $name,
+                        field: stringify!($field),
+                        default: $default,
+                        doc: &[$($doc),+],
+                        expects: <$kind as Kind>::expects,
+                    },
+                )+],
+            },
+        )+];
+    };
+}
+
+/// Every key, such as `limits.max_connections`.
+pub fn keys() -> impl Iterator<Item = String> {
+    SECTIONS.iter().flat_map(|s| s.options.iter().map(|o| format!("{}.{}", s.path, o.name)))
+}
+
+/// Where clients connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listeners {
+    /// MQTT over TCP.
+    pub tcp: Tcp,
+}
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+options! {
+    /// This node.
+    Node = "node" {
+        /// The node's name, in logs and in /cluster/status. auto = the host name.
+        "id" id: NodeId = "auto",
+    }
+
+    /// MQTT over TCP.
+    Tcp = "listeners.tcp" {
+        /// Where to listen, one address or a list. Beyond loopback, auth.allow_anonymous must be set.
+        "address" address: Addresses = "127.0.0.1:1883",
+        /// Connections the kernel keeps waiting until the broker accepts them.
+        "backlog" backlog: Count<u32, 1, 65_535> = "1024",
+        /// Send small packets at once instead of gathering them (TCP_NODELAY).
+        "nodelay" nodelay: Switch = "true",
+    }
+
+    /// Who may connect.
+    Auth = "auth" {
+        /// Whether clients may connect without credentials. auto = yes, but the broker then refuses to start on
+        /// addresses beyond loopback. With false nobody can connect: there are no accounts yet.
+        "allow_anonymous" allow_anonymous: SwitchOrAuto = "auto",
+    }
+
+    /// Admin HTTP: /health, /ready, /cluster/status, /metrics. It has no authentication.
+    Http = "http" {
+        /// Where to listen.
+        "address" address: AddressOrOff = "127.0.0.1:8081",
+    }
+
+    /// Limits per connection and in total.
+    Limits = "limits" {
+        /// Connections at a time. More are refused: CONNACK 0x97 (MQTT 3: 0x03). The limit on open files
+        /// (ulimit -n) must allow as many; the broker raises it as far as it may and warns if that is too low.
+        "max_connections" max_connections: Count<usize, 1, 10_000_000> = "100000",
+        /// How long a new connection may take to send CONNECT.
+        "connect_timeout" connect_timeout: Span<100, 600_000> = "10s",
+        /// The largest packet a client may send. Announced to MQTT 5 clients; a larger one closes the
+        /// connection with 0x95.
+        "max_packet_size" max_packet_size: Size<u32, 128, 268_435_460> = "1MiB",
+        /// QoS 1 and 2 messages that a client may send before they are acknowledged. Announced to MQTT 5 clients;
+        /// MQTT 3 clients are slowed down instead.
+        "receive_maximum" receive_maximum: Count<u16, 1, 65_535> = "1000",
+        /// Topic aliases that a client may use. 0 = none.
+        "topic_alias_maximum" topic_alias_maximum: Count<u16, 0, 65_535> = "32",
+        /// The longest keep alive a client may have. One that asks for more, or for none, gets this instead
+        /// (MQTT 5: server keep alive).
+        "max_keep_alive" max_keep_alive: SecondsOrOff<1, 65_535> = "off",
+        /// The highest QoS offered. Publishes above it close the connection with 0x9B, subscriptions are granted less.
+        "max_qos" max_qos: Count<u8, 0, 2> = "2",
+        /// Subscriptions of one session. More are refused with 0x97 (MQTT 3: 0x80).
+        "max_subscriptions_per_session" max_subscriptions_per_session: Count<usize, 1, 100_000_000> = "100000",
+    }
+
+    /// Limits of sessions and their queues.
+    Session = "session" {
+        /// Sessions in total, disconnected ones included. At the limit, clients without a session are refused with
+        /// 0x97 (MQTT 3: 0x03).
+        "max_sessions" max_sessions: Count<usize, 1, 1_000_000_000> = "1000000",
+        /// The longest a session outlives its connection. never = as long as the client asks.
+        "max_expiry" max_expiry: SecondsOrOff<1, 4_294_967_294> = "never",
+        /// Messages on the way to one client that it has not acknowledged: the window for MQTT 3, and the upper bound
+        /// of the receive maximum of MQTT 5 clients.
+        "max_inflight" max_inflight: Count<u16, 1, 65_535> = "1000",
+        /// QoS 1 and 2 messages queued for one session. When full, new ones are dropped for it and counted.
+        "max_queued_messages" max_queued_messages: Count<usize, 1, 1_000_000_000> = "100000",
+        /// The same in bytes.
+        "max_queued_bytes" max_queued_bytes: Size<usize, 1024, TIB> = "256MiB",
+        /// Messages in memory for one connected client that reads too slowly. When full, QoS 0 is dropped and QoS 1
+        /// and 2 stay on disk.
+        "mailbox_messages" mailbox_messages: Count<usize, 1, 10_000_000> = "10000",
+        /// The same in bytes.
+        "mailbox_bytes" mailbox_bytes: Size<usize, 1024, TIB> = "8MiB",
+    }
+
+    /// Limits of retained messages.
+    Retained = "retained" {
+        /// Retained messages in total. At the limit, new topics are refused with 0x97.
+        "max_messages" max_messages: Count<usize, 0, 1_000_000_000> = "1000000",
+        /// The same in bytes.
+        "max_bytes" max_bytes: Size<usize, 0, TIB> = "1GiB",
+        /// The largest payload that is retained; a publish with RETAIN and more is refused with 0x97.
+        "max_payload" max_payload: Size<usize, 1, 268_435_455> = "256KiB",
+    }
+
+    /// The journal: sessions, their queues and retained messages.
+    Storage = "storage" {
+        /// redb = in a file that survives crashes; memory = lost when the process ends.
+        "type" kind: StorageType = "redb",
+        /// Directory of the file. Made if missing; used by one process at a time.
+        "dir" dir: Directory = "./data",
+        /// Memory for pages of the file.
+        "cache" cache: Size<usize, MIB, TIB> = "64MiB",
+        /// Changes that may wait for the disk. Beyond that publishers are slowed down.
+        "max_pending" max_pending: Size<usize, MIB, GIB> = "64MiB",
+        /// The most that a journal of type memory holds. When full it refuses messages, as a full disk does.
+        "memory_max" memory_max: Size<usize, MIB, TIB> = "1GiB",
+    }
+
+    /// Acceptance of messages.
+    Publish = "publish" {
+        /// How long the acknowledgement of a message may wait for the journal. After that the message is refused:
+        /// 0x80 or above for MQTT 5, a closed connection for MQTT 3.
+        "timeout" timeout: Span<100, 3_600_000> = "10s",
+    }
+
+    /// The $SYS topics.
+    Sys = "sys" {
+        /// How often they are published.
+        "interval" interval: SecondsOrOff<1, 86_400> = "10s",
+    }
+
+    /// Logging, to standard error.
+    Log = "log" {
+        /// What to log.
+        "level" level: LogFilter = "info",
+        /// How lines look.
+        "format" format: LogFormat = "text",
+    }
+
+    /// Stopping (SIGTERM or SIGINT; a second signal stops at once).
+    Shutdown = "shutdown" {
+        /// How long it may take to tell clients, flush the journal and close.
+        "timeout" timeout: Span<0, 3_600_000> = "10s",
+    }
+
+    /// Threads.
+    Runtime = "runtime" {
+        /// Threads that serve connections. 0 = one per core.
+        "worker_threads" worker_threads: Count<usize, 0, 1024> = "0",
+    }
+}

@@ -1,0 +1,195 @@
+//! The layers: collects what file, environment and flags say, and remembers where each value came from.
+
+use super::kinds::Kind;
+use super::options::{self, SECTIONS};
+use super::problem::{Problem, Problems, nearest};
+use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+const ENV_PREFIX: &str = "BERTH__";
+const FILES: [&str; 2] = ["berth.yaml", "/etc/berth/berth.yaml"];
+
+/// An option given on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flag {
+    /// The flag, such as `--listen`.
+    pub name: &'static str,
+    /// The option's key.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+}
+
+impl Flag {
+    /// `--set key=value`.
+    pub fn set(key: &str, value: &str) -> Flag {
+        Flag { name: "--set", key: key.to_owned(), value: value.to_owned() }
+    }
+}
+
+/// What is above the defaults. The default is nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The YAML file.
+    pub file: Option<PathBuf>,
+    /// Environment variables; those that do not begin with `BERTH__` are ignored.
+    pub env: HashMap<String, String>,
+    /// Flags; the last one wins.
+    pub flags: Vec<Flag>,
+}
+
+impl Sources {
+    /// The process's environment and `flags`, with the file `config`, else `$BERTH_CONFIG`, else `./berth.yaml` or
+    /// `/etc/berth/berth.yaml` if there is one.
+    pub fn of_process(config: Option<PathBuf>, flags: Vec<Flag>) -> Sources {
+        let text = |s: std::ffi::OsString| s.to_string_lossy().into_owned();
+        let env: HashMap<_, _> = std::env::vars_os().map(|(k, v)| (text(k), text(v))).collect();
+        let named = || env.get("BERTH_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from);
+        let found = || FILES.iter().map(PathBuf::from).find(|path| path.is_file());
+        let file = config.or_else(named).or_else(found);
+        Sources { file, env, flags }
+    }
+}
+
+struct Setting {
+    value: String,
+    origin: String,
+}
+
+/// Hands out options, notes problems on the way.
+pub(super) struct Reader {
+    settings: BTreeMap<String, Setting>,
+    problems: Vec<Problem>,
+}
+
+impl Reader {
+    /// Collects all layers; later ones win.
+    pub(super) fn open(sources: &Sources) -> Reader {
+        let mut reader = Reader { settings: BTreeMap::new(), problems: Vec::new() };
+        if let Some(path) = &sources.file {
+            match read_file(path) {
+                Ok(values) => reader.add("", &values, &|_| format!("file {}", path.display())),
+                Err(reason) => reader.problem("", None, reason, format!("file {}", path.display())),
+            }
+        }
+        let ours = sources.env.iter().filter(|(k, _)| k.starts_with(ENV_PREFIX));
+        let environment = Environment::with_prefix("BERTH")
+            .prefix_separator("__")
+            .separator("__")
+            .source(Some(ours.map(|(k, v)| (k.clone(), v.clone())).collect()));
+        let variable = |key: &str| format!("env {ENV_PREFIX}{}", key.to_uppercase().replace('.', "__"));
+        match environment.collect() {
+            Ok(values) => reader.add("", &values, &variable),
+            Err(error) => reader.problem("", None, error.to_string(), "env".to_owned()),
+        }
+        for flag in &sources.flags {
+            reader.add_leaf(&flag.key, flag.value.clone(), format!("flag {}", flag.name));
+        }
+        reader
+    }
+
+    fn add(&mut self, prefix: &str, values: &Map<String, Value>, origin: &dyn Fn(&str) -> String) {
+        for (name, value) in values {
+            let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            match &value.kind {
+                ValueKind::Table(inner) if !is_option(&key) => self.add(&key, inner, origin),
+                // An empty section, or an option left blank: the default.
+                ValueKind::Nil if is_option(&key) || is_section(&key) => {}
+                kind => match text_of(kind) {
+                    Some(text) => self.add_leaf(&key, text, origin(&key)),
+                    None => self.problem(&key, None, "expected one value".to_owned(), origin(&key)),
+                },
+            }
+        }
+    }
+
+    fn add_leaf(&mut self, key: &str, value: String, origin: String) {
+        if is_option(key) {
+            self.settings.insert(key.to_owned(), Setting { value, origin });
+        } else if is_section(key) {
+            let reason = "this is a section, not an option".to_owned();
+            self.problem(key, Some(value), reason, origin);
+        } else {
+            let reason = match nearest(key, options::keys()) {
+                Some(known) => format!("unknown option; did you mean {known}?"),
+                None => "unknown option; `berth config defaults` lists all".to_owned(),
+            };
+            self.problem(key, Some(value), reason, origin);
+        }
+    }
+
+    fn problem(&mut self, key: &str, value: Option<String>, reason: String, origin: String) {
+        self.problems.push(Problem { key: key.to_owned(), value, reason, origin });
+    }
+
+    /// The value of option `key`; `None` if what was given is wrong, which is noted.
+    pub(super) fn take<K: Kind>(&mut self, key: &str, default: &str) -> Option<K::Value> {
+        let (text, origin) = match self.settings.get(key) {
+            Some(setting) => (&*setting.value, &*setting.origin),
+            None => (default, "default"),
+        };
+        let value = K::parse(text.trim());
+        if value.is_none() {
+            let (text, origin) = (text.to_owned(), origin.to_owned());
+            self.problem(key, Some(text), format!("expected {}", K::expects()), origin);
+        }
+        value
+    }
+
+    /// Notes that the value of `key` cannot be used, though it is well-formed.
+    pub(super) fn refuse(&mut self, key: &str, reason: &str) {
+        let (value, origin) = match self.settings.get(key) {
+            Some(setting) => (Some(setting.value.clone()), setting.origin.clone()),
+            None => (None, "default".to_owned()),
+        };
+        self.problem(key, value, reason.to_owned(), origin);
+    }
+
+    /// What was noted.
+    pub(super) fn finish(self) -> Problems {
+        Problems(self.problems)
+    }
+}
+
+fn is_option(key: &str) -> bool {
+    options::keys().any(|k| k == key)
+}
+
+fn is_section(key: &str) -> bool {
+    SECTIONS
+        .iter()
+        .any(|s| s.path == key || s.path.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+}
+
+fn read_file(path: &Path) -> Result<Map<String, Value>, String> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| format!("cannot read the configuration file: {e}"))?;
+    // Comments only: a document, but not a table.
+    let blank =
+        |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---";
+    if text.lines().all(blank) {
+        return Ok(Map::new());
+    }
+    File::from_str(&text, FileFormat::Yaml).collect().map_err(|e| format!("not a valid YAML file: {e}"))
+}
+
+/// A scalar as one would write it; a list of scalars with commas between.
+fn text_of(kind: &ValueKind) -> Option<String> {
+    match kind {
+        ValueKind::Array(items) => {
+            let texts: Option<Vec<String>> = items.iter().map(|item| text_of(&item.kind)).collect();
+            texts.map(|t| t.join(","))
+        }
+        ValueKind::Table(_) => None,
+        // `~` where a value is wanted; shown in the message about the unknown key.
+        ValueKind::Nil => Some("null".to_owned()),
+        ValueKind::Boolean(b) => Some(b.to_string()),
+        ValueKind::I64(i) => Some(i.to_string()),
+        ValueKind::I128(i) => Some(i.to_string()),
+        ValueKind::U64(u) => Some(u.to_string()),
+        ValueKind::U128(u) => Some(u.to_string()),
+        ValueKind::Float(f) => Some(f.to_string()),
+        ValueKind::String(s) => Some(s.clone()),
+    }
+}

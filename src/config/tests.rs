@@ -1,0 +1,177 @@
+use super::*;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+fn file(text: &str) -> (tempfile::NamedTempFile, Sources) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
+    (file, sources)
+}
+
+fn env(pairs: &[(&str, &str)]) -> std::collections::HashMap<String, String> {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+fn addresses(list: &[&str]) -> Vec<SocketAddr> {
+    list.iter().map(|a| a.parse().unwrap()).collect()
+}
+
+#[test]
+fn every_default_is_valid() {
+    let config = Config::from_pairs(&[("node.id", "n1")]).unwrap();
+    assert_eq!(config.listeners.tcp.address, addresses(&["127.0.0.1:1883"]));
+    assert_eq!(config.limits.max_packet_size, 1 << 20);
+    assert_eq!(config.limits.max_keep_alive, None);
+    assert_eq!(config.sys.interval, Some(Duration::from_secs(10)));
+    assert_eq!(config.storage.kind, StorageType::Redb);
+    assert!(config.auth.anonymous());
+}
+
+#[test]
+fn later_layers_win() {
+    let (_file, mut sources) =
+        file("limits:\n  max_qos: 0\n  max_connections: 1\nsession:\n  max_sessions: 7\n");
+    sources.env = env(&[
+        ("BERTH__LIMITS__MAX_CONNECTIONS", "2"),
+        ("BERTH__LIMITS__MAX_QOS", "1"),
+        ("BERTH_SERVICE_PORT", "not ours"),
+        ("PATH", "/bin"),
+    ]);
+    sources.flags = vec![Flag::set("limits.max_qos", "2"), Flag::set("limits.max_qos", "1")];
+    let config = Config::load(&sources).unwrap();
+    assert_eq!((config.session.max_sessions, config.limits.max_connections), (7, 2));
+    assert_eq!(config.limits.max_qos, 1);
+}
+
+#[test]
+fn yaml_values_of_all_shapes() {
+    let (_file, sources) = file(
+        "node: {id: 42}\n\
+         listeners:\n  tcp:\n    address: ['127.0.0.1:1', \"[::1]:2\", localhost:3]\n    nodelay: false\n\
+         http:\n  address: off\n\
+         limits:\n  max_keep_alive: 90\n  connect_timeout: 1500ms\n  max_packet_size: 64KiB\n  receive_maximum:\n\
+         session:\n\
+         log: {format: json, level: 'warn,berth::server=debug'}\n",
+    );
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.node.id, "42");
+    assert_eq!(config.listeners.tcp.address, addresses(&["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"]));
+    assert!(!config.listeners.tcp.nodelay);
+    assert_eq!(config.http.address, None);
+    assert_eq!(config.limits.max_keep_alive, Some(Duration::from_secs(90)));
+    assert_eq!(config.limits.connect_timeout, Duration::from_millis(1500));
+    assert_eq!(config.limits.max_packet_size, 65_536);
+    assert_eq!(config.limits.receive_maximum, 1000);
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.log.level, "warn,berth::server=debug");
+}
+
+#[test]
+fn all_problems_are_reported_at_once_with_their_origin() {
+    let (file, mut sources) =
+        file("limits:\n  max_qos: 3\n  max_conections: 5\nlog: 7\nstorage:\n  dir: {a: 1}\n");
+    sources.env = env(&[("BERTH__SYS__INTERVAL", "soon"), ("BERTH__TLS__CERT", "x")]);
+    sources.flags = vec![
+        Flag { name: "--log-level", key: "log.level".to_owned(), value: "loud".to_owned() },
+        Flag::set("listeners.tcp.address", "nowhere"),
+    ];
+    let problems = Config::load(&sources).unwrap_err();
+    let text = problems.to_string();
+    let from_file = format!("(from file {})", file.path().display());
+    let expected = [
+        "8 problems in the configuration:".to_owned(),
+        format!("  limits.max_qos = \"3\": expected a number from 0 to 2 {from_file}"),
+        format!(
+            "  limits.max_conections = \"5\": unknown option; did you mean limits.max_connections? {from_file}"
+        ),
+        format!("  log = \"7\": this is a section, not an option {from_file}"),
+        format!("  storage.dir: expected one value {from_file}"),
+        "(from env BERTH__SYS__INTERVAL)".to_owned(),
+        "  tls.cert = \"x\": unknown option; `berth config defaults` lists all (from env BERTH__TLS__CERT)"
+            .to_owned(),
+        "  log.level = \"loud\": expected one of off, error".to_owned(),
+        "(from flag --log-level)".to_owned(),
+        "  listeners.tcp.address = \"nowhere\": expected an IP address and a port".to_owned(),
+        "(from flag --set)".to_owned(),
+    ];
+    for part in expected {
+        assert!(text.contains(&part), "missing {part:?} in\n{text}");
+    }
+}
+
+#[test]
+fn anonymous_beyond_loopback_must_be_asked_for() {
+    for address in ["0.0.0.0:1883", "[::]:1883", "127.0.0.1:1,192.0.2.1:1883"] {
+        let problems = Config::from_pairs(&[("listeners.tcp.address", address)]).unwrap_err().0;
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].key, "auth.allow_anonymous");
+        for (allow, expected) in [("true", true), ("false", false)] {
+            let pairs = [("listeners.tcp.address", address), ("auth.allow_anonymous", allow)];
+            assert_eq!(Config::from_pairs(&pairs).unwrap().auth.anonymous(), expected);
+        }
+    }
+    assert!(Config::from_pairs(&[("listeners.tcp.address", "127.8.8.8:1,[::1]:1")]).is_ok());
+}
+
+#[test]
+fn unusable_files_are_named() {
+    let missing = Sources { file: Some("/nonexistent/berth.yaml".into()), ..Sources::default() };
+    let text = Config::load(&missing).unwrap_err().to_string();
+    assert!(
+        text.contains("cannot read the configuration file") && text.contains("/nonexistent/berth.yaml"),
+        "{text}"
+    );
+    for bad in ["limits: [1", "just words", "- a\n- b\n", "limits:\n  max_qos: 1\n  max_qos: 2\n"] {
+        let (file, sources) = file(bad);
+        let text = Config::load(&sources).unwrap_err().to_string();
+        assert!(text.contains("not a valid YAML file"), "{bad:?} gave {text}");
+        assert!(text.contains(&file.path().display().to_string()));
+    }
+}
+
+#[test]
+fn wrong_values_of_every_kind() {
+    let cases = [
+        ("node.id", "two words"),
+        ("node.id", ""),
+        ("listeners.tcp.address", "127.0.0.1"),
+        ("listeners.tcp.backlog", "0"),
+        ("listeners.tcp.backlog", "many"),
+        ("listeners.tcp.nodelay", "yes"),
+        ("auth.allow_anonymous", "maybe"),
+        ("http.address", "8081"),
+        ("limits.max_packet_size", "512MiB"),
+        ("limits.max_packet_size", "-1"),
+        ("limits.receive_maximum", "65536"),
+        ("limits.max_keep_alive", "1500ms"),
+        ("limits.max_keep_alive", "20h"),
+        ("storage.type", "disk"),
+        ("storage.dir", ""),
+        ("log.level", "inof"),
+        ("log.level", "berth=verbose"),
+        ("shutdown.timeout", "2h"),
+    ];
+    for (key, value) in cases {
+        let problems = Config::from_pairs(&[(key, value)]).unwrap_err().0;
+        assert_eq!(problems.len(), 1, "{key}={value}");
+        assert_eq!((&*problems[0].key, problems[0].value.as_deref()), (key, Some(value)));
+    }
+}
+
+#[test]
+fn the_yaml_reference_says_the_defaults() {
+    let comments_only = reference::yaml();
+    let (_kept, sources) = file(&comments_only);
+    let mut defaults = Config::from_pairs(&[]).unwrap();
+    defaults.file = sources.file.clone();
+    assert_eq!(Config::load(&sources).unwrap(), defaults);
+
+    // With the first `#` of each line gone the defaults are stated; sections must not repeat.
+    let stated: String =
+        comments_only.lines().map(|line| format!("{}\n", line.strip_prefix('#').unwrap_or(line))).collect();
+    let stated = stated.replacen(" Berth's", "# Berth's", 1).replacen(" Above", "# Above", 1);
+    let (_kept, sources) = file(&stated);
+    defaults.file = sources.file.clone();
+    assert_eq!(Config::load(&sources).unwrap(), defaults, "{stated}");
+}

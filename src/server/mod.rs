@@ -1,0 +1,3 @@
+//! Where sockets are.
+
+pub mod http;

@@ -1,0 +1,8 @@
+//! Logs and metrics: what an operator sees. Knows nothing of MQTT; nothing here blocks or fails a caller.
+
+mod cells;
+pub mod logs;
+pub mod metrics;
+
+pub use cells::{Counter, Family, Gauge, Histogram, Label};
+pub use metrics::Metrics;
