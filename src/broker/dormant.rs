@@ -5,6 +5,7 @@ use super::handle::Handle;
 use super::publish::Scratch;
 use crate::clock::Time;
 use crate::session::{Actions, DropReason, Effect, Session};
+use crate::telemetry::metrics::SessionState;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -52,12 +53,15 @@ impl Broker {
     /// Runs the timers of a session that may be dormant; watches its next deadline.
     pub(super) fn wake_dormant(&self, handle: &Arc<Handle>, now: Time, scratch: &mut Scratch) {
         let Some(mut session) = handle.mailbox.check_out() else { return };
+        let sessions = &self.metrics.sessions;
+        sessions.of(SessionState::Dormant).sub(1);
+        sessions.of(SessionState::Active).add(1);
         let mut actions = Actions::default();
         session.wake(now, &mut actions);
         if actions.effects.iter().any(|e| matches!(e, Effect::End)) {
-            self.stats.sessions_expired.add(1);
+            self.metrics.sessions_expired.inc();
         }
-        if !self.carry_out(handle, &mut session, actions, now, scratch) {
+        if !self.carry_out(handle, &mut session, actions, now, scratch).ended {
             self.park(handle, session, &[], scratch);
         }
     }
@@ -70,9 +74,12 @@ impl Broker {
         unsent: &[(NonZeroU64, usize)],
         scratch: &mut Scratch,
     ) {
+        let sessions = &self.metrics.sessions;
+        sessions.of(SessionState::Active).sub(1);
+        sessions.of(SessionState::Dormant).add(1);
         let deadline = session.next_timeout();
         let dropped = handle.mailbox.park(session, unsent, &mut scratch.wakes);
-        self.stats.drop_messages(DropReason::Offline, dropped as u64);
+        self.metrics.messages_dropped.of(DropReason::Offline).add(dropped as u64);
         if let Some(at) = deadline {
             self.dormant.watch(at, handle);
         }

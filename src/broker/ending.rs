@@ -3,17 +3,26 @@
 
 use super::Broker;
 use super::handle::Handle;
-use super::ports::{Change, Seq, SessionRecord, Stored, WillRecord};
+use super::ports::{Change, Lsn, Seq, SessionRecord, Stored, WillRecord};
 use super::publish::{Origin, Scratch};
 use super::router::Cache;
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS};
 use crate::session::{Actions, Delivery, DropReason, Effect, Extra, Session};
+use crate::telemetry::metrics::{PublishRefusal, SessionState};
 use crate::topic::Filter;
 use hashbrown::HashSet;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+
+/// What became of a session without a connection.
+pub(super) struct CarriedOut {
+    /// It is over.
+    pub ended: bool,
+    /// When the last change to it is durable.
+    pub lsn: Option<Lsn>,
+}
 
 /// An ended session whose messages are being handed on.
 struct HandOn {
@@ -40,7 +49,7 @@ impl Broker {
         self.carry_out(handle, session, actions, now, scratch);
     }
 
-    /// Carries out the effects of a dormant session. Returns whether it ended.
+    /// Carries out the effects of a session without a connection.
     pub(super) fn carry_out(
         &self,
         handle: &Arc<Handle>,
@@ -48,23 +57,22 @@ impl Broker {
         actions: Actions,
         now: Time,
         scratch: &mut Scratch,
-    ) -> bool {
-        let mut ended = false;
+    ) -> CarriedOut {
+        let mut done = CarriedOut { ended: false, lsn: None };
         for effect in actions.effects {
             match effect {
                 Effect::Will(message) => self.publish_will(handle, session, &message, scratch),
                 Effect::End => {
-                    self.end_session(handle, session, now, scratch);
-                    ended = true;
+                    done.lsn = self.end_session(handle, session, now, scratch);
+                    done.ended = true;
                 }
-                Effect::Save => {
-                    self.save(handle, session);
-                }
+                Effect::Save => done.lsn = self.save(handle, session),
+                Effect::Dropped(reason) => self.metrics.messages_dropped.of(reason).inc(),
                 // A session without a connection does nothing else.
                 _ => {}
             }
         }
-        ended
+        done
     }
 
     /// Publishes the will of a session and forgets it, in one step of the journal (G8).
@@ -78,9 +86,9 @@ impl Broker {
         // The session has given its will up already, so this record is without it.
         let record = self.record(handle, session);
         let origin = Origin { session: handle.no, inbound: None, record: Some(&record) };
-        self.stats.wills_published.add(1);
+        self.metrics.wills_published.inc();
         if let Err(reason) = self.publish(message, &origin, &mut Cache::default(), scratch) {
-            self.stats.publishes_failed.add(1);
+            self.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
             tracing::warn!(client = %handle.client_id, topic = message.topic(), ?reason, "will not published");
             self.journal.append(&[Change::Session(&record)]);
         }
@@ -103,7 +111,7 @@ impl Broker {
     }
 
     /// Writes the record of a session that has one.
-    pub(super) fn save(&self, handle: &Handle, session: &Session) -> Option<super::ports::Lsn> {
+    pub(super) fn save(&self, handle: &Handle, session: &Session) -> Option<Lsn> {
         if !handle.durable && session.will().is_none() {
             return None;
         }
@@ -111,24 +119,32 @@ impl Broker {
         Some(self.journal.append(&[Change::Session(&self.record(handle, session))]))
     }
 
-    /// Ends a session for good.
+    /// Writes the record of a dormant session.
+    pub(super) fn save_parked(&self, handle: &Handle) {
+        let record = handle.mailbox.parked(|s| self.record(handle, s));
+        if let Some(record) = record {
+            self.journal.append(&[Change::Session(&record)]);
+        }
+    }
+
+    /// Ends a session for good. Returns when that is durable, if the journal knows the session.
     pub(super) fn end_session(
         &self,
         handle: &Arc<Handle>,
         session: &mut Session,
         now: Time,
         scratch: &mut Scratch,
-    ) {
+    ) -> Option<Lsn> {
         let (backlog, queue) = handle.mailbox.end(&mut scratch.wakes);
         if self.registry.remove(handle) {
-            self.stats.sessions.sub(1);
+            self.metrics.sessions.of(SessionState::Active).sub(1);
         }
         let subscriptions = std::mem::take(&mut *handle.subscriptions.lock());
-        self.stats.subscriptions.sub(subscriptions.len() as u64);
-        let mut shared = false;
+        self.metrics.subscriptions_active.sub(subscriptions.len() as u64);
+        let mut shared = 0;
         for name in subscriptions.keys() {
             if let Ok(filter) = Filter::parse(name) {
-                shared |= filter.share.is_some();
+                shared += u64::from(filter.share.is_some());
                 self.router.unsubscribe(&filter, name, handle.no);
             }
         }
@@ -150,17 +166,20 @@ impl Broker {
             self.hand_on(handle, &d, false, now, scratch);
         }
         on_disk.extend(backlog);
-        if shared && !on_disk.is_empty() {
-            return self.hand_on_from_journal(HandOn { from: handle.clone(), seqs: on_disk, begun, now });
+        self.metrics.shared_subscriptions.sub(shared);
+        if shared > 0 && !on_disk.is_empty() {
+            self.hand_on_from_journal(HandOn { from: handle.clone(), seqs: on_disk, begun, now });
+            return None;
         }
         on_disk.into_iter().for_each(|seq| self.settle(handle, seq));
-        self.forget(handle);
+        self.forget(handle)
     }
 
     /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
     fn hand_on_from_journal(&self, mut job: HandOn) {
         if job.seqs.is_empty() {
-            return self.forget(&job.from);
+            self.forget(&job.from);
+            return;
         }
         let n = job.seqs.len().min(HAND_ON_BATCH);
         let batch: Vec<Seq> = job.seqs.drain(..n).collect();
@@ -178,14 +197,13 @@ impl Broker {
     }
 
     fn settle(&self, handle: &Handle, seq: Seq) {
-        self.stats.drop_messages(DropReason::SessionEnded, 1);
+        self.metrics.messages_dropped.of(DropReason::SessionEnded).add(1);
         self.journal.append(&[Change::Settle { seq, session: handle.no }]);
     }
 
-    fn forget(&self, handle: &Handle) {
-        if handle.durable || handle.recorded() {
-            self.journal.append(&[Change::SessionEnd { session: handle.no }]);
-        }
+    fn forget(&self, handle: &Handle) -> Option<Lsn> {
+        let known = handle.durable || handle.recorded();
+        known.then(|| self.journal.append(&[Change::SessionEnd { session: handle.no }]))
     }
 
     /// Gives a message of an ended session to another member of its shared subscription, or drops it.
@@ -199,7 +217,7 @@ impl Broker {
             Some(member) => {
                 let target = Broker::target_of(&member);
                 if self.deliver_one(&d.message, &target, d.retain, scratch) {
-                    self.stats.shared_redelivered.add(1);
+                    self.metrics.shared_redeliveries.inc();
                 }
                 if let Some(seq) = d.seq {
                     self.journal.append(&[Change::Settle { seq: seq.get(), session: from.no }]);
@@ -207,7 +225,7 @@ impl Broker {
             }
             None => match d.seq {
                 Some(seq) => self.settle(from, seq.get()),
-                None => self.stats.drop_messages(DropReason::SessionEnded, 1),
+                None => self.metrics.messages_dropped.of(DropReason::SessionEnded).add(1),
             },
         }
     }

@@ -357,9 +357,17 @@ impl Mailbox {
         }
     }
 
-    /// A delivery left the mailbox for good.
-    pub fn settled(&self, n: usize) {
-        let _ = self.load.fetch_update(Relaxed, Relaxed, |v| Some(v.saturating_sub(n)));
+    /// The connection holds `n` messages that the client has not settled.
+    pub fn set_load(&self, n: usize) {
+        self.load.store(n, Relaxed);
+    }
+
+    /// The dormant session, if it is.
+    pub fn parked<R>(&self, f: impl FnOnce(&Session) -> R) -> Option<R> {
+        match &self.inner.lock().place {
+            Place::Parked(session) => Some(f(session)),
+            Place::Attached | Place::Gone => None,
+        }
     }
 
     /// Whether numbers wait in the backlog.

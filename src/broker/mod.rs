@@ -8,7 +8,6 @@ pub mod ports;
 pub mod publish;
 pub mod retained;
 pub mod router;
-pub mod stats;
 
 mod dormant;
 mod ending;
@@ -29,6 +28,8 @@ use registry::Registry;
 use retained::{Retained, RetainedLimits};
 use router::Router;
 use std::sync::{Arc, Weak};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::SessionState;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Every limit of the broker.
@@ -83,7 +84,7 @@ pub struct Broker {
     /// Its limits.
     pub limits: Limits,
     /// What it counts.
-    pub stats: stats::Stats,
+    pub metrics: Arc<Metrics>,
     pub(crate) journal: Arc<dyn Journal>,
     coordinator: Arc<dyn Coordinator>,
     authorizer: Arc<dyn Authorizer>,
@@ -105,6 +106,12 @@ impl std::fmt::Debug for Broker {
 impl Broker {
     fn new_session_no(&self) -> SessionNo {
         self.next_session.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sessions, dormant ones included.
+    pub fn sessions(&self) -> u64 {
+        let sessions = &self.metrics.sessions;
+        sessions.of(SessionState::Active).get() + sessions.of(SessionState::Dormant).get()
     }
 
     /// Refuses new connections from now on.

@@ -92,13 +92,13 @@ impl Broker {
                     scratch.recipients.push(r);
                     scratch.journaled.push(t.clone());
                 }
-                Err(reason) => self.stats.drop_messages(reason, 1),
+                Err(reason) => self.metrics.messages_dropped.of(reason).add(1),
             }
             return true;
         }
         let d = Delivery { message: message.clone(), seq: None, qos, retain, extra: t.extra.clone() };
         if let Err(reason) = t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes) {
-            self.stats.drop_messages(reason, 1);
+            self.metrics.messages_dropped.of(reason).add(1);
         }
         true
     }
@@ -137,7 +137,7 @@ impl Broker {
                 extra: t.extra,
             };
             if let Err(reason) = t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes) {
-                self.stats.drop_messages(reason, 1);
+                self.metrics.messages_dropped.of(reason).add(1);
                 self.journal.append(&[Change::Settle { seq, session: r.session }]);
             }
         }
@@ -160,10 +160,10 @@ impl Broker {
         if qos == QoS::AtMostOnce || !t.handle.durable {
             let d = Delivery { message: message.clone(), seq: None, qos, retain, extra: t.extra.clone() };
             let pushed = t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes);
-            return pushed.map_err(|reason| self.stats.drop_messages(reason, 1)).is_ok();
+            return pushed.map_err(|reason| self.metrics.messages_dropped.of(reason).add(1)).is_ok();
         }
         if let Err(reason) = t.handle.mailbox.admits(message.size(), &self.limits.mailbox) {
-            self.stats.drop_messages(reason, 1);
+            self.metrics.messages_dropped.of(reason).add(1);
             return false;
         }
         let e: Option<&Extra> = t.extra.as_deref();
@@ -196,7 +196,7 @@ impl Broker {
     pub fn expire_retained(&self, now: Time) {
         self.retained.expire(now, |topic| {
             self.journal.append(&[Change::ClearRetained { topic }]);
-            self.stats.drop_messages(DropReason::Expired, 1);
+            self.metrics.messages_dropped.of(DropReason::Expired).add(1);
         });
     }
 

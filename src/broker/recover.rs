@@ -9,9 +9,11 @@ use super::registry::Registry;
 use super::retained::Retained;
 use super::router::Router;
 use super::subscribe::subscriber;
-use super::{Broker, Limits, Ports, stats};
+use super::{Broker, Limits, Ports};
 use crate::clock::Time;
 use crate::session::{Session, Will};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::SessionState;
 use crate::topic::Filter;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -20,10 +22,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 impl Broker {
     /// A broker with what the journal had. Sessions that were connected at the crash count as disconnected `now`: their
     /// expiry and will delay begin here.
-    pub fn new(limits: Limits, ports: Ports, recovered: Recovered, now: Time) -> Arc<Broker> {
+    pub fn new(
+        limits: Limits,
+        ports: Ports,
+        metrics: Arc<Metrics>,
+        recovered: Recovered,
+        now: Time,
+    ) -> Arc<Broker> {
         let broker = Arc::new_cyclic(|me| Broker {
             limits,
-            stats: stats::Stats::default(),
+            metrics,
             journal: ports.journal,
             coordinator: ports.coordinator,
             authorizer: ports.authorizer,
@@ -61,26 +69,22 @@ impl Broker {
         });
         let detached_at = record.disconnected_at.unwrap_or(now);
         let session = Session::recovered(record.expiry_s, detached_at, will, &r.inbound, steps);
-        // The parked session is put in last: saving its record needs it.
-        let record_now = record.disconnected_at.is_none().then(|| session.detached_at());
+        let was_connected = record.disconnected_at.is_none();
         let mailbox = Mailbox::new(Place::Parked(Box::new(session)), r.pending.into(), r.pending_bytes);
         let handle =
             Arc::new(Handle::new(record.no, record.client_id, true, record.created_at, mailbox));
         handle.set_recorded();
         self.next_session.fetch_max(record.no + 1, Ordering::Relaxed);
         self.registry.insert(handle.clone());
-        self.stats.sessions.add(1);
+        self.metrics.sessions.of(SessionState::Dormant).add(1);
         for s in r.subscriptions {
             if let Ok(filter) = Filter::parse(&s.filter) {
                 let entry = subscriber(&handle, &filter, &s.filter, s.options, s.subscription_id);
                 self.add(&handle, &s.filter, entry, s.subscription_id);
             }
         }
-        if record_now.is_some()
-            && let Some(session) = handle.mailbox.check_out()
-        {
-            self.save(&handle, &session);
-            self.park(&handle, session, &[], &mut Scratch::default());
+        if was_connected {
+            self.save_parked(&handle);
         }
         handle
     }

@@ -3,10 +3,11 @@
 use super::handle::Handle;
 use super::mailbox::{Found, Mailbox, Place, Wakes};
 use super::publish::Scratch;
-use super::{Broker, stats};
+use super::Broker;
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use crate::session::{CloseCause, Session, Settings};
+use crate::telemetry::metrics::SessionState;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use parking_lot::Mutex;
@@ -110,6 +111,9 @@ impl Broker {
                     Found::Superseded => return Claim::Superseded,
                     Found::Session(mut session) => {
                         let handle = handle.clone();
+                        let sessions = &self.metrics.sessions;
+                        sessions.of(SessionState::Dormant).sub(1);
+                        sessions.of(SessionState::Active).add(1);
                         if !settings.clean_start {
                             return Claim::Granted { handle, session, present: true };
                         }
@@ -128,12 +132,12 @@ impl Broker {
                     let handle = e.get().clone();
                     drop(map);
                     if handle.mailbox.online() {
-                        self.stats.takeovers.add(1);
+                        self.metrics.takeovers.inc();
                     }
                     claimant.row = Some((handle, 0));
                 }
                 Entry::Vacant(e) => {
-                    if self.stats.sessions.get() >= self.limits.sessions as u64 {
+                    if self.sessions() >= self.limits.sessions as u64 {
                         return Claim::Refused(Reason::QuotaExceeded);
                     }
                     let durable = settings.expiry_s > 0;
@@ -142,7 +146,7 @@ impl Broker {
                     let handle =
                         Arc::new(Handle::new(no, settings.client_id.clone(), durable, now, mailbox));
                     e.insert(handle.clone());
-                    self.stats.sessions.add(1);
+                    self.metrics.sessions.of(SessionState::Active).add(1);
                     return Claim::Granted {
                         handle,
                         session: Box::new(Session::new(durable)),
@@ -180,18 +184,14 @@ impl Broker {
 
     /// Counts a connection in, unless there are too many.
     pub fn admit_connection(&self) -> bool {
-        let n = self.stats.connections.get() + 1;
+        let n = self.metrics.connections_active.get() + 1;
         if n > self.limits.connections as u64 {
             return false;
         }
-        self.stats.connections.add(1);
-        self.stats.connections_total.add(1);
-        self.stats.connections_max.raise(n);
+        self.metrics.connections_active.add(1);
+        if n > self.metrics.connections_max.get() {
+            self.metrics.connections_max.set(n);
+        }
         true
-    }
-
-    /// What the broker counts.
-    pub fn stats(&self) -> &stats::Stats {
-        &self.stats
     }
 }

@@ -99,7 +99,8 @@ impl Broker {
         let is_new = subscriptions.insert(name.clone(), subscription).is_none();
         self.router.subscribe(&filter, name, s);
         if is_new {
-            self.stats.subscriptions.add(1);
+            self.metrics.subscriptions_active.add(1);
+            self.metrics.shared_subscriptions.add(u64::from(filter.share.is_some()));
         }
         is_new
     }
@@ -119,7 +120,8 @@ impl Broker {
             }
             self.router.unsubscribe(&filter, name, handle.no);
             drop(subscriptions);
-            self.stats.subscriptions.sub(1);
+            self.metrics.subscriptions_active.sub(1);
+            self.metrics.shared_subscriptions.sub(u64::from(filter.share.is_some()));
             if handle.durable {
                 let change = Change::Unsubscribe { session: handle.no, filter: name };
                 answered.lsn = Some(self.journal.append(&[change]));

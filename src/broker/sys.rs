@@ -3,10 +3,10 @@
 use super::Broker;
 use super::publish::Scratch;
 use super::router::Cache;
-use super::stats::Stats;
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
+use crate::telemetry::metrics::SessionState;
 use std::collections::VecDeque;
 
 /// Publishes `$SYS` at intervals; keeps what its averages need.
@@ -20,7 +20,7 @@ pub struct Sys {
 }
 
 /// Figures with averages over 1, 5 and 15 minutes, per minute.
-const LOADS: [&str; 9] = [
+const LOADS: [&str; 8] = [
     "messages/received",
     "messages/sent",
     "publish/received",
@@ -28,7 +28,6 @@ const LOADS: [&str; 9] = [
     "publish/dropped",
     "bytes/received",
     "bytes/sent",
-    "sockets",
     "connections",
 ];
 
@@ -62,17 +61,16 @@ impl Sys {
     }
 
     fn loads(&mut self, broker: &Broker, now: Time, topics: &mut Vec<(String, String)>) {
-        let s = &broker.stats;
+        let m = &broker.metrics;
         let current = [
-            s.packets_received.get(),
-            s.packets_sent.get(),
-            Stats::sum(&s.publishes_received),
-            Stats::sum(&s.publishes_sent),
-            Stats::sum(&s.dropped),
-            s.bytes_received.get(),
-            s.bytes_sent.get(),
-            s.connections_total.get(),
-            s.connections_total.get(),
+            m.packets_received.get(),
+            m.packets_sent.get(),
+            m.messages_received.total(),
+            m.messages_sent.total(),
+            m.messages_dropped.total(),
+            m.bytes_received.get(),
+            m.bytes_sent.get(),
+            m.connections_total.get(),
         ];
         while self.history.len() > 1 && now.since_ms(self.history[1].0) >= 15 * MINUTE_MS {
             self.history.pop_front();
@@ -93,34 +91,33 @@ impl Sys {
 
 /// Plain figures by topic below `$SYS/broker/`.
 fn figures(broker: &Broker) -> Vec<(&'static str, u64)> {
-    let s = &broker.stats;
-    let connected = s.connections.get();
-    let sessions = s.sessions.get();
-    let dormant = broker.dormant_sessions();
+    let m = &broker.metrics;
+    let connected = m.sessions.of(SessionState::Active).get();
+    let dormant = m.sessions.of(SessionState::Dormant).get();
     let (retained, retained_bytes) = broker.retained();
     let queued = broker.queued_messages();
     vec![
-        ("clients/total", sessions),
-        ("clients/maximum", s.connections_max.get()),
+        ("clients/total", connected + dormant),
+        ("clients/maximum", m.connections_max.get()),
         ("clients/connected", connected),
         ("clients/active", connected),
         ("clients/disconnected", dormant),
         ("clients/inactive", dormant),
-        ("clients/expired", s.sessions_expired.get()),
-        ("messages/received", s.packets_received.get()),
-        ("messages/sent", s.packets_sent.get()),
+        ("clients/expired", m.sessions_expired.get()),
+        ("messages/received", m.packets_received.get()),
+        ("messages/sent", m.packets_sent.get()),
         ("messages/stored", queued + retained as u64),
         ("store/messages/count", queued + retained as u64),
         ("store/messages/bytes", retained_bytes as u64),
-        ("publish/messages/received", Stats::sum(&s.publishes_received)),
-        ("publish/messages/sent", Stats::sum(&s.publishes_sent)),
-        ("publish/messages/dropped", Stats::sum(&s.dropped)),
-        ("publish/bytes/received", s.publish_bytes_received.get()),
-        ("publish/bytes/sent", s.publish_bytes_sent.get()),
-        ("bytes/received", s.bytes_received.get()),
-        ("bytes/sent", s.bytes_sent.get()),
-        ("subscriptions/count", s.subscriptions.get()),
-        ("shared_subscriptions/count", broker.shared_subscriptions()),
+        ("publish/messages/received", m.messages_received.total()),
+        ("publish/messages/sent", m.messages_sent.total()),
+        ("publish/messages/dropped", m.messages_dropped.total()),
+        ("publish/bytes/received", m.publish_bytes_received.get()),
+        ("publish/bytes/sent", m.publish_bytes_sent.get()),
+        ("bytes/received", m.bytes_received.get()),
+        ("bytes/sent", m.bytes_sent.get()),
+        ("subscriptions/count", m.subscriptions_active.get()),
+        ("shared_subscriptions/count", m.shared_subscriptions.get()),
         ("retained messages/count", retained as u64),
     ]
 }

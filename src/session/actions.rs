@@ -3,6 +3,7 @@
 use crate::clock::Time;
 use crate::mqtt::packet::{Packet, SubscribeOptions};
 use crate::mqtt::{Message, QoS, Reason};
+pub use crate::telemetry::metrics::DropReason;
 use smallvec::SmallVec;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -122,25 +123,6 @@ pub struct SubscribeRequest {
     pub filters: Vec<FilterRequest>,
     /// Subscription identifier.
     pub subscription_id: Option<u32>,
-}
-
-/// Why a message was dropped; the `reason` label of `berth_messages_dropped_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
-    /// Its message expiry interval passed.
-    Expired,
-    /// It does not fit the client's maximum packet size.
-    TooLarge,
-    /// QoS 0 to a client that is not connected.
-    Offline,
-    /// The mailbox of a connected client is full.
-    MailboxFull,
-    /// The queue of a persistent session is full.
-    QueueFull,
-    /// The client refused it (PUBREC or PUBACK with an error).
-    Refused,
-    /// The session ended before it was delivered.
-    SessionEnded,
 }
 
 /// Why a connection ends.

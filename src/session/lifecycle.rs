@@ -90,13 +90,14 @@ impl Session {
         out.effects.push(Effect::Save);
     }
 
-    /// What is still to be sent and can be had from the journal again, in order; messages without a number are dropped.
-    pub fn park(&mut self, out: &mut Actions) -> Vec<NonZeroU64> {
+    /// What is still to be sent and can be had from the journal again, in order and with its bytes; messages without a
+    /// number are dropped.
+    pub fn park(&mut self, out: &mut Actions) -> Vec<(NonZeroU64, usize)> {
         let ready = std::mem::take(&mut self.outbound.ready);
         let mut seqs = Vec::with_capacity(ready.len());
         for d in ready {
             match d.seq {
-                Some(seq) => seqs.push(seq),
+                Some(seq) => seqs.push((seq, d.size())),
                 None => out.effects.push(Effect::Dropped(DropReason::Offline)),
             }
         }

@@ -1,0 +1,278 @@
+//! From CONNECT to CONNACK: who the client is, which session it gets, and what must be durable before it is told.
+
+use super::{Link, Open, State, Waiting};
+use crate::broker::handle::Handle;
+use crate::broker::ports::{Credentials, Epoch, Identity, Lsn};
+use crate::broker::{Broker, Claim, Claimant};
+use crate::clock::Time;
+use crate::mqtt::decode::{Answer, DecodeError};
+use crate::mqtt::encode::{self, ConnAck};
+use crate::mqtt::packet::Connect;
+use crate::mqtt::{Reason, Version};
+use crate::session::{CloseCause, Session, Settings};
+use crate::telemetry::metrics::{ErrorType, RefuseReason};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+/// A client between CONNECT and CONNACK.
+#[derive(Debug)]
+pub(super) struct Connecting {
+    settings: Settings,
+    deadline: Time,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// Another connection has to leave the session first.
+    Claiming(Claimant),
+    /// The coordinator is asked whether this node may have the session.
+    Owning(Granted, Arc<Ownership>),
+    /// The session's record must be durable.
+    Recording(Granted, Lsn),
+    Done,
+}
+
+#[derive(Debug)]
+struct Granted {
+    handle: Arc<Handle>,
+    session: Box<Session>,
+    present: bool,
+}
+
+/// The coordinator's answer, once it is there.
+#[derive(Debug, Default)]
+struct Ownership(Mutex<(Option<Result<Epoch, Reason>>, Option<Waker>)>);
+
+/// A client that was told goodbye while its last change is not durable yet.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub lsn: Lsn,
+    pub deadline: Time,
+}
+
+impl Leaving {
+    pub fn done(&self, durable: Lsn, now: Time) -> bool {
+        self.lsn <= durable || self.deadline <= now
+    }
+}
+
+impl Connecting {
+    pub fn deadline(&self) -> Option<Time> {
+        Some(self.deadline)
+    }
+}
+
+impl Link {
+    pub(super) fn connect(&mut self, c: &Connect<'_>, waker: &Waker, now: Time, cx: &mut super::Context) {
+        let who = Credentials {
+            client_id: c.client_id,
+            username: c.username,
+            password: c.password,
+            peer: self.peer,
+        };
+        let limits = self.broker.limits.session;
+        let assign = || assigned_id(&self.broker, now);
+        let settings = if self.broker.draining() {
+            Err(Reason::ServerUnavailable)
+        } else if let Err(why) = self.broker.coordinator.may_serve() {
+            tracing::warn!(peer = %self.peer, why, "connection refused: this node may not serve");
+            Err(Reason::ServerUnavailable)
+        } else if let Some(method) = c.authentication_method {
+            // No exchange can begin while no method is built in; the port says 0x8C.
+            Err(self.broker.authorizer.enhanced(method).err().unwrap_or(Reason::BadAuthenticationMethod))
+        } else {
+            Settings::negotiate(c, limits, assign)
+                .and_then(|s| self.broker.authorizer.connect(&who).map(|()| s))
+        };
+        let settings = match settings {
+            Ok(settings) => settings,
+            Err(reason) => return self.refuse(c.version, reason, cx),
+        };
+        tracing::debug!(peer = %self.peer, client = %settings.client_id, version = ?settings.version, "CONNECT");
+        let deadline = now.plus_ms(self.broker.limits.connect_timeout_ms);
+        let step = Step::Claiming(Claimant::default());
+        self.state = State::Connecting(Box::new(Connecting { settings, deadline, step }));
+        self.poll_connecting(waker, now, cx);
+    }
+
+    pub(super) fn poll_connecting(&mut self, waker: &Waker, now: Time, cx: &mut super::Context) {
+        loop {
+            let State::Connecting(c) = &mut self.state else { return };
+            if c.deadline <= now {
+                return self.refuse_connecting(Reason::ServerUnavailable, now, cx);
+            }
+            match std::mem::replace(&mut c.step, Step::Done) {
+                Step::Claiming(mut claimant) => {
+                    let claim =
+                        self.broker.claim(&c.settings, &mut claimant, waker, now, &mut cx.scratch);
+                    match claim {
+                        Claim::Waiting => {
+                            c.step = Step::Claiming(claimant);
+                            cx.scratch.wakes.flush();
+                            return;
+                        }
+                        Claim::Superseded => return self.refuse_connecting(Reason::SessionTakenOver, now, cx),
+                        Claim::Refused(reason) => return self.refuse_connecting(reason, now, cx),
+                        Claim::Granted { handle, session, present } => {
+                            let ownership = Arc::new(Ownership::default());
+                            if present {
+                                // The session was ours already: no need to ask.
+                                ownership.0.lock().0 = Some(Ok(handle.epoch()));
+                            } else {
+                                let answer = ownership.clone();
+                                let done = Box::new(move |outcome| {
+                                    let mut slot = answer.0.lock();
+                                    slot.0 = Some(outcome);
+                                    let waker = slot.1.take();
+                                    drop(slot);
+                                    waker.into_iter().for_each(Waker::wake);
+                                });
+                                self.broker.coordinator.claim(&c.settings.client_id, done);
+                            }
+                            c.step = Step::Owning(Granted { handle, session, present }, ownership);
+                        }
+                    }
+                }
+                Step::Owning(granted, ownership) => {
+                    let mut slot = ownership.0.lock();
+                    match slot.0.take() {
+                        None => {
+                            slot.1 = Some(waker.clone());
+                            drop(slot);
+                            c.step = Step::Owning(granted, ownership);
+                            return;
+                        }
+                        Some(Err(reason)) => {
+                            drop(slot);
+                            c.step = Step::Recording(granted, 0);
+                            return self.refuse_connecting(reason, now, cx);
+                        }
+                        Some(Ok(epoch)) => {
+                            granted.handle.set_epoch(epoch);
+                            let lsn = self.broker.save_connected(
+                                &granted.handle,
+                                &granted.session,
+                                &c.settings,
+                                granted.present,
+                            );
+                            c.step = Step::Recording(granted, lsn.unwrap_or(0));
+                        }
+                    }
+                }
+                Step::Recording(granted, lsn) => {
+                    if lsn > self.broker.journal.durable() {
+                        self.broker.journal.wake_at(lsn, waker);
+                        c.step = Step::Recording(granted, lsn);
+                        return;
+                    }
+                    return self.open_session(granted, now, cx);
+                }
+                Step::Done => return,
+            }
+        }
+    }
+
+    fn open_session(&mut self, granted: Granted, now: Time, cx: &mut super::Context) {
+        let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
+        let Granted { handle, mut session, present } = granted;
+        let settings = c.settings;
+        encode::connack(&mut cx.actions.wire, settings.version, &settings.connack(present));
+        self.broker.metrics.connections_total.inc();
+        tracing::debug!(client = %settings.client_id, present, "connected");
+        session.attach(&settings, now, &mut cx.actions);
+        self.state = State::Open(Box::new(Open {
+            session,
+            handle,
+            identity: Identity { client_id: settings.client_id.clone(), username: settings.username.clone() },
+            version: settings.version,
+            maximum_packet_size: settings.limits.maximum_packet_size,
+            cache: Default::default(),
+            local: VecDeque::new(),
+            waiting: Waiting::default(),
+            subscribing: 0,
+            retained: None,
+            closing: None,
+        }));
+        self.run_effects(now, cx);
+    }
+
+    /// Gives a claimed session back without having served it.
+    pub(super) fn abandon(&mut self, now: Time, cx: &mut super::Context) {
+        let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
+        let (Step::Owning(granted, _) | Step::Recording(granted, _)) = c.step else { return };
+        let Granted { handle, mut session, present } = granted;
+        if present {
+            self.broker.save_abandoned(&handle, &session);
+            self.broker.park(&handle, session, &[], &mut cx.scratch);
+        } else {
+            self.broker.end_session(&handle, &mut session, now, &mut cx.scratch);
+        }
+    }
+
+    pub(super) fn refuse_connecting(&mut self, reason: Reason, now: Time, cx: &mut super::Context) {
+        let State::Connecting(c) = &self.state else { return };
+        let version = c.settings.version;
+        self.abandon(now, cx);
+        self.refuse(version, reason, cx);
+    }
+
+    fn refuse(&mut self, version: Version, reason: Reason, cx: &mut super::Context) {
+        let why = match reason {
+            Reason::QuotaExceeded | Reason::ServerBusy => RefuseReason::Quota,
+            Reason::UnsupportedProtocolVersion => RefuseReason::Version,
+            Reason::ClientIdentifierNotValid => RefuseReason::ClientId,
+            Reason::BadUserNameOrPassword | Reason::NotAuthorized | Reason::BadAuthenticationMethod => {
+                RefuseReason::NotAuthorized
+            }
+            Reason::ServerUnavailable | Reason::ServerShuttingDown => RefuseReason::Unavailable,
+            _ => RefuseReason::Other,
+        };
+        self.broker.metrics.connects_refused.of(why).inc();
+        tracing::info!(peer = %self.peer, ?reason, "connection refused");
+        encode::connack(&mut cx.actions.wire, version, &ConnAck { reason, ..ConnAck::default() });
+        self.state = State::Closed;
+    }
+
+    /// Bytes that are no CONNECT.
+    pub(super) fn refuse_bytes(&mut self, e: &DecodeError, version: Option<Version>, cx: &mut super::Context) {
+        tracing::info!(peer = %self.peer, error = %e, "connection refused");
+        self.state = State::Closed;
+        if let Answer::ConnAck(v) = e.answer(version) {
+            self.refuse(v, e.reason(), cx);
+        }
+    }
+
+    pub(super) fn connect_timed_out(&mut self) {
+        tracing::info!(peer = %self.peer, "no CONNECT in time (limits.connect_timeout)");
+        self.broker.metrics.errors.of(ErrorType::ConnectTimeout).inc();
+        self.state = State::Closed;
+    }
+
+    /// The client's connection is over for `cause`; its session ends or goes to rest.
+    pub(super) fn leave(&mut self, cause: CloseCause, now: Time, cx: &mut super::Context) {
+        let State::Open(open) = std::mem::replace(&mut self.state, State::Closed) else { return };
+        let Open { mut session, handle, local, .. } = *open;
+        let mut actions = std::mem::take(&mut cx.actions);
+        session.detach(cause, now, &mut actions);
+        let mut unsent = session.park(&mut actions);
+        unsent.extend(local.iter().filter_map(|d| Some((d.seq?, d.size()))));
+        let lost = local.iter().filter(|d| d.seq.is_none()).count() as u64;
+        self.broker.metrics.messages_dropped.of(crate::session::DropReason::Offline).add(lost);
+        let effects = std::mem::take(&mut actions.effects);
+        cx.actions.wire = actions.wire;
+        let done = self.broker.carry_out_left(&handle, session, effects, &unsent, now, &mut cx.scratch);
+        // A clean goodbye is over when it is durable: the will must not come back after a crash.
+        if let (CloseCause::Disconnected, Some(lsn)) = (cause, done) {
+            let deadline = now.plus_ms(self.broker.limits.publish_timeout_ms);
+            self.state = State::Leaving(Leaving { lsn, deadline });
+        }
+    }
+}
+
+/// An identifier for a client that sent none: unique among all that this broker ever assigned.
+fn assigned_id(broker: &Broker, now: Time) -> Arc<str> {
+    Arc::from(format!("auto-{:x}-{:x}", now.as_millis(), broker.new_session_no()))
+}

@@ -1,0 +1,194 @@
+//! Carries out what a session wants done.
+
+use super::waiting::{Answer, What};
+use super::{Context, Link, Open, State};
+use crate::broker::ending::delivery;
+use crate::broker::ports::{Change, Lsn, OutboundState};
+use crate::broker::publish::{Origin, Scratch};
+use crate::broker::subscribe::Answered;
+use crate::broker::{Broker, subscribe::RetainedRequest};
+use crate::clock::Time;
+use crate::mqtt::{Message, QoS, Reason};
+use crate::session::{Actions, Effect, Input, Outcome, Token};
+use crate::telemetry::metrics::{ErrorType, PublishRefusal};
+use smallvec::SmallVec;
+
+impl Link {
+    /// Carries out effects until there are none; an answer at hand is given at once and may cause more.
+    pub(super) fn run_effects(&mut self, now: Time, cx: &mut Context) {
+        let State::Open(open) = &mut self.state else { return };
+        let mut effects = Vec::new();
+        while !cx.actions.effects.is_empty() {
+            std::mem::swap(&mut effects, &mut cx.actions.effects);
+            for effect in effects.drain(..) {
+                open.run(&self.broker, effect, &mut self.counts.publishes_out, now, cx);
+            }
+        }
+        // The longer of the two buffers is kept for the next time.
+        if effects.capacity() > cx.actions.effects.capacity() {
+            cx.actions.effects = effects;
+        }
+    }
+}
+
+impl Open {
+    fn run(
+        &mut self,
+        broker: &Broker,
+        effect: Effect,
+        sent: &mut [u64; 3],
+        now: Time,
+        cx: &mut Context,
+    ) {
+        let session = self.handle.no;
+        match effect {
+            Effect::Sent(qos) => sent[qos as usize] += 1,
+            Effect::Publish { token, message, inbound } => {
+                self.publish(broker, token, &message, inbound, now, cx);
+            }
+            Effect::Settle { seq } => {
+                broker.journal.append(&[Change::Settle { seq: seq.get(), session }]);
+            }
+            Effect::Outbound { token, packet_id, seq, released } => {
+                let state = if released { OutboundState::Released } else { OutboundState::Sent };
+                let change = Change::Outbound { session, packet_id, seq: seq.get(), state };
+                let lsn = broker.journal.append(&[change]);
+                self.answer_later(token, lsn, What::Durable, now);
+            }
+            Effect::InboundEnd { token, packet_id } => {
+                let lsn = broker.journal.append(&[Change::InboundEnd { session, packet_id }]);
+                self.answer_later(token, lsn, What::Durable, now);
+            }
+            Effect::Subscribe { token, request } => {
+                let mut retained: SmallVec<[RetainedRequest; 1]> = SmallVec::new();
+                let answered = broker.subscribe(&self.handle, &self.identity, &request, &mut retained);
+                if !retained.is_empty() {
+                    self.retained.get_or_insert_default().requests.extend(retained);
+                }
+                self.subscribing += 1;
+                self.answer(broker, token, answered, What::Subscribed, now, cx);
+            }
+            Effect::Unsubscribe { token, filters } => {
+                let answered = broker.unsubscribe(&self.handle, &filters);
+                self.answer(broker, token, answered, What::Unsubscribed, now, cx);
+            }
+            Effect::Load(seqs) => {
+                let (handle, attachment) = (self.handle.clone(), self.handle.mailbox.attachment());
+                let done = move |found: Vec<_>| {
+                    handle.mailbox.finish_loading(attachment, found.into_iter().map(delivery).collect());
+                };
+                broker.journal.read(session, seqs, Box::new(done));
+            }
+            Effect::Dropped(reason) => broker.metrics.messages_dropped.of(reason).inc(),
+            Effect::Close { cause, why } => {
+                use crate::session::CloseCause as C;
+                let reason = cause.told();
+                match cause {
+                    C::Refused(Reason::ReceiveMaximumExceeded) => {
+                        broker.metrics.errors.of(ErrorType::ReceiveMaximum).inc();
+                    }
+                    C::KeepAlive => broker.metrics.errors.of(ErrorType::KeepAlive).inc(),
+                    _ => {}
+                }
+                match cause {
+                    C::Disconnected | C::Lost | C::ShuttingDown => {
+                        tracing::debug!(client = %self.handle.client_id, ?cause, "disconnected");
+                    }
+                    _ => {
+                        let why = why.as_deref().unwrap_or("");
+                        tracing::info!(client = %self.handle.client_id, ?cause, ?reason, why, "disconnected");
+                    }
+                }
+                self.closing = Some(cause);
+            }
+            // Only a session without a connection does these; see `Broker::carry_out`.
+            Effect::Will(_) | Effect::Save | Effect::End => {}
+        }
+    }
+
+    fn publish(
+        &mut self,
+        broker: &Broker,
+        token: Option<Token>,
+        message: &Message,
+        inbound: Option<u16>,
+        now: Time,
+        cx: &mut Context,
+    ) {
+        let outcome = self.route(broker, message, inbound, &mut cx.scratch);
+        let Some(token) = token else { return };
+        match outcome {
+            Ok((Some(lsn), matched)) => self.answer_later(Some(token), lsn, What::Published { matched }, now),
+            Ok((None, matched)) => {
+                self.tell(Input::Published { token, outcome: Outcome::Safe { matched } }, now, &mut cx.actions);
+            }
+            Err(outcome) => self.tell(Input::Published { token, outcome }, now, &mut cx.actions),
+        }
+    }
+
+    fn route(
+        &mut self,
+        broker: &Broker,
+        message: &Message,
+        inbound: Option<u16>,
+        scratch: &mut Scratch,
+    ) -> Result<(Option<Lsn>, bool), Outcome> {
+        let topic = message.topic();
+        let own = topic.starts_with("$SYS/");
+        if own || !broker.authorizer.publish(&self.identity, topic) {
+            broker.metrics.publishes_refused.of(PublishRefusal::NotAuthorized).inc();
+            return Err(Outcome::Denied(Reason::NotAuthorized));
+        }
+        let origin = Origin { session: self.handle.no, inbound, record: None };
+        match broker.publish(message, &origin, &mut self.cache, scratch) {
+            Ok(routed) => Ok((routed.lsn, routed.matched)),
+            Err(reason) => {
+                broker.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
+                if message.qos() == QoS::AtMostOnce {
+                    tracing::info!(client = %self.handle.client_id, topic, ?reason, "retained message refused");
+                }
+                Err(Outcome::Failed(reason))
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        _broker: &Broker,
+        token: Token,
+        answered: Answered,
+        what: impl FnOnce(SmallVec<[Reason; 4]>) -> What,
+        now: Time,
+        cx: &mut Context,
+    ) {
+        let what = what(answered.codes);
+        match answered.lsn {
+            Some(lsn) => self.answer_later(Some(token), lsn, what, now),
+            None => self.give(token, what, now, &mut cx.actions),
+        }
+    }
+
+    fn answer_later(&mut self, token: Option<Token>, lsn: Lsn, what: What, since: Time) {
+        if let Some(token) = token {
+            self.waiting.push(Answer { lsn, token, since, what });
+        }
+    }
+
+    /// Tells the session what became of a question.
+    pub(super) fn give(&mut self, token: Token, what: What, now: Time, actions: &mut Actions) {
+        let input = match what {
+            What::Published { matched } => Input::Published { token, outcome: Outcome::Safe { matched } },
+            What::Durable => Input::Durable { token },
+            What::Subscribed(codes) => {
+                self.subscribing -= 1;
+                Input::Subscribed { token, codes }
+            }
+            What::Unsubscribed(codes) => Input::Unsubscribed { token, codes },
+        };
+        self.tell(input, now, actions);
+    }
+
+    pub(super) fn tell(&mut self, input: Input<'_>, now: Time, actions: &mut Actions) {
+        self.session.handle(input, now, actions);
+    }
+}

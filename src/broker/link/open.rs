@@ -1,0 +1,168 @@
+//! A connected client: its packets, its deliveries, and the answers that the journal allows.
+
+use super::waiting::What;
+use super::{Context, Link, Open, READ_BATCH, RetainedTodo, State, WIRE_HIGH};
+use crate::broker::Broker;
+use crate::broker::ending::delivery;
+use crate::clock::Time;
+use crate::mqtt::packet::Packet;
+use crate::mqtt::{QoS, Reason};
+use crate::session::{Delivery, Input, Outcome};
+use crate::telemetry::metrics::PublishRefusal;
+use std::task::Waker;
+
+impl Link {
+    pub(super) fn packet(&mut self, packet: Packet<'_>, waker: &Waker, now: Time, cx: &mut Context) {
+        match (&mut self.state, packet) {
+            (State::Fresh(_), Packet::Connect(c)) => self.connect(&c, waker, now, cx),
+            (State::Open(open), packet) => {
+                if let Packet::Publish(p) = &packet {
+                    self.counts.publishes_in[p.qos as usize] += 1;
+                    self.counts.payload_in += p.payload.len() as u64;
+                }
+                open.session.handle(Input::Packet(packet), now, &mut cx.actions);
+                if !cx.actions.effects.is_empty() {
+                    self.run_effects(now, cx);
+                    self.finish_closing(now, cx);
+                }
+            }
+            // The decoder yields CONNECT before anything else, and nothing is decoded in other states.
+            _ => {}
+        }
+    }
+
+    pub(super) fn finish_closing(&mut self, now: Time, cx: &mut Context) {
+        if let State::Open(open) = &self.state
+            && let Some(cause) = open.closing
+        {
+            self.leave(cause, now, cx);
+        }
+    }
+
+    pub(super) fn poll_open(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
+        let State::Open(open) = &mut self.state else { return };
+        if open.session.next_timeout().is_some_and(|t| t <= now) {
+            open.session.handle(Input::Timeout, now, &mut cx.actions);
+        }
+        open.give_durable(&self.broker, now, cx);
+        self.run_effects(now, cx);
+        self.pump(waker, now, cx);
+        let State::Open(open) = &mut self.state else { return };
+        if let Some(lsn) = open.waiting.lsn() {
+            self.broker.journal.wake_at(lsn, waker);
+        }
+        open.handle.mailbox.set_load(open.session.load() + open.local.len());
+        self.finish_closing(now, cx);
+    }
+
+    /// Moves deliveries to the client while it takes them.
+    fn pump(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
+        loop {
+            let State::Open(open) = &mut self.state else { return };
+            let more = open.wants_deliveries(cx);
+            let taken = open.handle.mailbox.take(waker, more, &mut open.local);
+            if let Some(found) = taken.loaded {
+                open.session.handle(Input::Loaded(found), now, &mut cx.actions);
+            }
+            if let Some(cause) = taken.close {
+                open.session.close(cause, None, &mut cx.actions);
+            }
+            let before = open.local.len();
+            while open.wants_deliveries(cx)
+                && let Some(d) = open.local.pop_front()
+            {
+                open.session.handle(Input::Deliver(d), now, &mut cx.actions);
+            }
+            let moved = before - open.local.len();
+            if open.local.is_empty() && open.local.capacity() > 64 && moved < 32 {
+                open.local = Default::default();
+            }
+            let sent_retained = open.send_retained(&self.broker, now, cx);
+            if open.local.is_empty() && open.wants_deliveries(cx) {
+                open.read_backlog(&self.broker);
+            }
+            self.run_effects(now, cx);
+            if moved == 0 && !sent_retained {
+                return;
+            }
+        }
+    }
+}
+
+impl Open {
+    fn wants_deliveries(&self, cx: &Context) -> bool {
+        self.subscribing == 0
+            && self.closing.is_none()
+            && cx.actions.wire.len() < WIRE_HIGH
+            && self.session.wants_deliveries()
+    }
+
+    /// Gives the answers that the journal allows, and refuses those that have waited too long.
+    fn give_durable(&mut self, broker: &Broker, now: Time, cx: &mut Context) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let durable = broker.journal.durable();
+        while let Some(a) = self.waiting.pop(durable) {
+            self.give(a.token, a.what, now, &mut cx.actions);
+        }
+        let before = Time(now.0.saturating_sub(broker.limits.publish_timeout_ms));
+        while let Some(late) = self.waiting.pop_late(before) {
+            if let What::Published { .. } = late.what {
+                broker.metrics.publishes_refused.of(PublishRefusal::Journal).inc();
+                let outcome = Outcome::Failed(Reason::ImplementationSpecificError);
+                self.tell(Input::Published { token: late.token, outcome }, now, &mut cx.actions);
+            } else {
+                let reason = Reason::ImplementationSpecificError;
+                self.session.fail(reason, "the journal cannot make it durable", &mut cx.actions);
+            }
+        }
+    }
+
+    /// Asks the journal for the next messages whose bodies are only there.
+    fn read_backlog(&self, broker: &Broker) {
+        let Some((seqs, attachment)) = self.handle.mailbox.start_reading(READ_BATCH) else { return };
+        let handle = self.handle.clone();
+        let done = move |found: Vec<_>| {
+            handle.mailbox.finish_reading(attachment, found.into_iter().map(delivery).collect());
+        };
+        broker.journal.read(self.handle.no, seqs, Box::new(done));
+    }
+
+    /// Sends retained messages of new subscriptions while the client takes them; true if any were sent.
+    fn send_retained(&mut self, broker: &Broker, now: Time, cx: &mut Context) -> bool {
+        let mut sent = false;
+        while self.wants_deliveries(cx)
+            && let Some(todo) = self.retained.as_mut()
+        {
+            let RetainedTodo { requests, current } = todo.as_mut();
+            let Some((request, messages)) = current else {
+                match requests.pop_front() {
+                    Some(request) => {
+                        let messages = broker.retained_for(&request, now, &mut cx.scratch);
+                        *current = Some((request, messages.into_iter()));
+                        // What was put into the own mailbox is taken by the next round.
+                        sent = true;
+                    }
+                    None => self.retained = None,
+                }
+                continue;
+            };
+            let Some(message) = messages.next() else {
+                *current = None;
+                continue;
+            };
+            let t = &request.target;
+            let d = Delivery {
+                seq: None,
+                qos: message.qos().min(t.qos).min(if t.handle.durable { QoS::AtMostOnce } else { t.qos }),
+                retain: true,
+                extra: t.extra.clone(),
+                message,
+            };
+            sent = true;
+            self.session.handle(Input::Deliver(d), now, &mut cx.actions);
+        }
+        sent
+    }
+}
