@@ -8,7 +8,6 @@ use crate::session::{Actions, DropReason, Effect, Session};
 use crate::telemetry::metrics::SessionState;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
 use std::sync::{Arc, Weak};
 
 /// Deadlines of dormant sessions. An entry may be stale: its session was resumed; looking it up then does nothing.
@@ -61,8 +60,8 @@ impl Broker {
         if actions.effects.iter().any(|e| matches!(e, Effect::End)) {
             self.metrics.sessions_expired.inc();
         }
-        if !self.carry_out(handle, &mut session, actions, now, scratch).ended {
-            self.park(handle, session, &[], scratch);
+        if !self.carry_out(handle, &mut session, actions.effects, now, scratch).ended {
+            self.park(handle, session, scratch);
         }
     }
 
@@ -71,14 +70,13 @@ impl Broker {
         &self,
         handle: &Arc<Handle>,
         session: Box<Session>,
-        unsent: &[(NonZeroU64, usize)],
         scratch: &mut Scratch,
     ) {
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Active).sub(1);
         sessions.of(SessionState::Dormant).add(1);
         let deadline = session.next_timeout();
-        let dropped = handle.mailbox.park(session, unsent, &mut scratch.wakes);
+        let dropped = handle.mailbox.park(session, &mut scratch.wakes);
         self.metrics.messages_dropped.of(DropReason::Offline).add(dropped as u64);
         if let Some(at) = deadline {
             self.dormant.watch(at, handle);

@@ -8,7 +8,7 @@ use super::publish::{Origin, Scratch};
 use super::router::Cache;
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS};
-use crate::session::{Actions, Delivery, DropReason, Effect, Extra, Session};
+use crate::session::{Actions, Delivery, DropReason, Effect, Extra, Session, Settings, Will};
 use crate::telemetry::metrics::{PublishRefusal, SessionState};
 use crate::topic::Filter;
 use hashbrown::HashSet;
@@ -46,7 +46,7 @@ impl Broker {
     ) {
         let mut actions = Actions::default();
         session.end(now, &mut actions);
-        self.carry_out(handle, session, actions, now, scratch);
+        self.carry_out(handle, session, actions.effects, now, scratch);
     }
 
     /// Carries out the effects of a session without a connection.
@@ -54,12 +54,12 @@ impl Broker {
         &self,
         handle: &Arc<Handle>,
         session: &mut Session,
-        actions: Actions,
+        effects: Vec<Effect>,
         now: Time,
         scratch: &mut Scratch,
     ) -> CarriedOut {
         let mut done = CarriedOut { ended: false, lsn: None };
-        for effect in actions.effects {
+        for effect in effects {
             match effect {
                 Effect::Will(message) => self.publish_will(handle, session, &message, scratch),
                 Effect::End => {
@@ -73,6 +73,26 @@ impl Broker {
             }
         }
         done
+    }
+
+    /// Carries out what a session wants that has just lost its connection, then puts it to rest unless it is over.
+    /// Returns when the last change to it is durable.
+    pub(super) fn carry_out_left(
+        &self,
+        handle: &Arc<Handle>,
+        mut session: Box<Session>,
+        effects: Vec<Effect>,
+        unsent: &[(NonZeroU64, usize)],
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> Option<Lsn> {
+        // Back into the mailbox first: if the session ends, what was not sent is handed on with the rest.
+        handle.mailbox.put_back(unsent);
+        let done = self.carry_out(handle, &mut session, effects, now, scratch);
+        if !done.ended {
+            self.park(handle, session, scratch);
+        }
+        done.lsn
     }
 
     /// Publishes the will of a session and forgets it, in one step of the journal (G8).
@@ -101,11 +121,7 @@ impl Broker {
             client_id: handle.client_id.clone(),
             expiry_s: session.expiry_s(),
             disconnected_at: session.detached_at(),
-            will: session.will().map(|w| WillRecord {
-                message: w.message.clone(),
-                delay_s: w.delay_s,
-                message_expiry_s: w.message_expiry_s,
-            }),
+            will: session.will().map(will_record),
             created_at: handle.created_at,
         }
     }
@@ -117,6 +133,23 @@ impl Broker {
         }
         handle.set_recorded();
         Some(self.journal.append(&[Change::Session(&self.record(handle, session))]))
+    }
+
+    /// Writes the record of a session whose client is about to get its CONNACK. `None` if the journal need not know it.
+    pub(super) fn save_connected(&self, handle: &Handle, settings: &Settings) -> Option<Lsn> {
+        if !handle.durable && settings.will.is_none() {
+            return None;
+        }
+        handle.set_recorded();
+        let record = SessionRecord {
+            no: handle.no,
+            client_id: handle.client_id.clone(),
+            expiry_s: settings.expiry_s,
+            disconnected_at: None,
+            will: settings.will.as_ref().map(will_record),
+            created_at: handle.created_at,
+        };
+        Some(self.journal.append(&[Change::Session(&record)]))
     }
 
     /// Writes the record of a dormant session.
@@ -229,6 +262,10 @@ impl Broker {
             },
         }
     }
+}
+
+fn will_record(w: &Will) -> WillRecord {
+    WillRecord { message: w.message.clone(), delay_s: w.delay_s, message_expiry_s: w.message_expiry_s }
 }
 
 /// A message as the journal has it for one session.

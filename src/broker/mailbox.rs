@@ -266,33 +266,26 @@ impl Mailbox {
         drop(inner);
     }
 
-    /// Puts the session to rest. `unsent` (what the connection still held, in order, with sizes) comes before all that
-    /// waits here. Returns how many unjournaled messages were dropped.
-    pub fn park(&self, session: Box<Session>, unsent: &[(NonZeroU64, usize)], wakes: &mut Wakes) -> usize {
+    /// Puts back what a connection took but did not send, in order and with sizes, before all that waits here.
+    pub fn put_back(&self, unsent: &[(NonZeroU64, usize)]) {
+        if unsent.is_empty() {
+            return;
+        }
         let mut inner = self.inner.lock();
-        let queue = std::mem::take(&mut inner.queue);
+        inner.queue_to_backlog();
+        inner.backlog_bytes += unsent.iter().map(|(_, size)| *size as u64).sum::<u64>();
+        for (seq, _) in unsent.iter().rev() {
+            inner.backlog.push_front(seq.get());
+        }
+    }
+
+    /// Puts the session to rest. Returns how many unjournaled messages were dropped.
+    pub fn park(&self, session: Box<Session>, wakes: &mut Wakes) -> usize {
+        let mut inner = self.inner.lock();
+        inner.queue_to_backlog();
+        let dropped = inner.queue.len();
+        inner.queue = VecDeque::new();
         inner.queue_bytes = 0;
-        let mut dropped = 0;
-        let mut first: VecDeque<Seq> = VecDeque::with_capacity(unsent.len() + queue.len());
-        let mut bytes = 0;
-        for (seq, size) in unsent {
-            first.push_back(seq.get());
-            bytes += size;
-        }
-        for d in &queue {
-            match d.seq {
-                Some(seq) => {
-                    first.push_back(seq.get());
-                    bytes += d.size();
-                }
-                None => dropped += 1,
-            }
-        }
-        inner.backlog_bytes += bytes as u64;
-        if !first.is_empty() {
-            first.append(&mut inner.backlog);
-            inner.backlog = first;
-        }
         inner.place = Place::Parked(session);
         self.load.store(inner.backlog.len(), Relaxed);
         self.online.store(false, Relaxed);
@@ -386,6 +379,25 @@ impl Inner {
     fn backlog_push(&mut self, seq: NonZeroU64, size: usize) {
         self.backlog.push_back(seq.get());
         self.backlog_bytes += size as u64;
+    }
+
+    /// Journaled messages in memory go to the front of the backlog: they are older than those in it. Others stay.
+    fn queue_to_backlog(&mut self) {
+        // What is being read from the front stays counted by its place, so a read under way is void.
+        self.reading = 0;
+        self.read = None;
+        self.attachment = self.attachment.wrapping_add(1);
+        let queue = std::mem::take(&mut self.queue);
+        let (journaled, others): (VecDeque<_>, VecDeque<_>) = queue.into_iter().partition(|d| d.seq.is_some());
+        for d in journaled.iter().rev() {
+            let size = d.size();
+            self.queue_bytes = self.queue_bytes.saturating_sub(size);
+            self.backlog_bytes += size as u64;
+            if let Some(seq) = d.seq {
+                self.backlog.push_front(seq.get());
+            }
+        }
+        self.queue = others;
     }
 
     fn signal(&mut self, wakes: &mut Wakes) {

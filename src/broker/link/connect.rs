@@ -9,7 +9,7 @@ use crate::mqtt::decode::{Answer, DecodeError};
 use crate::mqtt::encode::{self, ConnAck};
 use crate::mqtt::packet::Connect;
 use crate::mqtt::{Reason, Version};
-use crate::session::{CloseCause, Session, Settings};
+use crate::session::{CloseCause, DropReason, Session, Settings};
 use crate::telemetry::metrics::{ErrorType, RefuseReason};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -152,12 +152,7 @@ impl Link {
                         }
                         Some(Ok(epoch)) => {
                             granted.handle.set_epoch(epoch);
-                            let lsn = self.broker.save_connected(
-                                &granted.handle,
-                                &granted.session,
-                                &c.settings,
-                                granted.present,
-                            );
+                            let lsn = self.broker.save_connected(&granted.handle, &c.settings);
                             c.step = Step::Recording(granted, lsn.unwrap_or(0));
                         }
                     }
@@ -205,8 +200,8 @@ impl Link {
         let (Step::Owning(granted, _) | Step::Recording(granted, _)) = c.step else { return };
         let Granted { handle, mut session, present } = granted;
         if present {
-            self.broker.save_abandoned(&handle, &session);
-            self.broker.park(&handle, session, &[], &mut cx.scratch);
+            self.broker.save(&handle, &session);
+            self.broker.park(&handle, session, &mut cx.scratch);
         } else {
             self.broker.end_session(&handle, &mut session, now, &mut cx.scratch);
         }
@@ -260,9 +255,9 @@ impl Link {
         let mut unsent = session.park(&mut actions);
         unsent.extend(local.iter().filter_map(|d| Some((d.seq?, d.size()))));
         let lost = local.iter().filter(|d| d.seq.is_none()).count() as u64;
-        self.broker.metrics.messages_dropped.of(crate::session::DropReason::Offline).add(lost);
+        self.broker.metrics.messages_dropped.of(DropReason::Offline).add(lost);
         let effects = std::mem::take(&mut actions.effects);
-        cx.actions.wire = actions.wire;
+        cx.actions = actions;
         let done = self.broker.carry_out_left(&handle, session, effects, &unsent, now, &mut cx.scratch);
         // A clean goodbye is over when it is durable: the will must not come back after a crash.
         if let (CloseCause::Disconnected, Some(lsn)) = (cause, done) {
