@@ -2,7 +2,7 @@
 
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
-use crate::mqtt::{Message, QoS};
+use crate::mqtt::{Message, QoS, Reason};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::task::Waker;
@@ -208,13 +208,15 @@ pub type ReadDone = Box<dyn FnOnce(Vec<Stored>) + Send>;
 
 /// Where sessions, queues and retained messages are kept.
 ///
-/// Changes become durable in the order of their `append`, a batch at a time; all or nothing of a batch survives a crash.
+/// Changes become durable in the order of their `append`, a batch at a time; all or nothing of a batch survives a crash,
+/// and the changes of one `append` are always in one batch.
 pub trait Journal: Send + Sync + 'static {
     /// A number for the next message.
     fn next_seq(&self) -> Seq;
 
-    /// Queues a change and never waits; it is durable once [`Journal::durable`] reaches the returned value.
-    fn append(&self, change: Change<'_>) -> Lsn;
+    /// Queues changes that belong together (a crash keeps all or none of them) and never waits; they are durable once
+    /// [`Journal::durable`] reaches the returned value.
+    fn append(&self, changes: &[Change<'_>]) -> Lsn;
 
     /// Everything up to this value is durable.
     fn durable(&self) -> Lsn;
@@ -238,3 +240,84 @@ pub trait Journal: Send + Sync + 'static {
     /// Makes everything appended durable, then stops. Later appends are ignored; `durable` never reaches them.
     fn close(&self);
 }
+
+/// Who a client says it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Credentials<'a> {
+    /// Client identifier; empty if one is still to be assigned.
+    pub client_id: &'a str,
+    /// User name.
+    pub username: Option<&'a str>,
+    /// Password.
+    pub password: Option<&'a [u8]>,
+    /// The peer's address.
+    pub peer: std::net::SocketAddr,
+}
+
+/// What a client is, once let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Client identifier.
+    pub client_id: Arc<str>,
+    /// User name.
+    pub username: Option<Box<str>>,
+}
+
+/// Decides who may connect, publish and subscribe.
+pub trait Authorizer: Send + Sync + 'static {
+    /// Whether the client may connect.
+    ///
+    /// # Errors
+    /// The reason for CONNACK.
+    fn connect(&self, who: &Credentials<'_>) -> Result<(), Reason>;
+
+    /// Whether `who` may publish to `topic`.
+    fn publish(&self, who: &Identity, topic: &str) -> bool;
+
+    /// Whether `who` may subscribe to `filter` (without its `$share/<group>/`).
+    fn subscribe(&self, who: &Identity, filter: &str) -> bool;
+
+    /// Starts enhanced authentication (MQTT 5.0 section 4.12) with the method a CONNECT names.
+    ///
+    /// # Errors
+    /// 0x8C if there is no such method.
+    fn enhanced(&self, method: &str) -> Result<Box<dyn EnhancedAuth>, Reason>;
+}
+
+/// One exchange of an enhanced authentication method.
+pub trait EnhancedAuth: Send {
+    /// Takes the client's data and says how to go on.
+    fn step(&mut self, data: Option<&[u8]>) -> AuthStep;
+}
+
+/// How an exchange goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthStep {
+    /// Send AUTH 0x18 with this data and wait for the client's.
+    Continue(Vec<u8>),
+    /// The client is who it says; this data goes into CONNACK or AUTH 0x00.
+    Accept(Vec<u8>),
+    /// Refused.
+    Refuse(Reason),
+}
+
+/// How far the owner of a session has changed; a higher epoch fences a lower one.
+pub type Epoch = u64;
+
+/// Decides which node owns a session.
+pub trait Coordinator: Send + Sync + 'static {
+    /// Makes this node the owner of `client_id`, whoever had it before. `done` is called once, from any thread.
+    fn claim(&self, client_id: &str, done: ClaimDone);
+
+    /// Gives up ownership: the session is over.
+    fn release(&self, client_id: &str, epoch: Epoch);
+
+    /// Whether this node may serve clients now, and if not, why.
+    ///
+    /// # Errors
+    /// The reason in words, naming what to do.
+    fn may_serve(&self) -> Result<(), String>;
+}
+
+/// Receives the outcome of [`Coordinator::claim`]: the new epoch, or the reason for CONNACK.
+pub type ClaimDone = Box<dyn FnOnce(Result<Epoch, Reason>) + Send>;
