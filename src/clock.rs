@@ -63,3 +63,11 @@ pub fn now() -> Time {
     });
     Time(anchor.wall_ms.saturating_add(boot_ms().saturating_sub(anchor.boot_ms)))
 }
+
+/// Microseconds of the monotonic clock, from an unspecified start: to measure how long something takes.
+pub fn monotonic_us() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let secs = u64::try_from(t.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(t.tv_nsec).unwrap_or(0);
+    secs.saturating_mul(1_000_000).saturating_add(nanos / 1000)
+}

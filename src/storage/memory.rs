@@ -123,7 +123,7 @@ impl Journal for MemoryJournal {
         self.next_seq.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn append(&self, change: Change<'_>) -> Lsn {
+    fn append(&self, changes: &[Change<'_>]) -> Lsn {
         let room_again = {
             let mut state = self.state.lock();
             let durable = self.durable.load(Ordering::Acquire);
@@ -131,7 +131,9 @@ impl Journal for MemoryJournal {
                 return durable.saturating_add(1);
             }
             let was_full = self.full(&state);
-            state.apply(change);
+            for change in changes {
+                state.apply(change);
+            }
             match (was_full, self.full(&state)) {
                 (false, false) => return durable,
                 (_, true) => return durable + 1,
@@ -188,8 +190,8 @@ impl Journal for MemoryJournal {
 }
 
 impl State {
-    fn apply(&mut self, change: Change<'_>) {
-        match change {
+    fn apply(&mut self, change: &Change<'_>) {
+        match *change {
             Change::Message { seq, message, recipients } => self.store(seq, message, recipients),
             Change::Settle { seq, session } => self.settle(seq, session),
             Change::Outbound { session, packet_id, seq, state } => {

@@ -1,9 +1,17 @@
 //! Where sessions, queues and retained messages are kept: two journals behind [`crate::broker::ports::Journal`].
 //!
-//! [`MemoryJournal`] forgets everything with the process. Nothing here knows MQTT's rules, reads a clock or decides what
-//! to store: it keeps what it is told, in order, and gives it back.
+//! [`RedbJournal`] keeps them in a file and survives crashes; [`MemoryJournal`] forgets everything with the process. Nothing
+//! here knows MQTT's rules or decides what to store: it keeps what it is told, in order, and gives it back.
 
+mod error;
 mod memory;
+mod migrate;
+mod record;
+mod redb;
 mod wakers;
+mod wire;
 
+pub use error::OpenError;
 pub use memory::{MemoryJournal, MemoryOptions};
+pub use record::RecordError;
+pub use redb::{JOURNAL_FILE, JournalStats, RedbJournal, RedbOptions};

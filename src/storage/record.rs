@@ -1,0 +1,356 @@
+//! Rows of the journal as bytes and back. Every row starts with its version; see [`migrate`](super::migrate). Decoding
+//! never panics, whatever the bytes; it knows nothing of tables and files.
+
+use super::migrate::Chain;
+use super::wire::{Input, put_text, put_u32, put_u64, put_varint};
+use crate::broker::ports::{
+    OutboundState, Recipient, Seq, SessionNo, SessionRecord, SubscriptionRecord, WillRecord,
+};
+use crate::clock::Time;
+use crate::mqtt::message::Parts;
+use crate::mqtt::packet::SubscribeOptions;
+use crate::mqtt::{Message, QoS};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// Versions of rows in the log.
+pub(super) const LOG_ROWS: Chain = Chain::new(1, &[]);
+/// Versions of session records.
+pub(super) const SESSION_ROWS: Chain = Chain::new(1, &[]);
+/// Versions of subscriptions.
+pub(super) const SUBSCRIPTION_ROWS: Chain = Chain::new(1, &[]);
+
+const KIND_MESSAGE: u8 = 1;
+const KIND_OUTBOUND: u8 = 2;
+const KIND_INBOUND: u8 = 3;
+const KIND_RETAINED: u8 = 4;
+
+/// Why a row cannot be decoded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The row ends early.
+    #[error("it ends early")]
+    Truncated,
+    /// The row goes on after its end.
+    #[error("it has bytes after its end")]
+    Trailing,
+    /// The row is of a version that this program does not know.
+    #[error("it is of version {found}, and only {oldest} to {current} are known")]
+    Version {
+        /// Version of the row.
+        found: u8,
+        /// Oldest version known.
+        oldest: u8,
+        /// Newest version known.
+        current: u8,
+    },
+    /// The row is of no known kind.
+    #[error("its kind, {0}, is unknown")]
+    Kind(u8),
+    /// Text is not UTF-8.
+    #[error("its text is not UTF-8")]
+    Text,
+    /// A field has a value that it cannot have.
+    #[error("its {0} is out of range")]
+    Value(&'static str),
+}
+
+/// A row of the log.
+#[derive(Debug)]
+pub(super) enum LogRow<'a> {
+    /// A message and who must receive it.
+    Message(MessageRow<'a>),
+    /// An outbound step.
+    Outbound(StepRow),
+    /// An inbound QoS 2 packet identifier in use.
+    Inbound { session: SessionNo, packet_id: u16 },
+    /// The retained message of its topic.
+    Retained(Body<'a>),
+}
+
+/// How far an outbound message has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StepRow {
+    pub(super) session: SessionNo,
+    pub(super) packet_id: u16,
+    pub(super) seq: Seq,
+    pub(super) state: OutboundState,
+    /// Key of the row that the step had when it was first sent: steps are in the order of these.
+    pub(super) order: u64,
+}
+
+/// A message as stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Body<'a>(Parts<'a>);
+
+/// A message as stored and its recipients, of which there is at least one.
+#[derive(Debug)]
+pub(super) struct MessageRow<'a> {
+    pub(super) body: Body<'a>,
+    count: usize,
+    /// Read to the end by [`decode_log`], so that it is well-formed.
+    recipients: &'a [u8],
+}
+
+impl Body<'_> {
+    /// The message.
+    pub(super) fn message(&self) -> Message {
+        Message::new(self.0)
+    }
+
+    /// Bytes of topic, payload and properties.
+    pub(super) fn len(&self) -> usize {
+        self.0.topic.len() + self.0.payload.len() + self.0.properties.len()
+    }
+
+    /// The topic.
+    pub(super) fn topic(&self) -> &str {
+        self.0.topic
+    }
+}
+
+impl<'a> MessageRow<'a> {
+    /// How many recipients the message was stored for.
+    pub(super) fn recipients_len(&self) -> usize {
+        self.count
+    }
+
+    /// The sessions that the message was stored for.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = SessionNo> + 'a {
+        let mut input = Input::new(self.recipients);
+        std::iter::from_fn(move || skip_recipient(&mut input).ok())
+    }
+
+    /// How `session` is to receive the message, if it is.
+    pub(super) fn recipient(&self, session: SessionNo) -> Option<Recipient> {
+        let mut input = Input::new(self.recipients);
+        loop {
+            let mut ahead = input.clone();
+            if skip_recipient(&mut ahead).ok()? == session {
+                return get_recipient(&mut input).ok();
+            }
+            input = ahead;
+        }
+    }
+}
+
+/// Appends the row of a message.
+pub(super) fn put_message(out: &mut Vec<u8>, message: &Message, recipients: &[Recipient]) {
+    out.extend_from_slice(&[LOG_ROWS.current(), KIND_MESSAGE]);
+    put_varint(out, recipients.len() as u64);
+    for recipient in recipients {
+        put_recipient(out, recipient);
+    }
+    put_body(out, message);
+}
+
+/// Appends the row of an outbound step.
+pub(super) fn put_outbound(out: &mut Vec<u8>, step: &StepRow) {
+    let state = match step.state {
+        OutboundState::Sent => 0,
+        OutboundState::Released => 1,
+    };
+    out.extend_from_slice(&[LOG_ROWS.current(), KIND_OUTBOUND, state]);
+    out.extend_from_slice(&step.packet_id.to_le_bytes());
+    put_u64(out, step.session);
+    put_u64(out, step.seq);
+    put_u64(out, step.order);
+}
+
+/// Appends the row of an inbound packet identifier.
+pub(super) fn put_inbound(out: &mut Vec<u8>, session: SessionNo, packet_id: u16) {
+    out.extend_from_slice(&[LOG_ROWS.current(), KIND_INBOUND]);
+    out.extend_from_slice(&packet_id.to_le_bytes());
+    put_u64(out, session);
+}
+
+/// Appends the row of a retained message.
+pub(super) fn put_retained(out: &mut Vec<u8>, message: &Message) {
+    out.extend_from_slice(&[LOG_ROWS.current(), KIND_RETAINED]);
+    put_body(out, message);
+}
+
+/// Appends a session's record.
+pub(super) fn put_session(out: &mut Vec<u8>, record: &SessionRecord) {
+    let flags = u8::from(record.disconnected_at.is_some()) | u8::from(record.will.is_some()) << 1;
+    out.extend_from_slice(&[SESSION_ROWS.current(), flags]);
+    put_u32(out, record.expiry_s);
+    put_u64(out, record.created_at.0);
+    if let Some(at) = record.disconnected_at {
+        put_u64(out, at.0);
+    }
+    put_text(out, &record.client_id);
+    if let Some(will) = &record.will {
+        put_u32(out, will.delay_s);
+        out.push(u8::from(will.message_expiry_s.is_some()));
+        put_u32(out, will.message_expiry_s.unwrap_or(0));
+        put_body(out, &will.message);
+    }
+}
+
+/// Appends a subscription; its filter is in the key.
+pub(super) fn put_subscription(out: &mut Vec<u8>, subscription: &SubscriptionRecord) {
+    let flags = u8::from(subscription.subscription_id.is_some());
+    out.extend_from_slice(&[SUBSCRIPTION_ROWS.current(), subscription.options.to_bits(), flags]);
+    put_u32(out, subscription.subscription_id.unwrap_or(0));
+}
+
+/// Decodes a row of the log, which is in the current version ([`LOG_ROWS`]`.lift`).
+pub(super) fn decode_log(row: &[u8]) -> Result<LogRow<'_>, RecordError> {
+    let mut input = Input::new(row);
+    input.u8()?;
+    match input.u8()? {
+        KIND_MESSAGE => {
+            let count = input.len()?;
+            if count == 0 {
+                return Err(RecordError::Value("number of recipients"));
+            }
+            let start = input.clone();
+            for _ in 0..count {
+                skip_recipient(&mut input)?;
+            }
+            let recipients = start.until(&input);
+            Ok(LogRow::Message(MessageRow { body: get_body(&mut input)?, count, recipients }))
+        }
+        KIND_OUTBOUND => {
+            let state = match input.u8()? {
+                0 => OutboundState::Sent,
+                1 => OutboundState::Released,
+                _ => return Err(RecordError::Value("state")),
+            };
+            let packet_id = input.u16()?;
+            let step =
+                StepRow { session: input.u64()?, packet_id, seq: input.u64()?, state, order: input.u64()? };
+            input.end()?;
+            Ok(LogRow::Outbound(step))
+        }
+        KIND_INBOUND => {
+            let packet_id = input.u16()?;
+            let session = input.u64()?;
+            input.end()?;
+            Ok(LogRow::Inbound { session, packet_id })
+        }
+        KIND_RETAINED => Ok(LogRow::Retained(get_body(&mut input)?)),
+        kind => Err(RecordError::Kind(kind)),
+    }
+}
+
+/// Decodes the record of session `no`.
+pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord, RecordError> {
+    let row = SESSION_ROWS.lift(row)?;
+    let mut input = Input::new(&row);
+    input.u8()?;
+    let flags = input.u8()?;
+    if flags > 3 {
+        return Err(RecordError::Value("flags"));
+    }
+    let expiry_s = input.u32()?;
+    let created_at = Time(input.u64()?);
+    let disconnected_at = if flags & 1 != 0 { Some(Time(input.u64()?)) } else { None };
+    let client_id = Arc::from(input.text()?);
+    let will = if flags & 2 != 0 {
+        let delay_s = input.u32()?;
+        let expires = input.u8()?;
+        let expiry = input.u32()?;
+        let message = get_body(&mut input)?.message();
+        Some(WillRecord { message, delay_s, message_expiry_s: (expires != 0).then_some(expiry) })
+    } else {
+        None
+    };
+    input.end()?;
+    Ok(SessionRecord { no, client_id, expiry_s, disconnected_at, will, created_at })
+}
+
+/// Decodes the subscription to `filter`.
+pub(super) fn decode_subscription(filter: &str, row: &[u8]) -> Result<SubscriptionRecord, RecordError> {
+    let row = SUBSCRIPTION_ROWS.lift(row)?;
+    let mut input = Input::new(&row);
+    input.u8()?;
+    let options =
+        SubscribeOptions::from_bits(input.u8()?).ok_or(RecordError::Value("subscription options"))?;
+    let has_id = input.u8()?;
+    let id = input.u32()?;
+    input.end()?;
+    Ok(SubscriptionRecord {
+        filter: Arc::from(filter),
+        options,
+        subscription_id: (has_id != 0).then_some(id),
+    })
+}
+
+fn put_recipient(out: &mut Vec<u8>, recipient: &Recipient) {
+    put_varint(out, recipient.session);
+    out.push(
+        recipient.qos as u8 | u8::from(recipient.retain) << 2 | u8::from(recipient.shared.is_some()) << 3,
+    );
+    put_varint(out, recipient.subscription_ids.len() as u64);
+    for id in &recipient.subscription_ids {
+        put_varint(out, u64::from(*id));
+    }
+    if let Some(shared) = &recipient.shared {
+        put_text(out, shared);
+    }
+}
+
+/// Checks and passes over a recipient.
+fn skip_recipient(input: &mut Input<'_>) -> Result<SessionNo, RecordError> {
+    let session = input.varint()?;
+    let flags = input.u8()?;
+    if flags > 0xF || flags & 3 == 3 {
+        return Err(RecordError::Value("delivery"));
+    }
+    for _ in 0..input.len()? {
+        u32::try_from(input.varint()?).map_err(|_| RecordError::Value("subscription identifier"))?;
+    }
+    if flags & 8 != 0 {
+        input.text()?;
+    }
+    Ok(session)
+}
+
+fn get_recipient(input: &mut Input<'_>) -> Result<Recipient, RecordError> {
+    let session = input.varint()?;
+    let flags = input.u8()?;
+    let mut subscription_ids = SmallVec::new();
+    for _ in 0..input.len()? {
+        let id = u32::try_from(input.varint()?).map_err(|_| RecordError::Value("subscription identifier"))?;
+        subscription_ids.push(id);
+    }
+    Ok(Recipient {
+        session,
+        qos: QoS::from_bits(flags & 3).ok_or(RecordError::Value("QoS"))?,
+        retain: flags & 4 != 0,
+        subscription_ids,
+        shared: if flags & 8 != 0 { Some(Arc::from(input.text()?)) } else { None },
+    })
+}
+
+fn put_body(out: &mut Vec<u8>, message: &Message) {
+    let parts = message.parts();
+    out.push(parts.qos as u8 | u8::from(parts.retain) << 2 | u8::from(parts.expires_at.is_some()) << 3);
+    if let Some(at) = parts.expires_at {
+        put_u64(out, at.0);
+    }
+    put_text(out, parts.topic);
+    put_varint(out, parts.payload.len() as u64);
+    out.extend_from_slice(parts.payload);
+    out.extend_from_slice(parts.properties);
+}
+
+/// Reads a message to the end of the row.
+fn get_body<'a>(input: &mut Input<'a>) -> Result<Body<'a>, RecordError> {
+    let flags = input.u8()?;
+    if flags > 0xF {
+        return Err(RecordError::Value("flags"));
+    }
+    let qos = QoS::from_bits(flags & 3).ok_or(RecordError::Value("QoS"))?;
+    let expires_at = if flags & 8 != 0 { Some(Time(input.u64()?)) } else { None };
+    let topic = input.text()?;
+    if topic.len() > usize::from(u16::MAX) {
+        return Err(RecordError::Value("topic"));
+    }
+    let len = input.len()?;
+    let payload = input.bytes(len)?;
+    let properties = input.rest();
+    Ok(Body(Parts { topic, payload, properties, qos, retain: flags & 4 != 0, expires_at }))
+}

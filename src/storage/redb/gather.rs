@@ -1,0 +1,214 @@
+//! Changes on their way to the writer: encoded as they come, gathered into batches, taken a batch at a time. Behind one
+//! short lock; never touches the database.
+
+use super::batch::Batch;
+use super::index::{Index, Settlement};
+use crate::broker::ports::{Change, Lsn, Seq, SessionNo};
+use crate::storage::record::{self, StepRow};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A batch of this many bytes is closed and another begun: bounds what one commit takes in time and memory.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+
+/// Empty batches kept for reuse.
+const SPARE_BATCHES_MAX: usize = 2;
+
+/// What is appended and not yet durable, and the index of rows that goes with it.
+pub(super) struct Gather {
+    index: Index,
+    current: Batch,
+    /// Closed batches, oldest first; the writer may be at work on the first.
+    closed: VecDeque<Arc<Batch>>,
+    closed_bytes: usize,
+    spare: Vec<Batch>,
+    /// The smallest session number never seen.
+    pub(super) next_session: SessionNo,
+    /// No more changes are taken.
+    pub(super) closing: bool,
+    /// The writer waits for something to do.
+    pub(super) writer_idle: bool,
+}
+
+impl Gather {
+    /// Starts with the rows that are there; the first batch is number 1.
+    pub(super) fn new(index: Index, next_session: SessionNo) -> Gather {
+        let mut current = Batch::default();
+        current.reset(1);
+        Gather {
+            index,
+            current,
+            closed: VecDeque::new(),
+            closed_bytes: 0,
+            spare: Vec::new(),
+            next_session,
+            closing: false,
+            writer_idle: false,
+        }
+    }
+
+    /// Bytes waiting to be committed or being so.
+    pub(super) fn bytes(&self) -> usize {
+        self.closed_bytes + self.current.size()
+    }
+
+    /// Encodes `changes` into the current batch, all into the same; returns its number. `keys` yields keys of rows.
+    pub(super) fn append(&mut self, changes: &[Change<'_>], keys: &AtomicU64) -> Lsn {
+        if self.closing {
+            return self.current.lsn.saturating_add(1);
+        }
+        let lsn = self.current.lsn;
+        if changes.is_empty() && self.current.changes() == 0 {
+            // Nothing would commit the empty batch; the one before is as good an answer.
+            return lsn.saturating_sub(1);
+        }
+        for change in changes {
+            self.current.count_change();
+            self.encode(change, keys);
+        }
+        if self.current.size() >= BATCH_BYTES_MAX {
+            self.close_batch();
+        }
+        lsn
+    }
+
+    fn close_batch(&mut self) {
+        let lsn = self.current.lsn;
+        let mut next = self.spare.pop().unwrap_or_default();
+        next.reset(lsn + 1);
+        let closed = std::mem::replace(&mut self.current, next);
+        self.closed_bytes += closed.size();
+        self.closed.push_back(Arc::new(closed));
+    }
+
+    /// The batch to commit next; the same until [`Gather::done`].
+    pub(super) fn next_batch(&mut self) -> Option<Arc<Batch>> {
+        if self.closed.is_empty() && self.current.changes() > 0 {
+            self.close_batch();
+        }
+        self.closed.front().cloned()
+    }
+
+    /// `batch`, the one to commit next, is in the database.
+    pub(super) fn done(&mut self, batch: Arc<Batch>) {
+        self.closed.pop_front();
+        self.closed_bytes = self.closed_bytes.saturating_sub(batch.size());
+        if let Ok(batch) = Arc::try_unwrap(batch)
+            && self.spare.len() < SPARE_BATCHES_MAX
+        {
+            self.spare.push(batch);
+        }
+    }
+
+    fn encode(&mut self, change: &Change<'_>, keys: &AtomicU64) {
+        let next_key = || keys.fetch_add(1, Ordering::Relaxed);
+        let Gather { index, current: batch, .. } = self;
+        match *change {
+            Change::Message { recipients: [], .. } => {}
+            Change::Message { seq, message, recipients } => {
+                batch.put_row(seq, |out| record::put_message(out, message, recipients));
+                if recipients.len() > 1 {
+                    index.share(seq, recipients.iter().map(|recipient| recipient.session));
+                }
+                for recipient in recipients {
+                    self.saw(recipient.session);
+                }
+            }
+            Change::Settle { seq, session } => {
+                if let Some(key) = index.end_outbound(session, seq) {
+                    batch.delete_row(key);
+                }
+                match index.settle(seq, session) {
+                    Settlement::Only => batch.delete_row(seq),
+                    Settlement::Open => batch.settle(seq, session),
+                    Settlement::Last => {
+                        batch.delete_row(seq);
+                        batch.settle_last(seq);
+                    }
+                }
+            }
+            Change::Outbound { session, packet_id, seq, state } => {
+                let key = next_key();
+                let replaced = |replaced| batch.delete_row(replaced);
+                let order = index.put_outbound(session, packet_id, seq, key, key, replaced);
+                let step = StepRow { session, packet_id, seq, state, order };
+                batch.put_row(key, |out| record::put_outbound(out, &step));
+            }
+            Change::InboundBegin { session, packet_id } => {
+                if !index.has_inbound(session, packet_id) {
+                    let key = next_key();
+                    index.put_inbound(session, packet_id, key);
+                    batch.put_row(key, |out| record::put_inbound(out, session, packet_id));
+                }
+            }
+            Change::InboundEnd { session, packet_id } => {
+                if let Some(key) = index.end_inbound(session, packet_id) {
+                    batch.delete_row(key);
+                }
+            }
+            Change::Session(session) => {
+                batch.put_session(session.no, |out| record::put_session(out, session));
+                if session.disconnected_at.is_some() {
+                    index.rest(session.no);
+                }
+                self.saw(session.no);
+            }
+            Change::SessionEnd { session } => {
+                index.end_session(session, |key| batch.delete_row(key));
+                batch.end_session(session);
+            }
+            Change::Subscribe { session, subscription } => {
+                batch.put_subscription(session, &subscription.filter, |out| {
+                    record::put_subscription(out, subscription);
+                });
+            }
+            Change::Unsubscribe { session, filter } => batch.end_subscription(session, filter),
+            Change::Retain(message) => {
+                let key = next_key();
+                if let Some(replaced) = index.put_retained(message.topic(), key) {
+                    batch.delete_row(replaced);
+                }
+                batch.put_row(key, |out| record::put_retained(out, message));
+            }
+            Change::ClearRetained { topic } => {
+                if let Some(key) = index.end_retained(topic) {
+                    batch.delete_row(key);
+                }
+            }
+        }
+    }
+
+    fn saw(&mut self, session: SessionNo) {
+        self.next_session = self.next_session.max(session.saturating_add(1));
+    }
+
+    /// Looks for what is not durable yet of the messages `seqs` (ascending): gives rows to `found` and messages that
+    /// `session` has settled to `settled`, each as its position in `seqs`.
+    pub(super) fn overlay(
+        &self,
+        session: SessionNo,
+        seqs: &[Seq],
+        mut found: impl FnMut(usize, &[u8]),
+        mut settled: impl FnMut(usize),
+    ) {
+        let (Some(first), Some(last)) = (seqs.first(), seqs.last()) else { return };
+        for batch in self.closed.iter().map(Arc::as_ref).chain([&self.current]) {
+            if !batch.is_void() {
+                for (at, seq) in seqs.iter().enumerate() {
+                    if let Some(row) = batch.row(*seq) {
+                        found(at, row);
+                    }
+                }
+            }
+            let of_session = batch.settled().iter().filter(|(_, by)| *by == session).map(|(seq, _)| seq);
+            for seq in batch.deletes().iter().chain(of_session) {
+                if (first..=last).contains(&seq)
+                    && let Ok(at) = seqs.binary_search(seq)
+                {
+                    settled(at);
+                }
+            }
+        }
+    }
+}

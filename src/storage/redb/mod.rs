@@ -1,0 +1,201 @@
+//! The journal on disk: a log inside one redb file. State is the set of live rows; a row goes when nobody needs it.
+//!
+//! `gather` takes changes, `writer` commits them a batch at a time, `reader` reads messages back, `recover` scans the
+//! file at start. See `docs/decisions/0002-journal-layout.md`. Never blocks who appends, never drops what was appended.
+
+mod apply;
+mod batch;
+mod gather;
+mod index;
+mod medium;
+mod open;
+mod reader;
+mod recover;
+mod schema;
+mod shared;
+mod stats;
+mod writer;
+
+pub use stats::JournalStats;
+
+use super::error::OpenError;
+use super::wakers::Wakers;
+use crate::broker::ports::{Change, Journal, JournalHealth, Lsn, ReadDone, Recovered, Seq, SessionNo};
+use gather::Gather;
+use medium::{FileMedium, Medium};
+use parking_lot::{Condvar, Mutex, RwLock};
+use shared::Shared;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Waker;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use writer::Writer;
+
+/// The name of the journal in the data directory.
+pub const JOURNAL_FILE: &str = "journal.redb";
+
+/// How a [`RedbJournal`] behaves.
+#[derive(Clone, Debug)]
+pub struct RedbOptions {
+    /// The data directory; it must exist. One process at a time may use it.
+    pub dir: PathBuf,
+    /// Memory for pages of the file, bytes.
+    pub cache_bytes: usize,
+    /// Bytes of changes waiting to be committed beyond which the journal is congested.
+    pub max_pending_bytes: usize,
+    /// Threads that read messages back, at least 1.
+    pub readers: usize,
+    /// How long to wait before trying again a commit that failed the first time.
+    pub retry_min: Duration,
+    /// How long to wait at most; the wait doubles from attempt to attempt.
+    pub retry_max: Duration,
+}
+
+impl Default for RedbOptions {
+    fn default() -> RedbOptions {
+        RedbOptions {
+            dir: PathBuf::from("data"),
+            cache_bytes: 64 << 20,
+            max_pending_bytes: 64 << 20,
+            readers: 2,
+            retry_min: Duration::from_millis(500),
+            retry_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A journal in a redb file. Dropping it closes it.
+pub struct RedbJournal {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl RedbJournal {
+    /// Opens the journal in the data directory, making it if there is none; returns what it holds.
+    ///
+    /// # Errors
+    /// If the directory is missing, in use or not writable, or if the file is another program's, newer than this program or
+    /// damaged. Nothing is changed in a file that is refused.
+    pub fn open(options: RedbOptions) -> Result<(Arc<RedbJournal>, Recovered), OpenError> {
+        let lock = open::lock_directory(&options.dir)?;
+        let medium = Box::new(FileMedium::new(options.dir.join(JOURNAL_FILE)));
+        RedbJournal::open_on(medium, options, Some(lock))
+    }
+
+    fn open_on(
+        medium: Box<dyn Medium>,
+        options: RedbOptions,
+        lock: Option<File>,
+    ) -> Result<(Arc<RedbJournal>, Recovered), OpenError> {
+        let opened = open::open(&*medium, options.cache_bytes)?;
+        let scan = opened.scan;
+        let next_session = scan.recovered.next_session;
+        let shared = Arc::new(Shared {
+            options,
+            medium,
+            created: opened.created,
+            db: RwLock::new(Some(opened.db)),
+            gather: Mutex::new(Gather::new(scan.index, next_session)),
+            work: Condvar::new(),
+            broken: AtomicBool::new(false),
+            keys: AtomicU64::new(scan.next_key),
+            durable: AtomicU64::new(0),
+            wakers: Wakers::default(),
+            health: Mutex::new(JournalHealth::Ok),
+            reads: reader::ReadQueue::default(),
+            counters: stats::Counters::default(),
+            _lock: lock,
+        });
+        // Made before its threads: if one cannot be started, dropping it stops the others.
+        let journal = Arc::new(RedbJournal { shared: shared.clone(), threads: Mutex::new(Vec::new()) });
+        let writer = Writer::new(shared.clone(), opened.keys_reserved, next_session);
+        journal.spawn("journal-write", move || writer.run())?;
+        for _ in 0..shared.options.readers.max(1) {
+            let shared = shared.clone();
+            journal.spawn("journal-read", move || reader::run(&shared))?;
+        }
+        Ok((journal, scan.recovered))
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+        let thread = thread.map_err(|source: io::Error| OpenError::Io {
+            path: self.shared.medium.path().to_owned(),
+            source,
+        })?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// What the journal has done since it was opened.
+    pub fn stats(&self) -> JournalStats {
+        self.shared.counters.snapshot()
+    }
+}
+
+impl Journal for RedbJournal {
+    fn next_seq(&self) -> Seq {
+        self.shared.keys.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn append(&self, changes: &[Change<'_>]) -> Lsn {
+        let mut gather = self.shared.gather.lock();
+        let lsn = gather.append(changes, &self.shared.keys);
+        self.shared.counters.pending_bytes.set(gather.bytes() as u64);
+        let wake = std::mem::take(&mut gather.writer_idle);
+        drop(gather);
+        if wake {
+            self.shared.work.notify_one();
+        }
+        lsn
+    }
+
+    fn durable(&self) -> Lsn {
+        self.shared.durable()
+    }
+
+    fn wake_at(&self, lsn: Lsn, waker: &Waker) {
+        self.shared.wakers.register(lsn, waker, || self.shared.durable());
+    }
+
+    fn congested(&self) -> bool {
+        self.shared.counters.pending_bytes.get() > self.shared.options.max_pending_bytes as u64
+    }
+
+    /// As the port says; if the journal is closed first, `done` is dropped uncalled.
+    fn read(&self, session: SessionNo, seqs: Vec<Seq>, done: ReadDone) {
+        self.shared.reads.push(session, seqs, done);
+    }
+
+    fn health(&self) -> JournalHealth {
+        self.shared.health.lock().clone()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.shared.medium.size()
+    }
+
+    fn close(&self) {
+        self.shared.gather.lock().closing = true;
+        self.shared.work.notify_all();
+        self.shared.reads.close();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // The last owner may be a callback on one of these threads, which cannot wait for itself.
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+                tracing::error!("a thread of the journal panicked");
+            }
+        }
+        self.shared.wakers.wake_all();
+    }
+}
+
+impl Drop for RedbJournal {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,311 @@
+//! From a path to a database that is known to be a journal: lock, open, schema, scan, compaction, clean-up. Changes
+//! nothing in a file that it refuses.
+
+use super::apply;
+use super::medium::Medium;
+use super::recover::{Garbage, Scan, ScanError, scan};
+use super::schema::{
+    KEYS_RESERVE, LOG, META, META_CREATED, META_KEYS_RESERVED, META_NEXT_SESSION, META_SCHEMA, SCHEMA,
+    SESSIONS, SETTLED, SUBSCRIPTIONS,
+};
+use crate::clock;
+use crate::storage::error::OpenError;
+use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, StorageBackend};
+use std::any::Any;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+/// What every redb file starts with.
+const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
+
+/// A file smaller than this is not worth compacting, bytes.
+const COMPACT_MIN: u64 = 64 << 20;
+
+/// Rows deleted in one transaction when cleaning up.
+const GARBAGE_CHUNK: usize = 100_000;
+
+/// Keys and session numbers beyond this are not of our making.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+
+/// The name of the lock file in the data directory.
+const LOCK_FILE: &str = "journal.lock";
+
+/// An opened journal.
+pub(super) struct Opened {
+    pub(super) db: Database,
+    pub(super) scan: Scan,
+    /// When the journal was made: tells it from another.
+    pub(super) created: u64,
+    /// Keys below this are reserved on disk.
+    pub(super) keys_reserved: u64,
+}
+
+/// Takes the data directory for this process. It is free again when the file is dropped.
+pub(super) fn lock_directory(dir: &Path) -> Result<File, OpenError> {
+    match std::fs::metadata(dir) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(OpenError::NotADirectory { path: dir.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(OpenError::MissingDirectory { path: dir.to_owned() });
+        }
+        Err(error) => return Err(OpenError::io(dir.to_owned(), error)),
+    }
+    let path = dir.join(LOCK_FILE);
+    let failed = |error: io::Error| OpenError::io(path.clone(), error);
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut pid = String::new();
+            let told = Read::by_ref(&mut file).take(20).read_to_string(&mut pid).is_ok();
+            let told = told && pid.trim().parse::<u32>().is_ok();
+            let holder = if told { format!("process {}", pid.trim()) } else { "another process".to_owned() };
+            return Err(OpenError::InUse { path: dir.to_owned(), holder });
+        }
+        Err(errno) => return Err(failed(errno.into())),
+    }
+    // Only for the message above: on a full disk the lock counts all the same.
+    let told =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    if let Err(error) = told {
+        tracing::warn!(path = %path.display(), %error, "cannot write the process number to the lock file");
+    }
+    Ok(file)
+}
+
+/// Opens the journal and makes it ready for use.
+pub(super) fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, OpenError> {
+    guarded(medium.path(), || open_unguarded(medium, cache_bytes))
+}
+
+/// Opens the journal made at `created` again after a failure.
+pub(super) fn reopen(medium: &dyn Medium, cache_bytes: usize, created: u64) -> Result<Database, OpenError> {
+    guarded(medium.path(), || {
+        let db = open_database(medium, cache_bytes, false)?;
+        match read_meta(medium.path(), &db)? {
+            Some(meta) if meta.created == created => Ok(db),
+            _ => Err(OpenError::Foreign {
+                path: medium.path().to_owned(),
+                what: "the file was replaced while the broker ran".to_owned(),
+            }),
+        }
+    })
+}
+
+/// redb trusts the pages it reads and panics on some damage. A panic here says that the file is bad and leaves nothing
+/// half-changed behind (the database is dropped with its transaction), so it is an answer like any other.
+fn guarded<T>(path: &Path, open: impl FnOnce() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    catch_unwind(AssertUnwindSafe(open))
+        .unwrap_or_else(|panic| Err(OpenError::Corrupt { path: path.to_owned(), what: panic_text(&*panic) }))
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let said = panic.downcast_ref::<&str>().copied();
+    said.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown panic").to_owned()
+}
+
+fn open_unguarded(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, OpenError> {
+    let path = medium.path();
+    let mut db = open_database(medium, cache_bytes, true)?;
+    let created = match read_meta(path, &db)? {
+        Some(meta) => meta.created,
+        None => initialize(&db).map_err(|error| database_error(path, error))?,
+    };
+    let scan = scan(&db).map_err(|error| scan_error(path, error))?;
+    if scan.next_key > NUMBER_MAX || scan.recovered.next_session > NUMBER_MAX {
+        let what = "a row has a number out of range".to_owned();
+        return Err(OpenError::Corrupt { path: path.to_owned(), what });
+    }
+    clean(&db, &scan.garbage).map_err(|error| database_error(path, error))?;
+    db = compact(db, medium, cache_bytes, scan.live_bytes)?;
+    let keys_reserved = scan.next_key.saturating_add(KEYS_RESERVE);
+    reserve(&db, keys_reserved, scan.recovered.next_session).map_err(|error| database_error(path, error))?;
+    Ok(Opened { db, scan, created, keys_reserved })
+}
+
+fn open_database(medium: &dyn Medium, cache_bytes: usize, create: bool) -> Result<Database, OpenError> {
+    let path = medium.path();
+    let io = |error| OpenError::io(path.to_owned(), error);
+    let backend = medium.open(create).map_err(io)?;
+    let len = backend.len().map_err(io)?;
+    if len == 0 && !create {
+        return Err(OpenError::Corrupt { path: path.to_owned(), what: "the file is empty".to_owned() });
+    }
+    let mut start = [0; MAGIC.len()];
+    let looked_at = start.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+    if let Some(start) = start.get_mut(..looked_at) {
+        backend.read(0, start).map_err(io)?;
+    }
+    if len > 0 && start != MAGIC {
+        return Err(OpenError::Foreign { path: path.to_owned(), what: "it is some other file".to_owned() });
+    }
+    Builder::new().set_cache_size(cache_bytes).create_with_backend(backend).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => OpenError::InUse {
+            path: path.parent().unwrap_or(path).to_owned(),
+            holder: "another process".to_owned(),
+        },
+        DatabaseError::UpgradeRequired(version) => OpenError::Foreign {
+            path: path.to_owned(),
+            what: format!("it has format {version} of the database library"),
+        },
+        error => database_error(path, error.into()),
+    })
+}
+
+struct Meta {
+    created: u64,
+}
+
+/// Checks whose file this is; `None` if it is new.
+fn read_meta(path: &Path, db: &Database) -> Result<Option<Meta>, OpenError> {
+    let foreign = |what: &str| OpenError::Foreign { path: path.to_owned(), what: what.to_owned() };
+    let failed = |error: redb::Error| database_error(path, error);
+    let txn = db.begin_read().map_err(|error| failed(error.into()))?;
+    let meta = match txn.open_table(META) {
+        Ok(meta) => meta,
+        Err(redb::TableError::TableDoesNotExist(_)) => {
+            let tables = txn.list_tables().map_err(|error| failed(error.into()))?.count();
+            let others = txn.list_multimap_tables().map_err(|error| failed(error.into()))?.count();
+            return if tables + others == 0 {
+                Ok(None)
+            } else {
+                Err(foreign("it is another program's database"))
+            };
+        }
+        Err(redb::TableError::TableTypeMismatch { .. } | redb::TableError::TableIsMultimap(_)) => {
+            return Err(foreign("it is another program's database"));
+        }
+        Err(error) => return Err(failed(error.into())),
+    };
+    let get = |name: &str| match meta.get(name) {
+        Ok(value) => Ok(value.map(|value| value.value())),
+        Err(error) => Err(failed(error.into())),
+    };
+    let schema = get(META_SCHEMA)?.ok_or_else(|| foreign("it is another program's database"))?;
+    if schema > SCHEMA {
+        return Err(OpenError::NewerSchema { path: path.to_owned(), found: schema, known: SCHEMA });
+    }
+    let created = get(META_CREATED)?.ok_or_else(|| foreign("it does not say when it was made"))?;
+    Ok(Some(Meta { created }))
+}
+
+/// Makes the tables of a new journal; returns when.
+fn initialize(db: &Database) -> Result<u64, redb::Error> {
+    let created = clock::now().as_millis();
+    let txn = begin(db)?;
+    {
+        let mut meta = txn.open_table(META)?;
+        meta.insert(META_SCHEMA, SCHEMA)?;
+        meta.insert(META_CREATED, created)?;
+        txn.open_table(LOG)?;
+        txn.open_table(SETTLED)?;
+        txn.open_table(SESSIONS)?;
+        txn.open_table(SUBSCRIPTIONS)?;
+    }
+    txn.commit()?;
+    Ok(created)
+}
+
+/// Records that keys and session numbers below these may have been used.
+fn reserve(db: &Database, keys: u64, sessions: u64) -> Result<(), redb::Error> {
+    let txn = begin(db)?;
+    {
+        let mut meta = txn.open_table(META)?;
+        meta.insert(META_KEYS_RESERVED, keys)?;
+        meta.insert(META_NEXT_SESSION, sessions)?;
+    }
+    txn.commit()?;
+    Ok(())
+}
+
+/// Deletes rows that nobody needs, some at a time.
+fn clean(db: &Database, garbage: &Garbage) -> Result<(), redb::Error> {
+    let rows = garbage.log.len() + garbage.settled.len() + garbage.subscriptions.len();
+    if rows == 0 {
+        return Ok(());
+    }
+    tracing::info!(rows, "deleting rows of the journal that belong to nobody");
+    for chunk in garbage.log.chunks(GARBAGE_CHUNK) {
+        let txn = begin(db)?;
+        apply::delete_sorted(&mut txn.open_table(LOG)?, chunk)?;
+        txn.commit()?;
+    }
+    for chunk in garbage.settled.chunks(GARBAGE_CHUNK) {
+        let txn = begin(db)?;
+        {
+            let mut table = txn.open_table(SETTLED)?;
+            for pair in chunk {
+                table.remove(pair)?;
+            }
+        }
+        txn.commit()?;
+    }
+    for chunk in garbage.subscriptions.chunks(GARBAGE_CHUNK) {
+        let txn = begin(db)?;
+        {
+            let mut table = txn.open_table(SUBSCRIPTIONS)?;
+            for (session, filter) in chunk {
+                table.remove((*session, filter.as_str()))?;
+            }
+        }
+        txn.commit()?;
+    }
+    Ok(())
+}
+
+/// Begins a transaction as all of the journal's are: durable when committed, and cheap to open after a crash.
+pub(super) fn begin(db: &Database) -> Result<redb::WriteTransaction, redb::Error> {
+    let mut txn = db.begin_write()?;
+    txn.set_durability(Durability::Immediate)?;
+    txn.set_quick_repair(true);
+    Ok(txn)
+}
+
+/// Gives free space back to the file system if more than half of a large file is free. What can go wrong costs only
+/// the space, so the journal is opened all the same.
+fn compact(
+    mut db: Database,
+    medium: &dyn Medium,
+    cache_bytes: usize,
+    live_bytes: u64,
+) -> Result<Database, OpenError> {
+    let before = medium.size();
+    if before < COMPACT_MIN || live_bytes.saturating_mul(2) > before {
+        return Ok(db);
+    }
+    let started = clock::now();
+    match db.compact() {
+        Ok(_) => {
+            let ms = clock::now().since_ms(started);
+            tracing::info!(before, after = medium.size(), ms, "compacted the journal");
+            Ok(db)
+        }
+        Err(error) => {
+            tracing::warn!(path = %medium.path().display(), %error, "cannot compact the journal");
+            drop(db);
+            open_database(medium, cache_bytes, false)
+        }
+    }
+}
+
+fn scan_error(path: &Path, error: ScanError) -> OpenError {
+    match error {
+        ScanError::Database(error) => database_error(path, error),
+        ScanError::Record { table, key, source } => {
+            OpenError::Record { path: path.to_owned(), table, key, source }
+        }
+    }
+}
+
+fn database_error(path: &Path, error: redb::Error) -> OpenError {
+    let path: PathBuf = path.to_owned();
+    match error {
+        redb::Error::Io(error) => OpenError::io(path, error),
+        redb::Error::PreviousIo => OpenError::Io { path, source: io::Error::other("an earlier I/O error") },
+        error => OpenError::Corrupt { path, what: error.to_string() },
+    }
+}

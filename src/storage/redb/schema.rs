@@ -1,0 +1,30 @@
+//! The tables of the journal file and how they are told apart from other files' and other versions'.
+
+use redb::TableDefinition;
+
+/// The layout of tables that this program writes. A program that knows only lesser ones refuses the file.
+pub(super) const SCHEMA: u64 = 1;
+
+/// Facts about the journal, by the names below.
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Messages, steps and retained messages, in the order of their acceptance.
+pub(super) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+/// Who is done with which message, of those with several recipients.
+pub(super) const SETTLED: TableDefinition<'_, (u64, u64), ()> = TableDefinition::new("settled");
+/// Session records by session number.
+pub(super) const SESSIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("sessions");
+/// Subscriptions by session number and filter.
+pub(super) const SUBSCRIPTIONS: TableDefinition<'_, (u64, &str), &[u8]> =
+    TableDefinition::new("subscriptions");
+
+/// In [`META`]: the [`SCHEMA`] of the file.
+pub(super) const META_SCHEMA: &str = "schema";
+/// In [`META`]: when the journal was made, milliseconds since the UNIX epoch. Tells it from a file put in its place.
+pub(super) const META_CREATED: &str = "created_ms";
+/// In [`META`]: keys of the log below this may have been used.
+pub(super) const META_KEYS_RESERVED: &str = "keys_reserved";
+/// In [`META`]: the smallest session number never used.
+pub(super) const META_NEXT_SESSION: &str = "next_session";
+
+/// Keys are reserved this many at a time: few enough for 2^32 restarts, enough never to run out between commits.
+pub(super) const KEYS_RESERVE: u64 = 1 << 32;

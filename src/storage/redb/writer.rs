@@ -1,0 +1,182 @@
+//! The one thread that writes: takes the batch that gathered while the last commit ran, commits it, tells who waits. No
+//! artificial delay. Never gives up a batch while the journal is open.
+
+use super::apply::{Scratch, apply};
+use super::batch::Batch;
+use super::open::{begin, panic_text};
+use super::schema::{KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION};
+use super::shared::Shared;
+use crate::clock;
+use redb::Database;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// The writer's own state.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    scratch: Scratch,
+    /// As in the file.
+    keys_reserved: u64,
+    /// As in the file.
+    next_session: u64,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, keys_reserved: u64, next_session: u64) -> Writer {
+        Writer { shared, scratch: Scratch::default(), keys_reserved, next_session }
+    }
+
+    /// Commits until the journal is closed and everything appended before is durable, or cannot be made so.
+    pub(super) fn run(mut self) {
+        while let Some((batch, next_session)) = self.next_batch() {
+            if !self.commit_at_last(&batch, next_session) {
+                let changes = batch.changes();
+                tracing::error!(
+                    changes,
+                    "closing while the journal fails: changes that nobody was told are durable are lost"
+                );
+                break;
+            }
+            let lsn = batch.lsn;
+            {
+                let mut gather = self.shared.gather.lock();
+                gather.done(batch);
+                self.shared.counters.pending_bytes.set(gather.bytes() as u64);
+            }
+            self.shared.publish(lsn);
+        }
+        self.shared.close_database();
+    }
+
+    /// Waits for the next batch; `None` if the journal is closed and there is none.
+    fn next_batch(&self) -> Option<(Arc<Batch>, u64)> {
+        loop {
+            {
+                let mut gather = self.shared.gather.lock();
+                loop {
+                    if let Some(batch) = gather.next_batch() {
+                        return Some((batch, gather.next_session));
+                    }
+                    if gather.closing {
+                        return None;
+                    }
+                    if self.shared.broken.load(Ordering::Acquire) {
+                        break;
+                    }
+                    gather.writer_idle = true;
+                    self.shared.work.wait(&mut gather);
+                    gather.writer_idle = false;
+                }
+            }
+            self.repair();
+        }
+    }
+
+    /// Opens the database again after a reader found it broken; trying again and again unless the journal is closed.
+    fn repair(&self) {
+        let mut pause = self.shared.options.retry_min;
+        while !self.shared.reopen_database() {
+            if self.pause(&mut pause) {
+                return;
+            }
+        }
+        self.shared.set_ok();
+    }
+
+    /// Waits before another attempt, longer each time; cut short and answered with `true` if the journal is closed.
+    fn pause(&self, pause: &mut Duration) -> bool {
+        let mut gather = self.shared.gather.lock();
+        self.shared.work.wait_while_for(&mut gather, |gather| !gather.closing, *pause);
+        *pause = pause.saturating_mul(2).min(self.shared.options.retry_max);
+        gather.closing
+    }
+
+    /// Commits `batch`, trying until it is durable; `false` if the journal was closed before that.
+    fn commit_at_last(&mut self, batch: &Batch, next_session: u64) -> bool {
+        let mut pause = self.shared.options.retry_min;
+        loop {
+            let closing = self.shared.closing();
+            let broken = self.shared.broken.load(Ordering::Acquire) || self.shared.db.read().is_none();
+            if !broken || self.shared.reopen_database() {
+                match self.commit(batch, next_session) {
+                    Ok(()) => {
+                        self.shared.set_ok();
+                        return true;
+                    }
+                    Err(what) => {
+                        self.shared.counters.commits_failed.add(1);
+                        self.shared.set_failing(what);
+                        self.shared.close_database();
+                    }
+                }
+            }
+            // One attempt is made after closing.
+            if closing {
+                return false;
+            }
+            self.pause(&mut pause);
+        }
+    }
+
+    /// Tries once to commit `batch`; says what went wrong.
+    fn commit(&mut self, batch: &Batch, next_session: u64) -> Result<(), String> {
+        let started_us = clock::monotonic_us();
+        let keys_reserved = self.keys_to_reserve();
+        let void =
+            batch.is_void() && keys_reserved == self.keys_reserved && next_session == self.next_session;
+        if !void {
+            let shared = self.shared.clone();
+            let db = shared.db.read();
+            let db = db.as_ref().ok_or("the journal is closed")?;
+            // redb panics on some damage to its pages. The transaction is gone with it and the database is opened anew, so
+            // that nothing half-done stays; a writer that died of it would leave the broker without a journal.
+            let attempt = AssertUnwindSafe(|| self.try_commit(db, batch, keys_reserved, next_session));
+            match catch_unwind(attempt) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(shared.describe(&error)),
+                Err(panic) => return Err(shared.describe(&redb::Error::Corrupted(panic_text(&*panic)))),
+            }
+            self.keys_reserved = keys_reserved;
+            self.next_session = next_session;
+        }
+        let took_us = clock::monotonic_us().saturating_sub(started_us);
+        let counters = &self.shared.counters;
+        if void {
+            counters.commits_void.add(1)
+        } else {
+            counters.commits.add(1)
+        }
+        counters.changes.add(batch.changes());
+        counters.rows_elided.add(batch.elided());
+        counters.bytes.add(batch.size() as u64);
+        counters.batch_changes_last.set(batch.changes());
+        counters.commit_us_last.set(took_us);
+        counters.commit_us_total.add(took_us);
+        Ok(())
+    }
+
+    fn keys_to_reserve(&self) -> u64 {
+        let wanted = self.shared.keys.load(Ordering::Relaxed).saturating_add(KEYS_RESERVE / 2);
+        if wanted > self.keys_reserved { wanted.saturating_add(KEYS_RESERVE / 2) } else { self.keys_reserved }
+    }
+
+    fn try_commit(
+        &mut self,
+        db: &Database,
+        batch: &Batch,
+        keys_reserved: u64,
+        next_session: u64,
+    ) -> Result<(), redb::Error> {
+        let txn = begin(db)?;
+        apply(&txn, batch, &mut self.scratch)?;
+        if keys_reserved != self.keys_reserved || next_session != self.next_session {
+            let mut meta = txn.open_table(META)?;
+            meta.insert(META_KEYS_RESERVED, keys_reserved)?;
+            meta.insert(META_NEXT_SESSION, next_session)?;
+        }
+        txn.commit()?;
+        Ok(())
+    }
+}
