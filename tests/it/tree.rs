@@ -35,7 +35,8 @@ impl Source {
         if self.path.ends_with("/tests.rs") || self.path.contains("/tests/") {
             return String::new();
         }
-        let all: String = self.code().flat_map(|(_, line)| line.chars()).filter(|c| !c.is_whitespace()).collect();
+        let all: String =
+            self.code().flat_map(|(_, line)| line.chars()).filter(|c| !c.is_whitespace()).collect();
         // Tests beside the code come last in a file.
         all.split("#[cfg(test)]modtests{").next().unwrap_or_default().to_owned()
     }
