@@ -36,13 +36,6 @@ impl Counter {
         self.add(1);
     }
 
-    /// Takes over a total that is counted elsewhere. Not to be mixed with [`Counter::add`].
-    pub fn absolute(&self, total: u64) {
-        if let [Shard(first), ..] = &self.0 {
-            first.store(total, Ordering::Relaxed);
-        }
-    }
-
     /// The sum.
     pub fn get(&self) -> u64 {
         self.0.iter().fold(0, |sum: u64, Shard(cell)| sum.wrapping_add(cell.load(Ordering::Relaxed)))

@@ -113,18 +113,14 @@ impl RefuseReason {
 label! {
     /// Why a message was not delivered to one of its receivers.
     DropReason = "reason" {
+        /// QoS 0 for a client that reads too slowly.
+        MailboxFull = "mailbox_full",
+        /// QoS 1 or 2 for a session whose queue is full.
+        QueueFull = "queue_full",
         /// Its message expiry interval passed while it was queued.
         Expired = "expired",
         /// Larger than what the client accepts.
         TooLarge = "too_large",
-        /// QoS 0 for a session that nobody is connected to.
-        Offline = "offline",
-        /// For a client that reads too slowly: its mailbox is full.
-        MailboxFull = "mailbox_full",
-        /// QoS 1 or 2 for a session whose queue is full.
-        QueueFull = "queue_full",
-        /// The client answered with an error.
-        Refused = "refused",
         /// Its session ended while it was queued.
         SessionEnded = "session_ended",
     }
@@ -328,8 +324,6 @@ metrics! {
         "Connections closed because their client connected again.";
     sessions: Family<SessionState, Gauge> = "berth_sessions", count,
         "Sessions, by state: active = connected, dormant = not.";
-    sessions_expired: Counter = "berth_sessions_expired_total", count,
-        "Sessions that ended because their expiry interval passed.";
     queued_messages: Gauge = "berth_queued_messages", count,
         "QoS 1 and 2 messages that wait for a receiver, counted once per receiver.";
     messages_dropped: Family<DropReason, Counter> = "berth_messages_dropped_total", count,
