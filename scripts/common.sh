@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Shared by the scripts beside it: says, installs what is missing, finds Rust. Sourced, not run.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,22 +25,33 @@ as_root() {
 
 apt_lists_are_fresh=
 
+apt_update() {
+    if [ -z "$apt_lists_are_fresh" ]; then
+        as_root apt-get update -q >&2 || fail "apt-get update failed"
+        apt_lists_are_fresh=yes
+    fi
+}
+
 # Installs Debian or Ubuntu packages by name.
 apt_install() {
     have apt-get || fail "please install with your package manager what Debian calls: $*"
     say "installing with apt: $*"
-    if [ -z "$apt_lists_are_fresh" ]; then
-        as_root apt-get update -q >&2
-        apt_lists_are_fresh=yes
-    fi
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" >&2
+    apt_update
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" >&2 ||
+        fail "apt could not install: $*"
 }
 
 # Whether version $1 is at least version $2.
 at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
 
 # Whether the distribution has package $1.
-apt_has() { have apt-cache && [ -n "$(apt-cache madison "$1" 2>/dev/null)" ]; }
+apt_has() {
+    have apt-get || return
+    apt_update
+    [ -n "$(apt-cache madison "$1" 2>/dev/null)" ]
+}
+
+can_compile_c() { printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | cc -x c -o /dev/null - 2>/dev/null; }
 
 # Leaves a cargo of at least the version that Cargo.toml asks for on the PATH, and a C compiler.
 ensure_rust() {
@@ -64,5 +76,5 @@ ensure_rust() {
         rustup toolchain install stable --profile minimal >&2
         export RUSTUP_TOOLCHAIN=stable
     fi
-    have cc || apt_install gcc libc6-dev
+    can_compile_c || apt_install gcc libc6-dev
 }

@@ -9,7 +9,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("telemetry", &["clock", "config"]),
     ("mqtt", &["clock"]),
     ("topic", &["clock", "mqtt"]),
-    ("session", &["clock", "mqtt", "topic"]),
+    ("session", &["clock", "telemetry", "mqtt", "topic"]),
     ("broker", &["clock", "config", "telemetry", "mqtt", "topic", "session"]),
     ("storage", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),
     ("cluster", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),

@@ -30,15 +30,20 @@ impl Source {
         self.text.lines().enumerate().map(move |(i, line)| (i + 1, code(line)))
     }
 
-    /// The code that is built into the broker, without white space, so that line breaks do not matter.
+    /// As [`Source::code`], without tests: whole files of them, and those at the end of others.
+    pub fn built_code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let all_tests = self.path.ends_with("tests.rs") || self.path.contains("/tests/");
+        let end = match self.text.find("#[cfg(test)]\nmod tests {") {
+            _ if all_tests => 0,
+            Some(at) => self.text[..at].lines().count(),
+            None => usize::MAX,
+        };
+        self.code().take(end)
+    }
+
+    /// [`Source::built_code`] without white space, so that line breaks do not matter.
     pub fn squeezed(&self) -> String {
-        if self.path.ends_with("/tests.rs") || self.path.contains("/tests/") {
-            return String::new();
-        }
-        let all: String =
-            self.code().flat_map(|(_, line)| line.chars()).filter(|c| !c.is_whitespace()).collect();
-        // Tests beside the code come last in a file.
-        all.split("#[cfg(test)]modtests{").next().unwrap_or_default().to_owned()
+        self.built_code().flat_map(|(_, line)| line.chars()).filter(|c| !c.is_whitespace()).collect()
     }
 
     /// The module right below the crate that it belongs to: `mqtt` for `src/mqtt/decode.rs`.
