@@ -65,21 +65,48 @@ label! {
     }
 }
 
+impl ErrorType {
+    /// The type of an error by which the broker ends a connection with reason code `code` (MQTT 5.0 section 3.14.2.1).
+    pub fn from_code(code: u8) -> ErrorType {
+        match code {
+            0x81 => ErrorType::Malformed,
+            0x8D => ErrorType::KeepAlive,
+            0x93 => ErrorType::ReceiveMaximum,
+            0x95 => ErrorType::PacketTooLarge,
+            _ => ErrorType::Protocol,
+        }
+    }
+}
+
 label! {
     /// Why a CONNECT was refused.
     RefuseReason = "reason" {
-        /// `limits.max_connections` or `session.max_sessions` is reached.
+        /// `limits.max_connections` or `session.max_sessions` is reached (0x97, 0x9F).
         Quota = "quota",
-        /// A protocol version that the broker does not speak.
+        /// A protocol version that the broker does not speak (0x84).
         Version = "unsupported_version",
-        /// A client identifier that cannot be used.
+        /// A client identifier that cannot be used (0x85).
         ClientId = "client_id",
-        /// The client may not connect.
+        /// The client may not connect, or not by this authentication method (0x86, 0x87, 0x8A, 0x8C).
         NotAuthorized = "not_authorized",
-        /// The broker is starting, stopping, or cannot write its journal.
+        /// The broker is starting, stopping, or cannot write its journal (0x88, 0x89, 0x8B).
         Unavailable = "unavailable",
         /// Anything else that the specification forbids in a CONNECT.
         Other = "other",
+    }
+}
+
+impl RefuseReason {
+    /// The reason for a CONNACK with reason code `code` (MQTT 5.0 section 3.2.2.2).
+    pub fn from_code(code: u8) -> RefuseReason {
+        match code {
+            0x84 => RefuseReason::Version,
+            0x85 => RefuseReason::ClientId,
+            0x86 | 0x87 | 0x8A | 0x8C => RefuseReason::NotAuthorized,
+            0x88 | 0x89 | 0x8B => RefuseReason::Unavailable,
+            0x97 | 0x9F => RefuseReason::Quota,
+            _ => RefuseReason::Other,
+        }
     }
 }
 
@@ -108,9 +135,9 @@ label! {
     PublishRefusal = "reason" {
         /// The journal could not make it safe within `publish.timeout`.
         Journal = "journal",
-        /// A limit of retained messages.
+        /// A limit of retained messages (0x97).
         Quota = "quota",
-        /// The client may not publish there.
+        /// The client may not publish there (0x87).
         NotAuthorized = "not_authorized",
     }
 }

@@ -1,5 +1,7 @@
-//! The integration tests, in one binary.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+//! The integration tests: one binary, one module a subject.
 
 mod arbitrary;
+mod architecture;
 mod codec;
+mod docs;
+mod tree;

@@ -1,0 +1,80 @@
+# shellcheck shell=bash disable=SC2034
+# Shared by the scripts beside it: says, installs what is missing, finds Rust. Sourced, not run.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+
+say() { printf '==> %s\n' "$*" >&2; }
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif have sudo; then
+        sudo "$@"
+    else
+        fail "this needs root and there is no sudo: $*"
+    fi
+}
+
+apt_lists_are_fresh=
+
+apt_update() {
+    if [ -z "$apt_lists_are_fresh" ]; then
+        as_root apt-get update -q >&2 || fail "apt-get update failed"
+        apt_lists_are_fresh=yes
+    fi
+}
+
+# Installs Debian or Ubuntu packages by name.
+apt_install() {
+    have apt-get || fail "please install with your package manager what Debian calls: $*"
+    say "installing with apt: $*"
+    apt_update
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" >&2 ||
+        fail "apt could not install: $*"
+}
+
+# Whether version $1 is at least version $2.
+at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
+
+# Whether the distribution has package $1.
+apt_has() {
+    have apt-get || return
+    apt_update
+    [ -n "$(apt-cache madison "$1" 2>/dev/null)" ]
+}
+
+can_compile_c() { printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | cc -x c -o /dev/null - 2>/dev/null; }
+
+# Leaves a cargo of at least the version that Cargo.toml asks for on the PATH, and a C compiler.
+ensure_rust() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+    if ! have cargo && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+        PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+    fi
+    # The distributions' own Rust is mostly too old; their rustup, where there is one, brings a current one.
+    if ! have cargo && ! have rustup && apt_has rustup; then
+        apt_install rustup ca-certificates
+    fi
+    if have rustup && ! { have cargo && cargo --version >/dev/null 2>&1; }; then
+        say "installing the stable Rust toolchain with rustup"
+        rustup default stable >&2
+    fi
+    have cargo || fail "Rust $wanted or newer is needed: install rustup (https://rustup.rs), then run this again"
+    found=$(cd "$root" && cargo --version | awk '{print $2}')
+    if ! at_least "$found" "$wanted"; then
+        have rustup || fail "Rust $wanted or newer is needed, this is $found: install rustup (https://rustup.rs), then run this again"
+        say "Rust $found is too old, installing the stable toolchain with rustup"
+        rustup toolchain install stable --profile minimal >&2
+        export RUSTUP_TOOLCHAIN=stable
+    fi
+    can_compile_c || apt_install gcc libc6-dev
+}

@@ -1,0 +1,216 @@
+//! What ARCHITECTURE.md promises about the shape of the code.
+
+use crate::tree::{Source, read, root, sources};
+
+/// Which of the crate's modules each module may use. What is not listed may be used by nobody.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("clock", &[]),
+    ("config", &[]),
+    ("telemetry", &["clock", "config"]),
+    ("mqtt", &["clock"]),
+    ("topic", &["clock", "mqtt"]),
+    ("session", &["clock", "telemetry", "mqtt", "topic"]),
+    ("broker", &["clock", "config", "telemetry", "mqtt", "topic", "session"]),
+    ("storage", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),
+    ("cluster", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),
+    ("auth", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),
+    ("server", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),
+    (
+        "app",
+        &[
+            "clock",
+            "config",
+            "telemetry",
+            "mqtt",
+            "topic",
+            "session",
+            "broker",
+            "storage",
+            "cluster",
+            "auth",
+            "server",
+        ],
+    ),
+    ("cli", &["config"]),
+    ("lib", &[]),
+    ("main", &[]),
+];
+
+/// Modules that do no I/O.
+const PURE: &[&str] = &["mqtt", "topic", "session"];
+
+/// What pure modules have no use for.
+const IMPURE: &[&str] =
+    &["tokio::", "std::net", "std::fs", "std::io", "std::thread", "std::process", "std::env"];
+
+/// The readers of time.
+const CLOCKS: &[&str] = &["SystemTime::now", "Instant::now", "clock_gettime", ".elapsed()"];
+
+/// Marks of unfinished work. Split so that this file does not find itself.
+const UNFINISHED: &[&str] = &[
+    concat!("TO", "DO"),
+    concat!("FIX", "ME"),
+    concat!("unimple", "mented!"),
+    concat!("to", "do!("),
+    concat!("#[ig", "nore"),
+];
+
+/// A file longer than this does not fit into a head.
+const LINES_MAX: usize = 600;
+
+fn none(what: &str, found: &[String]) {
+    assert!(found.is_empty(), "{what}:\n  {}", found.join("\n  "));
+}
+
+/// Every `(line, module)` for which the code says `crate::module`, alone or in braces.
+fn uses(source: &Source) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut in_braces = false;
+    for (number, line) in source.code() {
+        let mut rest = line;
+        if in_braces {
+            found.extend(modules_in_braces(rest).map(|m| (number, m)));
+            in_braces = !rest.contains("};");
+            continue;
+        }
+        while let Some(at) = rest.find("crate::") {
+            let before = rest[..at].chars().next_back();
+            rest = &rest[at + "crate::".len()..];
+            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$') {
+                continue;
+            }
+            if let Some(list) = rest.strip_prefix('{') {
+                found.extend(modules_in_braces(list).map(|m| (number, m)));
+                in_braces = !list.contains("};");
+            } else {
+                found.push((number, first_word(rest)));
+            }
+        }
+    }
+    found
+}
+
+/// The first words of the top level of `a::b, c::{d, e}, f`.
+fn modules_in_braces(list: &str) -> impl Iterator<Item = String> {
+    let mut depth = 0;
+    let mut words = vec![String::new()];
+    for c in list.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => words.push(String::new()),
+            _ => {}
+        }
+        if depth == 0
+            && !matches!(c, ',' | '{' | '}' | ';')
+            && let Some(word) = words.last_mut()
+        {
+            word.push(c);
+        }
+        if depth < 0 {
+            break;
+        }
+    }
+    words.into_iter().map(|w| first_word(w.trim())).filter(|w| !w.is_empty())
+}
+
+fn first_word(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+#[test]
+fn the_scanner_sees_all_forms_of_use() {
+    let text = "use crate::mqtt::{Packet, QoS};\nuse crate::{topic::Trie, session::{A, B}, clock};\n\
+                let x = crate::broker::new(); // crate::server\n$crate::hidden!();\nuse crate::{\n    auth::X,\n    config,\n};\n";
+    let source = Source { path: "src/x.rs".to_owned(), text: text.to_owned() };
+    let found: Vec<_> = uses(&source).into_iter().map(|(_, m)| m).collect();
+    assert_eq!(found, ["mqtt", "topic", "session", "clock", "broker", "auth", "config"]);
+}
+
+#[test]
+fn imports_point_down_only() {
+    let mut wrong = Vec::new();
+    for source in sources("src") {
+        let module = source.module();
+        let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
+            wrong.push(format!("{}: module {module} has no place among the layers", source.path));
+            continue;
+        };
+        for (line, used) in uses(&source) {
+            let known = MAY_USE.iter().any(|(name, _)| *name == used);
+            if known && used != module && !allowed.contains(&&*used) {
+                wrong.push(format!("{}:{line}: {module} must not use {used}", source.path));
+            }
+        }
+    }
+    none("forbidden imports", &wrong);
+}
+
+#[test]
+fn pure_modules_do_no_io() {
+    let mut wrong = Vec::new();
+    for source in sources("src").iter().filter(|s| PURE.contains(&s.module())) {
+        for (line, code) in source.code() {
+            for what in IMPURE.iter().filter(|what| code.contains(**what)) {
+                wrong.push(format!("{}:{line}: {what}", source.path));
+            }
+        }
+    }
+    none("I/O in pure modules", &wrong);
+}
+
+#[test]
+fn only_the_clock_reads_time() {
+    let mut wrong = Vec::new();
+    for source in sources("src").iter().filter(|s| s.module() != "clock") {
+        for (line, code) in source.code() {
+            for what in CLOCKS.iter().filter(|what| code.contains(**what)) {
+                wrong.push(format!("{}:{line}: {what}", source.path));
+            }
+        }
+    }
+    none("clock reads outside src/clock.rs", &wrong);
+}
+
+#[test]
+fn files_are_short_and_say_what_they_are_for() {
+    let mut wrong = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        let lines = source.text.lines().count();
+        if lines > LINES_MAX {
+            wrong.push(format!("{}: {lines} lines, at most {LINES_MAX}", source.path));
+        }
+        let tests_beside = source.path.ends_with("/tests.rs");
+        if source.path.starts_with("src/") && !tests_beside && !source.text.starts_with("//!") {
+            wrong.push(format!("{}: the first line does not say what it is for", source.path));
+        }
+    }
+    none("files", &wrong);
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    let mut wrong = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        for (number, line) in source.text.lines().enumerate() {
+            if let Some(mark) = UNFINISHED.iter().find(|mark| line.contains(**mark)) {
+                wrong.push(format!("{}:{}: {mark}", source.path, number + 1));
+            }
+        }
+    }
+    none("unfinished work", &wrong);
+}
+
+#[test]
+fn the_map_has_every_module() {
+    let map = read("ARCHITECTURE.md");
+    let mut missing = Vec::new();
+    for entry in std::fs::read_dir(root().join("src")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let name = if name.ends_with(".rs") { name } else { format!("{name}/") };
+        if name != "lib.rs" && !map.contains(&format!("`{name}`")) {
+            missing.push(name);
+        }
+    }
+    none("not in ARCHITECTURE.md", &missing);
+}
