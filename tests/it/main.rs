@@ -3,3 +3,5 @@
 
 mod arbitrary;
 mod codec;
+mod corpus;
+mod malformed;
