@@ -51,6 +51,12 @@ fn boot_ms() -> u64 {
     secs.saturating_mul(1000).saturating_add(nanos / 1_000_000)
 }
 
+/// The moment `t` on the runtime's clock, for arming timers.
+#[allow(clippy::disallowed_methods)] // see `now`
+pub fn instant(t: Time) -> std::time::Instant {
+    std::time::Instant::now() + now().until(t).min(Duration::from_secs(86_400))
+}
+
 /// The current time.
 #[allow(clippy::disallowed_methods)] // this is the one place that reads a clock
 pub fn now() -> Time {

@@ -9,17 +9,26 @@ use crate::telemetry::metrics::SessionState;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+use std::task::Waker;
 
 /// Deadlines of dormant sessions. An entry may be stale: its session was resumed; looking it up then does nothing.
 #[derive(Debug, Default)]
 pub(super) struct Dormant {
     deadlines: Mutex<BTreeMap<(Time, u64), Weak<Handle>>>,
+    /// Woken when an earlier deadline than all others comes in.
+    waker: Mutex<Option<Waker>>,
 }
 
 impl Dormant {
     /// Remembers that `handle` has something to do at `at`.
     pub(super) fn watch(&self, at: Time, handle: &Arc<Handle>) {
-        self.deadlines.lock().insert((at, handle.no), Arc::downgrade(handle));
+        let mut deadlines = self.deadlines.lock();
+        deadlines.insert((at, handle.no), Arc::downgrade(handle));
+        let first = deadlines.first_key_value().is_some_and(|(k, _)| *k == (at, handle.no));
+        drop(deadlines);
+        if first && let Some(waker) = self.waker.lock().take() {
+            waker.wake();
+        }
     }
 
     fn pop_due(&self, now: Time) -> Option<Weak<Handle>> {
@@ -34,8 +43,9 @@ impl Dormant {
 }
 
 impl Broker {
-    /// When [`Broker::on_timeout`] is due next.
-    pub fn next_timeout(&self) -> Option<Time> {
+    /// When [`Broker::on_timeout`] is due next. `waker` is woken if that becomes earlier.
+    pub fn next_timeout(&self, waker: &Waker) -> Option<Time> {
+        *self.dormant.waker.lock() = Some(waker.clone());
         self.dormant.next()
     }
 

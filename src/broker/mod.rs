@@ -16,8 +16,8 @@ mod registry;
 mod subscribe;
 mod sys;
 
-pub use link::Link;
-pub use registry::{Claim, Claimant};
+pub use link::{Context, Link};
+pub use registry::{Admission, Claim, Claimant};
 pub use sys::Sys;
 
 use crate::session;

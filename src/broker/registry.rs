@@ -182,16 +182,39 @@ impl Broker {
         n
     }
 
-    /// Counts a connection in, unless there are too many.
-    pub fn admit_connection(&self) -> bool {
+    /// Counts a new connection in, if there is room for it.
+    pub fn admit_connection(&self) -> Admission {
         let n = self.metrics.connections_active.get() + 1;
-        if n > self.limits.connections as u64 {
-            return false;
+        let max = self.limits.connections as u64;
+        if n > max + REFUSING {
+            return Admission::Close;
         }
         self.metrics.connections_active.add(1);
+        if n > max {
+            return Admission::Refuse;
+        }
         if n > self.metrics.connections_max.get() {
             self.metrics.connections_max.set(n);
         }
-        true
+        Admission::Serve
     }
+
+    /// Counts a connection out.
+    pub fn dismiss_connection(&self) {
+        self.metrics.connections_active.sub(1);
+    }
+}
+
+/// Connections beyond the limit that are kept for as long as it takes to tell them why they are refused.
+pub const REFUSING: u64 = 64;
+
+/// Whether a new connection may stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Serve it.
+    Serve,
+    /// Hear its CONNECT and refuse it with 0x97.
+    Refuse,
+    /// There are too many even to refuse: close it.
+    Close,
 }

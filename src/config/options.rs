@@ -134,8 +134,8 @@ options! {
         "receive_maximum" receive_maximum: Count<u16, 1, 65_535> = "1000",
         /// Topic aliases that a client may use. 0 = none.
         "topic_alias_maximum" topic_alias_maximum: Count<u16, 0, 65_535> = "32",
-        /// The longest keep alive a client may have. One that asks for more, or for none, gets this instead
-        /// (MQTT 5: server keep alive).
+        /// The longest keep alive of an MQTT 5 client. One that asks for more, or for none, is told this instead (server
+        /// keep alive). MQTT 3 clients cannot be told and keep theirs.
         "max_keep_alive" max_keep_alive: SecondsOrOff<1, 65_535> = "off",
         /// The highest QoS offered. Publishes above it close the connection with 0x9B, subscriptions are granted less.
         "max_qos" max_qos: Count<u8, 0, 2> = "2",

@@ -1,3 +1,5 @@
-//! Where sockets are.
+//! Where sockets are: listeners, the driver of one connection, admin HTTP.
 
+mod connection;
 pub mod http;
+pub mod tcp;

@@ -1,7 +1,11 @@
 //! The integration tests: one binary, one module a subject.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod arbitrary;
 mod architecture;
 mod codec;
+mod corpus;
 mod docs;
+mod malformed;
+mod oracle;
 mod tree;

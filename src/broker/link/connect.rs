@@ -75,7 +75,9 @@ impl Link {
         };
         let limits = self.broker.limits.session;
         let assign = || assigned_id(&self.broker, now);
-        let settings = if self.broker.draining() {
+        let settings = if self.unwelcome {
+            Err(Reason::QuotaExceeded)
+        } else if self.broker.draining() {
             Err(Reason::ServerUnavailable)
         } else if let Err(why) = self.broker.coordinator.may_serve() {
             tracing::warn!(peer = %self.peer, why, "connection refused: this node may not serve");

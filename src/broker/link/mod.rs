@@ -13,7 +13,7 @@ use super::ports::Identity;
 use super::publish::Scratch;
 use super::router::Cache;
 use super::subscribe::RetainedRequest;
-use super::{Broker, Claimant};
+use super::{Admission, Broker};
 use crate::clock::Time;
 use crate::mqtt::decode::{self, DecodeError};
 use crate::mqtt::{Message, Version};
@@ -40,6 +40,8 @@ pub struct Link {
     /// The beginning of a packet, or packets that must wait.
     partial: Vec<u8>,
     counts: Counts,
+    /// There are too many connections: CONNECT will be refused.
+    unwelcome: bool,
 }
 
 #[derive(Debug)]
@@ -102,9 +104,16 @@ pub struct Context {
 
 impl Link {
     /// A link to a client that has just connected from `peer`.
-    pub fn new(broker: Arc<Broker>, peer: SocketAddr, now: Time) -> Link {
+    pub fn new(broker: Arc<Broker>, peer: SocketAddr, admission: Admission, now: Time) -> Link {
         let deadline = now.plus_ms(broker.limits.connect_timeout_ms);
-        Link { broker, peer, state: State::Fresh(deadline), partial: Vec::new(), counts: Counts::default() }
+        Link {
+            broker,
+            peer,
+            state: State::Fresh(deadline),
+            partial: Vec::new(),
+            counts: Counts::default(),
+            unwelcome: admission != Admission::Serve,
+        }
     }
 
     /// Takes bytes from the client: any number, cut anywhere. Then call [`Link::poll`].

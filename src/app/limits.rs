@@ -1,0 +1,48 @@
+//! From options to limits.
+
+use crate::broker::Limits;
+use crate::broker::mailbox::MailboxLimits;
+use crate::broker::retained::RetainedLimits;
+use crate::config::Config;
+use crate::mqtt::QoS;
+use crate::session;
+use std::time::Duration;
+
+pub(super) fn of(config: &Config) -> Limits {
+    let Config { limits, session, retained, .. } = config;
+    Limits {
+        session: session::Limits {
+            receive_maximum: limits.receive_maximum,
+            maximum_packet_size: limits.max_packet_size,
+            topic_alias_maximum: limits.topic_alias_maximum,
+            maximum_qos: QoS::from_bits(limits.max_qos).unwrap_or(QoS::ExactlyOnce),
+            max_keep_alive_s: seconds(limits.max_keep_alive).unwrap_or(0),
+            max_session_expiry_s: seconds(session.max_expiry).unwrap_or(u32::MAX),
+            max_inflight: session.max_inflight,
+        },
+        mailbox: MailboxLimits {
+            messages: session.mailbox_messages,
+            bytes: session.mailbox_bytes,
+            queued_messages: session.max_queued_messages,
+            queued_bytes: session.max_queued_bytes as u64,
+        },
+        retained: RetainedLimits {
+            messages: retained.max_messages,
+            bytes: retained.max_bytes,
+            payload: retained.max_payload,
+        },
+        connections: limits.max_connections,
+        sessions: session.max_sessions,
+        subscriptions: limits.max_subscriptions_per_session,
+        publish_timeout_ms: millis(config.publish.timeout),
+        connect_timeout_ms: millis(limits.connect_timeout),
+    }
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn seconds<T: TryFrom<u64>>(d: Option<Duration>) -> Option<T> {
+    d.and_then(|d| T::try_from(d.as_secs()).ok())
+}

@@ -1,0 +1,65 @@
+//! What runs beside the connections.
+
+use super::VERSION;
+use crate::broker::publish::Scratch;
+use crate::broker::{Broker, Sys};
+use crate::clock::{self, Time};
+use crate::telemetry::Metrics;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// How often retained messages that have expired are removed; until then they are kept but not sent.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// How often the end of the last connection is looked for.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Runs the timers of dormant sessions.
+pub(super) async fn timers(broker: Arc<Broker>) {
+    let sleep = tokio::time::sleep(Duration::ZERO);
+    tokio::pin!(sleep);
+    poll_fn(|cx| {
+        loop {
+            broker.on_timeout(clock::now(), &mut Scratch::default());
+            let next = broker.next_timeout(cx.waker());
+            let Some(next) = next else { return Poll::<()>::Pending };
+            sleep.as_mut().reset(Instant::from_std(clock::instant(next)));
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+}
+
+/// Publishes `$SYS` every `interval` (`None` = never) and sweeps retained messages.
+pub(super) async fn housekeeping(broker: Arc<Broker>, interval: Option<Duration>, started: Time) {
+    let mut sys = Sys::new(&format!("berth version {VERSION}"), started);
+    let mut publish = ticker(interval.unwrap_or(SWEEP));
+    let mut sweep = ticker(SWEEP);
+    loop {
+        tokio::select! {
+            _ = publish.tick(), if interval.is_some() => {
+                sys.publish(&broker, clock::now(), &mut Scratch::default());
+            }
+            _ = sweep.tick() => broker.expire_retained(clock::now()),
+        }
+    }
+}
+
+fn ticker(every: Duration) -> tokio::time::Interval {
+    let mut ticker = tokio::time::interval(every);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+/// Completes when no connection is left.
+pub(super) async fn no_connections(metrics: &Metrics) {
+    let mut look = ticker(LOOK);
+    while metrics.connections_active.get() > 0 {
+        look.tick().await;
+    }
+}

@@ -1,0 +1,95 @@
+//! The TCP listener: accepts connections and gives each a task.
+
+use super::connection::serve;
+use crate::broker::{Admission, Broker};
+use crate::config::Tcp;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+/// How long to wait after a failed accept (out of file descriptors, mostly) before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An address could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} (listeners.tcp.address): {source}")]
+pub struct BindError {
+    /// The address.
+    pub address: SocketAddr,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// A listener, bound but not yet accepting.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+    nodelay: bool,
+}
+
+impl Listener {
+    /// Binds `address`.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
+    pub fn bind(address: SocketAddr, tcp: &Tcp) -> Result<Listener, BindError> {
+        let refused = |source| BindError { address, source };
+        let listener = open(address, tcp.backlog).map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        Ok(Listener { listener, address, nodelay: tcp.nodelay })
+    }
+
+    /// The address, with the port that the system chose if 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts connections until dropped. Each ends when `stop` is notified.
+    pub async fn run(self, broker: Arc<Broker>, stop: Arc<Notify>) {
+        let mut failing = false;
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    failing = false;
+                    let admission = broker.admit_connection();
+                    if admission == Admission::Close {
+                        tracing::debug!(%peer, "closed: limits.max_connections is reached");
+                        continue;
+                    }
+                    if self.nodelay
+                        && let Err(error) = stream.set_nodelay(true)
+                    {
+                        tracing::debug!(%peer, %error, "TCP_NODELAY not set");
+                    }
+                    tokio::spawn(serve(stream, peer, broker.clone(), admission, stop.clone()));
+                }
+                Err(error) => {
+                    if !failing {
+                        let address = self.address;
+                        tracing::error!(%address, %error, "cannot accept connections; raise the limit on open files (ulimit -n)?");
+                        failing = true;
+                    }
+                    // Nothing tells when descriptors are free again.
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+fn open(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    TcpListener::from_std(socket.into())
+}
