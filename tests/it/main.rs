@@ -5,3 +5,4 @@ mod arbitrary;
 mod codec;
 mod corpus;
 mod malformed;
+mod oracle;
