@@ -4,5 +4,6 @@
 mod arbitrary;
 mod codec;
 mod corpus;
+mod fuzz_decode;
 mod malformed;
 mod oracle;
