@@ -193,6 +193,12 @@ pub(super) struct Raw {
     c: u16,
 }
 
+impl Raw {
+    pub(super) fn kind(&self) -> u8 {
+        self.kind
+    }
+}
+
 /// Random things to do.
 pub(super) fn raws(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Raw>> {
     let raw = (0..18_u8, any::<u16>(), any::<u16>(), any::<u16>());

@@ -5,6 +5,8 @@
 
 mod apply;
 mod batch;
+#[cfg(test)]
+mod crash_tests;
 mod gather;
 mod index;
 mod medium;
@@ -14,6 +16,8 @@ mod recover;
 mod schema;
 mod shared;
 mod stats;
+#[cfg(test)]
+mod testdisk;
 mod writer;
 
 pub use stats::JournalStats;
