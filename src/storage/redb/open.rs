@@ -84,7 +84,7 @@ pub(super) fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, Op
 /// Opens the journal made at `created` again after a failure.
 pub(super) fn reopen(medium: &dyn Medium, cache_bytes: usize, created: u64) -> Result<Database, OpenError> {
     guarded(medium.path(), || {
-        let db = open_database(medium, cache_bytes)?;
+        let db = open_database(medium, cache_bytes, false)?;
         if read_meta(medium.path(), &db)? == created {
             return Ok(db);
         }
@@ -111,7 +111,8 @@ fn open_unguarded(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, Ope
     if !medium.exists().map_err(|error| OpenError::io(path.to_owned(), error))? {
         create(medium, cache_bytes)?;
     }
-    let mut db = open_database(medium, cache_bytes)?;
+    // redb trusts the pages it reads, and some damage makes it abort the process: so none is let in.
+    let mut db = open_database(medium, cache_bytes, true)?;
     let created = read_meta(path, &db)?;
     let scan = scan(&db).map_err(|error| scan_error(path, error))?;
     if scan.next_key > NUMBER_MAX || scan.recovered.next_session > NUMBER_MAX {
@@ -129,13 +130,14 @@ fn open_unguarded(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, Ope
 fn create(medium: &dyn Medium, cache_bytes: usize) -> Result<(), OpenError> {
     let path = medium.path();
     let io = |error| OpenError::io(path.to_owned(), error);
-    let db = build(path, medium.create().map_err(io)?, cache_bytes)?;
+    let db = build(path, medium.create().map_err(io)?, cache_bytes, false)?;
     initialize(&db).map_err(|error| database_error(path, error))?;
     db.close().map_err(|error| database_error(path, error.into()))?;
     medium.publish().map_err(io)
 }
 
-fn open_database(medium: &dyn Medium, cache_bytes: usize) -> Result<Database, OpenError> {
+/// Opens the file; with `verify`, after checking the checksums of all its pages.
+fn open_database(medium: &dyn Medium, cache_bytes: usize, verify: bool) -> Result<Database, OpenError> {
     let path = medium.path();
     let io = |error| OpenError::io(path.to_owned(), error);
     let backend = medium.open().map_err(io)?;
@@ -151,11 +153,13 @@ fn open_database(medium: &dyn Medium, cache_bytes: usize) -> Result<Database, Op
     if start != MAGIC {
         return Err(OpenError::Foreign { path: path.to_owned(), what: "it is some other file".to_owned() });
     }
-    build(path, backend, cache_bytes)
+    build(path, backend, cache_bytes, verify)
 }
 
-fn build(path: &Path, backend: Backend, cache_bytes: usize) -> Result<Database, OpenError> {
-    Builder::new().set_cache_size(cache_bytes).create_with_backend(backend).map_err(|error| match error {
+fn build(path: &Path, backend: Backend, cache_bytes: usize, verify: bool) -> Result<Database, OpenError> {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(verify);
+    builder.create_with_backend(backend).map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => OpenError::InUse {
             path: path.parent().unwrap_or(path).to_owned(),
             holder: "another process".to_owned(),
@@ -286,7 +290,7 @@ fn compact(
         Err(error) => {
             tracing::warn!(path = %medium.path().display(), %error, "cannot compact the journal");
             drop(db);
-            open_database(medium, cache_bytes)
+            open_database(medium, cache_bytes, false)
         }
     }
 }
