@@ -77,7 +77,7 @@ impl Session {
         {
             // A repetition: the first one counts. If its outcome is still open, that answers for both.
             if *under_way == 0 {
-                encode::ack(&mut out.wire, conn.version, AckKind::PubRec, p.packet_id, Reason::Success, None);
+                encode::ack(out.packet(), conn.version, AckKind::PubRec, p.packet_id, Reason::Success, None);
             }
             return;
         }
@@ -155,7 +155,7 @@ impl Session {
                 }
             }
         }
-        encode::ack(&mut out.wire, version, kind, packet_id, reason, None);
+        encode::ack(out.packet(), version, kind, packet_id, reason, None);
     }
 
     pub(super) fn pubrel(&mut self, ack: Ack, out: &mut Actions) {
@@ -165,7 +165,7 @@ impl Session {
             Some(0) => {
                 self.inbound.exactly_once.remove(&ack.packet_id);
                 if !self.durable {
-                    encode::ack(&mut out.wire, version, AckKind::PubComp, ack.packet_id, Reason::Success, None);
+                    encode::ack(out.packet(), version, AckKind::PubComp, ack.packet_id, Reason::Success, None);
                     return;
                 }
                 let token = self.next_token;
@@ -176,7 +176,7 @@ impl Session {
             Some(_) => self.fail(Reason::ProtocolError, "PUBREL before PUBREC", out),
             None => {
                 let reason = Reason::PacketIdentifierNotFound;
-                encode::ack(&mut out.wire, version, AckKind::PubComp, ack.packet_id, reason, None);
+                encode::ack(out.packet(), version, AckKind::PubComp, ack.packet_id, reason, None);
             }
         }
     }
@@ -202,7 +202,7 @@ impl Session {
     pub(super) fn subscribed(&mut self, token: Token, codes: &[Reason], out: &mut Actions) {
         let Some(conn) = self.conn.as_mut() else { return };
         if let Some(Request::SubAck(packet_id)) = conn.pending.take(token) {
-            encode::suback(&mut out.wire, conn.version, packet_id, codes);
+            encode::suback(out.packet(), conn.version, packet_id, codes);
         }
     }
 
@@ -217,7 +217,7 @@ impl Session {
     pub(super) fn unsubscribed(&mut self, token: Token, codes: &[Reason], out: &mut Actions) {
         let Some(conn) = self.conn.as_mut() else { return };
         if let Some(Request::UnsubAck(packet_id)) = conn.pending.take(token) {
-            encode::unsuback(&mut out.wire, conn.version, packet_id, codes);
+            encode::unsuback(out.packet(), conn.version, packet_id, codes);
         }
     }
 

@@ -109,8 +109,7 @@ impl Session {
                 }
                 _ => {
                     e.stage = Stage::Released;
-                    encode::ack(
-                        &mut out.wire,
+                    encode::ack(out.packet(),
                         conn.version,
                         AckKind::PubRel,
                         e.packet_id,
@@ -194,7 +193,7 @@ impl Session {
         let version = conn.version;
         match conn.pending.take(token) {
             Some(Request::PubComp(packet_id)) => {
-                encode::ack(&mut out.wire, version, AckKind::PubComp, packet_id, Reason::Success, None);
+                encode::ack(out.packet(), version, AckKind::PubComp, packet_id, Reason::Success, None);
             }
             Some(Request::Publish(packet_id)) => {
                 let Some(entry) = self.outbound.inflight.get_mut(packet_id) else { return };
@@ -210,7 +209,7 @@ impl Session {
             Some(Request::PubRel(packet_id)) => {
                 if let Some(entry) = self.outbound.inflight.get_mut(packet_id) {
                     entry.stage = Stage::Released;
-                    encode::ack(&mut out.wire, version, AckKind::PubRel, packet_id, Reason::Success, None);
+                    encode::ack(out.packet(), version, AckKind::PubRel, packet_id, Reason::Success, None);
                 }
             }
             Some(Request::SubAck(_) | Request::UnsubAck(_)) | None => {}
@@ -238,7 +237,7 @@ impl Session {
             // PUBREL with 0x92 (MQTT 5) or plain (MQTT 3): the client forgets the identifier either way.
             let reason = Reason::PacketIdentifierNotFound;
             if (ack.reason as u8) < 0x80 {
-                encode::ack(&mut out.wire, version, AckKind::PubRel, ack.packet_id, reason, None);
+                encode::ack(out.packet(), version, AckKind::PubRel, ack.packet_id, reason, None);
             }
             return;
         };
@@ -259,8 +258,7 @@ impl Session {
                     out.effects.push(Effect::Outbound { token: Some(token), packet_id, seq, released: true });
                 } else {
                     entry.stage = Stage::Released;
-                    encode::ack(
-                        &mut out.wire,
+                    encode::ack(out.packet(),
                         version,
                         AckKind::PubRel,
                         ack.packet_id,
@@ -271,7 +269,7 @@ impl Session {
             }
             (QoS::ExactlyOnce, Stage::Releasing) => {}
             (QoS::ExactlyOnce, Stage::Released) => {
-                encode::ack(&mut out.wire, version, AckKind::PubRel, ack.packet_id, Reason::Success, None);
+                encode::ack(out.packet(), version, AckKind::PubRel, ack.packet_id, Reason::Success, None);
             }
             _ => self.fail(Reason::ProtocolError, "PUBREC for a message that was not sent with QoS 2", out),
         }
@@ -332,7 +330,8 @@ impl Conn {
                 AliasUse::Use(alias) => Some(Alias::Use(alias)),
             };
         }
-        encode::publish(&mut out.wire, &p);
+        encode::publish(out.packet(), &p);
+        out.payload_bytes += d.message.payload().len() as u64;
         true
     }
 }

@@ -176,7 +176,7 @@ impl Link {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
         let Granted { handle, mut session, present } = granted;
         let settings = c.settings;
-        encode::connack(&mut cx.actions.wire, settings.version, &settings.connack(present));
+        encode::connack(cx.actions.packet(), settings.version, &settings.connack(present));
         self.broker.metrics.connections_total.inc();
         tracing::debug!(client = %settings.client_id, present, "connected");
         session.attach(&settings, now, &mut cx.actions);
@@ -217,19 +217,10 @@ impl Link {
     }
 
     fn refuse(&mut self, version: Version, reason: Reason, cx: &mut super::Context) {
-        let why = match reason {
-            Reason::QuotaExceeded | Reason::ServerBusy => RefuseReason::Quota,
-            Reason::UnsupportedProtocolVersion => RefuseReason::Version,
-            Reason::ClientIdentifierNotValid => RefuseReason::ClientId,
-            Reason::BadUserNameOrPassword | Reason::NotAuthorized | Reason::BadAuthenticationMethod => {
-                RefuseReason::NotAuthorized
-            }
-            Reason::ServerUnavailable | Reason::ServerShuttingDown => RefuseReason::Unavailable,
-            _ => RefuseReason::Other,
-        };
+        let why = RefuseReason::from_code(reason as u8);
         self.broker.metrics.connects_refused.of(why).inc();
         tracing::info!(peer = %self.peer, ?reason, "connection refused");
-        encode::connack(&mut cx.actions.wire, version, &ConnAck { reason, ..ConnAck::default() });
+        encode::connack(cx.actions.packet(), version, &ConnAck { reason, ..ConnAck::default() });
         self.state = State::Closed;
     }
 

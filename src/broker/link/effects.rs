@@ -84,9 +84,7 @@ impl Open {
                 use crate::session::CloseCause as C;
                 let reason = cause.told();
                 match cause {
-                    C::Refused(Reason::ReceiveMaximumExceeded) => {
-                        broker.metrics.errors.of(ErrorType::ReceiveMaximum).inc();
-                    }
+                    C::Refused(r) => broker.metrics.errors.of(ErrorType::from_code(r as u8)).inc(),
                     C::KeepAlive => broker.metrics.errors.of(ErrorType::KeepAlive).inc(),
                     _ => {}
                 }
