@@ -103,12 +103,7 @@ impl Broker {
         true
     }
 
-    fn journal_message(
-        &self,
-        message: &Message,
-        origin: &Origin<'_>,
-        scratch: &mut Scratch,
-    ) -> Option<Lsn> {
+    fn journal_message(&self, message: &Message, origin: &Origin<'_>, scratch: &mut Scratch) -> Option<Lsn> {
         let mut changes: SmallVec<[Change<'_>; 3]> = SmallVec::new();
         if let Some(packet_id) = origin.inbound {
             changes.push(Change::InboundBegin { session: origin.session, packet_id });

@@ -2,9 +2,9 @@
 //!
 //! Acknowledgements of publishes leave in the order of the publishes (section 4.6), whatever order the outcomes come in.
 
+use super::Session;
 use super::actions::{Actions, CloseCause, Effect, FilterRequest, Outcome, SubscribeRequest, Token};
 use super::connect::{Request, expires_at};
-use super::Session;
 use crate::clock::Time;
 use crate::mqtt::encode::{self, AckKind};
 use crate::mqtt::message::Parts;
@@ -85,7 +85,11 @@ impl Session {
             && conn.version.is_v5()
             && self.inbound.exhausted(conn.limits.receive_maximum)
         {
-            return self.fail(Reason::ReceiveMaximumExceeded, "more publishes than the receive maximum allows", out);
+            return self.fail(
+                Reason::ReceiveMaximumExceeded,
+                "more publishes than the receive maximum allows",
+                out,
+            );
         }
         if let Err(e) = crate::topic::validate_name(topic) {
             let why = e.to_string();
@@ -165,7 +169,14 @@ impl Session {
             Some(0) => {
                 self.inbound.exactly_once.remove(&ack.packet_id);
                 if !self.durable {
-                    encode::ack(out.packet(), version, AckKind::PubComp, ack.packet_id, Reason::Success, None);
+                    encode::ack(
+                        out.packet(),
+                        version,
+                        AckKind::PubComp,
+                        ack.packet_id,
+                        Reason::Success,
+                        None,
+                    );
                     return;
                 }
                 let token = self.next_token;
@@ -224,7 +235,11 @@ impl Session {
     pub(super) fn disconnect(&mut self, d: &Disconnect<'_>, out: &mut Actions) {
         if let Some(expiry_s) = d.session_expiry_s {
             if self.expiry_s == 0 && expiry_s > 0 {
-                return self.fail(Reason::ProtocolError, "session expiry at DISCONNECT after none at CONNECT", out);
+                return self.fail(
+                    Reason::ProtocolError,
+                    "session expiry at DISCONNECT after none at CONNECT",
+                    out,
+                );
             }
             let max = self.conn.as_ref().map_or(u32::MAX, |c| c.limits.max_session_expiry_s);
             self.expiry_s = expiry_s.min(max);

@@ -109,7 +109,8 @@ impl Session {
                 }
                 _ => {
                     e.stage = Stage::Released;
-                    encode::ack(out.packet(),
+                    encode::ack(
+                        out.packet(),
                         conn.version,
                         AckKind::PubRel,
                         e.packet_id,
@@ -258,13 +259,7 @@ impl Session {
                     out.effects.push(Effect::Outbound { token: Some(token), packet_id, seq, released: true });
                 } else {
                     entry.stage = Stage::Released;
-                    encode::ack(out.packet(),
-                        version,
-                        AckKind::PubRel,
-                        ack.packet_id,
-                        Reason::Success,
-                        None,
-                    );
+                    encode::ack(out.packet(), version, AckKind::PubRel, ack.packet_id, Reason::Success, None);
                 }
             }
             (QoS::ExactlyOnce, Stage::Releasing) => {}

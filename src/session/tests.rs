@@ -84,9 +84,9 @@ fn tokens(out: &mut Actions) -> Vec<Token> {
     out.effects
         .drain(..)
         .filter_map(|e| match e {
-            Effect::Publish { token, .. } | Effect::Outbound { token, .. } | Effect::InboundEnd { token, .. } => {
-                token
-            }
+            Effect::Publish { token, .. }
+            | Effect::Outbound { token, .. }
+            | Effect::InboundEnd { token, .. } => token,
             _ => None,
         })
         .collect()

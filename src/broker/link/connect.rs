@@ -108,15 +108,16 @@ impl Link {
             }
             match std::mem::replace(&mut c.step, Step::Done) {
                 Step::Claiming(mut claimant) => {
-                    let claim =
-                        self.broker.claim(&c.settings, &mut claimant, waker, now, &mut cx.scratch);
+                    let claim = self.broker.claim(&c.settings, &mut claimant, waker, now, &mut cx.scratch);
                     match claim {
                         Claim::Waiting => {
                             c.step = Step::Claiming(claimant);
                             cx.scratch.wakes.flush();
                             return;
                         }
-                        Claim::Superseded => return self.refuse_connecting(Reason::SessionTakenOver, now, cx),
+                        Claim::Superseded => {
+                            return self.refuse_connecting(Reason::SessionTakenOver, now, cx);
+                        }
                         Claim::Refused(reason) => return self.refuse_connecting(reason, now, cx),
                         Claim::Granted { handle, session, present } => {
                             let ownership = Arc::new(Ownership::default());
@@ -225,7 +226,12 @@ impl Link {
     }
 
     /// Bytes that are no CONNECT.
-    pub(super) fn refuse_bytes(&mut self, e: &DecodeError, version: Option<Version>, cx: &mut super::Context) {
+    pub(super) fn refuse_bytes(
+        &mut self,
+        e: &DecodeError,
+        version: Option<Version>,
+        cx: &mut super::Context,
+    ) {
         tracing::info!(peer = %self.peer, error = %e, "connection refused");
         self.state = State::Closed;
         if let Answer::ConnAck(v) = e.answer(version) {

@@ -32,14 +32,7 @@ impl Link {
 }
 
 impl Open {
-    fn run(
-        &mut self,
-        broker: &Broker,
-        effect: Effect,
-        sent: &mut [u64; 3],
-        now: Time,
-        cx: &mut Context,
-    ) {
+    fn run(&mut self, broker: &Broker, effect: Effect, sent: &mut [u64; 3], now: Time, cx: &mut Context) {
         let session = self.handle.no;
         match effect {
             Effect::Sent(qos) => sent[qos as usize] += 1,
@@ -118,7 +111,11 @@ impl Open {
         match outcome {
             Ok((Some(lsn), matched)) => self.answer_later(Some(token), lsn, What::Published { matched }, now),
             Ok((None, matched)) => {
-                self.tell(Input::Published { token, outcome: Outcome::Safe { matched } }, now, &mut cx.actions);
+                self.tell(
+                    Input::Published { token, outcome: Outcome::Safe { matched } },
+                    now,
+                    &mut cx.actions,
+                );
             }
             Err(outcome) => self.tell(Input::Published { token, outcome }, now, &mut cx.actions),
         }
