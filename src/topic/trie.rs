@@ -218,7 +218,7 @@ impl<V> Trie<V> {
         self.tree.memory_bytes() + self.values.memory_bytes()
     }
 
-    /// Nodes, level names and indexed edges in use.
+    /// Nodes, long level names and indexed edges in use.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize, usize) {
         self.tree.counts()
