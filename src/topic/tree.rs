@@ -41,12 +41,21 @@ pub(super) struct Tree<X> {
 #[inline]
 pub(super) fn split(path: &[u8], at: usize) -> (&[u8], usize) {
     let rest = path.get(at..).unwrap_or_default();
-    // Levels are short, so a plain loop beats the set-up of a vectorised search.
-    match rest.iter().position(|&byte| byte == b'/') {
+    // Most levels end within a few bytes, where a plain loop beats the set-up of the vectorised search; that one is
+    // for the long ones, which every waiting branch may have to measure again.
+    let (near, far) = rest.split_at(rest.len().min(NEAR));
+    let len = match near.iter().position(|&byte| byte == b'/') {
+        None if !far.is_empty() => memchr::memchr(b'/', far).map(|len| len + NEAR),
+        len => len,
+    };
+    match len {
         Some(len) => (&rest[..len], at + len + 1),
         None => (rest, END),
     }
 }
+
+/// Bytes looked at one by one for the end of a level.
+const NEAR: usize = 24;
 
 /// The position behind the last level.
 pub(super) const END: usize = usize::MAX;
