@@ -122,6 +122,8 @@ impl Group {
 #[derive(Debug)]
 struct Leaf {
     direct: Subscribers,
+    /// Boxed because most leaves have none, and there are very many leaves.
+    #[allow(clippy::box_collection)]
     groups: Option<Box<Vec<Arc<Group>>>>,
 }
 

@@ -44,7 +44,13 @@ struct Granted {
 
 /// The coordinator's answer, once it is there.
 #[derive(Debug, Default)]
-struct Ownership(Mutex<(Option<Result<Epoch, Reason>>, Option<Waker>)>);
+struct Ownership(Mutex<OwnershipSlot>);
+
+#[derive(Debug, Default)]
+struct OwnershipSlot {
+    outcome: Option<Result<Epoch, Reason>>,
+    waker: Option<Waker>,
+}
 
 /// A client that was told goodbye while its last change is not durable yet.
 #[derive(Debug)]
@@ -123,13 +129,13 @@ impl Link {
                             let ownership = Arc::new(Ownership::default());
                             if present {
                                 // The session was ours already: no need to ask.
-                                ownership.0.lock().0 = Some(Ok(handle.epoch()));
+                                ownership.0.lock().outcome = Some(Ok(handle.epoch()));
                             } else {
                                 let answer = ownership.clone();
                                 let done = Box::new(move |outcome| {
                                     let mut slot = answer.0.lock();
-                                    slot.0 = Some(outcome);
-                                    let waker = slot.1.take();
+                                    slot.outcome = Some(outcome);
+                                    let waker = slot.waker.take();
                                     drop(slot);
                                     waker.into_iter().for_each(Waker::wake);
                                 });
@@ -141,9 +147,9 @@ impl Link {
                 }
                 Step::Owning(granted, ownership) => {
                     let mut slot = ownership.0.lock();
-                    match slot.0.take() {
+                    match slot.outcome.take() {
                         None => {
-                            slot.1 = Some(waker.clone());
+                            slot.waker = Some(waker.clone());
                             drop(slot);
                             c.step = Step::Owning(granted, ownership);
                             return;

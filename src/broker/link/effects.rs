@@ -8,7 +8,7 @@ use crate::broker::publish::{Origin, Scratch};
 use crate::broker::subscribe::Answered;
 use crate::broker::{Broker, subscribe::RetainedRequest};
 use crate::clock::Time;
-use crate::mqtt::{Message, QoS, Reason};
+use crate::mqtt::{Message, Reason};
 use crate::session::{Actions, Effect, Input, Outcome, Token};
 use crate::telemetry::metrics::{ErrorType, PublishRefusal};
 use smallvec::SmallVec;
@@ -138,10 +138,7 @@ impl Open {
         match broker.publish(message, &origin, &mut self.cache, scratch) {
             Ok(routed) => Ok((routed.lsn, routed.matched)),
             Err(reason) => {
-                broker.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
-                if message.qos() == QoS::AtMostOnce {
-                    tracing::info!(client = %self.handle.client_id, topic, ?reason, "retained message refused");
-                }
+                tracing::info!(client = %self.handle.client_id, topic, ?reason, "retained message refused");
                 Err(Outcome::Failed(reason))
             }
         }

@@ -187,7 +187,7 @@ impl Link {
             State::Open(o) => {
                 o.closing.is_none()
                     && o.session.wants_packets()
-                    && !(self.broker.journal.congested() && !o.waiting.is_empty())
+                    && (o.waiting.is_empty() || !self.broker.journal.congested())
             }
             State::Leaving(_) | State::Closed => false,
         }
