@@ -55,6 +55,8 @@ pub struct RedbOptions {
     pub cache_bytes: usize,
     /// Bytes of changes waiting to be committed beyond which the journal is congested.
     pub max_pending_bytes: usize,
+    /// A batch of this many bytes is committed by itself and another begun: bounds what one commit takes in time and memory.
+    pub max_batch_bytes: usize,
     /// Threads that read messages back, at least 1.
     pub readers: usize,
     /// How long to wait before trying again a commit that failed the first time.
@@ -69,6 +71,7 @@ impl Default for RedbOptions {
             dir: PathBuf::from("data"),
             cache_bytes: 64 << 20,
             max_pending_bytes: 64 << 20,
+            max_batch_bytes: 8 << 20,
             readers: 2,
             retry_min: Duration::from_millis(500),
             retry_max: Duration::from_secs(5),
@@ -102,12 +105,13 @@ impl RedbJournal {
         let opened = open::open(&*medium, options.cache_bytes)?;
         let scan = opened.scan;
         let next_session = scan.recovered.next_session;
+        let gather = Gather::new(scan.index, next_session, options.max_batch_bytes);
         let shared = Arc::new(Shared {
             options,
             medium,
             created: opened.created,
             db: RwLock::new(Some(opened.db)),
-            gather: Mutex::new(Gather::new(scan.index, next_session)),
+            gather: Mutex::new(gather),
             work: Condvar::new(),
             broken: AtomicBool::new(false),
             keys: AtomicU64::new(scan.next_key),
