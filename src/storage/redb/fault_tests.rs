@@ -21,6 +21,7 @@ fn open_eager(disk: &TestDisk) -> (Arc<RedbJournal>, Recovered) {
         max_pending_bytes: 100_000,
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(4),
+        observer: None,
         ..RedbOptions::default()
     };
     RedbJournal::open_on(Box::new(disk.clone()), options, None).unwrap()
@@ -184,6 +185,7 @@ fn a_full_file_system_loses_nothing_and_recovers_when_there_is_room() {
         dir: dir.path().to_owned(),
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(4),
+        observer: None,
         ..RedbOptions::default()
     };
     let result = std::panic::catch_unwind(|| {
