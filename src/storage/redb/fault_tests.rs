@@ -21,7 +21,6 @@ fn open_eager(disk: &TestDisk) -> (Arc<RedbJournal>, Recovered) {
         max_pending_bytes: 100_000,
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(4),
-        observer: None,
         ..RedbOptions::default()
     };
     RedbJournal::open_on(Box::new(disk.clone()), options, None).unwrap()
@@ -185,10 +184,9 @@ fn a_full_file_system_loses_nothing_and_recovers_when_there_is_room() {
         dir: dir.path().to_owned(),
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(4),
-        observer: None,
         ..RedbOptions::default()
     };
-    let result = std::panic::catch_unwind(|| {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let (journal, _) = RedbJournal::open(options.clone()).unwrap();
         append(&*journal, &[Op::Session(record(1, 1))]);
         let stored: Vec<(Seq, Lsn)> = (0..10_000).map(|_| store(&*journal, 399)).collect();
@@ -200,7 +198,7 @@ fn a_full_file_system_loses_nothing_and_recovers_when_there_is_room() {
         drop(journal);
         let (_, recovered) = RedbJournal::open(options.clone()).unwrap();
         assert_eq!(recovered.sessions[0].pending.len(), stored.len());
-    });
+    }));
     let unmounted = std::process::Command::new("umount").arg(dir.path()).status();
     assert!(unmounted.is_ok_and(|status| status.success()));
     if let Err(panic) = result {
