@@ -114,10 +114,14 @@ impl Broker {
                         let sessions = &self.metrics.sessions;
                         sessions.of(SessionState::Dormant).sub(1);
                         sessions.of(SessionState::Active).add(1);
-                        if !settings.clean_start {
+                        // Its timers may be due this very moment: the client is late then, not we.
+                        let over = self.run_timers(&handle, &mut session, now, scratch);
+                        if !over && !settings.clean_start {
                             return Claim::Granted { handle, session, present: true };
                         }
-                        self.end_dormant(&handle, &mut session, now, scratch);
+                        if !over {
+                            self.end_dormant(&handle, &mut session, now, scratch);
+                        }
                     }
                     Found::Gone => {
                         self.registry.remove(handle);
