@@ -21,6 +21,8 @@ mod schema;
 mod shared;
 mod stats;
 #[cfg(test)]
+mod stress_tests;
+#[cfg(test)]
 mod testdisk;
 mod writer;
 
