@@ -16,13 +16,13 @@ use std::task::Waker;
 /// How a [`MemoryJournal`] behaves.
 #[derive(Clone, Debug)]
 pub struct MemoryOptions {
-    /// Bytes of stored and retained messages ([`Message::size`] plus [`RECIPIENT_BYTES`] for each recipient) beyond which the
+    /// Bytes of stored and retained messages ([`Message::size`] plus 96 for each recipient) beyond which the
     /// journal is congested and its health is failing.
     pub max_bytes: u64,
 }
 
 /// What a recipient of a stored message counts for, bytes.
-pub const RECIPIENT_BYTES: u64 = 96;
+const RECIPIENT_BYTES: u64 = 96;
 
 impl Default for MemoryOptions {
     fn default() -> MemoryOptions {
