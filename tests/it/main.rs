@@ -3,9 +3,16 @@
 
 mod arbitrary;
 mod architecture;
+mod broker;
+mod client;
 mod codec;
 mod corpus;
 mod docs;
+mod history;
+mod kill;
+mod load;
 mod malformed;
 mod oracle;
+mod random;
 mod tree;
+mod wait;
