@@ -8,7 +8,7 @@ use super::publish::Scratch;
 use super::registry::Registry;
 use super::retained::Retained;
 use super::router::Router;
-use super::subscribe::subscriber;
+use super::subscribe::{Added, subscriber};
 use super::{Broker, Limits, Ports};
 use crate::clock::Time;
 use crate::session::{Session, Will};
@@ -77,12 +77,17 @@ impl Broker {
         self.next_session.fetch_max(record.no + 1, Ordering::Relaxed);
         self.registry.insert(handle.clone());
         self.metrics.sessions.of(SessionState::Dormant).add(1);
+        let mut added = Added::default();
+        let mut subscriptions = handle.subscriptions.lock();
         for s in r.subscriptions {
+            // The journal has only what a session was granted.
             if let Ok(filter) = Filter::parse(&s.filter) {
                 let entry = subscriber(&handle, &filter, &s.filter, s.options, s.subscription_id);
-                self.add(&handle, &s.filter, entry, s.subscription_id);
+                self.add(&mut subscriptions, &filter, &s.filter, entry, s.subscription_id, &mut added);
             }
         }
+        drop(subscriptions);
+        self.count_added(&added);
         if was_connected {
             self.save_parked(&handle);
         }

@@ -19,8 +19,8 @@ use tokio::time::{Instant, Sleep};
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Reads in a row before other connections of this thread get their turn.
-const READS_MAX: usize = 4;
+/// Rounds of reading and writing before other connections of this thread get their turn.
+const ROUNDS_MAX: usize = 8;
 
 struct Buffers {
     context: Context,
@@ -123,48 +123,44 @@ impl Connection {
     fn work(&mut self, cx: &mut task::Context<'_>, b: &mut Buffers) -> bool {
         let Buffers { context, read } = b;
         let now = clock::now();
-        for round in 0..=READS_MAX {
+        for _ in 0..ROUNDS_MAX {
             self.link.poll(cx.waker(), now, context);
-            let came = if self.link.wants_read() && context.actions.wire.len() < WIRE_HIGH {
-                if round == READS_MAX {
-                    cx.waker().wake_by_ref(); // the others first
-                    false
-                } else {
-                    let mut buf = ReadBuf::new(read);
-                    match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
-                        Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                            self.link.receive(buf.filled(), cx.waker(), now, context);
-                            true
-                        }
-                        Poll::Ready(_) => {
-                            self.link.lost(now, context);
-                            context.scratch.wakes.flush();
-                            return true;
-                        }
-                        Poll::Pending => false,
+            let mut came = false;
+            if self.link.wants_read() && context.actions.wire.len() < WIRE_HIGH {
+                let mut buf = ReadBuf::new(read);
+                match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+                    Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                        self.link.receive(buf.filled(), cx.waker(), now, context);
+                        came = true;
                     }
-                }
-            } else {
-                false
-            };
-            context.scratch.wakes.flush();
-            match self.write(cx, context) {
-                Ok(()) => {}
-                Err(_) => {
-                    self.link.lost(now, context);
-                    context.scratch.wakes.flush();
-                    context.actions.wire.clear();
-                    return true;
+                    Poll::Ready(_) => {
+                        self.link.lost(now, context);
+                        context.scratch.wakes.flush();
+                        context.actions.wire.clear();
+                        return true;
+                    }
+                    Poll::Pending => {}
                 }
             }
+            context.scratch.wakes.flush();
+            let was_full = context.actions.wire.len() >= WIRE_HIGH;
+            if self.write(cx, context).is_err() {
+                self.link.lost(now, context);
+                context.scratch.wakes.flush();
+                context.actions.wire.clear();
+                return true;
+            }
+            // A link stops producing when much waits for the client; there is room again now.
+            let room = was_full && context.actions.wire.len() < WIRE_HIGH;
             if self.link.closed() {
                 let linger = *self.linger.get_or_insert(now.plus_ms(LINGER_MS));
                 return context.actions.wire.is_empty() || linger <= now;
             }
-            if !came {
+            if !came && !room {
                 return false;
             }
         }
+        cx.waker().wake_by_ref(); // there is more to do, but the others first
         false
     }
 

@@ -3,9 +3,13 @@
 //! [`RedbJournal`] keeps them in a file and survives crashes; [`MemoryJournal`] forgets everything with the process. Nothing
 //! here knows MQTT's rules or decides what to store: it keeps what it is told, in order, and gives it back.
 
+#[cfg(test)]
+mod conformance;
 mod error;
 mod memory;
 mod migrate;
+#[cfg(test)]
+mod model;
 mod record;
 mod redb;
 mod wakers;

@@ -11,6 +11,7 @@ mod docs;
 mod history;
 mod kill;
 mod load;
+mod fuzz_decode;
 mod malformed;
 mod oracle;
 mod random;

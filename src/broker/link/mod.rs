@@ -194,13 +194,16 @@ impl Link {
 
     /// Does whatever can be done now and arranges for `waker` to be woken when there is more.
     pub fn poll(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
+        if matches!(self.state, State::Connecting(_)) {
+            self.poll_connecting(waker, now, cx); // and on, if that opened it
+        }
         match &self.state {
             State::Fresh(deadline) => {
                 if *deadline <= now {
                     self.connect_timed_out();
                 }
             }
-            State::Connecting(_) => self.poll_connecting(waker, now, cx),
+            State::Connecting(_) => {}
             State::Open(_) => {
                 self.poll_open(waker, now, cx);
                 if !self.partial.is_empty() && self.takes_packets(cx) {

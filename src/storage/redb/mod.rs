@@ -5,15 +5,23 @@
 
 mod apply;
 mod batch;
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod fault_tests;
 mod gather;
 mod index;
 mod medium;
 mod open;
+#[cfg(test)]
+mod open_tests;
 mod reader;
 mod recover;
 mod schema;
 mod shared;
 mod stats;
+#[cfg(test)]
+mod testdisk;
 mod writer;
 
 pub use stats::JournalStats;
