@@ -10,7 +10,7 @@ use berth::mqtt::QoS;
 use std::sync::atomic::Ordering;
 
 /// Kills of a run; `BERTH_KILLS` says otherwise.
-const KILLS: u64 = 24;
+const KILLS: u64 = 30;
 
 fn kills() -> u64 {
     std::env::var("BERTH_KILLS").map_or(KILLS, |n| n.parse().unwrap())
@@ -23,7 +23,7 @@ fn kill(broker: &mut Broker, stage: &Stage, n: u64, random: &mut Random) {
             let line = ["berth starts", "journal read", "MQTT listens"][random.below(3) as usize];
             broker.wait_log(|l| l.contains(line));
         } else {
-            let seen = stage.history.len() + 1 + random.below(1500) as usize;
+            let seen = stage.history.len() + 1 + random.below(3000) as usize;
             assert!(stage.history.wait_len(seen, PATIENCE), "nothing happens any more");
         }
         stage.history.add(Event::Killed);
