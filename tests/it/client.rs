@@ -302,6 +302,18 @@ impl Client {
         })
     }
 
+    /// Unsubscribes and returns the codes (none in MQTT 3).
+    pub fn unsubscribe(&mut self, filters: &[&str]) -> Vec<u8> {
+        let id = self.packet_id();
+        let mut out = Vec::new();
+        client::unsubscribe(&mut out, self.version, id, &[], filters);
+        self.send(&out).unwrap();
+        self.wait_for("UNSUBACK", |p| match p {
+            In::UnsubAck(of, codes) if *of == id => Some(codes.clone()),
+            _ => None,
+        })
+    }
+
     /// Sends a PUBLISH and returns its packet identifier (0 at QoS 0).
     ///
     /// # Errors

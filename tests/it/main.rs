@@ -15,5 +15,7 @@ mod fuzz_decode;
 mod malformed;
 mod oracle;
 mod random;
+mod sessions;
 mod tree;
 mod wait;
+mod wills;

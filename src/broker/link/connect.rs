@@ -229,6 +229,12 @@ impl Link {
         };
         self.broker.metrics.connects_refused.of(why).inc();
         tracing::info!(peer = %self.peer, ?reason, "connection refused");
+        // Two reasons that a CONNACK cannot have (section 3.2.2.2), and it must come before any DISCONNECT.
+        let reason = match reason {
+            Reason::SessionTakenOver => Reason::ServerBusy,
+            Reason::ServerShuttingDown => Reason::ServerUnavailable,
+            reason => reason,
+        };
         encode::connack(&mut cx.actions.wire, version, &ConnAck { reason, ..ConnAck::default() });
         self.state = State::Closed;
     }
