@@ -119,10 +119,8 @@ async fn serve(config: &Config) -> Result<(), RunError> {
     let (journal, recovered) = open_journal(config)?;
     let (sessions, retained) = (recovered.sessions.len(), recovered.retained.len());
     let metrics = Arc::new(Metrics::new());
-    let auth = Anonymous {
-        anywhere: config.auth.allow_anonymous == Some(true),
-        nowhere: !config.auth.anonymous(),
-    };
+    let auth =
+        Anonymous { anywhere: config.auth.allow_anonymous == Some(true), nowhere: !config.auth.anonymous() };
     let ports = Ports {
         journal: journal.port(),
         coordinator: Arc::new(Standalone::default()),

@@ -71,8 +71,7 @@ impl Broker {
         let session = Session::recovered(record.expiry_s, detached_at, will, &r.inbound, steps);
         let was_connected = record.disconnected_at.is_none();
         let mailbox = Mailbox::new(Place::Parked(Box::new(session)), r.pending.into(), r.pending_bytes);
-        let handle =
-            Arc::new(Handle::new(record.no, record.client_id, true, record.created_at, mailbox));
+        let handle = Arc::new(Handle::new(record.no, record.client_id, true, record.created_at, mailbox));
         handle.set_recorded();
         self.next_session.fetch_max(record.no + 1, Ordering::Relaxed);
         self.registry.insert(handle.clone());

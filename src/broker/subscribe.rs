@@ -60,7 +60,8 @@ impl Broker {
                     continue;
                 }
             };
-            if let Some(reason) = f.refused.or_else(|| self.refuses(who, &filter, &f.filter, &subscriptions)) {
+            if let Some(reason) = f.refused.or_else(|| self.refuses(who, &filter, &f.filter, &subscriptions))
+            {
                 answered.codes.push(reason);
                 continue;
             }
@@ -160,12 +161,7 @@ impl Broker {
 
     /// Retained messages for a new subscription. Those that a persistent session must not lose are queued here, in the
     /// journal; the others are returned, for the connection to send as the client takes them.
-    pub fn retained_for(
-        &self,
-        request: &RetainedRequest,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> Vec<Message> {
+    pub fn retained_for(&self, request: &RetainedRequest, now: Time, scratch: &mut Scratch) -> Vec<Message> {
         let mut found = self.retained.matching(&request.filter, now);
         let t = &request.target;
         if t.handle.durable && t.qos > QoS::AtMostOnce {

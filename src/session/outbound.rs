@@ -110,7 +110,7 @@ impl Session {
                 _ => {
                     e.stage = Stage::Released;
                     encode::ack(
-                        &mut out.wire,
+                        out.packet(),
                         conn.version,
                         AckKind::PubRel,
                         e.packet_id,
@@ -169,7 +169,7 @@ impl Session {
         let recorded = seq.filter(|_| self.durable);
         let Some(conn) = self.conn.as_mut() else { return };
         let mut stage = Stage::Sent;
-        if let (Some(seq), QoS::ExactlyOnce) = (recorded, qos) {
+        if let Some(seq) = recorded.filter(|_| qos == QoS::ExactlyOnce || self.outbound.inflight.recording()) {
             stage = Stage::Recording;
             let token = self.next_token;
             self.next_token += 1;
@@ -194,14 +194,14 @@ impl Session {
         let version = conn.version;
         match conn.pending.take(token) {
             Some(Request::PubComp(packet_id)) => {
-                encode::ack(&mut out.wire, version, AckKind::PubComp, packet_id, Reason::Success, None);
+                encode::ack(out.packet(), version, AckKind::PubComp, packet_id, Reason::Success, None);
             }
             Some(Request::Publish(packet_id)) => {
                 let Some(entry) = self.outbound.inflight.get_mut(packet_id) else { return };
                 let Some(delivery) = &entry.delivery else { return };
                 entry.stage = Stage::Sent;
                 if conn.write_publish(delivery, packet_id, false, now, out) {
-                    out.effects.push(Effect::Sent(QoS::ExactlyOnce));
+                    out.effects.push(Effect::Sent(delivery.qos));
                 } else {
                     self.finish(packet_id, out);
                     self.send_ready(now, out);
@@ -210,7 +210,7 @@ impl Session {
             Some(Request::PubRel(packet_id)) => {
                 if let Some(entry) = self.outbound.inflight.get_mut(packet_id) {
                     entry.stage = Stage::Released;
-                    encode::ack(&mut out.wire, version, AckKind::PubRel, packet_id, Reason::Success, None);
+                    encode::ack(out.packet(), version, AckKind::PubRel, packet_id, Reason::Success, None);
                 }
             }
             Some(Request::SubAck(_) | Request::UnsubAck(_)) | None => {}
@@ -238,7 +238,7 @@ impl Session {
             // PUBREL with 0x92 (MQTT 5) or plain (MQTT 3): the client forgets the identifier either way.
             let reason = Reason::PacketIdentifierNotFound;
             if (ack.reason as u8) < 0x80 {
-                encode::ack(&mut out.wire, version, AckKind::PubRel, ack.packet_id, reason, None);
+                encode::ack(out.packet(), version, AckKind::PubRel, ack.packet_id, reason, None);
             }
             return;
         };
@@ -259,19 +259,12 @@ impl Session {
                     out.effects.push(Effect::Outbound { token: Some(token), packet_id, seq, released: true });
                 } else {
                     entry.stage = Stage::Released;
-                    encode::ack(
-                        &mut out.wire,
-                        version,
-                        AckKind::PubRel,
-                        ack.packet_id,
-                        Reason::Success,
-                        None,
-                    );
+                    encode::ack(out.packet(), version, AckKind::PubRel, ack.packet_id, Reason::Success, None);
                 }
             }
             (QoS::ExactlyOnce, Stage::Releasing) => {}
             (QoS::ExactlyOnce, Stage::Released) => {
-                encode::ack(&mut out.wire, version, AckKind::PubRel, ack.packet_id, Reason::Success, None);
+                encode::ack(out.packet(), version, AckKind::PubRel, ack.packet_id, Reason::Success, None);
             }
             _ => self.fail(Reason::ProtocolError, "PUBREC for a message that was not sent with QoS 2", out),
         }
@@ -332,7 +325,8 @@ impl Conn {
                 AliasUse::Use(alias) => Some(Alias::Use(alias)),
             };
         }
-        encode::publish(&mut out.wire, &p);
+        encode::publish(out.packet(), &p);
+        out.payload_bytes += d.message.payload().len() as u64;
         true
     }
 }
