@@ -169,7 +169,8 @@ impl Session {
         let recorded = seq.filter(|_| self.durable);
         let Some(conn) = self.conn.as_mut() else { return };
         let mut stage = Stage::Sent;
-        if let Some(seq) = recorded.filter(|_| qos == QoS::ExactlyOnce || self.outbound.inflight.recording()) {
+        if let Some(seq) = recorded.filter(|_| qos == QoS::ExactlyOnce || self.outbound.inflight.recording())
+        {
             stage = Stage::Recording;
             let token = self.next_token;
             self.next_token += 1;
