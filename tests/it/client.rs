@@ -35,7 +35,11 @@ impl Received {
 /// A packet from the broker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum In {
-    ConnAck { present: bool, reason: Reason, properties: Vec<String> },
+    ConnAck {
+        present: bool,
+        reason: Reason,
+        properties: Vec<String>,
+    },
     Publish(Received),
     PubAck(u16, Reason),
     PubRec(u16, Reason),
@@ -461,11 +465,9 @@ fn texts(properties: Properties<'_>) -> Vec<String> {
 
 fn owned(packet: ServerPacket<'_>) -> In {
     match packet {
-        ServerPacket::ConnAck(c) => In::ConnAck {
-            present: c.session_present,
-            reason: c.reason,
-            properties: texts(c.properties),
-        },
+        ServerPacket::ConnAck(c) => {
+            In::ConnAck { present: c.session_present, reason: c.reason, properties: texts(c.properties) }
+        }
         ServerPacket::Publish(p) => In::Publish(Received {
             topic: p.topic.to_owned(),
             payload: p.payload.to_vec(),

@@ -200,7 +200,12 @@ pub fn must_hold(what: &str, events: &[Event]) -> Report {
     let report = check(events);
     println!(
         "{what}: {} kills, {} sent, {} acknowledged, {} received, {} of QoS 1 repeated, {} breaches",
-        report.kills, report.sent, report.acked, report.received, report.repeated, report.breaches.len()
+        report.kills,
+        report.sent,
+        report.acked,
+        report.received,
+        report.repeated,
+        report.breaches.len()
     );
     if !report.breaches.is_empty() {
         let file = std::env::temp_dir().join(format!("berth-history-{}.jsonl", std::process::id()));

@@ -130,8 +130,7 @@ impl Publisher {
     fn send(&self, client: &mut Client, msg: &Msg, packet_id: u16, dup: bool) -> io::Result<()> {
         self.stage.history.add(Event::Sent(msg.clone()));
         let (payload, qos) = (msg.payload(), QoS::from_bits(msg.qos).unwrap());
-        let out =
-            Out { topic: &msg.topic, payload: payload.as_bytes(), qos, retain: false, dup, packet_id };
+        let out = Out { topic: &msg.topic, payload: payload.as_bytes(), qos, retain: false, dup, packet_id };
         client.send(&publish_bytes(self.dial.version, &out))
     }
 
@@ -198,8 +197,7 @@ impl Subscriber {
                         let by = self.dial.client_id.clone();
                         self.stage.history.add(Event::Received { by, conn: self.conn, dup: p.dup, msg });
                     }
-                    let kind =
-                        if p.qos == QoS::ExactlyOnce { AckKind::PubRec } else { AckKind::PubAck };
+                    let kind = if p.qos == QoS::ExactlyOnce { AckKind::PubRec } else { AckKind::PubAck };
                     client.ack(kind, p.packet_id)?;
                 }
                 In::PubRel(id) => {

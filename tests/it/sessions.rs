@@ -76,7 +76,11 @@ fn of_many_claims_one_stays() {
 #[test]
 fn session_present_survives_a_restart() {
     let mut broker = Broker::start();
-    let kept = [Dial::v5("kept-5").persistent(), Dial::v4("kept-4").persistent(), Dial::v5("hour").clean().expiry(3600)];
+    let kept = [
+        Dial::v5("kept-5").persistent(),
+        Dial::v4("kept-4").persistent(),
+        Dial::v5("hour").clean().expiry(3600),
+    ];
     let gone = [Dial::v5("gone-5"), Dial::v4("gone-4")];
     for dial in kept.iter().chain(&gone) {
         let mut client = dial.connect(broker.mqtt);
@@ -143,7 +147,9 @@ fn suback_means_routable() {
         let mut publisher = Dial::v5("publisher").connect(address);
         let mut fresh = Dial::v5("fresh").connect(address);
         let mut lasting = Dial::v4("lasting").persistent().connect(address);
-        let filters = |i: usize| [format!("t/{i}/x"), format!("t/{i}/+"), format!("t/{i}/#"), format!("$share/g{i}/t/{i}/x")];
+        let filters = |i: usize| {
+            [format!("t/{i}/x"), format!("t/{i}/+"), format!("t/{i}/#"), format!("$share/g{i}/t/{i}/x")]
+        };
         for i in 0..200 {
             let qos = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce][i % 3];
             let filter = &filters(i)[i % 4];
@@ -199,7 +205,10 @@ fn retained_messages_survive_a_restart() {
         publisher = Dial::v5("publisher").connect(broker.mqtt);
         publisher.publish("r/marker", "", QoS::AtLeastOnce);
         assert_eq!(reader.receive().topic, "r/marker");
-        assert_eq!(broker.get_json("/cluster/status")["node"]["retained_messages"].as_u64(), retained(&broker));
+        assert_eq!(
+            broker.get_json("/cluster/status")["node"]["retained_messages"].as_u64(),
+            retained(&broker)
+        );
         if round == 1 {
             assert!(broker.stop().success());
         } else {
