@@ -62,7 +62,10 @@ impl Log {
             seen = log.0.len();
             let (next, timeout) = self.grown.wait_timeout(log, PATIENCE).unwrap();
             log = next;
-            assert!(!timeout.timed_out(), "no such log line; the log:\n{}", log.0.join("\n"));
+            if timeout.timed_out() {
+                drop(log); // whoever shows it wants the lock
+                panic!("no such log line within {PATIENCE:?}");
+            }
         }
     }
 

@@ -11,6 +11,7 @@ mod disk_full;
 mod docs;
 mod fuzz_decode;
 mod history;
+mod hostile;
 mod kill;
 mod load;
 mod malformed;
