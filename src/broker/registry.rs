@@ -3,6 +3,7 @@
 use super::Broker;
 use super::handle::Handle;
 use super::mailbox::{Found, Mailbox, Place, Wakes};
+use super::ports::Lsn;
 use super::publish::Scratch;
 use crate::clock::Time;
 use crate::mqtt::Reason;
@@ -71,6 +72,15 @@ impl Registry {
 #[derive(Debug, Default)]
 pub struct Claimant {
     row: Option<(Arc<Handle>, u64)>,
+    ended: Lsn,
+}
+
+impl Claimant {
+    /// When the end of the session that a clean start replaced is durable; before that the client must not hear that it
+    /// begins anew, or a crash would bring back what it has forgotten.
+    pub fn ended(&self) -> Lsn {
+        self.ended
+    }
 }
 
 /// What became of a claim.
@@ -120,7 +130,8 @@ impl Broker {
                             return Claim::Granted { handle, session, present: true };
                         }
                         if !over {
-                            self.end_dormant(&handle, &mut session, now, scratch);
+                            let ended = self.end_dormant(&handle, &mut session, now, scratch);
+                            claimant.ended = claimant.ended.max(ended.unwrap_or(0));
                         }
                     }
                     Found::Gone => {

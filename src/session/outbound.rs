@@ -169,7 +169,8 @@ impl Session {
         let recorded = seq.filter(|_| self.durable);
         let Some(conn) = self.conn.as_mut() else { return };
         let mut stage = Stage::Sent;
-        if let (Some(seq), QoS::ExactlyOnce) = (recorded, qos) {
+        if let Some(seq) = recorded.filter(|_| qos == QoS::ExactlyOnce || self.outbound.inflight.recording())
+        {
             stage = Stage::Recording;
             let token = self.next_token;
             self.next_token += 1;
@@ -201,7 +202,7 @@ impl Session {
                 let Some(delivery) = &entry.delivery else { return };
                 entry.stage = Stage::Sent;
                 if conn.write_publish(delivery, packet_id, false, now, out) {
-                    out.effects.push(Effect::Sent(QoS::ExactlyOnce));
+                    out.effects.push(Effect::Sent(delivery.qos));
                 } else {
                     self.finish(packet_id, out);
                     self.send_ready(now, out);

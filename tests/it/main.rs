@@ -3,10 +3,22 @@
 
 mod arbitrary;
 mod architecture;
+mod broker;
+mod client;
 mod codec;
 mod corpus;
+mod disk_full;
 mod docs;
 mod fuzz_decode;
+mod history;
+mod hostile;
+mod kill;
+mod load;
 mod malformed;
+mod operations;
 mod oracle;
+mod random;
+mod sessions;
 mod tree;
+mod wait;
+mod wills;
