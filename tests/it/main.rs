@@ -8,4 +8,5 @@ mod corpus;
 mod docs;
 mod malformed;
 mod oracle;
+mod transcript;
 mod tree;
