@@ -31,6 +31,11 @@ impl Outbound {
         self.inflight.len() + self.ready.len()
     }
 
+    /// Whether messages in flight are still being read back from the journal.
+    pub(super) fn resuming(&self) -> bool {
+        self.resuming
+    }
+
     pub(super) fn ready_for_more(&self) -> bool {
         !self.resuming && self.ready.len() < READY_WINDOW
     }
@@ -62,6 +67,7 @@ impl Session {
     /// Resends what is in flight, in order; reads it back from the journal first if it is not here.
     pub(super) fn resume_outbound(&mut self, quota: u16, now: Time, out: &mut Actions) {
         self.outbound.quota = quota;
+        self.outbound.resuming = false; // a connection before this one may have ended while it was
         let missing: Vec<u64> = self
             .outbound
             .inflight
