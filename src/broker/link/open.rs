@@ -40,9 +40,14 @@ impl Link {
     }
 
     pub(super) fn poll_open(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
+        let reading = self.wants_read();
         let State::Open(open) = &mut self.state else { return };
         if open.session.next_timeout().is_some_and(|t| t <= now) {
-            open.session.handle(Input::Timeout, now, &mut cx.actions);
+            if reading {
+                open.session.handle(Input::Timeout, now, &mut cx.actions);
+            } else {
+                open.session.excuse(now);
+            }
         }
         open.give_durable(&self.broker, now, cx);
         self.run_effects(now, cx);
