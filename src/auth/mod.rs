@@ -50,12 +50,8 @@ mod tests {
             (Anonymous { anywhere: false, nowhere: true }, "127.0.0.1:5", false),
         ];
         for (auth, peer, allowed) in cases {
-            let who = Credentials {
-                client_id: "c",
-                username: None,
-                password: None,
-                peer: peer.parse().unwrap(),
-            };
+            let who =
+                Credentials { client_id: "c", username: None, password: None, peer: peer.parse().unwrap() };
             assert_eq!(auth.connect(&who).is_ok(), allowed, "{auth:?} {peer}");
         }
     }

@@ -76,12 +76,7 @@ impl Broker {
     }
 
     /// Puts a session to rest in its mailbox until its client or its next deadline comes.
-    pub(super) fn park(
-        &self,
-        handle: &Arc<Handle>,
-        session: Box<Session>,
-        scratch: &mut Scratch,
-    ) {
+    pub(super) fn park(&self, handle: &Arc<Handle>, session: Box<Session>, scratch: &mut Scratch) {
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Active).sub(1);
         sessions.of(SessionState::Dormant).add(1);

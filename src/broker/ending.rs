@@ -9,7 +9,7 @@ use super::router::Cache;
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS};
 use crate::session::{Actions, Delivery, DropReason, Effect, Extra, Session, Settings, Will};
-use crate::telemetry::metrics::{PublishRefusal, SessionState};
+use crate::telemetry::metrics::SessionState;
 use crate::topic::Filter;
 use hashbrown::HashSet;
 use std::collections::VecDeque;
@@ -108,7 +108,6 @@ impl Broker {
         let origin = Origin { session: handle.no, inbound: None, record: Some(&record) };
         self.metrics.wills_published.inc();
         if let Err(reason) = self.publish(message, &origin, &mut Cache::default(), scratch) {
-            self.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
             tracing::warn!(client = %handle.client_id, topic = message.topic(), ?reason, "will not published");
             self.journal.append(&[Change::Session(&record)]);
         }

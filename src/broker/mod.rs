@@ -21,16 +21,16 @@ pub use registry::{Admission, Claim, Claimant};
 pub use sys::Sys;
 
 use crate::session;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::SessionState;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
 use ports::{Authorizer, Coordinator, Journal, SessionNo};
 use registry::Registry;
 use retained::{Retained, RetainedLimits};
 use router::Router;
-use std::sync::{Arc, Weak};
-use crate::telemetry::Metrics;
-use crate::telemetry::metrics::SessionState;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Every limit of the broker.
 #[derive(Clone, Copy, Debug)]

@@ -7,6 +7,7 @@ use super::router::{Cache, Target};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
 use crate::session::{Delivery, DropReason, Extra};
+use crate::telemetry::metrics::PublishRefusal;
 use smallvec::SmallVec;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -44,7 +45,8 @@ impl Broker {
     /// Routes `message`.
     ///
     /// # Errors
-    /// 0x97 if it is to be retained and the limits of retained messages forbid it: then nothing happened.
+    /// 0x97 if it is to be retained and the limits of retained messages forbid it: then nothing happened. At QoS 0, where
+    /// nobody could be told, it is routed all the same, but not retained.
     pub fn publish(
         &self,
         message: &Message,
@@ -54,7 +56,15 @@ impl Broker {
     ) -> Result<Routed, Reason> {
         let mut lsn = None;
         if message.retain() {
-            lsn = self.retain(message)?;
+            match self.retain(message) {
+                Ok(when) => lsn = when,
+                Err(reason) => {
+                    self.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
+                    if message.qos() > QoS::AtMostOnce {
+                        return Err(reason);
+                    }
+                }
+            }
         }
         let matches = self.router.lookup(message.topic(), cache);
         let mut matched = false;
@@ -103,12 +113,7 @@ impl Broker {
         true
     }
 
-    fn journal_message(
-        &self,
-        message: &Message,
-        origin: &Origin<'_>,
-        scratch: &mut Scratch,
-    ) -> Option<Lsn> {
+    fn journal_message(&self, message: &Message, origin: &Origin<'_>, scratch: &mut Scratch) -> Option<Lsn> {
         let mut changes: SmallVec<[Change<'_>; 3]> = SmallVec::new();
         if let Some(packet_id) = origin.inbound {
             changes.push(Change::InboundBegin { session: origin.session, packet_id });

@@ -8,7 +8,7 @@ use super::publish::Scratch;
 use super::registry::Registry;
 use super::retained::Retained;
 use super::router::Router;
-use super::subscribe::subscriber;
+use super::subscribe::{Added, subscriber};
 use super::{Broker, Limits, Ports};
 use crate::clock::Time;
 use crate::session::{Session, Will};
@@ -71,18 +71,22 @@ impl Broker {
         let session = Session::recovered(record.expiry_s, detached_at, will, &r.inbound, steps);
         let was_connected = record.disconnected_at.is_none();
         let mailbox = Mailbox::new(Place::Parked(Box::new(session)), r.pending.into(), r.pending_bytes);
-        let handle =
-            Arc::new(Handle::new(record.no, record.client_id, true, record.created_at, mailbox));
+        let handle = Arc::new(Handle::new(record.no, record.client_id, true, record.created_at, mailbox));
         handle.set_recorded();
         self.next_session.fetch_max(record.no + 1, Ordering::Relaxed);
         self.registry.insert(handle.clone());
         self.metrics.sessions.of(SessionState::Dormant).add(1);
+        let mut added = Added::default();
+        let mut subscriptions = handle.subscriptions.lock();
         for s in r.subscriptions {
+            // The journal has only what a session was granted.
             if let Ok(filter) = Filter::parse(&s.filter) {
                 let entry = subscriber(&handle, &filter, &s.filter, s.options, s.subscription_id);
-                self.add(&handle, &s.filter, entry, s.subscription_id);
+                self.add(&mut subscriptions, &filter, &s.filter, entry, s.subscription_id, &mut added);
             }
         }
+        drop(subscriptions);
+        self.count_added(&added);
         if was_connected {
             self.save_parked(&handle);
         }

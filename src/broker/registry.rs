@@ -1,9 +1,9 @@
 //! Sessions by client identifier, and who gets one: at most one connection serves a client identifier (G1).
 
+use super::Broker;
 use super::handle::Handle;
 use super::mailbox::{Found, Mailbox, Place, Wakes};
 use super::publish::Scratch;
-use super::Broker;
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use crate::session::{CloseCause, Session, Settings};
@@ -143,8 +143,7 @@ impl Broker {
                     let durable = settings.expiry_s > 0;
                     let mailbox = Mailbox::new(Place::Attached, VecDeque::new(), 0);
                     let no = self.new_session_no();
-                    let handle =
-                        Arc::new(Handle::new(no, settings.client_id.clone(), durable, now, mailbox));
+                    let handle = Arc::new(Handle::new(no, settings.client_id.clone(), durable, now, mailbox));
                     e.insert(handle.clone());
                     self.metrics.sessions.of(SessionState::Active).add(1);
                     return Claim::Granted {

@@ -115,7 +115,7 @@ impl Retained {
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.inner.read().index.is_empty()
     }
 
     /// Bytes of all retained messages.

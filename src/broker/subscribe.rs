@@ -1,7 +1,7 @@
 //! SUBSCRIBE and UNSUBSCRIBE as the broker carries them out (MQTT 5.0 sections 3.8 to 3.11).
 
 use super::Broker;
-use super::handle::{Handle, Subscription};
+use super::handle::{Handle, Subscription, Subscriptions};
 use super::ports::{Change, Identity, Lsn, SubscriptionRecord};
 use super::publish::Scratch;
 use super::router::{Subscriber, Target};
@@ -20,6 +20,13 @@ pub struct Answered {
     pub codes: SmallVec<[Reason; 4]>,
     /// When it is safe to say so; `None` = now.
     pub lsn: Option<Lsn>,
+}
+
+/// New subscriptions, to be counted together.
+#[derive(Debug, Default)]
+pub(super) struct Added {
+    all: u64,
+    shared: u64,
 }
 
 /// Retained messages to send to a new subscription.
@@ -41,25 +48,29 @@ impl Broker {
         retained: &mut impl Extend<RetainedRequest>,
     ) -> Answered {
         let mut answered = Answered::default();
+        let id = request.subscription_id;
+        let retains = !self.retained.is_empty();
+        let mut added = Added::default();
+        let mut subscriptions = handle.subscriptions.lock();
         for f in &request.filters {
-            let refused = f.refused.or_else(|| self.refuses(handle, who, &f.filter));
-            if let Some(reason) = refused {
+            let filter = match Filter::parse(&f.filter) {
+                Ok(filter) => filter,
+                Err(_) => {
+                    answered.codes.push(Reason::TopicFilterInvalid);
+                    continue;
+                }
+            };
+            if let Some(reason) = f.refused.or_else(|| self.refuses(who, &filter, &f.filter, &subscriptions))
+            {
                 answered.codes.push(reason);
                 continue;
             }
-            let Ok(filter) = Filter::parse(&f.filter) else {
-                answered.codes.push(Reason::TopicFilterInvalid);
-                continue;
-            };
-            let s = subscriber(handle, &filter, &f.filter, f.options, request.subscription_id);
-            let target = Broker::target_of(&s);
-            let is_new = self.add(handle, &f.filter, s, request.subscription_id);
+            let s = subscriber(handle, &filter, &f.filter, f.options, id);
+            let target = retains.then(|| Broker::target_of(&s));
+            let is_new = self.add(&mut subscriptions, &filter, &f.filter, s, id, &mut added);
             if handle.durable {
-                let subscription = SubscriptionRecord {
-                    filter: f.filter.clone(),
-                    options: f.options,
-                    subscription_id: request.subscription_id,
-                };
+                let subscription =
+                    SubscriptionRecord { filter: f.filter.clone(), options: f.options, subscription_id: id };
                 let change = Change::Subscribe { session: handle.no, subscription: &subscription };
                 answered.lsn = Some(self.journal.append(&[change]));
             }
@@ -68,41 +79,58 @@ impl Broker {
                 QoS::AtLeastOnce => Reason::GrantedQoS1,
                 QoS::ExactlyOnce => Reason::GrantedQoS2,
             });
-            // No retained messages for shared subscriptions (section 4.8.2).
             let wanted = match f.options.retain_handling {
                 RetainHandling::Send => true,
                 RetainHandling::SendIfNew => is_new,
                 RetainHandling::DoNotSend => false,
             };
-            if wanted && filter.share.is_none() {
+            // No retained messages for shared subscriptions (section 4.8.2).
+            if let Some(target) = target.filter(|_| wanted && filter.share.is_none()) {
                 retained.extend([RetainedRequest { filter: f.filter.clone(), target }]);
             }
         }
+        self.count_added(&added);
         answered
     }
 
-    fn refuses(&self, handle: &Handle, who: &Identity, filter: &str) -> Option<Reason> {
-        let parsed = Filter::parse(filter).ok()?;
-        if !self.authorizer.subscribe(who, parsed.filter) {
+    fn refuses(
+        &self,
+        who: &Identity,
+        filter: &Filter<'_>,
+        name: &str,
+        subscriptions: &Subscriptions,
+    ) -> Option<Reason> {
+        if !self.authorizer.subscribe(who, filter.filter) {
             return Some(Reason::NotAuthorized);
         }
-        let subscriptions = handle.subscriptions.lock();
-        let full = subscriptions.len() >= self.limits.subscriptions && !subscriptions.contains_key(filter);
+        let full = subscriptions.len() >= self.limits.subscriptions && !subscriptions.contains_key(name);
         full.then_some(Reason::QuotaExceeded)
     }
 
     /// Puts a subscription into the router and the session's own list; true if it is new.
-    pub(super) fn add(&self, handle: &Handle, name: &Arc<str>, s: Subscriber, id: Option<u32>) -> bool {
-        let Ok(filter) = Filter::parse(name) else { return false };
+    pub(super) fn add(
+        &self,
+        subscriptions: &mut Subscriptions,
+        filter: &Filter<'_>,
+        name: &Arc<str>,
+        s: Subscriber,
+        id: Option<u32>,
+        added: &mut Added,
+    ) -> bool {
         let subscription = Subscription { options: s.options, id };
-        let mut subscriptions = handle.subscriptions.lock();
         let is_new = subscriptions.insert(name.clone(), subscription).is_none();
-        self.router.subscribe(&filter, name, s);
-        if is_new {
-            self.metrics.subscriptions_active.add(1);
-            self.metrics.shared_subscriptions.add(u64::from(filter.share.is_some()));
-        }
+        self.router.subscribe(filter, name, s);
+        added.all += u64::from(is_new);
+        added.shared += u64::from(is_new && filter.share.is_some());
         is_new
+    }
+
+    /// Counts new subscriptions.
+    pub(super) fn count_added(&self, added: &Added) {
+        self.metrics.subscriptions_active.add(added.all);
+        if added.shared > 0 {
+            self.metrics.shared_subscriptions.add(added.shared);
+        }
     }
 
     /// Unsubscribes `handle`; `None` stands for a filter that is not valid.
@@ -133,12 +161,7 @@ impl Broker {
 
     /// Retained messages for a new subscription. Those that a persistent session must not lose are queued here, in the
     /// journal; the others are returned, for the connection to send as the client takes them.
-    pub fn retained_for(
-        &self,
-        request: &RetainedRequest,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> Vec<Message> {
+    pub fn retained_for(&self, request: &RetainedRequest, now: Time, scratch: &mut Scratch) -> Vec<Message> {
         let mut found = self.retained.matching(&request.filter, now);
         let t = &request.target;
         if t.handle.durable && t.qos > QoS::AtMostOnce {

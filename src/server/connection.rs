@@ -75,6 +75,9 @@ pub(super) async fn serve(
 impl Connection {
     fn with_buffers<R>(&mut self, f: impl FnOnce(&mut Connection, &mut Buffers) -> R) -> R {
         BUFFERS.with_borrow_mut(|b| {
+            // Nothing that a connection may have left behind by panicking reaches another client.
+            b.context.actions.wire.clear();
+            b.context.actions.effects.clear();
             if !self.unsent.is_empty() {
                 // Goes before whatever comes now, and counts towards what the client has yet to take.
                 std::mem::swap(&mut self.unsent, &mut b.context.actions.wire);

@@ -250,6 +250,24 @@ pub struct Actions {
     pub wire: Vec<u8>,
     /// What to do, in order.
     pub effects: Vec<Effect>,
+    /// Packets written to `wire`; whoever counts them sets it back.
+    pub packets: u64,
+    /// Payload bytes of PUBLISH packets written to `wire`.
+    pub payload_bytes: u64,
+}
+
+impl Actions {
+    /// Where to write one packet for the client.
+    pub fn packet(&mut self) -> &mut Vec<u8> {
+        self.packets += 1;
+        &mut self.wire
+    }
+
+    /// Takes the last packet back, which begins at `start`.
+    pub(super) fn take_back(&mut self, start: usize) {
+        self.packets -= 1;
+        self.wire.truncate(start);
+    }
 }
 
 /// The remaining message expiry at `now`, seconds, rounded up (MQTT 5.0 section 3.3.2.3.3).

@@ -2,9 +2,9 @@
 //!
 //! Acknowledgements of publishes leave in the order of the publishes (section 4.6), whatever order the outcomes come in.
 
+use super::Session;
 use super::actions::{Actions, CloseCause, Effect, FilterRequest, Outcome, SubscribeRequest, Token};
 use super::connect::{Request, expires_at};
-use super::Session;
 use crate::clock::Time;
 use crate::mqtt::encode::{self, AckKind};
 use crate::mqtt::message::Parts;
@@ -83,7 +83,7 @@ impl Session {
         {
             // A repetition: the first one counts. If its outcome is still open, that answers for both.
             if *under_way == 0 {
-                encode::ack(&mut out.wire, conn.version, AckKind::PubRec, p.packet_id, Reason::Success, None);
+                encode::ack(out.packet(), conn.version, AckKind::PubRec, p.packet_id, Reason::Success, None);
             }
             return;
         }
@@ -91,7 +91,11 @@ impl Session {
             && conn.version.is_v5()
             && self.inbound.exhausted(conn.limits.receive_maximum)
         {
-            return self.fail(Reason::ReceiveMaximumExceeded, "more publishes than the receive maximum allows", out);
+            return self.fail(
+                Reason::ReceiveMaximumExceeded,
+                "more publishes than the receive maximum allows",
+                out,
+            );
         }
         if let Err(e) = crate::topic::validate_name(topic) {
             let why = e.to_string();
@@ -164,7 +168,7 @@ impl Session {
                 }
             }
         }
-        encode::ack(&mut out.wire, version, kind, packet_id, reason, None);
+        encode::ack(out.packet(), version, kind, packet_id, reason, None);
     }
 
     pub(super) fn pubrel(&mut self, ack: Ack, out: &mut Actions) {
@@ -174,7 +178,14 @@ impl Session {
             Some(0) => {
                 self.inbound.exactly_once.remove(&ack.packet_id);
                 if !self.durable {
-                    encode::ack(&mut out.wire, version, AckKind::PubComp, ack.packet_id, Reason::Success, None);
+                    encode::ack(
+                        out.packet(),
+                        version,
+                        AckKind::PubComp,
+                        ack.packet_id,
+                        Reason::Success,
+                        None,
+                    );
                     return;
                 }
                 let token = self.next_token;
@@ -185,7 +196,7 @@ impl Session {
             Some(_) => self.fail(Reason::ProtocolError, "PUBREL before PUBREC", out),
             None => {
                 let reason = Reason::PacketIdentifierNotFound;
-                encode::ack(&mut out.wire, version, AckKind::PubComp, ack.packet_id, reason, None);
+                encode::ack(out.packet(), version, AckKind::PubComp, ack.packet_id, reason, None);
             }
         }
     }
@@ -212,7 +223,7 @@ impl Session {
         let Some(conn) = self.conn.as_mut() else { return };
         if let Some(Request::SubAck(packet_id)) = conn.pending.take(token) {
             let start = out.wire.len();
-            encode::suback(&mut out.wire, conn.version, packet_id, codes);
+            encode::suback(out.packet(), conn.version, packet_id, codes);
             self.check_size(start, out);
         }
     }
@@ -229,7 +240,7 @@ impl Session {
         let Some(conn) = self.conn.as_mut() else { return };
         if let Some(Request::UnsubAck(packet_id)) = conn.pending.take(token) {
             let start = out.wire.len();
-            encode::unsuback(&mut out.wire, conn.version, packet_id, codes);
+            encode::unsuback(out.packet(), conn.version, packet_id, codes);
             self.check_size(start, out);
         }
     }
@@ -238,7 +249,7 @@ impl Session {
     fn check_size(&mut self, start: usize, out: &mut Actions) {
         let fits = self.conn.as_ref().is_none_or(|c| out.wire.len() - start <= c.maximum_packet_size as usize);
         if !fits {
-            out.wire.truncate(start);
+            out.take_back(start);
             self.fail(Reason::PacketTooLarge, "the answer exceeds the client's maximum packet size", out);
         }
     }
@@ -246,7 +257,11 @@ impl Session {
     pub(super) fn disconnect(&mut self, d: &Disconnect<'_>, out: &mut Actions) {
         if let Some(expiry_s) = d.session_expiry_s {
             if self.expiry_s == 0 && expiry_s > 0 {
-                return self.fail(Reason::ProtocolError, "session expiry at DISCONNECT after none at CONNECT", out);
+                return self.fail(
+                    Reason::ProtocolError,
+                    "session expiry at DISCONNECT after none at CONNECT",
+                    out,
+                );
             }
             let max = self.conn.as_ref().map_or(u32::MAX, |c| c.limits.max_session_expiry_s);
             self.expiry_s = expiry_s.min(max);

@@ -5,8 +5,8 @@ use super::connect::{Pending, Settings, expires_at};
 use super::inflight::Stage;
 use super::{Conn, Session, limits};
 use crate::clock::Time;
-use crate::mqtt::message::Parts;
 use crate::mqtt::Message;
+use crate::mqtt::message::Parts;
 use crate::topic::{InboundAliases, OutboundAliases};
 use std::num::NonZeroU64;
 
@@ -177,9 +177,14 @@ impl Session {
     }
 
     pub(super) fn timeout(&mut self, now: Time, out: &mut Actions) {
-        let late = self.deadlines().into_iter().flatten().any(|(t, timer)| timer == Timer::KeepAlive && t <= now);
+        let late =
+            self.deadlines().into_iter().flatten().any(|(t, timer)| timer == Timer::KeepAlive && t <= now);
         if late {
-            self.close(CloseCause::KeepAlive, Some("nothing heard within one and a half times the keep alive"), out);
+            self.close(
+                CloseCause::KeepAlive,
+                Some("nothing heard within one and a half times the keep alive"),
+                out,
+            );
         }
     }
 
@@ -189,7 +194,8 @@ impl Session {
             return;
         }
         self.fire_due(now, out);
-        let over = self.deadlines().into_iter().flatten().any(|(t, timer)| timer == Timer::Expiry && t <= now);
+        let over =
+            self.deadlines().into_iter().flatten().any(|(t, timer)| timer == Timer::Expiry && t <= now);
         if over {
             out.effects.push(Effect::End);
         }

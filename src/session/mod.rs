@@ -16,7 +16,8 @@ mod packet_ids;
 mod tests;
 
 pub use actions::{
-    Actions, CloseCause, Delivery, DropReason, Effect, Extra, FilterRequest, Input, Leftover, Outcome, SubscribeRequest, Token,
+    Actions, CloseCause, Delivery, DropReason, Effect, Extra, FilterRequest, Input, Leftover, Outcome,
+    SubscribeRequest, Token,
 };
 pub use connect::Settings;
 pub use limits::Limits;
@@ -128,7 +129,7 @@ impl Session {
             Packet::PubComp(a) => self.pubcomp(a, now, out),
             Packet::Subscribe(s) => self.subscribe(&s, out),
             Packet::Unsubscribe(u) => self.unsubscribe(&u, out),
-            Packet::PingReq => encode::pingresp(&mut out.wire),
+            Packet::PingReq => encode::pingresp(out.packet()),
             Packet::Disconnect(d) => self.disconnect(&d, out),
             Packet::Auth(_) => {
                 self.fail(Reason::ProtocolError, "AUTH without an authentication method in CONNECT", out);
@@ -152,10 +153,10 @@ impl Session {
         if let (Version::V5, Some(reason)) = (conn.version, cause.told()) {
             let why = why.filter(|_| conn.problem_information);
             let start = out.wire.len();
-            encode::disconnect(&mut out.wire, reason, why, None, None);
+            encode::disconnect(out.packet(), reason, why, None, None);
             if out.wire.len() - start > conn.maximum_packet_size as usize {
-                out.wire.truncate(start);
-                encode::disconnect(&mut out.wire, reason, None, None, None);
+                out.take_back(start);
+                encode::disconnect(out.packet(), reason, None, None, None);
             }
         }
         out.effects.push(Effect::Close { cause, why: why.map(Into::into) });

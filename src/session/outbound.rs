@@ -115,7 +115,7 @@ impl Session {
             } else {
                 e.stage = Stage::Released;
                 encode::ack(
-                    &mut out.wire,
+                    out.packet(),
                     conn.version,
                     AckKind::PubRel,
                     e.packet_id,
@@ -224,7 +224,7 @@ impl Session {
         let version = conn.version;
         match conn.pending.take(token) {
             Some(Request::PubComp(packet_id)) => {
-                encode::ack(&mut out.wire, version, AckKind::PubComp, packet_id, Reason::Success, None);
+                encode::ack(out.packet(), version, AckKind::PubComp, packet_id, Reason::Success, None);
             }
             Some(Request::Publish(packet_id)) => {
                 let Some(entry) = self.outbound.inflight.get_mut(packet_id) else { return };
@@ -240,7 +240,7 @@ impl Session {
             Some(Request::PubRel(packet_id)) => {
                 if let Some(entry) = self.outbound.inflight.get_mut(packet_id) {
                     entry.stage = Stage::Released;
-                    encode::ack(&mut out.wire, version, AckKind::PubRel, packet_id, Reason::Success, None);
+                    encode::ack(out.packet(), version, AckKind::PubRel, packet_id, Reason::Success, None);
                 }
             }
             Some(Request::SubAck(_) | Request::UnsubAck(_)) | None => {}
@@ -268,7 +268,7 @@ impl Session {
             // PUBREL with 0x92 (MQTT 5) or plain (MQTT 3): the client forgets the identifier either way.
             let reason = Reason::PacketIdentifierNotFound;
             if (ack.reason as u8) < 0x80 {
-                encode::ack(&mut out.wire, version, AckKind::PubRel, ack.packet_id, reason, None);
+                encode::ack(out.packet(), version, AckKind::PubRel, ack.packet_id, reason, None);
             }
             return;
         };
@@ -290,19 +290,12 @@ impl Session {
                     out.effects.push(Effect::Outbound { token: Some(token), packet_id, seq, released: true });
                 } else {
                     entry.stage = Stage::Released;
-                    encode::ack(
-                        &mut out.wire,
-                        version,
-                        AckKind::PubRel,
-                        ack.packet_id,
-                        Reason::Success,
-                        None,
-                    );
+                    encode::ack(out.packet(), version, AckKind::PubRel, ack.packet_id, Reason::Success, None);
                 }
             }
             (QoS::ExactlyOnce, Stage::Releasing) => {}
             (QoS::ExactlyOnce, Stage::Released) => {
-                encode::ack(&mut out.wire, version, AckKind::PubRel, ack.packet_id, Reason::Success, None);
+                encode::ack(out.packet(), version, AckKind::PubRel, ack.packet_id, Reason::Success, None);
             }
             _ => self.fail(Reason::ProtocolError, "PUBREC for a message that was not sent with QoS 2", out),
         }
@@ -364,7 +357,8 @@ impl Conn {
                 AliasUse::Use(alias) => Some(Alias::Use(alias)),
             };
         }
-        encode::publish(&mut out.wire, &p);
+        encode::publish(out.packet(), &p);
+        out.payload_bytes += d.message.payload().len() as u64;
         true
     }
 }

@@ -275,8 +275,12 @@ impl State {
         self.next_order += 1;
         let order = self.next_order;
         let Some(session) = self.sessions.get_mut(&session) else { return };
-        // A step of a message that the session does not hold (any more) says nothing.
-        let Some(slot) = session.unsettled.get_mut(&seq) else { return };
+        let Some(slot) = session.unsettled.get_mut(&seq) else {
+            // A step of a message that the session does not hold says nothing, but it has taken the identifier.
+            let replaced = session.outbound.remove(&packet_id);
+            replaced.and_then(|replaced| session.unsettled.insert(replaced.seq, None));
+            return;
+        };
         let before = slot.replace(packet_id);
         if before.is_some_and(|before| before != packet_id) {
             before.and_then(|before| session.outbound.remove(&before));

@@ -1,5 +1,5 @@
-//! Where the indexes keep their nodes, values and level names: 32-bit ids instead of pointers, in chunks that are
-//! never moved or over-allocated, and a hash table of such ids.
+//! Where the indexes keep their nodes, values and long level names: 32-bit ids instead of pointers, in chunks, so
+//! that growth neither moves all of it nor allocates twice of it.
 //!
 //! An id is valid until it is removed. Ids never leave this layer, so a stale one is an error of ours, not of a
 //! client.
@@ -7,10 +7,8 @@
 use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
 
-use hashbrown::HashTable;
-
 /// Slots of a chunk: small enough that growing by one is no pause, large enough to make its header negligible.
-const CHUNK: usize = 1024;
+const CHUNK: usize = 4096;
 
 /// A slot of an [`Arena`]. Four bytes, also as an `Option`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,51 +166,6 @@ impl<T> IndexMut<Id> for Arena<T> {
     }
 }
 
-/// Ids by hash. The table keeps 32 bits of each hash, so that growing it touches nothing but itself.
-#[derive(Debug, Default)]
-pub(super) struct IdTable {
-    table: HashTable<(u32, Id)>,
-}
-
-/// Tables smaller than this many slots are not worth shrinking.
-const SHRINK_ABOVE: usize = 1024;
-
-/// Makes 64 good bits of 32: the table takes its slot from the low and its tag from the high ones.
-#[inline]
-fn spread(hash: u32) -> u64 {
-    u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-}
-
-impl IdTable {
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.table.len()
-    }
-
-    #[inline]
-    pub(super) fn find(&self, hash: u32, mut is_it: impl FnMut(Id) -> bool) -> Option<Id> {
-        self.table.find(spread(hash), |&(h, id)| h == hash && is_it(id)).map(|&(_, id)| id)
-    }
-
-    pub(super) fn insert(&mut self, hash: u32, id: Id) {
-        self.table.insert_unique(spread(hash), (hash, id), |&(hash, _)| spread(hash));
-    }
-
-    pub(super) fn remove(&mut self, hash: u32, id: Id) {
-        if let Ok(entry) = self.table.find_entry(spread(hash), |&slot| slot == (hash, id)) {
-            entry.remove();
-        }
-        let (len, capacity) = (self.table.len(), self.table.capacity());
-        if capacity > SHRINK_ABOVE && len < capacity / 8 {
-            self.table.shrink_to(len * 2, |&(hash, _)| spread(hash));
-        }
-    }
-
-    pub(super) fn memory_bytes(&self) -> usize {
-        self.table.allocation_size()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,22 +193,5 @@ mod tests {
         assert_eq!((arena.chunks.len(), arena.open.len(), arena.len()), (3, 0, 3 * CHUNK));
         let seen: Vec<Id> = arena.iter().map(|(id, _)| id).collect();
         assert_eq!(seen, ids);
-    }
-
-    #[test]
-    fn table_shrinks_after_a_mass_removal() {
-        let mut table = IdTable::default();
-        let ids: Vec<Id> = (1..=100_000).filter_map(Id::from_raw).collect();
-        let hash = |id: Id| id.raw().wrapping_mul(2_654_435_761) >> 3; // some collide
-        for &id in &ids {
-            table.insert(hash(id), id);
-        }
-        let full = table.memory_bytes();
-        for &id in &ids[1000..] {
-            table.remove(hash(id), id);
-        }
-        assert_eq!(table.len(), 1000);
-        assert!(table.memory_bytes() < full / 8, "{} of {full}", table.memory_bytes());
-        assert!(ids[..1000].iter().all(|&id| table.find(hash(id), |other| other == id) == Some(id)));
     }
 }

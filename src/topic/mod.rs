@@ -6,9 +6,10 @@
 
 mod alias;
 mod arena;
-mod levels;
+mod level;
 mod name;
 mod retained;
+mod table;
 mod tree;
 mod trie;
 

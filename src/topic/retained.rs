@@ -171,13 +171,13 @@ impl<V> RetainedTrie<V> {
     }
 
     /// Bytes this index has allocated, the values themselves included but not what they own. An estimate: what the
-    /// allocator adds is not in it. Takes time in proportion to the index's size divided by a thousand.
+    /// allocator adds is not in it. Walks one header for some thousand entries.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         self.tree.memory_bytes() + self.values.memory_bytes()
     }
 
-    /// Nodes, level names and indexed edges in use.
+    /// Nodes, long level names and indexed edges in use.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize, usize) {
         self.tree.counts()

@@ -1,8 +1,9 @@
-//! The tree of levels under both indexes: nodes of 28 bytes in an arena, and one hash table for the edges of all
+//! The tree of levels under both indexes: nodes of 40 bytes in an arena, and one hash table for the edges of all
 //! nodes that have more than one child. It knows names and nodes; wildcards and values are the indexes' business.
 
-use super::arena::{Arena, Id, IdTable};
-use super::levels::Levels;
+use super::arena::{Arena, Id};
+use super::level::{Name, Names};
+use super::table::IdTable;
 
 /// The node every path starts from.
 pub(super) const ROOT: Id = Id::FIRST;
@@ -11,8 +12,8 @@ pub(super) const ROOT: Id = Id::FIRST;
 #[derive(Debug)]
 pub(super) struct Node<X> {
     pub(super) parent: Id,
-    /// The name of this level; the root has none and this means nothing there.
-    pub(super) level: Id,
+    /// The name of this level; the root has none.
+    name: Name,
     /// What is stored under this very path.
     pub(super) value: Option<Id>,
     /// How many named children there are.
@@ -32,7 +33,7 @@ pub(super) trait Links: Sized + Default {
 #[derive(Debug)]
 pub(super) struct Tree<X> {
     pub(super) nodes: Arena<Node<X>>,
-    levels: Levels,
+    names: Names,
     edges: IdTable,
 }
 
@@ -40,12 +41,21 @@ pub(super) struct Tree<X> {
 #[inline]
 pub(super) fn split(path: &[u8], at: usize) -> (&[u8], usize) {
     let rest = path.get(at..).unwrap_or_default();
-    // Levels are short, so a plain loop beats the set-up of a vectorised search.
-    match rest.iter().position(|&byte| byte == b'/') {
+    // Most levels end within a few bytes, where a plain loop beats the set-up of the vectorised search; that one is
+    // for the long ones, which every waiting branch may have to measure again.
+    let (near, far) = rest.split_at(rest.len().min(NEAR));
+    let len = match near.iter().position(|&byte| byte == b'/') {
+        None if !far.is_empty() => memchr::memchr(b'/', far).map(|len| len + NEAR),
+        len => len,
+    };
+    match len {
         Some(len) => (&rest[..len], at + len + 1),
         None => (rest, END),
     }
 }
+
+/// Bytes looked at one by one for the end of a level.
+const NEAR: usize = 24;
 
 /// The position behind the last level.
 pub(super) const END: usize = usize::MAX;
@@ -63,19 +73,19 @@ impl<X: Links> Tree<X> {
         let mut nodes = Arena::new();
         nodes.insert(Node {
             parent: ROOT,
-            level: Id::FIRST,
+            name: Name::EMPTY,
             value: None,
             children: 0,
             child: 0,
             extra: X::default(),
         });
-        Self { nodes, levels: Levels::new(), edges: IdTable::default() }
+        Self { nodes, names: Names::new(), edges: IdTable::default() }
     }
 
     /// The name of a node's level.
     #[inline]
-    pub(super) fn name(&self, node: &Node<X>) -> &[u8] {
-        self.levels.name(node.level)
+    pub(super) fn name<'a>(&'a self, node: &'a Node<X>) -> &'a [u8] {
+        self.names.bytes(&node.name)
     }
 
     /// The child of this name.
@@ -85,7 +95,7 @@ impl<X: Links> Tree<X> {
         match node.children {
             0 => None,
             1 => Id::from_raw(node.child).filter(|&child| self.name(&self.nodes[child]) == level),
-            _ => self.edge(id, level, self.levels.hash(level)),
+            _ => self.edge(id, level, self.names.hash(level)),
         }
     }
 
@@ -102,8 +112,8 @@ impl<X: Links> Tree<X> {
         if let Some(child) = self.child(parent, level) {
             return child;
         }
-        let level_hash = self.levels.hash(level);
-        let child = self.insert_unlinked(parent, level);
+        let level_hash = self.names.hash(level);
+        let child = self.insert_node(parent, level, level_hash);
         if self.nodes[parent].children > 0 {
             self.index_sole_child(parent);
             self.edges.insert(edge_hash(parent, level_hash), child);
@@ -115,9 +125,12 @@ impl<X: Links> Tree<X> {
 
     /// A node that is not among the named children of its parent.
     pub(super) fn insert_unlinked(&mut self, parent: Id, level: &[u8]) -> Id {
-        let level_hash = self.levels.hash(level);
-        let level = self.levels.acquire(level, level_hash);
-        self.nodes.insert(Node { parent, level, value: None, children: 0, child: 0, extra: X::default() })
+        self.insert_node(parent, level, self.names.hash(level))
+    }
+
+    fn insert_node(&mut self, parent: Id, level: &[u8], level_hash: u64) -> Id {
+        let name = self.names.acquire(level, level_hash);
+        self.nodes.insert(Node { parent, name, value: None, children: 0, child: 0, extra: X::default() })
     }
 
     /// Takes a named child off its parent; it must have no children itself.
@@ -136,7 +149,7 @@ impl<X: Links> Tree<X> {
     /// Frees a node that is not (any more) among the named children of its parent.
     pub(super) fn remove_unlinked(&mut self, id: Id) {
         if let Some(node) = self.nodes.remove(id) {
-            self.levels.release(node.level);
+            self.names.release(node.name);
         }
     }
 
@@ -153,7 +166,7 @@ impl<X: Links> Tree<X> {
     }
 
     fn edge_hash_of(&self, parent: Id, child: Id) -> u32 {
-        edge_hash(parent, self.levels.hash(self.name(&self.nodes[child])))
+        edge_hash(parent, self.names.hash(self.name(&self.nodes[child])))
     }
 
     /// The node of a path, every level taken as a name.
@@ -174,25 +187,25 @@ impl<X: Links> Tree<X> {
         let mut id = id;
         while id != ROOT {
             let node = &self.nodes[id];
-            ids.push(node.level);
+            ids.push(id);
             id = node.parent;
         }
-        for (number, level) in ids.iter().rev().enumerate() {
+        for (number, &id) in ids.iter().rev().enumerate() {
             if number > 0 {
                 path.push('/');
             }
             // Levels come from `str`s split at a character, so this never fails.
-            path.push_str(std::str::from_utf8(self.levels.name(*level)).unwrap_or_default());
+            path.push_str(std::str::from_utf8(self.name(&self.nodes[id])).unwrap_or_default());
         }
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.nodes.memory_bytes() + self.levels.memory_bytes() + self.edges.memory_bytes()
+        self.nodes.memory_bytes() + self.names.memory_bytes() + self.edges.memory_bytes()
     }
 
-    /// Nodes, level names and indexed edges in use.
+    /// Nodes, long level names and indexed edges in use.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, usize, usize) {
-        (self.nodes.len(), self.levels.len(), self.edges.len())
+        (self.nodes.len(), self.names.len(), self.edges.len())
     }
 }

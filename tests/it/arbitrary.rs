@@ -1,9 +1,10 @@
 //! Arbitrary valid packets, both ways and in every version, for property tests.
 
 use berth::mqtt::client;
-use berth::mqtt::encode::AckKind;
+use berth::mqtt::encode::{self, AckKind, Alias, PublishOut};
+use berth::mqtt::message::Parts;
 use berth::mqtt::packet::SubscribeOptions;
-use berth::mqtt::{QoS, Reason, Version};
+use berth::mqtt::{Message, QoS, Reason, Version};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -244,9 +245,9 @@ fn ack(version: Version) -> impl Strategy<Value = FromClient> {
 }
 
 fn options(version: Version) -> impl Strategy<Value = SubscribeOptions> {
-    (0..=255u8).prop_filter_map("reserved", move |bits| {
-        let options = SubscribeOptions::from_bits(if version.is_v5() { bits } else { bits & 3 })?;
-        Some(options)
+    (0..3u8, 0..4u8, 0..3u8).prop_map(move |(qos, flags, retain_handling)| {
+        let bits = if version.is_v5() { qos | flags << 2 | retain_handling << 4 } else { qos };
+        SubscribeOptions::from_bits(bits).unwrap()
     })
 }
 
@@ -379,6 +380,61 @@ impl Publish {
                 properties: &self.properties.raw(),
             },
         );
+    }
+}
+
+/// What a server adds to a message when it delivers it.
+#[derive(Clone, Debug, Default)]
+pub struct ServerExtras {
+    pub alias: Option<Alias>,
+    pub message_expiry_s: Option<u32>,
+    pub subscription_ids: Vec<u32>,
+}
+
+pub fn server_extras() -> impl Strategy<Value = ServerExtras> {
+    let alias =
+        (any::<bool>(), 1..=u16::MAX).prop_map(|(set, n)| if set { Alias::Set(n) } else { Alias::Use(n) });
+    (option::of(alias), option::of(any::<u32>()), vec(1..=268_435_455u32, 0..3)).prop_map(
+        |(alias, message_expiry_s, subscription_ids)| ServerExtras {
+            alias,
+            message_expiry_s,
+            subscription_ids,
+        },
+    )
+}
+
+impl Publish {
+    /// The message that a broker makes of it.
+    pub fn message(&self) -> Message {
+        Message::new(Parts {
+            topic: if self.topic.is_empty() { "t" } else { &self.topic },
+            payload: &self.payload,
+            properties: &self.properties.only(|id| FORWARDED.contains(&id)),
+            qos: self.qos,
+            retain: self.retain,
+            expires_at: None,
+        })
+    }
+
+    /// As the broker delivers it, with the publish's own QoS and flags.
+    pub fn encode_from_server(&self, out: &mut Vec<u8>, version: Version, extras: &ServerExtras) {
+        let delivery = PublishOut {
+            version,
+            message: &self.message(),
+            qos: self.qos,
+            retain: self.retain,
+            dup: self.dup,
+            packet_id: self.packet_id,
+            topic_alias: extras.alias,
+            message_expiry_s: extras.message_expiry_s,
+            subscription_ids: &extras.subscription_ids,
+        };
+        encode::publish(out, &delivery);
+        assert_eq!(encode::publish_len(&delivery), out.len());
+        let mut vectored = Vec::new();
+        encode::publish_head(&mut vectored, &delivery);
+        vectored.extend_from_slice(delivery.message.payload());
+        assert_eq!(&vectored, out);
     }
 }
 

@@ -6,6 +6,7 @@ mod architecture;
 mod codec;
 mod corpus;
 mod docs;
+mod fuzz_decode;
 mod malformed;
 mod oracle;
 mod transcript;

@@ -50,7 +50,13 @@ struct Granted {
 
 /// The coordinator's answer, once it is there.
 #[derive(Debug, Default)]
-struct Ownership(Mutex<(Option<Result<Epoch, Reason>>, Option<Waker>)>);
+struct Ownership(Mutex<OwnershipSlot>);
+
+#[derive(Debug, Default)]
+struct OwnershipSlot {
+    outcome: Option<Result<Epoch, Reason>>,
+    waker: Option<Waker>,
+}
 
 /// A client that was told goodbye while its last change is not durable yet.
 #[derive(Debug)]
@@ -137,27 +143,28 @@ impl Link {
             }
             match std::mem::replace(&mut c.step, Step::Done) {
                 Step::Claiming(mut claimant) => {
-                    let claim =
-                        self.broker.claim(&c.settings, &mut claimant, waker, now, &mut cx.scratch);
+                    let claim = self.broker.claim(&c.settings, &mut claimant, waker, now, &mut cx.scratch);
                     match claim {
                         Claim::Waiting => {
                             c.step = Step::Claiming(claimant);
                             cx.scratch.wakes.flush();
                             return;
                         }
-                        Claim::Superseded => return self.refuse_connecting(Reason::SessionTakenOver, now, cx),
+                        Claim::Superseded => {
+                            return self.refuse_connecting(Reason::SessionTakenOver, now, cx);
+                        }
                         Claim::Refused(reason) => return self.refuse_connecting(reason, now, cx),
                         Claim::Granted { handle, session, present } => {
                             let ownership = Arc::new(Ownership::default());
                             if present {
                                 // The session was ours already: no need to ask.
-                                ownership.0.lock().0 = Some(Ok(handle.epoch()));
+                                ownership.0.lock().outcome = Some(Ok(handle.epoch()));
                             } else {
                                 let answer = ownership.clone();
                                 let done = Box::new(move |outcome| {
                                     let mut slot = answer.0.lock();
-                                    slot.0 = Some(outcome);
-                                    let waker = slot.1.take();
+                                    slot.outcome = Some(outcome);
+                                    let waker = slot.waker.take();
                                     drop(slot);
                                     waker.into_iter().for_each(Waker::wake);
                                 });
@@ -169,9 +176,9 @@ impl Link {
                 }
                 Step::Owning(granted, ownership) => {
                     let mut slot = ownership.0.lock();
-                    match slot.0.take() {
+                    match slot.outcome.take() {
                         None => {
-                            slot.1 = Some(waker.clone());
+                            slot.waker = Some(waker.clone());
                             drop(slot);
                             c.step = Step::Owning(granted, ownership);
                             return;
@@ -205,7 +212,7 @@ impl Link {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
         let Granted { handle, mut session, present } = granted;
         let settings = c.settings;
-        encode::connack(&mut cx.actions.wire, settings.version, &settings.connack(present));
+        encode::connack(cx.actions.packet(), settings.version, &settings.connack(present));
         self.broker.metrics.connections_total.inc();
         tracing::debug!(client = %settings.client_id, present, "connected");
         session.attach(&settings, now, &mut cx.actions);
@@ -251,24 +258,20 @@ impl Link {
             Reason::SessionTakenOver | Reason::ServerShuttingDown => Reason::ServerUnavailable,
             other => other,
         };
-        let why = match reason {
-            Reason::QuotaExceeded | Reason::ServerBusy => RefuseReason::Quota,
-            Reason::UnsupportedProtocolVersion => RefuseReason::Version,
-            Reason::ClientIdentifierNotValid => RefuseReason::ClientId,
-            Reason::BadUserNameOrPassword | Reason::NotAuthorized | Reason::BadAuthenticationMethod => {
-                RefuseReason::NotAuthorized
-            }
-            Reason::ServerUnavailable | Reason::ServerShuttingDown => RefuseReason::Unavailable,
-            _ => RefuseReason::Other,
-        };
+        let why = RefuseReason::from_code(reason as u8);
         self.broker.metrics.connects_refused.of(why).inc();
         tracing::info!(peer = %self.peer, ?reason, "connection refused");
-        encode::connack(&mut cx.actions.wire, version, &ConnAck { reason, ..ConnAck::default() });
+        encode::connack(cx.actions.packet(), version, &ConnAck { reason, ..ConnAck::default() });
         self.state = State::Closed;
     }
 
     /// Bytes that are no CONNECT.
-    pub(super) fn refuse_bytes(&mut self, e: &DecodeError, version: Option<Version>, cx: &mut super::Context) {
+    pub(super) fn refuse_bytes(
+        &mut self,
+        e: &DecodeError,
+        version: Option<Version>,
+        cx: &mut super::Context,
+    ) {
         tracing::info!(peer = %self.peer, error = %e, "connection refused");
         self.state = State::Closed;
         if let Answer::ConnAck(v) = e.answer(version) {

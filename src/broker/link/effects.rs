@@ -8,7 +8,7 @@ use crate::broker::publish::{Origin, Scratch};
 use crate::broker::subscribe::Answered;
 use crate::broker::{Broker, subscribe::RetainedRequest};
 use crate::clock::Time;
-use crate::mqtt::{Message, QoS, Reason};
+use crate::mqtt::{Message, Reason};
 use crate::session::{Actions, Effect, Input, Outcome, Token};
 use crate::telemetry::metrics::{ErrorType, PublishRefusal};
 use smallvec::SmallVec;
@@ -32,14 +32,7 @@ impl Link {
 }
 
 impl Open {
-    fn run(
-        &mut self,
-        broker: &Broker,
-        effect: Effect,
-        sent: &mut [u64; 3],
-        now: Time,
-        cx: &mut Context,
-    ) {
+    fn run(&mut self, broker: &Broker, effect: Effect, sent: &mut [u64; 3], now: Time, cx: &mut Context) {
         let session = self.handle.no;
         match effect {
             Effect::Sent(qos) => sent[qos as usize] += 1,
@@ -84,9 +77,7 @@ impl Open {
                 use crate::session::CloseCause as C;
                 let reason = cause.told();
                 match cause {
-                    C::Refused(Reason::ReceiveMaximumExceeded) => {
-                        broker.metrics.errors.of(ErrorType::ReceiveMaximum).inc();
-                    }
+                    C::Refused(r) => broker.metrics.errors.of(ErrorType::from_code(r as u8)).inc(),
                     C::KeepAlive => broker.metrics.errors.of(ErrorType::KeepAlive).inc(),
                     _ => {}
                 }
@@ -120,7 +111,11 @@ impl Open {
         match outcome {
             Ok((Some(lsn), matched)) => self.answer_later(Some(token), lsn, What::Published { matched }, now),
             Ok((None, matched)) => {
-                self.tell(Input::Published { token, outcome: Outcome::Safe { matched } }, now, &mut cx.actions);
+                self.tell(
+                    Input::Published { token, outcome: Outcome::Safe { matched } },
+                    now,
+                    &mut cx.actions,
+                );
             }
             Err(outcome) => self.tell(Input::Published { token, outcome }, now, &mut cx.actions),
         }
@@ -142,10 +137,7 @@ impl Open {
         match broker.publish(message, &origin, &mut self.cache, scratch) {
             Ok(routed) => Ok((routed.lsn, routed.matched)),
             Err(reason) => {
-                broker.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
-                if message.qos() == QoS::AtMostOnce {
-                    tracing::info!(client = %self.handle.client_id, topic, ?reason, "retained message refused");
-                }
+                tracing::info!(client = %self.handle.client_id, topic, ?reason, "retained message refused");
                 Err(Outcome::Failed(reason))
             }
         }

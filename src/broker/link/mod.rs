@@ -18,6 +18,7 @@ use crate::clock::Time;
 use crate::mqtt::decode::{self, DecodeError};
 use crate::mqtt::{Message, Version};
 use crate::session::{Actions, CloseCause, Delivery, Session};
+use crate::telemetry::metrics::ErrorType;
 use connect::{Connecting, Leaving};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -128,7 +129,7 @@ impl Link {
             self.partial.extend_from_slice(bytes);
             self.consume_partial(waker, now, cx);
         }
-        self.count();
+        self.count(cx);
     }
 
     fn consume_partial(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
@@ -186,7 +187,7 @@ impl Link {
             State::Open(o) => {
                 o.closing.is_none()
                     && o.session.wants_packets()
-                    && !(self.broker.journal.congested() && !o.waiting.is_empty())
+                    && (o.waiting.is_empty() || !self.broker.journal.congested())
             }
             State::Leaving(_) | State::Closed => false,
         }
@@ -224,7 +225,7 @@ impl Link {
             }
             State::Closed => {}
         }
-        self.count();
+        self.count(cx);
     }
 
     /// When [`Link::poll`] must be called next, even if nothing wakes it.
@@ -250,7 +251,7 @@ impl Link {
             State::Fresh(_) | State::Leaving(_) | State::Closed => {}
         }
         self.state = State::Closed;
-        self.count();
+        self.count(cx);
     }
 
     /// The broker shuts down: the client is told, its session kept.
@@ -265,7 +266,7 @@ impl Link {
             State::Fresh(_) => self.state = State::Closed,
             State::Leaving(_) | State::Closed => {}
         }
-        self.count();
+        self.count(cx);
     }
 
     /// Whether the owner should close the socket once everything is written.
@@ -279,24 +280,20 @@ impl Link {
     }
 
     fn malformed(&mut self, e: &DecodeError, version: Option<Version>, now: Time, cx: &mut Context) {
-        use crate::telemetry::metrics::ErrorType;
-        let kind = match e {
-            DecodeError::TooLarge { .. } => ErrorType::PacketTooLarge,
-            DecodeError::Invalid { reason: crate::mqtt::Reason::MalformedPacket, .. } => ErrorType::Malformed,
-            _ => ErrorType::Protocol,
-        };
-        self.broker.metrics.errors.of(kind).inc();
         match &mut self.state {
             State::Open(o) => {
                 o.session.fail(e.reason(), &e.to_string(), &mut cx.actions);
                 self.run_effects(now, cx);
                 self.finish_closing(now, cx);
             }
-            _ => self.refuse_bytes(e, version, cx),
+            _ => {
+                self.broker.metrics.errors.of(ErrorType::from_code(e.reason() as u8)).inc();
+                self.refuse_bytes(e, version, cx);
+            }
         }
     }
 
-    fn count(&mut self) {
+    fn count(&mut self, cx: &mut Context) {
         let c = std::mem::take(&mut self.counts);
         let m = &self.broker.metrics;
         if c.bytes_in > 0 {
@@ -313,6 +310,14 @@ impl Link {
         }
         if c.payload_in > 0 {
             m.publish_bytes_received.add(c.payload_in);
+        }
+        let packets = std::mem::take(&mut cx.actions.packets);
+        if packets > 0 {
+            m.packets_sent.add(packets);
+        }
+        let payload = std::mem::take(&mut cx.actions.payload_bytes);
+        if payload > 0 {
+            m.publish_bytes_sent.add(payload);
         }
     }
 }

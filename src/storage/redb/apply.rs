@@ -7,7 +7,7 @@ use redb::{CursorError, ReadableTable, Table, WriteTransaction};
 use std::ops::{Bound, Range};
 
 /// A run of consecutive keys of at least this length is deleted as a range.
-const RUN_MIN: usize = 16;
+const RUN_MIN: usize = 4;
 
 /// Memory kept from batch to batch.
 #[derive(Default)]

@@ -10,6 +10,8 @@ use std::ops::Range;
 pub(super) struct Batch {
     /// Position of the changes: the number of the batch.
     pub(super) lsn: Lsn,
+    /// The smallest session number never seen when the batch was closed.
+    pub(super) next_session: SessionNo,
     bytes: Vec<u8>,
     rows: Vec<RowPut>,
     row_at: HashMap<u64, usize, foldhash::fast::FixedState>,

@@ -2,7 +2,7 @@
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,18 @@ pub(super) trait Medium: Send + Sync + 'static {
     /// Its name in messages.
     fn path(&self) -> &Path;
 
-    /// Opens it; makes it if it is missing and `create`.
-    fn open(&self, create: bool) -> io::Result<Backend>;
+    /// Whether there is anything.
+    fn exists(&self) -> io::Result<bool>;
+
+    /// Starts a new one aside, which [`Medium::publish`] puts in place when it is complete: a crash while a file is
+    /// being made must not leave half a file behind.
+    fn create(&self) -> io::Result<Backend>;
+
+    /// Puts in place, durably, what was begun by [`Medium::create`].
+    fn publish(&self) -> io::Result<()>;
+
+    /// Opens what is there.
+    fn open(&self) -> io::Result<Backend>;
 
     /// Bytes it takes.
     fn size(&self) -> u64;
@@ -32,6 +42,14 @@ impl FileMedium {
     pub(super) fn new(path: PathBuf) -> FileMedium {
         FileMedium { path }
     }
+
+    fn aside(&self) -> PathBuf {
+        self.path.with_extension("new")
+    }
+}
+
+fn file_backend(file: File) -> io::Result<Backend> {
+    Ok(Backend(Box::new(FileBackend::new(file).map_err(io::Error::other)?)))
 }
 
 impl Medium for FileMedium {
@@ -39,11 +57,24 @@ impl Medium for FileMedium {
         &self.path
     }
 
-    fn open(&self, create: bool) -> io::Result<Backend> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&self.path)?;
-        let backend = FileBackend::new(file).map_err(io::Error::other)?;
-        Ok(Backend(Box::new(backend)))
+    fn exists(&self) -> io::Result<bool> {
+        self.path.try_exists()
+    }
+
+    fn create(&self) -> io::Result<Backend> {
+        file_backend(File::options().read(true).write(true).create(true).truncate(true).open(self.aside())?)
+    }
+
+    fn publish(&self) -> io::Result<()> {
+        std::fs::rename(self.aside(), &self.path)?;
+        match self.path.parent() {
+            Some(dir) => File::open(dir)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    fn open(&self) -> io::Result<Backend> {
+        file_backend(File::options().read(true).write(true).open(&self.path)?)
     }
 
     fn size(&self) -> u64 {

@@ -2,7 +2,7 @@
 //! nothing in a file that it refuses.
 
 use super::apply;
-use super::medium::Medium;
+use super::medium::{Backend, Medium};
 use super::recover::{Garbage, Scan, ScanError, scan};
 use super::schema::{
     KEYS_RESERVE, LOG, META, META_CREATED, META_KEYS_RESERVED, META_NEXT_SESSION, META_SCHEMA, SCHEMA,
@@ -85,13 +85,11 @@ pub(super) fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, Op
 pub(super) fn reopen(medium: &dyn Medium, cache_bytes: usize, created: u64) -> Result<Database, OpenError> {
     guarded(medium.path(), || {
         let db = open_database(medium, cache_bytes, false)?;
-        match read_meta(medium.path(), &db)? {
-            Some(meta) if meta.created == created => Ok(db),
-            _ => Err(OpenError::Foreign {
-                path: medium.path().to_owned(),
-                what: "the file was replaced while the broker ran".to_owned(),
-            }),
+        if read_meta(medium.path(), &db)? == created {
+            return Ok(db);
         }
+        let what = "the file was replaced while the broker ran".to_owned();
+        Err(OpenError::Foreign { path: medium.path().to_owned(), what })
     })
 }
 
@@ -110,11 +108,12 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
 
 fn open_unguarded(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, OpenError> {
     let path = medium.path();
+    if !medium.exists().map_err(|error| OpenError::io(path.to_owned(), error))? {
+        create(medium, cache_bytes)?;
+    }
+    // redb trusts the pages it reads, and some damage makes it abort the process: so none is let in.
     let mut db = open_database(medium, cache_bytes, true)?;
-    let created = match read_meta(path, &db)? {
-        Some(meta) => meta.created,
-        None => initialize(&db).map_err(|error| database_error(path, error))?,
-    };
+    let created = read_meta(path, &db)?;
     let scan = scan(&db).map_err(|error| scan_error(path, error))?;
     if scan.next_key > NUMBER_MAX || scan.recovered.next_session > NUMBER_MAX {
         let what = "a row has a number out of range".to_owned();
@@ -127,12 +126,23 @@ fn open_unguarded(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, Ope
     Ok(Opened { db, scan, created, keys_reserved })
 }
 
-fn open_database(medium: &dyn Medium, cache_bytes: usize, create: bool) -> Result<Database, OpenError> {
+/// Makes a new journal.
+fn create(medium: &dyn Medium, cache_bytes: usize) -> Result<(), OpenError> {
     let path = medium.path();
     let io = |error| OpenError::io(path.to_owned(), error);
-    let backend = medium.open(create).map_err(io)?;
+    let db = build(path, medium.create().map_err(io)?, cache_bytes, false)?;
+    initialize(&db).map_err(|error| database_error(path, error))?;
+    db.close().map_err(|error| database_error(path, error.into()))?;
+    medium.publish().map_err(io)
+}
+
+/// Opens the file; with `verify`, after checking the checksums of all its pages.
+fn open_database(medium: &dyn Medium, cache_bytes: usize, verify: bool) -> Result<Database, OpenError> {
+    let path = medium.path();
+    let io = |error| OpenError::io(path.to_owned(), error);
+    let backend = medium.open().map_err(io)?;
     let len = backend.len().map_err(io)?;
-    if len == 0 && !create {
+    if len == 0 {
         return Err(OpenError::Corrupt { path: path.to_owned(), what: "the file is empty".to_owned() });
     }
     let mut start = [0; MAGIC.len()];
@@ -140,10 +150,16 @@ fn open_database(medium: &dyn Medium, cache_bytes: usize, create: bool) -> Resul
     if let Some(start) = start.get_mut(..looked_at) {
         backend.read(0, start).map_err(io)?;
     }
-    if len > 0 && start != MAGIC {
+    if start != MAGIC {
         return Err(OpenError::Foreign { path: path.to_owned(), what: "it is some other file".to_owned() });
     }
-    Builder::new().set_cache_size(cache_bytes).create_with_backend(backend).map_err(|error| match error {
+    build(path, backend, cache_bytes, verify)
+}
+
+fn build(path: &Path, backend: Backend, cache_bytes: usize, verify: bool) -> Result<Database, OpenError> {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(verify);
+    builder.create_with_backend(backend).map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => OpenError::InUse {
             path: path.parent().unwrap_or(path).to_owned(),
             holder: "another process".to_owned(),
@@ -156,29 +172,18 @@ fn open_database(medium: &dyn Medium, cache_bytes: usize, create: bool) -> Resul
     })
 }
 
-struct Meta {
-    created: u64,
-}
-
-/// Checks whose file this is; `None` if it is new.
-fn read_meta(path: &Path, db: &Database) -> Result<Option<Meta>, OpenError> {
+/// Checks whose file this is; returns when it was made.
+fn read_meta(path: &Path, db: &Database) -> Result<u64, OpenError> {
     let foreign = |what: &str| OpenError::Foreign { path: path.to_owned(), what: what.to_owned() };
     let failed = |error: redb::Error| database_error(path, error);
     let txn = db.begin_read().map_err(|error| failed(error.into()))?;
     let meta = match txn.open_table(META) {
         Ok(meta) => meta,
-        Err(redb::TableError::TableDoesNotExist(_)) => {
-            let tables = txn.list_tables().map_err(|error| failed(error.into()))?.count();
-            let others = txn.list_multimap_tables().map_err(|error| failed(error.into()))?.count();
-            return if tables + others == 0 {
-                Ok(None)
-            } else {
-                Err(foreign("it is another program's database"))
-            };
-        }
-        Err(redb::TableError::TableTypeMismatch { .. } | redb::TableError::TableIsMultimap(_)) => {
-            return Err(foreign("it is another program's database"));
-        }
+        Err(
+            redb::TableError::TableDoesNotExist(_)
+            | redb::TableError::TableTypeMismatch { .. }
+            | redb::TableError::TableIsMultimap(_),
+        ) => return Err(foreign("it is another program's database")),
         Err(error) => return Err(failed(error.into())),
     };
     let get = |name: &str| match meta.get(name) {
@@ -189,25 +194,23 @@ fn read_meta(path: &Path, db: &Database) -> Result<Option<Meta>, OpenError> {
     if schema > SCHEMA {
         return Err(OpenError::NewerSchema { path: path.to_owned(), found: schema, known: SCHEMA });
     }
-    let created = get(META_CREATED)?.ok_or_else(|| foreign("it does not say when it was made"))?;
-    Ok(Some(Meta { created }))
+    get(META_CREATED)?.ok_or_else(|| foreign("it does not say when it was made"))
 }
 
-/// Makes the tables of a new journal; returns when.
-fn initialize(db: &Database) -> Result<u64, redb::Error> {
-    let created = clock::now().as_millis();
+/// Makes the tables of a new journal.
+fn initialize(db: &Database) -> Result<(), redb::Error> {
     let txn = begin(db)?;
     {
         let mut meta = txn.open_table(META)?;
         meta.insert(META_SCHEMA, SCHEMA)?;
-        meta.insert(META_CREATED, created)?;
+        meta.insert(META_CREATED, clock::now().as_millis())?;
         txn.open_table(LOG)?;
         txn.open_table(SETTLED)?;
         txn.open_table(SESSIONS)?;
         txn.open_table(SUBSCRIPTIONS)?;
     }
     txn.commit()?;
-    Ok(created)
+    Ok(())
 }
 
 /// Records that keys and session numbers below these may have been used.

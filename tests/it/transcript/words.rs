@@ -108,8 +108,7 @@ impl Value {
     /// The property of this name and value, if there is such a name.
     pub fn property(&self, name: &str) -> Result<Option<Property<'_>>, String> {
         use Property::*;
-        // Only pairs and bytes may have a colon.
-        let text = std::str::from_utf8(&self.bytes).map_err(|_| format!("{name}: not text"))?;
+        let text = std::str::from_utf8(&self.bytes).unwrap_or_default();
         let flag = || number::<u8>(text).map(|n| n != 0);
         Ok(Some(match name {
             "format" => PayloadFormatIndicator(flag()?),

@@ -1,0 +1,354 @@
+//! What a journal is, said as plainly as possible, and random changes to hold one against it.
+
+use crate::broker::ports::{
+    Change, OutboundState, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
+    SubscriptionRecord, WillRecord,
+};
+use crate::clock::Time;
+use crate::mqtt::message::Parts;
+use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
+use crate::mqtt::{Message, QoS};
+use proptest::prelude::*;
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A [`Change`] that owns what it speaks of.
+#[derive(Clone, Debug)]
+pub(super) enum Op {
+    Message { seq: Seq, message: Message, recipients: Vec<Recipient> },
+    Settle { seq: Seq, session: SessionNo },
+    Outbound { session: SessionNo, packet_id: u16, seq: Seq, state: OutboundState },
+    InboundBegin { session: SessionNo, packet_id: u16 },
+    InboundEnd { session: SessionNo, packet_id: u16 },
+    Session(SessionRecord),
+    SessionEnd { session: SessionNo },
+    Subscribe { session: SessionNo, subscription: SubscriptionRecord },
+    Unsubscribe { session: SessionNo, filter: String },
+    Retain(Message),
+    ClearRetained { topic: String },
+}
+
+impl Op {
+    pub(super) fn change(&self) -> Change<'_> {
+        match self {
+            Op::Message { seq, message, recipients } => Change::Message { seq: *seq, message, recipients },
+            Op::Settle { seq, session } => Change::Settle { seq: *seq, session: *session },
+            Op::Outbound { session, packet_id, seq, state } => {
+                Change::Outbound { session: *session, packet_id: *packet_id, seq: *seq, state: *state }
+            }
+            Op::InboundBegin { session, packet_id } => {
+                Change::InboundBegin { session: *session, packet_id: *packet_id }
+            }
+            Op::InboundEnd { session, packet_id } => {
+                Change::InboundEnd { session: *session, packet_id: *packet_id }
+            }
+            Op::Session(record) => Change::Session(record),
+            Op::SessionEnd { session } => Change::SessionEnd { session: *session },
+            Op::Subscribe { session, subscription } => Change::Subscribe { session: *session, subscription },
+            Op::Unsubscribe { session, filter } => Change::Unsubscribe { session: *session, filter },
+            Op::Retain(message) => Change::Retain(message),
+            Op::ClearRetained { topic } => Change::ClearRetained { topic },
+        }
+    }
+}
+
+/// The state of a journal.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Model {
+    messages: BTreeMap<Seq, (Message, Vec<Recipient>)>,
+    unsettled: BTreeSet<(SessionNo, Seq)>,
+    /// In the order of first sending.
+    steps: Vec<(SessionNo, u16, Seq, OutboundState)>,
+    inbound: BTreeSet<(SessionNo, u16)>,
+    pub(super) sessions: BTreeMap<SessionNo, SessionRecord>,
+    subscriptions: BTreeMap<(SessionNo, String), SubscriptionRecord>,
+    retained: BTreeMap<String, Message>,
+    next_session: SessionNo,
+}
+
+impl Model {
+    pub(super) fn apply(&mut self, op: &Op) {
+        match op.clone() {
+            Op::Message { seq, message, recipients } => {
+                for recipient in &recipients {
+                    self.unsettled.insert((recipient.session, seq));
+                    self.next_session = self.next_session.max(recipient.session + 1);
+                }
+                self.messages.insert(seq, (message, recipients));
+            }
+            Op::Settle { seq, session } => {
+                self.unsettled.remove(&(session, seq));
+                self.steps.retain(|step| (step.0, step.2) != (session, seq));
+            }
+            Op::Outbound { session, packet_id, seq, state } => {
+                match self.steps.iter_mut().find(|s| (s.0, s.1, s.2) == (session, packet_id, seq)) {
+                    Some(step) => step.3 = state,
+                    None => {
+                        self.steps.retain(|s| s.0 != session || (s.1 != packet_id && s.2 != seq));
+                        if self.unsettled.contains(&(session, seq)) {
+                            self.steps.push((session, packet_id, seq, state));
+                        }
+                    }
+                }
+            }
+            Op::InboundBegin { session, packet_id } => {
+                self.inbound.insert((session, packet_id));
+            }
+            Op::InboundEnd { session, packet_id } => {
+                self.inbound.remove(&(session, packet_id));
+            }
+            Op::Session(record) => {
+                self.next_session = self.next_session.max(record.no + 1);
+                self.sessions.insert(record.no, record);
+            }
+            Op::SessionEnd { session } => self.end(session),
+            Op::Subscribe { session, subscription } => {
+                self.subscriptions.insert((session, subscription.filter.to_string()), subscription);
+            }
+            Op::Unsubscribe { session, filter } => {
+                self.subscriptions.remove(&(session, filter));
+            }
+            Op::Retain(message) => {
+                self.retained.insert(message.topic().to_owned(), message);
+            }
+            Op::ClearRetained { topic } => {
+                self.retained.remove(&topic);
+            }
+        }
+    }
+
+    fn end(&mut self, session: SessionNo) {
+        self.sessions.remove(&session);
+        self.unsettled.retain(|(of, _)| *of != session);
+        self.steps.retain(|step| step.0 != session);
+        self.inbound.retain(|(of, _)| *of != session);
+        self.subscriptions.retain(|(of, _), _| *of != session);
+    }
+
+    /// What the next start finds; what belongs to nobody is gone from then on.
+    pub(super) fn restart(&mut self) -> Recovered {
+        let known: Vec<SessionNo> = self.sessions.keys().copied().collect();
+        self.unsettled.retain(|(of, _)| known.contains(of));
+        self.recovered()
+    }
+
+    /// What a start would find.
+    pub(super) fn recovered(&self) -> Recovered {
+        Recovered {
+            sessions: self.sessions.values().map(|record| self.recovered_session(record)).collect(),
+            retained: self.retained.values().cloned().collect(),
+            next_session: self.next_session.max(1),
+        }
+    }
+
+    fn recovered_session(&self, record: &SessionRecord) -> RecoveredSession {
+        let no = record.no;
+        let steps = self.steps.iter().filter(|step| step.0 == no);
+        let outbound: Vec<_> = steps.map(|(_, packet_id, seq, state)| (*packet_id, *seq, *state)).collect();
+        let held = self.unsettled.iter().filter(|(of, _)| *of == no).map(|(_, seq)| *seq);
+        let pending: Vec<Seq> = held.filter(|seq| !outbound.iter().any(|step| step.1 == *seq)).collect();
+        RecoveredSession {
+            record: record.clone(),
+            subscriptions: self
+                .subscriptions
+                .iter()
+                .filter(|(k, _)| k.0 == no)
+                .map(|(_, s)| s.clone())
+                .collect(),
+            inbound: self.inbound.iter().filter(|(of, _)| *of == no).map(|(_, id)| *id).collect(),
+            outbound,
+            pending_bytes: pending.iter().map(|seq| self.messages[seq].0.size() as u64).sum(),
+            pending,
+        }
+    }
+
+    /// What a read finds.
+    pub(super) fn read(&self, session: SessionNo, seqs: &[Seq]) -> Vec<Stored> {
+        let held = seqs.iter().filter(|seq| self.unsettled.contains(&(session, **seq)));
+        held.map(|seq| {
+            let (message, recipients) = &self.messages[seq];
+            let recipient = recipients.iter().find(|recipient| recipient.session == session).unwrap();
+            Stored { seq: *seq, message: message.clone(), recipient: recipient.clone() }
+        })
+        .collect()
+    }
+
+    /// Rows of the log that this state needs.
+    pub(super) fn log_rows(&self) -> usize {
+        let messages: BTreeSet<Seq> = self.unsettled.iter().map(|(_, seq)| *seq).collect();
+        messages.len() + self.steps.len() + self.inbound.len() + self.retained.len()
+    }
+
+    pub(super) fn seqs(&self) -> Vec<Seq> {
+        self.messages.keys().copied().collect()
+    }
+}
+
+/// Something to do, before it is known what is there to do it to.
+#[derive(Clone, Debug)]
+pub(super) struct Raw {
+    kind: u8,
+    a: u16,
+    b: u16,
+    c: u16,
+}
+
+impl Raw {
+    pub(super) fn kind(&self) -> u8 {
+        self.kind
+    }
+}
+
+/// Random things to do.
+pub(super) fn raws(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Raw>> {
+    let raw = (0..18_u8, any::<u16>(), any::<u16>(), any::<u16>());
+    proptest::collection::vec(raw.prop_map(|(kind, a, b, c)| Raw { kind, a, b, c }), len)
+}
+
+/// Makes changes out of [`Raw`] that fit the state, and applies them to the model.
+#[derive(Default)]
+pub(super) struct World {
+    pub(super) model: Model,
+}
+
+/// A step of a test.
+pub(super) enum Do {
+    /// Append these together.
+    Append(Vec<Op>),
+    /// Wait until everything is durable.
+    Sync,
+    /// Close and open again.
+    Restart,
+}
+
+fn pick<T: Copy>(from: &[T], by: u16) -> Option<T> {
+    (!from.is_empty()).then(|| from[usize::from(by) % from.len()])
+}
+
+pub(super) fn message(topic: &str, by: u16) -> Message {
+    let payload = vec![by as u8; usize::from(by % 400)];
+    Message::new(Parts {
+        topic,
+        payload: &payload,
+        properties: if by & 1 == 0 { &[] } else { &[1, 1] },
+        qos: QoS::from_bits((by % 3) as u8).unwrap(),
+        retain: by & 2 == 0,
+        expires_at: (by & 4 == 0).then(|| Time(u64::from(by) + 1)),
+    })
+}
+
+pub(super) fn record(no: SessionNo, by: u16) -> SessionRecord {
+    SessionRecord {
+        no,
+        client_id: format!("client-{no}").into(),
+        expiry_s: if by & 1 == 0 { 0 } else { u32::from(by) },
+        disconnected_at: (by & 2 == 0).then(|| Time(u64::from(by))),
+        will: (by & 4 == 0).then(|| WillRecord {
+            message: message("will/topic", by | 4),
+            delay_s: u32::from(by),
+            message_expiry_s: (by & 8 == 0).then_some(77),
+        }),
+        created_at: Time(no),
+    }
+}
+
+pub(super) fn recipient(session: SessionNo, by: u16) -> Recipient {
+    Recipient {
+        session,
+        qos: if by & 1 == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce },
+        retain: by & 2 == 0,
+        subscription_ids: (0..u32::from(by % 4)).map(|id| id * 100_000 + 1).collect::<SmallVec<_>>(),
+        shared: (by & 16 == 0).then(|| "$share/group/a/+".into()),
+    }
+}
+
+impl World {
+    /// What `raw` means now; `next_seq` yields message numbers.
+    pub(super) fn next(&mut self, raw: &Raw, next_seq: impl Fn() -> Seq) -> Do {
+        let ops = match raw.kind {
+            16 => return Do::Sync,
+            17 => return Do::Restart,
+            _ => self.ops(raw, next_seq),
+        };
+        ops.iter().for_each(|op| self.model.apply(op));
+        Do::Append(ops)
+    }
+
+    fn ops(&self, raw: &Raw, next_seq: impl Fn() -> Seq) -> Vec<Op> {
+        let Raw { kind, a, b, c } = *raw;
+        let live: Vec<SessionNo> = self.model.sessions.keys().copied().collect();
+        let fresh = || Op::Session(record(self.model.next_session.max(1), b));
+        let Some(session) = pick(&live, a) else { return vec![fresh()] };
+        let held: Vec<Seq> = self.model.recovered_session(&self.model.sessions[&session]).pending;
+        let packet_id = c % 4 + 1;
+        let topic = format!("retained/{}", b % 4);
+        match kind {
+            0 if live.len() < 8 => vec![fresh()],
+            0 | 1 => vec![Op::Session(record(session, b))],
+            2 if b % 3 == 0 => vec![Op::SessionEnd { session }],
+            2 if b % 3 == 1 => {
+                let all = self.model.unsettled.iter().filter(|(of, _)| *of == session);
+                let settle = all.map(|(_, seq)| Op::Settle { seq: *seq, session });
+                settle.chain([Op::SessionEnd { session }]).collect()
+            }
+            2..=5 => {
+                let mut to: Vec<SessionNo> = match c % 3 {
+                    0 => vec![session],
+                    _ => {
+                        live.iter().enumerate().filter(|(i, _)| b >> i & 1 == 1).map(|(_, no)| *no).collect()
+                    }
+                };
+                // Sometimes somebody who is not there, or no longer.
+                if c % 11 == 0 || to.is_empty() {
+                    let ended = (1..self.model.next_session).find(|no| !live.contains(no));
+                    to.push(ended.unwrap_or(self.model.next_session + 2));
+                }
+                let recipients = to.into_iter().map(|no| recipient(no, b)).collect();
+                vec![Op::Message { seq: next_seq(), message: message("some/topic", c), recipients }]
+            }
+            6..=8 => {
+                let mine = |(_, to): &&(Message, Vec<Recipient>)| to.iter().any(|r| r.session == session);
+                let addressed: Vec<Seq> =
+                    self.model.messages.iter().filter(|(_, m)| mine(m)).map(|(seq, _)| *seq).collect();
+                let from = if b % 8 == 0 { &addressed } else { &held };
+                pick(from, c).map(|seq| Op::Settle { seq, session }).into_iter().collect()
+            }
+            9 | 10 => {
+                let state = if b & 1 == 0 { OutboundState::Sent } else { OutboundState::Released };
+                let stepped: Vec<Seq> =
+                    self.model.steps.iter().filter(|s| s.0 == session).map(|s| s.2).collect();
+                let all = self.model.seqs();
+                let from = match b % 16 {
+                    0 => &all,
+                    1..=7 => &stepped,
+                    _ => &held,
+                };
+                let own = |seq: &Seq| self.model.steps.iter().find(|s| (s.0, s.2) == (session, *seq));
+                let step = pick(from, c).map(|seq| {
+                    let packet_id = own(&seq).filter(|_| b % 5 != 0).map_or(packet_id, |step| step.1);
+                    Op::Outbound { session, packet_id, seq, state }
+                });
+                step.into_iter().collect()
+            }
+            11 if b & 1 == 0 => vec![Op::InboundEnd { session, packet_id }],
+            11 => vec![Op::InboundBegin { session, packet_id }],
+            12 => {
+                let options = SubscribeOptions {
+                    qos: QoS::from_bits((c % 3) as u8).unwrap(),
+                    no_local: c & 4 == 0,
+                    retain_as_published: c & 8 == 0,
+                    retain_handling: RetainHandling::SendIfNew,
+                };
+                let filter = format!("filter/{}/#", b % 5).into();
+                let subscription_id = (c & 16 == 0).then(|| u32::from(c) + 1);
+                vec![Op::Subscribe {
+                    session,
+                    subscription: SubscriptionRecord { filter, options, subscription_id },
+                }]
+            }
+            13 => vec![Op::Unsubscribe { session, filter: format!("filter/{}/#", b % 5) }],
+            14 => vec![Op::Retain(message(&topic, c))],
+            _ => vec![Op::ClearRetained { topic }],
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Fuzzing on the stable toolchain: seeded mutation of the corpus, the same checks as the fuzz target in `fuzz/`.
+//!
+//! `BERTH_FUZZ_SECONDS` says for how long (default 5). A failure prints its seed; `BERTH_FUZZ_SEED` replays it.
+
+mod check;
+
+use crate::arbitrary::any_from_client;
+use crate::corpus::{State, malformed};
+use berth::clock;
+use berth::mqtt::Version;
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+
+/// SplitMix64: small, and the same on every machine.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+}
+
+fn selector(version: Option<Version>) -> u8 {
+    match version {
+        None => 0,
+        Some(Version::V31) => 1,
+        Some(Version::V311) => 2,
+        Some(Version::V5) => 3,
+    }
+}
+
+/// Malformed packets from the corpus and valid ones: whatever is near the border.
+fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds: Vec<Vec<u8>> = malformed()
+        .into_iter()
+        .map(|case| {
+            let version = if case.state == State::Pre { None } else { case.version };
+            [&[selector(version)], &case.bytes[..]].concat()
+        })
+        .collect();
+    let mut runner = TestRunner::deterministic();
+    let packets = any_from_client();
+    for _ in 0..500 {
+        let Ok(tree) = packets.new_tree(&mut runner) else { continue };
+        let (version, packet) = tree.current();
+        seeds.push([&[selector(packet.state(version))], &packet.encode(version)[..]].concat());
+    }
+    seeds
+}
+
+fn mutated(rng: &mut Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut data = seeds[rng.below(seeds.len())].clone();
+    for _ in 0..rng.below(6) {
+        let at = rng.below(data.len());
+        let byte = match rng.below(4) {
+            0 => [0x00, 0x01, 0x7F, 0x80, 0xFF, 0x26, b'+', b'#'][rng.below(8)],
+            _ => rng.next() as u8,
+        };
+        match rng.below(8) {
+            0 => data[at] = byte,
+            1 => data[at] ^= 1 << rng.below(8),
+            2 => data.insert(at, byte),
+            3 if data.len() > 1 => drop(data.remove(at)),
+            4 => data.truncate(at.max(1)),
+            // Two that keep the (one byte) remaining length of the first frame true, to get behind the fixed header.
+            5 if data.len() > 3 => {
+                data.insert(at.max(3), byte);
+                data[2] = data[2].wrapping_add(1);
+            }
+            6 if data.len() > 4 => {
+                data.remove(at.max(3));
+                data[2] = data[2].wrapping_sub(1);
+            }
+            // Another packet behind it.
+            _ => data.extend_from_slice(&seeds[rng.below(seeds.len())][1..]),
+        }
+    }
+    data
+}
+
+fn env(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+#[test]
+fn any_bytes() {
+    let seconds = env("BERTH_FUZZ_SECONDS").unwrap_or(5);
+    let first = env("BERTH_FUZZ_SEED");
+    let start = clock::now();
+    let end = start.plus_secs(seconds);
+    let seeds = seeds();
+    seeds.iter().for_each(|seed| check::check(seed));
+    // Each input has a seed of its own, so that one number replays it.
+    let mut seed = first.unwrap_or_else(|| start.as_millis() << 20);
+    let begin = seed;
+    loop {
+        let data = mutated(&mut Rng(seed), &seeds);
+        if let Err(panic) = std::panic::catch_unwind(|| check::check(&data)) {
+            eprintln!("BERTH_FUZZ_SEED={seed} fails with {data:02x?}");
+            std::panic::resume_unwind(panic);
+        }
+        seed = seed.wrapping_add(1);
+        if seed.is_multiple_of(256) && clock::now() >= end {
+            break;
+        }
+    }
+    println!("{} inputs from BERTH_FUZZ_SEED={begin}", seed.wrapping_sub(begin));
+}
