@@ -19,6 +19,7 @@ mod operations;
 mod oracle;
 mod random;
 mod sessions;
+mod transcript;
 mod tree;
 mod wait;
 mod wills;
