@@ -281,6 +281,13 @@ impl Mailbox {
         }
     }
 
+    /// Gives back what a connection took but did not handle, for [`Mailbox::end`].
+    pub fn give_back(&self, mut unsent: VecDeque<Delivery>) {
+        let mut inner = self.inner.lock();
+        unsent.append(&mut inner.queue);
+        inner.queue = unsent;
+    }
+
     /// Puts the session to rest. Returns how many unjournaled messages were dropped.
     pub fn park(&self, session: Box<Session>, wakes: &mut Wakes) -> usize {
         let mut inner = self.inner.lock();

@@ -82,7 +82,8 @@ impl Broker {
 
     /// Delivers at once what needs no journal; the rest is left in `scratch`. False if the target is left out.
     fn to_target(&self, message: &Message, t: &Target, origin: &Origin<'_>, scratch: &mut Scratch) -> bool {
-        if t.no_local && t.handle.no == origin.session {
+        let left_out = if t.handle.no == origin.session { t.no_local } else { t.only_own };
+        if left_out {
             return false;
         }
         let qos = message.qos().min(t.qos);
@@ -219,6 +220,7 @@ impl Broker {
             handle: Arc::clone(&s.handle),
             qos: s.options.qos,
             no_local: s.options.no_local,
+            only_own: false,
             retain_as_published: s.options.retain_as_published,
             extra: s.extra.clone(),
         }

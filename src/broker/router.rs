@@ -160,6 +160,8 @@ pub struct Target {
     pub qos: QoS,
     /// Not to its own publisher.
     pub no_local: bool,
+    /// Only to its own publisher.
+    pub only_own: bool,
     /// RETAIN as published.
     pub retain_as_published: bool,
     /// Subscription identifiers.
@@ -328,6 +330,7 @@ impl Matches {
             handle: s.handle.clone(),
             qos: s.options.qos,
             no_local: s.options.no_local,
+            only_own: false,
             retain_as_published: s.options.retain_as_published,
             extra: s.extra.clone(),
         }));
@@ -338,20 +341,39 @@ impl Matches {
     /// Overlapping subscriptions of a session become one: the highest QoS, all identifiers (MQTT 5.0 section 3.3.4).
     fn merge_overlapping(&mut self) {
         self.targets.sort_by_key(|t| t.handle.no);
+        let same = |a: &Target, b: &Target| a.handle.no == b.handle.no;
+        // Some with no local and some without: what the session publishes itself goes by the latter alone.
+        let mut own = Vec::new();
+        for targets in self.targets.chunk_by(same).filter(|ts| ts.iter().any(|t| t.no_local)) {
+            let mut others = targets.iter().filter(|t| !t.no_local);
+            if let Some(first) = others.next() {
+                let mut merged = Target { only_own: true, ..first.clone() };
+                others.for_each(|t| merged.add(t));
+                own.push(merged);
+            }
+        }
         self.targets.dedup_by(|next, first| {
-            if next.handle.no != first.handle.no {
-                return false;
+            let overlap = same(next, first);
+            if overlap {
+                first.add(next);
             }
-            first.qos = first.qos.max(next.qos);
-            first.no_local &= next.no_local;
-            first.retain_as_published |= next.retain_as_published;
-            if let Some(more) = &next.extra {
-                let mut all = first.extra.as_deref().cloned().unwrap_or_default();
-                all.subscription_ids.extend_from_slice(&more.subscription_ids);
-                first.extra = Some(Arc::new(all));
-            }
-            true
+            overlap
         });
+        self.targets.append(&mut own);
+    }
+}
+
+impl Target {
+    /// Adds what another subscription of the same session says.
+    fn add(&mut self, other: &Target) {
+        self.qos = self.qos.max(other.qos);
+        self.no_local |= other.no_local;
+        self.retain_as_published |= other.retain_as_published;
+        if let Some(more) = &other.extra {
+            let mut all = self.extra.as_deref().cloned().unwrap_or_default();
+            all.subscription_ids.extend_from_slice(&more.subscription_ids);
+            self.extra = Some(Arc::new(all));
+        }
     }
 }
 
@@ -371,6 +393,7 @@ mod tests {
         let options = SubscribeOptions {
             qos,
             no_local: false,
+            only_own: false,
             retain_as_published: false,
             retain_handling: RetainHandling::Send,
         };

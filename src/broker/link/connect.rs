@@ -9,7 +9,7 @@ use crate::mqtt::decode::{Answer, DecodeError};
 use crate::mqtt::encode::{self, ConnAck};
 use crate::mqtt::packet::Connect;
 use crate::mqtt::{Reason, Version};
-use crate::session::{CloseCause, DropReason, Session, Settings};
+use crate::session::{CloseCause, DropReason, Effect, Session, Settings};
 use crate::telemetry::metrics::{ErrorType, RefuseReason};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -301,10 +301,16 @@ impl Link {
         let Open { mut session, handle, local, .. } = *open;
         let mut actions = std::mem::take(&mut cx.actions);
         session.detach(cause, now, &mut actions);
-        let mut unsent = session.park(&mut actions);
-        unsent.extend(local.iter().filter_map(|d| Some((d.seq?, d.size()))));
-        let lost = local.iter().filter(|d| d.seq.is_none()).count() as u64;
-        self.broker.metrics.messages_dropped.of(DropReason::Offline).add(lost);
+        let mut unsent = Vec::new();
+        if actions.effects.iter().any(|e| matches!(e, Effect::End)) {
+            // Whoever ends the session hands on what came through shared subscriptions, journaled or not.
+            handle.mailbox.give_back(local);
+        } else {
+            unsent = session.park(&mut actions);
+            unsent.extend(local.iter().filter_map(|d| Some((d.seq?, d.size()))));
+            let lost = local.iter().filter(|d| d.seq.is_none()).count() as u64;
+            self.broker.metrics.messages_dropped.of(DropReason::Offline).add(lost);
+        }
         let effects = std::mem::take(&mut actions.effects);
         cx.actions = actions;
         let done = self.broker.carry_out_left(&handle, session, effects, &unsent, now, &mut cx.scratch);
