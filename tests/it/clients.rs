@@ -96,8 +96,7 @@ impl Mosquitto {
                 self.publish(&["-t", &format!("q/{qos}"), "-q", qos, "-m", &n.to_string()]);
             }
         }
-        let expected: Vec<_> =
-            (0..30).map(|n| format!("q/{} {} 0 {}", n % 3, n % 3, n / 3)).collect();
+        let expected: Vec<_> = (0..30).map(|n| format!("q/{} {} 0 {}", n % 3, n % 3, n / 3)).collect();
         assert_eq!(seen.lines(), expected);
     }
 
@@ -107,7 +106,8 @@ impl Mosquitto {
         self.publish(&["-t", "r/b", "-r", "-q", "1", "-m", "gone"]);
         self.publish(&["-t", "r/b", "-r", "-q", "1", "-n"]);
         self.publish(&["-t", "r/c", "-r", "-m", "third"]);
-        let seen = run(&mut self.command("mosquitto_sub", &["-t", "r/+", "-C", "2", "-W", "30", "-F", "%t %r %p"]));
+        let seen =
+            run(&mut self.command("mosquitto_sub", &["-t", "r/+", "-C", "2", "-W", "30", "-F", "%t %r %p"]));
         let mut seen: Vec<_> = seen.lines().collect();
         seen.sort_unstable();
         assert_eq!(seen, ["r/a 1 new", "r/c 1 third"]);
@@ -126,7 +126,8 @@ impl Mosquitto {
         let seen = run(&mut self.command("mosquitto_sub", &resumed));
         // mosquitto_sub shows a message of QoS 2 when PUBREL comes: the order is that of each QoS.
         for qos in [1, 2] {
-            let expected: Vec<_> = (0..20).filter(|n| 1 + n % 2 == qos).map(|n| format!("{qos} {n}")).collect();
+            let expected: Vec<_> =
+                (0..20).filter(|n| 1 + n % 2 == qos).map(|n| format!("{qos} {n}")).collect();
             let seen: Vec<_> = seen.lines().filter(|l| l.starts_with(&qos.to_string())).collect();
             assert_eq!(seen, expected);
         }
@@ -135,7 +136,9 @@ impl Mosquitto {
 
     fn wills(&self) {
         let watch = self.listen(&["-t", "w/#", "-q", "1", "-C", "1", "-F", "%t %p"]);
-        let will = |topic: &'static str| ["-t", "x", "--will-topic", topic, "--will-payload", "gone", "--will-qos", "1"];
+        let will = |topic: &'static str| {
+            ["-t", "x", "--will-topic", topic, "--will-payload", "gone", "--will-qos", "1"]
+        };
         run(&mut self.command("mosquitto_sub", &[&will("w/clean")[..], &["-E"]].concat()));
         drop(self.listen(&will("w/lost"))); // by SIGKILL
         assert_eq!(watch.lines(), ["w/lost gone"]);

@@ -15,7 +15,12 @@ pub enum Seen {
     Granted,
     /// PUBACK or PUBCOMP.
     Done,
-    Message { topic: String, payload: Vec<u8>, qos: u8, retain: bool },
+    Message {
+        topic: String,
+        payload: Vec<u8>,
+        qos: u8,
+        retain: bool,
+    },
 }
 
 /// A client in either version.
