@@ -13,7 +13,7 @@ use crate::cluster::Standalone;
 use crate::config::{Config, StorageType};
 use crate::server::http::{self, HttpServer};
 use crate::server::tcp::{self, Listener};
-use crate::storage::{MemoryJournal, MemoryOptions, OpenError, RedbJournal, RedbOptions};
+use crate::storage::{MemoryJournal, MemoryOptions, Observer, OpenError, RedbJournal, RedbOptions};
 use crate::telemetry::{Metrics, logs};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -116,9 +116,9 @@ async fn serve(config: &Config) -> Result<(), RunError> {
     };
 
     let started = clock::now();
-    let (journal, recovered) = open_journal(config)?;
-    let (sessions, retained) = (recovered.sessions.len(), recovered.retained.len());
     let metrics = Arc::new(Metrics::new());
+    let (journal, recovered) = open_journal(config, &metrics)?;
+    let (sessions, retained) = (recovered.sessions.len(), recovered.retained.len());
     let auth =
         Anonymous { anywhere: config.auth.allow_anonymous == Some(true), nowhere: !config.auth.anonymous() };
     let ports = Ports {
@@ -191,7 +191,7 @@ async fn drain(node: &Node, tasks: Vec<tokio::task::JoinHandle<()>>, stop: &Noti
     }
 }
 
-fn open_journal(config: &Config) -> Result<(JournalKind, Recovered), RunError> {
+fn open_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<(JournalKind, Recovered), RunError> {
     let storage = &config.storage;
     match storage.kind {
         StorageType::Memory => {
@@ -203,8 +203,15 @@ fn open_journal(config: &Config) -> Result<(JournalKind, Recovered), RunError> {
             let dir = storage.dir.clone();
             std::fs::create_dir_all(&dir)
                 .map_err(|source| RunError::DataDir { path: dir.clone(), source })?;
+            let metrics = metrics.clone();
+            let observer = Observer(Arc::new(move |commit| {
+                metrics.journal_commits.inc();
+                metrics.journal_commit_changes.record(commit.changes as f64);
+                metrics.journal_commit_seconds.record(commit.took_us as f64 / 1e6);
+            }));
             let options = RedbOptions {
                 dir,
+                observer: Some(observer),
                 cache_bytes: storage.cache,
                 max_pending_bytes: storage.max_pending,
                 ..RedbOptions::default()

@@ -201,8 +201,14 @@ impl Broker {
         on_disk.extend(backlog);
         self.metrics.shared_subscriptions.sub(shared);
         if shared > 0 && !on_disk.is_empty() {
+            // Takes a while: after a crash in between the session is still over, and its will is not due again.
+            let lsn = handle.recorded().then(|| {
+                let mut record = self.record(handle, session);
+                (record.expiry_s, record.disconnected_at, record.will) = (0, Some(now), None);
+                self.journal.append(&[Change::Session(&record)])
+            });
             self.hand_on_from_journal(HandOn { from: handle.clone(), seqs: on_disk, begun, now });
-            return None;
+            return lsn;
         }
         on_disk.into_iter().for_each(|seq| self.settle(handle, seq));
         self.forget(handle)

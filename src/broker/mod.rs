@@ -129,6 +129,11 @@ impl Broker {
         (self.retained.len(), self.retained.bytes())
     }
 
+    /// Whether a client may publish to `topic`: what is below `$SYS` is the broker's.
+    fn may_publish(&self, who: &ports::Identity, topic: &str) -> bool {
+        !topic.starts_with("$SYS/") && self.authorizer.publish(who, topic)
+    }
+
     /// Whether this node may serve clients.
     ///
     /// # Errors

@@ -124,11 +124,15 @@ impl Broker {
                         let sessions = &self.metrics.sessions;
                         sessions.of(SessionState::Dormant).sub(1);
                         sessions.of(SessionState::Active).add(1);
-                        if !settings.clean_start {
+                        // Its timers may be due this very moment: the client is late then, not we.
+                        let over = self.run_timers(&handle, &mut session, now, scratch);
+                        if !over && !settings.clean_start {
                             return Claim::Granted { handle, session, present: true };
                         }
-                        let ended = self.end_dormant(&handle, &mut session, now, scratch);
-                        claimant.ended = claimant.ended.max(ended.unwrap_or(0));
+                        if !over {
+                            let ended = self.end_dormant(&handle, &mut session, now, scratch);
+                            claimant.ended = claimant.ended.max(ended.unwrap_or(0));
+                        }
                     }
                     Found::Gone => {
                         self.registry.remove(handle);

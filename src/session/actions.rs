@@ -262,6 +262,12 @@ impl Actions {
         self.packets += 1;
         &mut self.wire
     }
+
+    /// Takes the last packet back, which begins at `start`.
+    pub(super) fn take_back(&mut self, start: usize) {
+        self.packets -= 1;
+        self.wire.truncate(start);
+    }
 }
 
 /// The remaining message expiry at `now`, seconds, rounded up (MQTT 5.0 section 3.3.2.3.3).

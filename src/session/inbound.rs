@@ -10,7 +10,7 @@ use crate::mqtt::encode::{self, AckKind};
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::{Ack, Disconnect, Publish, Subscribe, Unsubscribe};
 use crate::mqtt::{Message, QoS, Reason, Version};
-use crate::topic::Filter;
+use crate::topic::{AliasError, Filter};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,15 +33,16 @@ struct Answer {
 }
 
 impl Inbound {
-    /// An upper bound, cheap to have, of the publishes that count against the receive maximum we announced.
-    pub(super) fn unanswered_at_most(&self) -> usize {
-        self.answers.len() + self.exactly_once.len()
+    /// Publishes whose outcome is open. Not those that wait for PUBREL: to hold back what the client says until it has said
+    /// something would be for ever.
+    pub(super) fn under_way(&self) -> usize {
+        self.answers.len()
     }
 
     /// Whether the receive maximum is used up.
     fn exhausted(&self, maximum: u16) -> bool {
         let at_least_once = || self.answers.iter().filter(|a| a.qos == QoS::AtLeastOnce).count();
-        self.unanswered_at_most() >= usize::from(maximum)
+        self.answers.len() + self.exactly_once.len() >= usize::from(maximum)
             && at_least_once() + self.exactly_once.len() >= usize::from(maximum)
     }
 
@@ -64,8 +65,13 @@ impl Session {
             Some(alias) => match conn.aliases_in.resolve(alias, p.topic) {
                 Ok(topic) => topic,
                 Err(e) => {
+                    let reason = match e {
+                        AliasError::OutOfRange(_) => Reason::TopicAliasInvalid,
+                        AliasError::Unknown(_) => Reason::ProtocolError,
+                        AliasError::NoSpace(_) => Reason::QuotaExceeded,
+                    };
                     let why = e.to_string();
-                    return self.fail(Reason::TopicAliasInvalid, &why, out);
+                    return self.fail(reason, &why, out);
                 }
             },
         };
@@ -131,6 +137,9 @@ impl Session {
         self.inbound.answers[at].outcome = Some(outcome);
         while let Some(Answer { packet_id, qos, outcome: Some(outcome), .. }) = self.inbound.answers.front() {
             let (packet_id, qos, outcome) = (*packet_id, *qos, *outcome);
+            if self.conn.as_ref().is_none_or(|c| c.closed) {
+                return; // one before it failed: this one must not be answered without it
+            }
             self.inbound.answers.pop_front();
             self.answer(packet_id, qos, outcome, out);
         }
@@ -213,7 +222,9 @@ impl Session {
     pub(super) fn subscribed(&mut self, token: Token, codes: &[Reason], out: &mut Actions) {
         let Some(conn) = self.conn.as_mut() else { return };
         if let Some(Request::SubAck(packet_id)) = conn.pending.take(token) {
+            let start = out.wire.len();
             encode::suback(out.packet(), conn.version, packet_id, codes);
+            self.check_size(start, out);
         }
     }
 
@@ -228,7 +239,18 @@ impl Session {
     pub(super) fn unsubscribed(&mut self, token: Token, codes: &[Reason], out: &mut Actions) {
         let Some(conn) = self.conn.as_mut() else { return };
         if let Some(Request::UnsubAck(packet_id)) = conn.pending.take(token) {
+            let start = out.wire.len();
             encode::unsuback(out.packet(), conn.version, packet_id, codes);
+            self.check_size(start, out);
+        }
+    }
+
+    /// An answer that the client has to get but does not take ends the connection (MQTT 5.0 section 3.1.2.11.4).
+    fn check_size(&mut self, start: usize, out: &mut Actions) {
+        let fits = self.conn.as_ref().is_none_or(|c| out.wire.len() - start <= c.maximum_packet_size as usize);
+        if !fits {
+            out.take_back(start);
+            self.fail(Reason::PacketTooLarge, "the answer exceeds the client's maximum packet size", out);
         }
     }
 

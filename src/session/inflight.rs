@@ -25,6 +25,8 @@ pub(super) struct Entry {
     pub qos: QoS,
     pub stage: Stage,
     pub seq: Option<NonZeroU64>,
+    /// It has to be sent again on this connection as soon as the client's receive maximum allows.
+    pub held: bool,
     /// The message; `None` once released, and for journaled messages of a dormant session.
     pub delivery: Option<Delivery>,
 }

@@ -169,6 +169,13 @@ impl Session {
         self.deadlines().into_iter().flatten().map(|(t, _)| t).min()
     }
 
+    /// The client was not listened to until `now`: its silence is not its own.
+    pub fn excuse(&mut self, now: Time) {
+        if let Some(c) = self.conn.as_mut() {
+            c.heard_at = now;
+        }
+    }
+
     pub(super) fn timeout(&mut self, now: Time, out: &mut Actions) {
         let late =
             self.deadlines().into_iter().flatten().any(|(t, timer)| timer == Timer::KeepAlive && t <= now);

@@ -120,6 +120,8 @@ impl Session {
             c.heard_at = now;
         }
         match packet {
+            // Of a connection before this one: what they answer is about to be sent again.
+            Packet::PubAck(_) | Packet::PubRec(_) | Packet::PubComp(_) if self.outbound.resuming() => {}
             Packet::Publish(p) => self.publish(&p, now, out),
             Packet::PubAck(a) => self.puback(a, now, out),
             Packet::PubRec(a) => self.pubrec(a, now, out),
@@ -150,7 +152,12 @@ impl Session {
         conn.closed = true;
         if let (Version::V5, Some(reason)) = (conn.version, cause.told()) {
             let why = why.filter(|_| conn.problem_information);
+            let start = out.wire.len();
             encode::disconnect(out.packet(), reason, why, None, None);
+            if out.wire.len() - start > conn.maximum_packet_size as usize {
+                out.take_back(start);
+                encode::disconnect(out.packet(), reason, None, None, None);
+            }
         }
         out.effects.push(Effect::Close { cause, why: why.map(Into::into) });
     }
@@ -158,7 +165,7 @@ impl Session {
     /// Whether more packets may be read now; MQTT 3 clients feel the receive maximum as back-pressure.
     pub fn wants_packets(&self) -> bool {
         self.conn.as_ref().is_some_and(|c| {
-            self.inbound.unanswered_at_most() < usize::from(c.limits.receive_maximum) * 2
+            self.inbound.under_way() < usize::from(c.limits.receive_maximum) * 2
                 && c.pending.requests.len() < limits::PENDING_REQUESTS + usize::from(c.limits.receive_maximum)
         })
     }

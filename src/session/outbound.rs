@@ -24,11 +24,18 @@ pub(super) struct Outbound {
     quota: u16,
     /// Messages in flight are being read back; nothing else is sent before them.
     resuming: bool,
+    /// Messages in flight that are held; nothing else is sent before them.
+    held: usize,
 }
 
 impl Outbound {
     pub(super) fn load(&self) -> usize {
         self.inflight.len() + self.ready.len()
+    }
+
+    /// Whether messages in flight are still being read back from the journal.
+    pub(super) fn resuming(&self) -> bool {
+        self.resuming
     }
 
     pub(super) fn ready_for_more(&self) -> bool {
@@ -50,6 +57,7 @@ impl Outbound {
                 qos: QoS::ExactlyOnce,
                 stage,
                 seq: Some(seq),
+                held: false,
                 delivery: None,
             });
         }
@@ -62,6 +70,7 @@ impl Session {
     /// Resends what is in flight, in order; reads it back from the journal first if it is not here.
     pub(super) fn resume_outbound(&mut self, quota: u16, now: Time, out: &mut Actions) {
         self.outbound.quota = quota;
+        self.outbound.resuming = false; // a connection before this one may have ended while it was
         let missing: Vec<u64> = self
             .outbound
             .inflight
@@ -95,35 +104,50 @@ impl Session {
         self.resend(now, out);
     }
 
+    /// Sends what is in flight again, as much of it as the receive maximum of this connection allows at once (section 4.9).
     fn resend(&mut self, now: Time, out: &mut Actions) {
         let Some(conn) = self.conn.as_mut() else { return };
-        let mut too_large = Vec::new();
+        self.outbound.held = 0;
         for e in self.outbound.inflight.iter_mut() {
-            match (&e.delivery, e.stage) {
-                (Some(d), Stage::Recording | Stage::Sent) => {
-                    let dup = e.stage == Stage::Sent;
-                    if !conn.write_publish(d, e.packet_id, dup, now, out) {
-                        too_large.push(e.packet_id);
-                    }
-                    e.stage = Stage::Sent;
-                }
-                _ => {
-                    e.stage = Stage::Released;
-                    encode::ack(
-                        out.packet(),
-                        conn.version,
-                        AckKind::PubRel,
-                        e.packet_id,
-                        Reason::Success,
-                        None,
-                    );
-                }
+            e.held = e.delivery.is_some() && matches!(e.stage, Stage::Recording | Stage::Sent);
+            if e.held {
+                self.outbound.held += 1;
+            } else {
+                e.stage = Stage::Released;
+                encode::ack(
+                    out.packet(),
+                    conn.version,
+                    AckKind::PubRel,
+                    e.packet_id,
+                    Reason::Success,
+                    None,
+                );
+            }
+        }
+        self.send_held(usize::from(self.outbound.quota), now, out);
+        self.send_ready(now, out);
+    }
+
+    /// Sends at most `room` of the messages that are held, in order.
+    fn send_held(&mut self, mut room: usize, now: Time, out: &mut Actions) {
+        let Some(conn) = self.conn.as_mut() else { return };
+        let mut too_large = Vec::new();
+        for e in self.outbound.inflight.iter_mut().filter(|e| e.held) {
+            if room == 0 {
+                break;
+            }
+            e.held = false;
+            self.outbound.held -= 1;
+            let dup = e.stage == Stage::Sent;
+            e.stage = Stage::Sent;
+            match &e.delivery {
+                Some(d) if conn.write_publish(d, e.packet_id, dup, now, out) => room -= 1,
+                _ => too_large.push(e.packet_id),
             }
         }
         for packet_id in too_large {
             self.finish(packet_id, out);
         }
-        self.send_ready(now, out);
     }
 
     pub(super) fn deliver(&mut self, delivery: Delivery, now: Time, out: &mut Actions) {
@@ -142,11 +166,17 @@ impl Session {
     }
 
     fn has_quota(&self) -> bool {
-        !self.outbound.resuming && self.outbound.inflight.len() < usize::from(self.outbound.quota)
+        !self.outbound.resuming
+            && self.outbound.held == 0
+            && self.outbound.inflight.len() < usize::from(self.outbound.quota)
     }
 
     /// Sends what is ready while the client has room.
     pub(super) fn send_ready(&mut self, now: Time, out: &mut Actions) {
+        if self.outbound.held > 0 {
+            let under_way = self.outbound.inflight.len() - self.outbound.held;
+            self.send_held(usize::from(self.outbound.quota).saturating_sub(under_way), now, out);
+        }
         while self.has_quota()
             && let Some(delivery) = self.outbound.ready.pop_front()
         {
@@ -186,7 +216,7 @@ impl Session {
             }
             out.effects.push(Effect::Sent(qos));
         }
-        self.outbound.inflight.push(Entry { packet_id, qos, stage, seq, delivery: Some(delivery) });
+        self.outbound.inflight.push(Entry { packet_id, qos, stage, seq, held: false, delivery: Some(delivery) });
     }
 
     /// What the effect with `token` recorded is durable: the packet that waited for it may go.
@@ -251,6 +281,7 @@ impl Session {
             }
             (QoS::ExactlyOnce, Stage::Sent) => {
                 entry.delivery = None;
+                self.outbound.held -= usize::from(std::mem::take(&mut entry.held));
                 if let Some(seq) = entry.seq.filter(|_| self.durable) {
                     entry.stage = Stage::Releasing;
                     let token = self.next_token;
@@ -285,6 +316,7 @@ impl Session {
     /// The message under `packet_id` is done for good.
     fn finish(&mut self, packet_id: u16, out: &mut Actions) {
         if let Some(entry) = self.outbound.inflight.remove(packet_id) {
+            self.outbound.held -= usize::from(entry.held);
             out.effects.extend(entry.seq.map(|seq| Effect::Settle { seq }));
         }
     }

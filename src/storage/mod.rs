@@ -11,11 +11,13 @@ mod migrate;
 #[cfg(test)]
 mod model;
 mod record;
+#[cfg(test)]
+mod record_tests;
 mod redb;
 mod wakers;
 mod wire;
 
 pub use error::OpenError;
 pub use memory::{MemoryJournal, MemoryOptions};
-pub use record::RecordError;
-pub use redb::{JOURNAL_FILE, JournalStats, RedbJournal, RedbOptions};
+pub use record::{RecordError, fuzz_decode};
+pub use redb::{Commit, JOURNAL_FILE, JournalStats, Observer, RedbJournal, RedbOptions};

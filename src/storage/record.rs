@@ -354,3 +354,19 @@ fn get_body<'a>(input: &mut Input<'a>) -> Result<Body<'a>, RecordError> {
     let properties = input.rest();
     Ok(Body(Parts { topic, payload, properties, qos, retain: flags & 4 != 0, expires_at }))
 }
+
+/// Decodes arbitrary bytes as every kind of row there is: for fuzzing, nothing else.
+#[doc(hidden)]
+pub fn fuzz_decode(row: &[u8]) {
+    if let Ok(row) = LOG_ROWS.lift(row)
+        && let Ok(LogRow::Message(row)) = decode_log(&row)
+    {
+        for session in row.sessions() {
+            assert!(row.recipient(session).is_some(), "a session without its delivery");
+        }
+        assert_eq!(row.sessions().count(), row.recipients_len());
+        let _ = row.body.message().size();
+    }
+    let _ = decode_session(1, row);
+    let _ = decode_subscription("a/#", row);
+}

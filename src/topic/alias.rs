@@ -30,10 +30,10 @@ pub enum AliasError {
     /// The alias is zero or above the maximum the server announced (reason 0x94).
     #[error("topic alias {0} is out of range")]
     OutOfRange(u16),
-    /// The topic is empty and the alias was never set on this connection (reason 0x94).
+    /// The topic is empty and the alias was never set on this connection (reason 0x82).
     #[error("topic alias {0} is not set")]
     Unknown(u16),
-    /// The topic names behind this connection's aliases would take too many bytes (reason 0x94 or 0x97).
+    /// The topic names behind this connection's aliases would take too many bytes (reason 0x97).
     #[error("topic alias {0} would exceed the space for aliases")]
     NoSpace(u16),
 }

@@ -23,6 +23,7 @@ mod random;
 mod recovery;
 mod rumqttc_client;
 mod sessions;
+mod transcript;
 mod tree;
 mod wait;
 mod wills;

@@ -16,6 +16,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
+/// Bytes of a CONNACK without properties.
+const REFUSAL_BYTES: u32 = 5;
+
+/// More bytes than any CONNACK of ours has.
+const CONNACK_BYTES_MAX: u32 = 256;
+
 /// A client between CONNECT and CONNACK.
 #[derive(Debug)]
 pub(super) struct Connecting {
@@ -96,9 +102,14 @@ impl Link {
         } else {
             Settings::negotiate(c, limits, assign)
                 .and_then(|s| self.broker.authorizer.connect(&who).map(|()| s))
+                .and_then(|s| self.may_have(&s).map(|()| s))
         };
         let settings = match settings {
             Ok(settings) => settings,
+            Err(_) if c.maximum_packet_size.is_some_and(|max| max < REFUSAL_BYTES) => {
+                self.state = State::Closed;
+                return;
+            }
             Err(reason) => return self.refuse(c.version, reason, cx),
         };
         tracing::debug!(peer = %self.peer, client = %settings.client_id, version = ?settings.version, "CONNECT");
@@ -106,6 +117,24 @@ impl Link {
         let step = Step::Claiming(Claimant::default());
         self.state = State::Connecting(Box::new(Connecting { settings, deadline, step }));
         self.poll_connecting(waker, now, cx);
+    }
+
+    /// Whether a client that was let in may have its will, and can be told what it is granted.
+    fn may_have(&self, s: &Settings) -> Result<(), Reason> {
+        if let Some(will) = &s.will {
+            let who = Identity { client_id: s.client_id.clone(), username: s.username.clone() };
+            if !self.broker.may_publish(&who, will.message.topic()) {
+                return Err(Reason::NotAuthorized);
+            }
+        }
+        if s.maximum_packet_size < CONNACK_BYTES_MAX {
+            let mut connack = Vec::new();
+            encode::connack(&mut connack, s.version, &s.connack(true));
+            if connack.len() > s.maximum_packet_size as usize {
+                return Err(Reason::ImplementationSpecificError);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn poll_connecting(&mut self, waker: &Waker, now: Time, cx: &mut super::Context) {
@@ -228,6 +257,11 @@ impl Link {
     }
 
     fn refuse(&mut self, version: Version, reason: Reason, cx: &mut super::Context) {
+        // These two can be said in a DISCONNECT only, and that only after a CONNACK (sections 3.2.2.2, 3.14).
+        let reason = match reason {
+            Reason::SessionTakenOver | Reason::ServerShuttingDown => Reason::ServerUnavailable,
+            other => other,
+        };
         let why = RefuseReason::from_code(reason as u8);
         self.broker.metrics.connects_refused.of(why).inc();
         tracing::info!(peer = %self.peer, ?reason, "connection refused");

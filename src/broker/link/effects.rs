@@ -129,8 +129,7 @@ impl Open {
         scratch: &mut Scratch,
     ) -> Result<(Option<Lsn>, bool), Outcome> {
         let topic = message.topic();
-        let own = topic.starts_with("$SYS/");
-        if own || !broker.authorizer.publish(&self.identity, topic) {
+        if !broker.may_publish(&self.identity, topic) {
             broker.metrics.publishes_refused.of(PublishRefusal::NotAuthorized).inc();
             return Err(Outcome::Denied(Reason::NotAuthorized));
         }

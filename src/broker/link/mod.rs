@@ -207,8 +207,13 @@ impl Link {
             State::Connecting(_) => {}
             State::Open(_) => {
                 self.poll_open(waker, now, cx);
-                if !self.partial.is_empty() && self.takes_packets(cx) {
+                while !self.partial.is_empty() && self.takes_packets(cx) {
+                    let before = self.partial.len();
                     self.consume_partial(waker, now, cx);
+                    if self.partial.len() == before {
+                        break; // the beginning of a packet
+                    }
+                    self.poll_open(waker, now, cx); // what these packets asked for must be given or waited for
                 }
             }
             State::Leaving(l) => {

@@ -43,13 +43,18 @@ impl Link {
     }
 
     pub(super) fn poll_open(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
+        let reading = self.wants_read();
         let State::Open(open) = &mut self.state else { return };
         if let Some(cause) = open.closing {
             cx.actions.wire.clear(); // what the client did not take by now it never gets
             return self.leave(cause, now, cx);
         }
         if open.session.next_timeout().is_some_and(|t| t <= now) {
-            open.session.handle(Input::Timeout, now, &mut cx.actions);
+            if reading {
+                open.session.handle(Input::Timeout, now, &mut cx.actions);
+            } else {
+                open.session.excuse(now);
+            }
         }
         open.give_durable(&self.broker, now, cx);
         self.run_effects(now, cx);

@@ -9,9 +9,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A batch of this many bytes is closed and another begun: bounds what one commit takes in time and memory.
-const BATCH_BYTES_MAX: usize = 8 << 20;
-
 /// Empty batches kept for reuse.
 const SPARE_BATCHES_MAX: usize = 2;
 
@@ -23,8 +20,10 @@ pub(super) struct Gather {
     closed: VecDeque<Arc<Batch>>,
     closed_bytes: usize,
     spare: Vec<Batch>,
+    /// A batch of this many bytes is closed and another begun.
+    batch_bytes_max: usize,
     /// The smallest session number never seen.
-    pub(super) next_session: SessionNo,
+    next_session: SessionNo,
     /// No more changes are taken.
     pub(super) closing: bool,
     /// The writer waits for something to do.
@@ -33,7 +32,7 @@ pub(super) struct Gather {
 
 impl Gather {
     /// Starts with the rows that are there; the first batch is number 1.
-    pub(super) fn new(index: Index, next_session: SessionNo) -> Gather {
+    pub(super) fn new(index: Index, next_session: SessionNo, batch_bytes_max: usize) -> Gather {
         let mut current = Batch::default();
         current.reset(1);
         Gather {
@@ -42,6 +41,7 @@ impl Gather {
             closed: VecDeque::new(),
             closed_bytes: 0,
             spare: Vec::new(),
+            batch_bytes_max,
             next_session,
             closing: false,
             writer_idle: false,
@@ -67,7 +67,7 @@ impl Gather {
             self.current.count_change();
             self.encode(change, keys);
         }
-        if self.current.size() >= BATCH_BYTES_MAX {
+        if self.current.size() >= self.batch_bytes_max {
             self.close_batch();
         }
         lsn
@@ -77,7 +77,8 @@ impl Gather {
         let lsn = self.current.lsn;
         let mut next = self.spare.pop().unwrap_or_default();
         next.reset(lsn + 1);
-        let closed = std::mem::replace(&mut self.current, next);
+        let mut closed = std::mem::replace(&mut self.current, next);
+        closed.next_session = self.next_session;
         self.closed_bytes += closed.size();
         self.closed.push_back(Arc::new(closed));
     }

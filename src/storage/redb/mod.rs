@@ -21,10 +21,12 @@ mod schema;
 mod shared;
 mod stats;
 #[cfg(test)]
+mod stress_tests;
+#[cfg(test)]
 mod testdisk;
 mod writer;
 
-pub use stats::JournalStats;
+pub use stats::{Commit, JournalStats, Observer};
 
 use super::error::OpenError;
 use super::wakers::Wakers;
@@ -55,12 +57,18 @@ pub struct RedbOptions {
     pub cache_bytes: usize,
     /// Bytes of changes waiting to be committed beyond which the journal is congested.
     pub max_pending_bytes: usize,
+    /// A batch of this many bytes is committed by itself and another begun: bounds what one commit takes in time and memory.
+    pub max_batch_bytes: usize,
+    /// A file of at least so many bytes is compacted at start if more than half of it is free.
+    pub compact_min_bytes: u64,
     /// Threads that read messages back, at least 1.
     pub readers: usize,
     /// How long to wait before trying again a commit that failed the first time.
     pub retry_min: Duration,
     /// How long to wait at most; the wait doubles from attempt to attempt.
     pub retry_max: Duration,
+    /// Is told of every commit.
+    pub observer: Option<Observer>,
 }
 
 impl Default for RedbOptions {
@@ -69,9 +77,12 @@ impl Default for RedbOptions {
             dir: PathBuf::from("data"),
             cache_bytes: 64 << 20,
             max_pending_bytes: 64 << 20,
+            max_batch_bytes: 8 << 20,
+            compact_min_bytes: 64 << 20,
             readers: 2,
             retry_min: Duration::from_millis(500),
             retry_max: Duration::from_secs(5),
+            observer: None,
         }
     }
 }
@@ -99,15 +110,16 @@ impl RedbJournal {
         options: RedbOptions,
         lock: Option<File>,
     ) -> Result<(Arc<RedbJournal>, Recovered), OpenError> {
-        let opened = open::open(&*medium, options.cache_bytes)?;
+        let opened = open::open(&*medium, &options)?;
         let scan = opened.scan;
         let next_session = scan.recovered.next_session;
+        let gather = Gather::new(scan.index, next_session, options.max_batch_bytes);
         let shared = Arc::new(Shared {
             options,
             medium,
             created: opened.created,
             db: RwLock::new(Some(opened.db)),
-            gather: Mutex::new(Gather::new(scan.index, next_session)),
+            gather: Mutex::new(gather),
             work: Condvar::new(),
             broken: AtomicBool::new(false),
             keys: AtomicU64::new(scan.next_key),

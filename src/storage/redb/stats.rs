@@ -1,5 +1,6 @@
 //! Counters of a journal; read by whoever reports them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a [`RedbJournal`](super::RedbJournal) has done since it was opened.
@@ -29,6 +30,25 @@ pub struct JournalStats {
     pub messages_read: u64,
     /// Messages that could not be decoded when read back.
     pub messages_unreadable: u64,
+}
+
+/// One commit that was made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Changes in it.
+    pub changes: u64,
+    /// How long it took, the write to disk included, microseconds.
+    pub took_us: u64,
+}
+
+/// Is told of every commit, on the writer's thread: it must be quick and must not call the journal.
+#[derive(Clone)]
+pub struct Observer(pub Arc<dyn Fn(&Commit) + Send + Sync>);
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observer")
+    }
 }
 
 /// The counters behind [`JournalStats`].

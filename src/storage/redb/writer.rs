@@ -6,6 +6,7 @@ use super::batch::Batch;
 use super::open::{begin, panic_text};
 use super::schema::{KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION};
 use super::shared::Shared;
+use super::stats::Commit;
 use crate::clock;
 use redb::Database;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,8 +31,8 @@ impl Writer {
 
     /// Commits until the journal is closed and everything appended before is durable, or cannot be made so.
     pub(super) fn run(mut self) {
-        while let Some((batch, next_session)) = self.next_batch() {
-            if !self.commit_at_last(&batch, next_session) {
+        while let Some(batch) = self.next_batch() {
+            if !self.commit_at_last(&batch) {
                 let changes = batch.changes();
                 tracing::error!(
                     changes,
@@ -51,13 +52,13 @@ impl Writer {
     }
 
     /// Waits for the next batch; `None` if the journal is closed and there is none.
-    fn next_batch(&self) -> Option<(Arc<Batch>, u64)> {
+    fn next_batch(&self) -> Option<Arc<Batch>> {
         loop {
             {
                 let mut gather = self.shared.gather.lock();
                 loop {
                     if let Some(batch) = gather.next_batch() {
-                        return Some((batch, gather.next_session));
+                        return Some(batch);
                     }
                     if gather.closing {
                         return None;
@@ -94,13 +95,13 @@ impl Writer {
     }
 
     /// Commits `batch`, trying until it is durable; `false` if the journal was closed before that.
-    fn commit_at_last(&mut self, batch: &Batch, next_session: u64) -> bool {
+    fn commit_at_last(&mut self, batch: &Batch) -> bool {
         let mut pause = self.shared.options.retry_min;
         loop {
             let closing = self.shared.closing();
             let broken = self.shared.broken.load(Ordering::Acquire) || self.shared.db.read().is_none();
             if !broken || self.shared.reopen_database() {
-                match self.commit(batch, next_session) {
+                match self.commit(batch) {
                     Ok(()) => {
                         self.shared.set_ok();
                         return true;
@@ -108,7 +109,8 @@ impl Writer {
                     Err(what) => {
                         self.shared.counters.commits_failed.add(1);
                         self.shared.set_failing(what);
-                        self.shared.close_database();
+                        // At once and not at the next attempt: meanwhile there are messages to read.
+                        self.shared.reopen_database();
                     }
                 }
             }
@@ -121,25 +123,25 @@ impl Writer {
     }
 
     /// Tries once to commit `batch`; says what went wrong.
-    fn commit(&mut self, batch: &Batch, next_session: u64) -> Result<(), String> {
+    fn commit(&mut self, batch: &Batch) -> Result<(), String> {
         let started_us = clock::monotonic_us();
         let keys_reserved = self.keys_to_reserve();
         let void =
-            batch.is_void() && keys_reserved == self.keys_reserved && next_session == self.next_session;
+            batch.is_void() && keys_reserved == self.keys_reserved && batch.next_session == self.next_session;
         if !void {
             let shared = self.shared.clone();
             let db = shared.db.read();
             let db = db.as_ref().ok_or("the journal is closed")?;
             // redb panics on some damage to its pages. The transaction is gone with it and the database is opened anew, so
             // that nothing half-done stays; a writer that died of it would leave the broker without a journal.
-            let attempt = AssertUnwindSafe(|| self.try_commit(db, batch, keys_reserved, next_session));
+            let attempt = AssertUnwindSafe(|| self.try_commit(db, batch, keys_reserved));
             match catch_unwind(attempt) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(shared.describe(&error)),
                 Err(panic) => return Err(shared.describe(&redb::Error::Corrupted(panic_text(&*panic)))),
             }
             self.keys_reserved = keys_reserved;
-            self.next_session = next_session;
+            self.next_session = batch.next_session;
         }
         let took_us = clock::monotonic_us().saturating_sub(started_us);
         let counters = &self.shared.counters;
@@ -154,6 +156,9 @@ impl Writer {
         counters.batch_changes_last.set(batch.changes());
         counters.commit_us_last.set(took_us);
         counters.commit_us_total.add(took_us);
+        if let (false, Some(observer)) = (void, &self.shared.options.observer) {
+            (observer.0)(&Commit { changes: batch.changes(), took_us });
+        }
         Ok(())
     }
 
@@ -162,19 +167,13 @@ impl Writer {
         if wanted > self.keys_reserved { wanted.saturating_add(KEYS_RESERVE / 2) } else { self.keys_reserved }
     }
 
-    fn try_commit(
-        &mut self,
-        db: &Database,
-        batch: &Batch,
-        keys_reserved: u64,
-        next_session: u64,
-    ) -> Result<(), redb::Error> {
+    fn try_commit(&mut self, db: &Database, batch: &Batch, keys_reserved: u64) -> Result<(), redb::Error> {
         let txn = begin(db)?;
         apply(&txn, batch, &mut self.scratch)?;
-        if keys_reserved != self.keys_reserved || next_session != self.next_session {
+        if keys_reserved != self.keys_reserved || batch.next_session != self.next_session {
             let mut meta = txn.open_table(META)?;
             meta.insert(META_KEYS_RESERVED, keys_reserved)?;
-            meta.insert(META_NEXT_SESSION, next_session)?;
+            meta.insert(META_NEXT_SESSION, batch.next_session)?;
         }
         txn.commit()?;
         Ok(())

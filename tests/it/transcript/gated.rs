@@ -1,0 +1,212 @@
+//! A journal in memory whose durability can be held back, and that forgets at a crash what was not durable.
+
+use berth::broker::ports::{
+    Change, Journal, JournalHealth, Lsn, OutboundState, ReadDone, Recipient, Recovered, Seq, SessionNo,
+    SessionRecord, SubscriptionRecord,
+};
+use berth::mqtt::Message;
+use berth::storage::{MemoryJournal, MemoryOptions};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+/// See the module.
+pub struct GatedJournal {
+    /// Has everything that was appended, durable or not: what reads see.
+    live: Arc<MemoryJournal>,
+    gate: Mutex<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    /// What a crash leaves, in order.
+    durable: Vec<Vec<Owned>>,
+    /// What a crash takes, in order.
+    waiting: VecDeque<Vec<Owned>>,
+    held: bool,
+    failing: bool,
+    wakers: Vec<(Lsn, Waker)>,
+}
+
+impl Gate {
+    fn durable(&self) -> Lsn {
+        self.durable.len() as Lsn
+    }
+}
+
+impl GatedJournal {
+    /// An empty journal that makes everything durable at once.
+    pub fn new() -> Arc<GatedJournal> {
+        GatedJournal::with(MemoryJournal::new(MemoryOptions::default()), Vec::new())
+    }
+
+    fn with(live: Arc<MemoryJournal>, durable: Vec<Vec<Owned>>) -> Arc<GatedJournal> {
+        Arc::new(GatedJournal { live, gate: Mutex::new(Gate { durable, ..Gate::default() }) })
+    }
+
+    /// From now on nothing becomes durable until it is released.
+    pub fn hold(&self) {
+        self.gate.lock().held = true;
+    }
+
+    /// As [`GatedJournal::hold`], and the journal says that it is failing and congested.
+    pub fn fail(&self) {
+        let mut gate = self.gate.lock();
+        gate.held = true;
+        gate.failing = true;
+    }
+
+    /// Makes the next `n` appends durable that wait; all of them, and all that come, if `None`.
+    pub fn release(&self, n: Option<usize>) {
+        let mut gate = self.gate.lock();
+        let ready = n.unwrap_or(gate.waiting.len()).min(gate.waiting.len());
+        let ready: Vec<_> = gate.waiting.drain(..ready).collect();
+        gate.durable.extend(ready);
+        if n.is_none() {
+            gate.held = false;
+            gate.failing = false;
+        }
+        let durable = gate.durable();
+        let (due, rest) = std::mem::take(&mut gate.wakers).into_iter().partition(|(lsn, _)| *lsn <= durable);
+        gate.wakers = rest;
+        drop(gate);
+        let due: Vec<(Lsn, Waker)> = due;
+        due.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    /// Appends that are not durable yet.
+    pub fn waiting(&self) -> usize {
+        self.gate.lock().waiting.len()
+    }
+
+    /// What a process finds that starts after this one has died: all that was durable, and nothing else.
+    pub fn crash(&self) -> (Arc<GatedJournal>, Recovered) {
+        let durable = std::mem::take(&mut self.gate.lock().durable);
+        let copy = MemoryJournal::new(MemoryOptions::default());
+        let seq = self.live.next_seq();
+        while copy.next_seq() < seq {}
+        for batch in &durable {
+            let changes: Vec<Change<'_>> = batch.iter().map(Owned::borrow).collect();
+            copy.append(&changes);
+        }
+        let (live, recovered) = copy.reopen();
+        (GatedJournal::with(live, durable), recovered)
+    }
+}
+
+impl Journal for GatedJournal {
+    fn next_seq(&self) -> Seq {
+        self.live.next_seq()
+    }
+
+    fn append(&self, changes: &[Change<'_>]) -> Lsn {
+        let mut gate = self.gate.lock();
+        self.live.append(changes);
+        let batch = changes.iter().map(Owned::from).collect();
+        if gate.held {
+            gate.waiting.push_back(batch);
+        } else {
+            gate.durable.push(batch);
+        }
+        gate.durable() + gate.waiting.len() as Lsn
+    }
+
+    fn durable(&self) -> Lsn {
+        self.gate.lock().durable()
+    }
+
+    fn wake_at(&self, lsn: Lsn, waker: &Waker) {
+        let mut gate = self.gate.lock();
+        if lsn > gate.durable() {
+            gate.wakers.push((lsn, waker.clone()));
+        } else {
+            drop(gate);
+            waker.wake_by_ref();
+        }
+    }
+
+    fn congested(&self) -> bool {
+        self.gate.lock().failing
+    }
+
+    fn read(&self, session: SessionNo, seqs: Vec<Seq>, done: ReadDone) {
+        self.live.read(session, seqs, done);
+    }
+
+    fn health(&self) -> JournalHealth {
+        match self.gate.lock().failing {
+            true => JournalHealth::Failing("the test says so".to_owned()),
+            false => JournalHealth::Ok,
+        }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        0
+    }
+
+    fn close(&self) {
+        self.live.close();
+    }
+}
+
+/// A [`Change`] that owns what it says.
+enum Owned {
+    Message(Seq, Message, Vec<Recipient>),
+    Settle(Seq, SessionNo),
+    Outbound(SessionNo, u16, Seq, OutboundState),
+    InboundBegin(SessionNo, u16),
+    InboundEnd(SessionNo, u16),
+    Session(SessionRecord),
+    SessionEnd(SessionNo),
+    Subscribe(SessionNo, SubscriptionRecord),
+    Unsubscribe(SessionNo, String),
+    Retain(Message),
+    ClearRetained(String),
+}
+
+impl From<&Change<'_>> for Owned {
+    fn from(change: &Change<'_>) -> Owned {
+        match *change {
+            Change::Message { seq, message, recipients } => {
+                Owned::Message(seq, message.clone(), recipients.to_vec())
+            }
+            Change::Settle { seq, session } => Owned::Settle(seq, session),
+            Change::Outbound { session, packet_id, seq, state } => {
+                Owned::Outbound(session, packet_id, seq, state)
+            }
+            Change::InboundBegin { session, packet_id } => Owned::InboundBegin(session, packet_id),
+            Change::InboundEnd { session, packet_id } => Owned::InboundEnd(session, packet_id),
+            Change::Session(record) => Owned::Session(record.clone()),
+            Change::SessionEnd { session } => Owned::SessionEnd(session),
+            Change::Subscribe { session, subscription } => Owned::Subscribe(session, subscription.clone()),
+            Change::Unsubscribe { session, filter } => Owned::Unsubscribe(session, filter.to_owned()),
+            Change::Retain(message) => Owned::Retain(message.clone()),
+            Change::ClearRetained { topic } => Owned::ClearRetained(topic.to_owned()),
+        }
+    }
+}
+
+impl Owned {
+    fn borrow(&self) -> Change<'_> {
+        match self {
+            Owned::Message(seq, message, recipients) => Change::Message { seq: *seq, message, recipients },
+            Owned::Settle(seq, session) => Change::Settle { seq: *seq, session: *session },
+            Owned::Outbound(session, packet_id, seq, state) => {
+                Change::Outbound { session: *session, packet_id: *packet_id, seq: *seq, state: *state }
+            }
+            Owned::InboundBegin(session, packet_id) => {
+                Change::InboundBegin { session: *session, packet_id: *packet_id }
+            }
+            Owned::InboundEnd(session, packet_id) => {
+                Change::InboundEnd { session: *session, packet_id: *packet_id }
+            }
+            Owned::Session(record) => Change::Session(record),
+            Owned::SessionEnd(session) => Change::SessionEnd { session: *session },
+            Owned::Subscribe(session, subscription) => Change::Subscribe { session: *session, subscription },
+            Owned::Unsubscribe(session, filter) => Change::Unsubscribe { session: *session, filter },
+            Owned::Retain(message) => Change::Retain(message),
+            Owned::ClearRetained(topic) => Change::ClearRetained { topic },
+        }
+    }
+}

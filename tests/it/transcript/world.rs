@@ -1,0 +1,363 @@
+//! One broker with its clients, without sockets, threads or a clock: time passes when it is told to.
+//!
+//! A client's connection is driven as the server drives it: a link is polled only when it was woken, when bytes came or when
+//! its time has come. So a wake-up that the broker forgets shows as an answer that is missing.
+
+use super::gated::GatedJournal;
+use berth::broker::link::WIRE_HIGH;
+use berth::broker::ports::{Authorizer, Credentials, EnhancedAuth, Identity, Recovered};
+use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
+use berth::clock::Time;
+use berth::cluster::Standalone;
+use berth::mqtt::{Reason, Version, frame_len};
+use berth::telemetry::Metrics;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::task::{Wake, Waker};
+
+/// When every world begins: 2026-01-01.
+pub const START: Time = Time(1_767_225_600_000);
+
+/// Bytes that a client's socket yields at a time.
+const SEGMENT: usize = 64 * 1024;
+
+/// Rounds of work without an end after which something is wrong.
+const ROUNDS_MAX: usize = 10_000;
+
+/// See the module.
+pub struct World {
+    pub now: Time,
+    pub broker: Arc<Broker>,
+    pub journal: Arc<GatedJournal>,
+    pub limits: Limits,
+    pub clients: Vec<Client>,
+    pub sys_interval_ms: Option<u64>,
+    sys: Option<(Sys, Time)>,
+    timers: Arc<Flag>,
+    cx: Context,
+}
+
+/// A client and its connection, if it has one.
+pub struct Client {
+    pub name: String,
+    /// The version its packets are read in.
+    pub version: Version,
+    /// It does not read what comes.
+    pub stalled: bool,
+    /// Bytes in its socket that the broker has not read.
+    unread: Vec<u8>,
+    /// Bytes that the broker has written and the client has not read.
+    unsent: Vec<u8>,
+    received: Vec<u8>,
+    link: Option<Link>,
+    closed: bool,
+    woken: Arc<Flag>,
+}
+
+/// What a client sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// A whole packet.
+    Frame(Vec<u8>),
+    /// The broker closed the connection.
+    Closed,
+}
+
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+impl Flag {
+    fn new() -> Arc<Flag> {
+        Arc::new(Flag(AtomicBool::new(true)))
+    }
+}
+
+/// Everybody may do everything, save `mallory`, and save `secret/…`.
+struct Doorman;
+
+impl Authorizer for Doorman {
+    fn connect(&self, who: &Credentials<'_>) -> Result<(), Reason> {
+        match who.username {
+            Some("mallory") => Err(Reason::BadUserNameOrPassword),
+            Some("eve") => Err(Reason::NotAuthorized),
+            _ => Ok(()),
+        }
+    }
+
+    fn publish(&self, _: &Identity, topic: &str) -> bool {
+        !topic.starts_with("secret/")
+    }
+
+    fn subscribe(&self, _: &Identity, filter: &str) -> bool {
+        !filter.starts_with("secret/")
+    }
+
+    fn enhanced(&self, _: &str) -> Result<Box<dyn EnhancedAuth>, Reason> {
+        Err(Reason::BadAuthenticationMethod)
+    }
+}
+
+impl World {
+    /// A new broker with an empty journal.
+    pub fn new(limits: Limits, sys_interval_ms: Option<u64>) -> World {
+        let journal = GatedJournal::new();
+        let broker = start(limits, &journal, Recovered::default(), START);
+        let mut world = World {
+            now: START,
+            broker,
+            journal,
+            limits,
+            clients: Vec::new(),
+            sys_interval_ms,
+            sys: None,
+            timers: Flag::new(),
+            cx: Context::default(),
+        };
+        world.start_sys();
+        world
+    }
+
+    fn start_sys(&mut self) {
+        self.sys = self.sys_interval_ms.map(|_| (Sys::new("berth version 0", self.now), self.now));
+    }
+
+    /// The broker's process dies and is started again. Connections are gone without a goodbye.
+    pub fn restart(&mut self) {
+        for c in &mut self.clients {
+            c.forget_connection();
+        }
+        let (journal, recovered) = self.journal.crash();
+        self.broker = start(self.limits, &journal, recovered, self.now);
+        self.journal = journal;
+        self.timers = Flag::new();
+        self.cx = Context::default();
+        self.start_sys();
+        self.settle();
+    }
+
+    /// The number of the client with this name; there is one from now on.
+    pub fn client(&mut self, name: &str) -> usize {
+        if let Some(at) = self.clients.iter().position(|c| c.name == name) {
+            return at;
+        }
+        self.clients.push(Client {
+            name: name.to_owned(),
+            version: Version::V5,
+            stalled: false,
+            unread: Vec::new(),
+            unsent: Vec::new(),
+            received: Vec::new(),
+            link: None,
+            closed: false,
+            woken: Flag::new(),
+        });
+        self.clients.len() - 1
+    }
+
+    /// Opens a connection for a client that has none.
+    pub fn open(&mut self, at: usize) {
+        let c = &mut self.clients[at];
+        if c.link.is_some() {
+            return;
+        }
+        c.forget_connection();
+        let admission = self.broker.admit_connection();
+        if admission == Admission::Close {
+            c.closed = true;
+            return;
+        }
+        let peer = SocketAddr::from(([127, 0, 0, 1], 40_000));
+        c.link = Some(Link::new(self.broker.clone(), peer, admission, self.now));
+        c.woken = Flag::new();
+    }
+
+    /// Whether a client has a connection.
+    pub fn connected(&self, at: usize) -> bool {
+        self.clients[at].link.is_some()
+    }
+
+    /// Puts bytes into a client's socket.
+    pub fn send(&mut self, at: usize, bytes: &[u8]) {
+        let c = &mut self.clients[at];
+        c.unread.extend_from_slice(bytes);
+        c.woken.0.store(true, SeqCst);
+    }
+
+    /// A client's connection breaks.
+    pub fn lose(&mut self, at: usize) {
+        let World { clients, cx, broker, now, .. } = self;
+        let c = &mut clients[at];
+        if let Some(mut link) = c.link.take() {
+            link.lost(*now, cx);
+            broker.dismiss_connection();
+        }
+        c.forget_connection();
+        cx.actions.wire.clear();
+        cx.scratch.wakes.flush();
+        self.settle();
+    }
+
+    /// A client stops reading, or reads again.
+    pub fn stall(&mut self, at: usize, stalled: bool) {
+        self.clients[at].stalled = stalled;
+        self.clients[at].woken.0.store(true, SeqCst);
+        self.settle();
+    }
+
+    /// The broker shuts down as it does on SIGTERM.
+    pub fn shut_down(&mut self) {
+        self.broker.drain();
+        for at in 0..self.clients.len() {
+            let World { clients, cx, now, .. } = self;
+            let c = &mut clients[at];
+            if let Some(link) = c.link.as_mut() {
+                std::mem::swap(&mut cx.actions.wire, &mut c.unsent);
+                link.shut_down(*now, cx);
+                std::mem::swap(&mut cx.actions.wire, &mut c.unsent);
+                c.woken.0.store(true, SeqCst);
+            }
+        }
+        self.cx.scratch.wakes.flush();
+        self.settle();
+    }
+
+    /// Lets time pass, stopping wherever something is due.
+    pub fn advance(&mut self, ms: u64) {
+        let end = self.now.plus_ms(ms);
+        loop {
+            self.settle();
+            match self.next_deadline().filter(|t| *t <= end) {
+                Some(t) => self.now = self.now.max(t),
+                None => break,
+            }
+        }
+        self.now = end;
+        self.settle();
+    }
+
+    fn next_deadline(&mut self) -> Option<Time> {
+        let broker = self.broker.next_timeout(&Waker::from(self.timers.clone()));
+        let links = self.clients.iter().filter_map(|c| c.link.as_ref()?.next_timeout());
+        let sys = self.sys.as_ref().map(|(_, t)| *t);
+        links.chain(broker).chain(sys).min()
+    }
+
+    /// Works until nothing is left to do at this time.
+    pub fn settle(&mut self) {
+        for _ in 0..ROUNDS_MAX {
+            let mut worked = self.run_timers();
+            for at in 0..self.clients.len() {
+                worked |= self.work_if_due(at);
+            }
+            if !worked {
+                return;
+            }
+        }
+        panic!("the broker does not come to rest");
+    }
+
+    fn run_timers(&mut self) -> bool {
+        let mut worked = self.timers.0.swap(false, SeqCst);
+        let waker = Waker::from(self.timers.clone());
+        if self.broker.next_timeout(&waker).is_some_and(|t| t <= self.now) {
+            self.broker.on_timeout(self.now, &mut self.cx.scratch);
+            worked = true;
+        }
+        if let (Some((sys, due)), Some(interval)) = (self.sys.as_mut(), self.sys_interval_ms)
+            && *due <= self.now
+        {
+            sys.publish(&self.broker, self.now, &mut self.cx.scratch);
+            *due = self.now.plus_ms(interval);
+            worked = true;
+        }
+        self.cx.scratch.wakes.flush();
+        worked
+    }
+
+    fn work_if_due(&mut self, at: usize) -> bool {
+        let World { clients, cx, now, broker, .. } = self;
+        let c = &mut clients[at];
+        let Some(link) = c.link.as_mut() else { return false };
+        let due = link.next_timeout().is_some_and(|t| t <= *now);
+        if !c.woken.0.swap(false, SeqCst) && !due {
+            return false;
+        }
+        std::mem::swap(&mut cx.actions.wire, &mut c.unsent);
+        c.work(cx, *now);
+        std::mem::swap(&mut cx.actions.wire, &mut c.unsent);
+        if c.link.as_ref().is_some_and(|l| l.closed() && c.unsent.is_empty()) {
+            c.link = None;
+            c.closed = true;
+            broker.dismiss_connection();
+        }
+        true
+    }
+
+    /// What a client has seen since the last call.
+    pub fn take_seen(&mut self, at: usize) -> Vec<Seen> {
+        let c = &mut self.clients[at];
+        let mut seen = Vec::new();
+        let mut used = 0;
+        while let Some(len) = frame_len(&c.received[used..], u32::MAX).expect("no frame") {
+            seen.push(Seen::Frame(c.received[used..used + len].to_vec()));
+            used += len;
+        }
+        c.received.drain(..used);
+        assert!(c.received.is_empty() || c.stalled, "half a packet");
+        if std::mem::take(&mut c.closed) {
+            seen.push(Seen::Closed);
+        }
+        seen
+    }
+}
+
+impl Client {
+    /// As the server's connection task does it.
+    fn work(&mut self, cx: &mut Context, now: Time) {
+        let waker = Waker::from(self.woken.clone());
+        let Some(link) = self.link.as_mut() else { return };
+        for _ in 0..ROUNDS_MAX {
+            link.poll(&waker, now, cx);
+            let mut came = false;
+            if link.wants_read() && cx.actions.wire.len() < WIRE_HIGH && !self.unread.is_empty() {
+                let n = self.unread.len().min(SEGMENT);
+                let segment: Vec<u8> = self.unread.drain(..n).collect();
+                link.receive(&segment, &waker, now, cx);
+                came = true;
+            }
+            cx.scratch.wakes.flush();
+            let was_full = cx.actions.wire.len() >= WIRE_HIGH;
+            if !self.stalled {
+                self.received.append(&mut cx.actions.wire);
+            }
+            let room = was_full && cx.actions.wire.len() < WIRE_HIGH;
+            if link.closed() || (!came && !room) {
+                return;
+            }
+        }
+        panic!("a connection does not come to rest");
+    }
+
+    fn forget_connection(&mut self) {
+        self.link = None;
+        self.closed = false;
+        self.unread.clear();
+        self.unsent.clear();
+        self.received.clear();
+    }
+}
+
+fn start(limits: Limits, journal: &Arc<GatedJournal>, recovered: Recovered, now: Time) -> Arc<Broker> {
+    let ports = Ports {
+        journal: journal.clone(),
+        coordinator: Arc::new(Standalone::default()),
+        authorizer: Arc::new(Doorman),
+    };
+    Broker::new(limits, ports, Arc::new(Metrics::new()), recovered, now)
+}
