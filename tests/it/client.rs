@@ -240,7 +240,8 @@ impl Client {
             match frame_len(&self.buffer, u32::MAX) {
                 Ok(Some(len)) => {
                     let packet = client::decode(self.version, &self.buffer[..len]);
-                    let packet = packet.unwrap_or_else(|e| panic!("berth sent nonsense: {e}: {:02x?}", &self.buffer[..len]));
+                    let packet = packet
+                        .unwrap_or_else(|e| panic!("berth sent nonsense: {e}: {:02x?}", &self.buffer[..len]));
                     let packet = owned(packet);
                     self.buffer.drain(..len);
                     return Ok(packet);

@@ -26,8 +26,7 @@ fn not_ready(broker: &Broker) -> Option<String> {
 #[test]
 fn a_full_disk_is_survived() {
     let Some(disk) = Tmpfs::mount("size=24m") else { return };
-    let mut broker =
-        Setup::new().dir(&disk.path().join("data")).set("publish.timeout", "1s").start();
+    let mut broker = Setup::new().dir(&disk.path().join("data")).set("publish.timeout", "1s").start();
     let offline = Dial::v5("offline").persistent();
     offline.connect(broker.mqtt).subscribe(&[("kept/#", QoS::ExactlyOnce)]);
     let mut watching = Dial::v5("watching").connect(broker.mqtt);
@@ -58,7 +57,10 @@ fn a_full_disk_is_survived() {
         let why = wait::until("/ready says no", || not_ready(&broker));
         assert!(why.contains("space"), "{why}");
         let status = broker.get_json("/cluster/status");
-        assert_eq!((&status["node"]["ready"], &status["node"]["journal"]["healthy"]), (&false.into(), &false.into()));
+        assert_eq!(
+            (&status["node"]["ready"], &status["node"]["journal"]["healthy"]),
+            (&false.into(), &false.into())
+        );
         assert_eq!(broker.metric("berth_journal_healthy"), 0.0);
         assert_eq!(broker.get("/health").0, 200);
         assert!(broker.metric("berth_publishes_refused_total{reason=\"journal\"}") >= 2.0);

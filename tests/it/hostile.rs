@@ -85,7 +85,8 @@ fn malformed_packets_are_refused_and_others_served() {
                 Expected::Reason(r) => Reason::from_connack_v3(r.connack_v3()),
             };
             let got = answer(case, broker.mqtt);
-            (got != Ok(expected)).then(|| format!("line {}: {}: {got:?}, not {expected:?}", case.line, case.rule))
+            (got != Ok(expected))
+                .then(|| format!("line {}: {}: {got:?}, not {expected:?}", case.line, case.rule))
         };
         cases.iter().filter_map(wrong).collect()
     });
@@ -111,8 +112,14 @@ fn random_bytes_do_no_harm() {
                 bytes.extend(subscribe_bytes(version, 1, &[("noise/#", QoS::ExactlyOnce)]));
                 for n in 0..random.below(6) as u16 {
                     let qos = QoS::from_bits((n % 3) as u8).unwrap();
-                    let out =
-                        Out { topic: "noise/t", payload: b"payload", qos, retain: n == 4, dup: false, packet_id: n + 1 };
+                    let out = Out {
+                        topic: "noise/t",
+                        payload: b"payload",
+                        qos,
+                        retain: n == 4,
+                        dup: false,
+                        packet_id: n + 1,
+                    };
                     bytes.extend(publish_bytes(version, &out));
                 }
                 for _ in 0..random.below(4) {
@@ -195,14 +202,17 @@ fn too_many_connections_are_refused_with_a_reason() {
     Bystanders::watch(&broker, || {
         // The bystanders are two of them, once they are there.
         wait::until_true("the bystanders are there", || broker.metric("mqtt_connections_active") == 2.0);
-        let mut inside: Vec<Client> = (2..MAX).map(|n| Dial::v5(&format!("in-{n}")).connect(address)).collect();
+        let mut inside: Vec<Client> =
+            (2..MAX).map(|n| Dial::v5(&format!("in-{n}")).connect(address)).collect();
         for round in 0..30 {
-            for (dial, reason) in [
-                (Dial::v5("more"), Reason::QuotaExceeded),
-                (Dial::v4("more"), Reason::ServerUnavailable),
-            ] {
+            for (dial, reason) in
+                [(Dial::v5("more"), Reason::QuotaExceeded), (Dial::v4("more"), Reason::ServerUnavailable)]
+            {
                 let (mut client, answer) = dial.try_connect(address).unwrap();
-                assert!(matches!(answer, In::ConnAck { reason: r, .. } if r == reason), "{round}: {answer:?}");
+                assert!(
+                    matches!(answer, In::ConnAck { reason: r, .. } if r == reason),
+                    "{round}: {answer:?}"
+                );
                 assert_eq!(client.recv(), In::Closed);
             }
         }
@@ -213,7 +223,10 @@ fn too_many_connections_are_refused_with_a_reason() {
         }
         drop((flood, inside));
         wait::until_true("there is room again", || {
-            matches!(Dial::v5("later").try_connect(address), Ok((_, In::ConnAck { reason: Reason::Success, .. })))
+            matches!(
+                Dial::v5("later").try_connect(address),
+                Ok((_, In::ConnAck { reason: Reason::Success, .. }))
+            )
         });
     });
 }
@@ -298,7 +311,10 @@ fn subscriptions_are_limited_one_by_one() {
             let codes = client.subscribe(&filters);
             assert_eq!(codes, [vec![1; 10], vec![refused; 3]].concat());
             // One that is there may be changed; another fits when one goes.
-            assert_eq!(client.subscribe(&[("many/3", QoS::AtMostOnce), ("new", QoS::AtMostOnce)]), [0, refused]);
+            assert_eq!(
+                client.subscribe(&[("many/3", QoS::AtMostOnce), ("new", QoS::AtMostOnce)]),
+                [0, refused]
+            );
             client.unsubscribe(&["many/3"]);
             assert_eq!(client.subscribe(&[("new", QoS::AtMostOnce)]), [0]);
             client.disconnect();

@@ -17,7 +17,7 @@ fn kills() -> u64 {
 }
 
 /// Kills the broker `n` times, each after a random number of things have been seen, or while it starts.
-fn kill(broker: &mut Broker, stage: &Stage, n: u64, random: &mut Random) {
+pub fn kill(broker: &mut Broker, stage: &Stage, n: u64, random: &mut Random) {
     for k in 0..n {
         if k % 6 == 5 {
             let line = ["berth starts", "journal read", "MQTT listens"][random.below(3) as usize];
@@ -33,7 +33,7 @@ fn kill(broker: &mut Broker, stage: &Stage, n: u64, random: &mut Random) {
 }
 
 /// Waits until nothing acknowledged is outstanding any more, then ends the subscribers.
-fn finish(stage: &Stage) -> Vec<Event> {
+pub fn finish(stage: &Stage) -> Vec<Event> {
     let mut events = Vec::new();
     let deadline = wait::deadline();
     // A breach other than a late message does not go away: it is reported after the wait.

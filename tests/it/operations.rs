@@ -75,13 +75,19 @@ fn foreign_and_damaged_journals_are_refused_and_left_alone() {
     let mut broker = Setup::new().dir(&data).start();
     Dial::v5("kept").persistent().connect(broker.mqtt).subscribe(&[("t", QoS::AtLeastOnce)]);
     assert!(broker.stop().success());
-    let journal = std::fs::read_dir(&data).unwrap().map(|e| e.unwrap().path()).max_by_key(|p| p.metadata().unwrap().len());
+    let journal = std::fs::read_dir(&data)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .max_by_key(|p| p.metadata().unwrap().len());
     let journal = journal.unwrap();
     let whole = std::fs::read(&journal).unwrap();
 
     let foreign = b"this is somebody else's file\n".repeat(1000);
     std::fs::write(&journal, &foreign).unwrap();
-    mentions(&refused(&data, &[]), &["is not a journal of this broker", journal.to_str().unwrap(), "move it away"]);
+    mentions(
+        &refused(&data, &[]),
+        &["is not a journal of this broker", journal.to_str().unwrap(), "move it away"],
+    );
     assert_eq!(std::fs::read(&journal).unwrap(), foreign);
 
     for part in [1, 3, 7] {
@@ -104,7 +110,10 @@ fn a_port_that_is_taken_is_named() {
     let port = taken.local_addr().unwrap().to_string();
     for (args, option) in [
         (vec!["--listen".to_owned(), port.clone()], "listeners.tcp.address"),
-        (vec!["--listen".to_owned(), mqtt, "--set".to_owned(), format!("http.address={port}")], "http.address"),
+        (
+            vec!["--listen".to_owned(), mqtt, "--set".to_owned(), format!("http.address={port}")],
+            "http.address",
+        ),
     ] {
         let args: Vec<&str> = args.iter().map(String::as_str).chain(["-d", data.to_str().unwrap()]).collect();
         let output = run(&args);
@@ -118,7 +127,8 @@ fn a_port_that_is_taken_is_named() {
 fn a_wrong_configuration_is_reported_at_once() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("berth.yaml");
-    std::fs::write(&file, "limits:\n  max_qos: 7\n  max_conections: 5\nsession:\n  max_expiry: soon\n").unwrap();
+    std::fs::write(&file, "limits:\n  max_qos: 7\n  max_conections: 5\nsession:\n  max_expiry: soon\n")
+        .unwrap();
     for command_line in [&["config", "check"][..], &["serve"]] {
         let output = command()
             .args(command_line)
@@ -305,7 +315,11 @@ fn json_logs_are_json() {
     let log = broker.log();
     let lines: Vec<serde_json::Value> =
         log.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect();
-    assert!(lines.iter().all(|l| l["level"].is_string() && l["message"].is_string() && l["timestamp"].is_string()));
+    assert!(
+        lines
+            .iter()
+            .all(|l| l["level"].is_string() && l["message"].is_string() && l["timestamp"].is_string())
+    );
     assert!(lines.iter().any(|l| l["message"] == "MQTT listens" && l["address"] == broker.mqtt.to_string()));
     assert!(lines.iter().any(|l| l["client"] == "quo\"ted\\ \u{e9}"), "{log}");
 }
@@ -334,7 +348,8 @@ impl Tmpfs {
 
     fn remount(&self, how: &str) {
         let options = format!("remount,{how}");
-        let done = std::process::Command::new("mount").args(["-o", &options]).arg(self.path()).status().unwrap();
+        let done =
+            std::process::Command::new("mount").args(["-o", &options]).arg(self.path()).status().unwrap();
         assert!(done.success());
     }
 }
