@@ -50,7 +50,7 @@ fn of_many_claims_one_stays() {
     let all: Vec<Client> = std::thread::scope(|scope| {
         let dial = || match Dial::v5("wanted").persistent().try_connect(broker.mqtt).unwrap() {
             (client, In::ConnAck { reason: Reason::Success, .. }) => Some(client),
-            (_, In::ConnAck { reason: Reason::ServerBusy, .. }) => None,
+            (_, In::ConnAck { reason: Reason::ServerUnavailable, .. }) => None,
             (_, other) => panic!("{other:?}"),
         };
         let threads: Vec<_> = (0..24).map(|_| scope.spawn(dial)).collect();

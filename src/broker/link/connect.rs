@@ -257,19 +257,13 @@ impl Link {
     }
 
     fn refuse(&mut self, version: Version, reason: Reason, cx: &mut super::Context) {
+        let why = RefuseReason::from_code(reason as u8);
+        self.broker.metrics.connects_refused.of(why).inc();
+        tracing::info!(peer = %self.peer, ?reason, "connection refused");
         // These two can be said in a DISCONNECT only, and that only after a CONNACK (sections 3.2.2.2, 3.14).
         let reason = match reason {
             Reason::SessionTakenOver | Reason::ServerShuttingDown => Reason::ServerUnavailable,
             other => other,
-        };
-        let why = RefuseReason::from_code(reason as u8);
-        self.broker.metrics.connects_refused.of(why).inc();
-        tracing::info!(peer = %self.peer, ?reason, "connection refused");
-        // Two reasons that a CONNACK cannot have (section 3.2.2.2), and it must come before any DISCONNECT.
-        let reason = match reason {
-            Reason::SessionTakenOver => Reason::ServerBusy,
-            Reason::ServerShuttingDown => Reason::ServerUnavailable,
-            reason => reason,
         };
         encode::connack(cx.actions.packet(), version, &ConnAck { reason, ..ConnAck::default() });
         self.state = State::Closed;
