@@ -3,11 +3,13 @@
 
 mod arbitrary;
 mod architecture;
+mod checker;
 mod codec;
 mod corpus;
 mod docs;
 mod fuzz_decode;
 mod malformed;
 mod oracle;
+mod random;
 mod transcript;
 mod tree;
