@@ -129,7 +129,7 @@ impl Open {
         while let Some(late) = self.waiting.pop_late(before) {
             if let What::Published { .. } = late.what {
                 broker.metrics.publishes_refused.of(PublishRefusal::Journal).inc();
-                let outcome = Outcome::Failed(Reason::ImplementationSpecificError);
+                let outcome = Outcome::Late(Reason::ImplementationSpecificError);
                 self.tell(Input::Published { token: late.token, outcome }, now, &mut cx.actions);
             } else {
                 let reason = Reason::ImplementationSpecificError;

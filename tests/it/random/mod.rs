@@ -11,7 +11,7 @@ use berth::mqtt::Version;
 use peer::Peer;
 
 /// Seeds tried.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 300;
 
 /// Steps of one dialogue.
 const STEPS: usize = 250;
