@@ -4,6 +4,7 @@
 mod arbitrary;
 mod architecture;
 mod broker;
+mod checker;
 mod client;
 mod clients;
 mod codec;
