@@ -24,6 +24,7 @@ mod random;
 mod recovery;
 mod rumqttc_client;
 mod sessions;
+mod simulation;
 mod transcript;
 mod tree;
 mod wait;
