@@ -22,7 +22,7 @@ type Bench = (&'static str, fn(&Path));
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let benches: [Bench; 8] = [
+    let benches: [Bench; 9] = [
         ("append-1", |dir| append(dir, 1)),
         ("append-4", |dir| append(dir, 4)),
         ("steady", |dir| steady(dir, 4000)),
@@ -31,6 +31,7 @@ fn main() {
         ("recover", recover),
         ("read", read),
         ("pinned", pinned),
+        ("compact", compact),
     ];
     for (name, bench) in benches {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
@@ -168,34 +169,54 @@ fn steady(dir: &Path, open_messages: usize) {
     commits(&journal);
 }
 
-/// One message to ten sessions, settled one after the other.
+/// One message to ten sessions, each of which settles it a thousand messages later than the one before.
 fn fan_out(dir: &Path) {
-    const N: u64 = 100_000;
+    const N: usize = 100_000;
+    const LAG: usize = 1000;
     let journal = open(dir);
     (1..=10).for_each(|no| make_session(&journal, no));
     let (message, to) = (message(), (1..=10).map(to).collect::<Vec<_>>());
-    let mut queue = VecDeque::new();
+    let mut stored: Vec<(Seq, Lsn)> = Vec::with_capacity(N);
     let started = monotonic_us();
     let mut last = 0;
-    for at in 0..N + 10_000 {
+    for at in 0..N + 10 * LAG {
         if at < N {
-            queue.push_back(store(&journal, &message, &to));
+            stored.push(store(&journal, &message, &to));
         }
-        if at >= 10_000
-            && let Some((seq, lsn)) = queue.pop_front()
-        {
-            wait(&journal, lsn);
-            for session in 1..=10 {
-                last = journal.append(&[Change::Settle { seq, session }]);
-            }
-            if journal.congested() {
-                wait(&journal, last);
-            }
+        for session in 1..=10_usize {
+            let Some((seq, lsn)) = at.checked_sub(session * LAG).and_then(|at| stored.get(at)) else {
+                continue;
+            };
+            wait(&journal, *lsn);
+            last = journal.append(&[Change::Settle { seq: *seq, session: session as SessionNo }]);
+        }
+        if journal.congested() {
+            wait(&journal, last);
         }
     }
     wait(&journal, last);
-    rate("deliveries of messages with 10 recipients", N * 10, started);
+    rate("deliveries of messages with 10 recipients", N as u64 * 10, started);
     commits(&journal);
+}
+
+/// Start with a file of which nine tenths are free.
+fn compact(dir: &Path) {
+    let journal = open(dir);
+    make_session(&journal, 1);
+    let (message, to) = (message(), [to(1)]);
+    let stored: Vec<(Seq, Lsn)> = (0..1_000_000).map(|_| store(&journal, &message, &to)).collect();
+    wait(&journal, stored[999_999].1);
+    let settle = |(seq, _): &(Seq, Lsn)| journal.append(&[Change::Settle { seq: *seq, session: 1 }]);
+    let started = monotonic_us();
+    let last = stored[..900_000].iter().map(settle).max();
+    wait(&journal, last.unwrap());
+    rate("settle a queue", 900_000, started);
+    let before = journal.size_bytes();
+    drop(journal);
+    let started = monotonic_us();
+    let journal = open(dir);
+    rate("recover and compact", 100_000, started);
+    println!("    file {} MiB, then {} MiB", before >> 20, journal.size_bytes() >> 20);
 }
 
 /// Opens a journal with messages in it.

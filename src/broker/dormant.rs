@@ -65,14 +65,28 @@ impl Broker {
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Dormant).sub(1);
         sessions.of(SessionState::Active).add(1);
+        if !self.run_timers(handle, &mut session, now, scratch) {
+            self.park(handle, session, scratch);
+        }
+    }
+
+    /// Runs the timers of a session that was taken out of its mailbox; true if it is over now.
+    pub(super) fn run_timers(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> bool {
         let mut actions = Actions::default();
         session.wake(now, &mut actions);
+        if actions.effects.is_empty() {
+            return false;
+        }
         if actions.effects.iter().any(|e| matches!(e, Effect::End)) {
             self.metrics.sessions_expired.inc();
         }
-        if !self.carry_out(handle, &mut session, actions.effects, now, scratch).ended {
-            self.park(handle, session, scratch);
-        }
+        self.carry_out(handle, session, actions.effects, now, scratch).ended
     }
 
     /// Puts a session to rest in its mailbox until its client or its next deadline comes.

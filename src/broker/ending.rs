@@ -37,16 +37,17 @@ const HAND_ON_BATCH: usize = 128;
 
 impl Broker {
     /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
+    /// Returns when that is durable, as [`Broker::end_session`] does.
     pub(super) fn end_dormant(
         &self,
         handle: &Arc<Handle>,
         session: &mut Session,
         now: Time,
         scratch: &mut Scratch,
-    ) {
+    ) -> Option<Lsn> {
         let mut actions = Actions::default();
         session.end(now, &mut actions);
-        self.carry_out(handle, session, actions.effects, now, scratch);
+        self.carry_out(handle, session, actions.effects, now, scratch).lsn
     }
 
     /// Carries out the effects of a session without a connection.

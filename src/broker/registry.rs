@@ -3,6 +3,7 @@
 use super::Broker;
 use super::handle::Handle;
 use super::mailbox::{Found, Mailbox, Place, Wakes};
+use super::ports::Lsn;
 use super::publish::Scratch;
 use crate::clock::Time;
 use crate::mqtt::Reason;
@@ -71,6 +72,15 @@ impl Registry {
 #[derive(Debug, Default)]
 pub struct Claimant {
     row: Option<(Arc<Handle>, u64)>,
+    ended: Lsn,
+}
+
+impl Claimant {
+    /// When the end of the session that a clean start replaced is durable; before that the client must not hear that it
+    /// begins anew, or a crash would bring back what it has forgotten.
+    pub fn ended(&self) -> Lsn {
+        self.ended
+    }
 }
 
 /// What became of a claim.
@@ -114,10 +124,15 @@ impl Broker {
                         let sessions = &self.metrics.sessions;
                         sessions.of(SessionState::Dormant).sub(1);
                         sessions.of(SessionState::Active).add(1);
-                        if !settings.clean_start {
+                        // Its timers may be due this very moment: the client is late then, not we.
+                        let over = self.run_timers(&handle, &mut session, now, scratch);
+                        if !over && !settings.clean_start {
                             return Claim::Granted { handle, session, present: true };
                         }
-                        self.end_dormant(&handle, &mut session, now, scratch);
+                        if !over {
+                            let ended = self.end_dormant(&handle, &mut session, now, scratch);
+                            claimant.ended = claimant.ended.max(ended.unwrap_or(0));
+                        }
                     }
                     Found::Gone => {
                         self.registry.remove(handle);

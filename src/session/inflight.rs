@@ -8,7 +8,7 @@ use std::num::NonZeroU64;
 /// How far a message in flight has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// QoS 2: PUBLISH waits until its packet identifier is durable.
+    /// PUBLISH waits until its packet identifier is durable: QoS 2, and QoS 1 that follows such a one.
     Recording,
     /// PUBLISH was sent.
     Sent,
@@ -73,6 +73,12 @@ impl Inflight {
 
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().flatten()
+    }
+
+    /// Whether the last one has not been sent yet. Then what follows must wait its turn too (section 4.6: what is sent again
+    /// goes in the order in which it was sent first, and the journal has the order in which it was recorded).
+    pub fn recording(&self) -> bool {
+        self.entries.iter().flatten().next_back().is_some_and(|e| e.stage == Stage::Recording)
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {

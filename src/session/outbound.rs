@@ -114,14 +114,7 @@ impl Session {
                 self.outbound.held += 1;
             } else {
                 e.stage = Stage::Released;
-                encode::ack(
-                    out.packet(),
-                    conn.version,
-                    AckKind::PubRel,
-                    e.packet_id,
-                    Reason::Success,
-                    None,
-                );
+                encode::ack(out.packet(), conn.version, AckKind::PubRel, e.packet_id, Reason::Success, None);
             }
         }
         self.send_held(usize::from(self.outbound.quota), now, out);
@@ -199,7 +192,8 @@ impl Session {
         let recorded = seq.filter(|_| self.durable);
         let Some(conn) = self.conn.as_mut() else { return };
         let mut stage = Stage::Sent;
-        if let (Some(seq), QoS::ExactlyOnce) = (recorded, qos) {
+        if let Some(seq) = recorded.filter(|_| qos == QoS::ExactlyOnce || self.outbound.inflight.recording())
+        {
             stage = Stage::Recording;
             let token = self.next_token;
             self.next_token += 1;
@@ -215,7 +209,14 @@ impl Session {
             }
             out.effects.push(Effect::Sent(qos));
         }
-        self.outbound.inflight.push(Entry { packet_id, qos, stage, seq, held: false, delivery: Some(delivery) });
+        self.outbound.inflight.push(Entry {
+            packet_id,
+            qos,
+            stage,
+            seq,
+            held: false,
+            delivery: Some(delivery),
+        });
     }
 
     /// What the effect with `token` recorded is durable: the packet that waited for it may go.
@@ -231,7 +232,7 @@ impl Session {
                 let Some(delivery) = &entry.delivery else { return };
                 entry.stage = Stage::Sent;
                 if conn.write_publish(delivery, packet_id, false, now, out) {
-                    out.effects.push(Effect::Sent(QoS::ExactlyOnce));
+                    out.effects.push(Effect::Sent(delivery.qos));
                 } else {
                     self.finish(packet_id, out);
                     self.send_ready(now, out);

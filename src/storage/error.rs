@@ -8,13 +8,13 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The data directory is missing.
-    #[error("data directory {path:?} does not exist: create it, or point storage.dir elsewhere")]
+    #[error("data directory {path:?} does not exist: create it, or configure another one")]
     MissingDirectory {
         /// The directory.
         path: PathBuf,
     },
     /// The data directory is something else.
-    #[error("data directory {path:?} is not a directory: point storage.dir elsewhere")]
+    #[error("data directory {path:?} is not a directory: configure another one")]
     NotADirectory {
         /// The path.
         path: PathBuf,
@@ -40,9 +40,7 @@ pub enum OpenError {
         holder: String,
     },
     /// The file is not a journal.
-    #[error(
-        "{path:?} is not a journal of this broker ({what}): move it away, or point storage.dir elsewhere"
-    )]
+    #[error("{path:?} is not a journal of this broker ({what}): move it away, or configure another one")]
     Foreign {
         /// The file.
         path: PathBuf,

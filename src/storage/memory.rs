@@ -16,13 +16,13 @@ use std::task::Waker;
 /// How a [`MemoryJournal`] behaves.
 #[derive(Clone, Debug)]
 pub struct MemoryOptions {
-    /// Bytes of stored and retained messages ([`Message::size`] plus [`RECIPIENT_BYTES`] for each recipient) beyond which the
+    /// Bytes of stored and retained messages ([`Message::size`] plus 96 for each recipient) beyond which the
     /// journal is congested and its health is failing.
     pub max_bytes: u64,
 }
 
 /// What a recipient of a stored message counts for, bytes.
-pub const RECIPIENT_BYTES: u64 = 96;
+const RECIPIENT_BYTES: u64 = 96;
 
 impl Default for MemoryOptions {
     fn default() -> MemoryOptions {
@@ -342,5 +342,41 @@ impl State {
             pending,
             pending_bytes,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::conformance::{append, wait};
+    use crate::storage::model::{Op, message, recipient, record};
+
+    #[test]
+    fn beyond_its_limit_it_fails_until_there_is_room() {
+        let journal = MemoryJournal::new(MemoryOptions { max_bytes: 2000 });
+        append(&*journal, &[Op::Session(record(1, 1)), Op::Session(record(2, 1))]);
+        let mut stored = Vec::new();
+        while !journal.congested() {
+            let seq = journal.next_seq();
+            let recipients = vec![recipient(1, 1), recipient(2, 1)];
+            stored.push((
+                seq,
+                append(&*journal, &[Op::Message { seq, message: message("t", 100), recipients }]),
+            ));
+        }
+        let (seq, lsn) = *stored.last().unwrap();
+        assert!(journal.durable() < lsn, "not called durable when there is no room");
+        assert!(stored.len() > 1 && stored[0].1 <= journal.durable());
+        let JournalHealth::Failing(said) = journal.health() else { panic!("it is full") };
+        assert!(said.contains("storage.memory_max_bytes"), "{said}");
+        let settle = |session| Op::Settle { seq, session };
+        append(&*journal, &[settle(1), settle(2)]);
+        wait(&*journal, lsn);
+        assert_eq!((journal.health(), journal.congested()), (JournalHealth::Ok, false));
+        for (seq, _) in &stored {
+            append(&*journal, &[Op::Settle { seq: *seq, session: 1 }, Op::Settle { seq: *seq, session: 2 }]);
+        }
+        append(&*journal, &[Op::Retain(message("t", 100)), Op::ClearRetained { topic: "t".to_owned() }]);
+        assert_eq!(journal.state.lock().bytes, 0);
     }
 }

@@ -46,6 +46,8 @@ struct Granted {
     handle: Arc<Handle>,
     session: Box<Session>,
     present: bool,
+    /// When the end of the session before it is durable.
+    ended: Lsn,
 }
 
 /// The coordinator's answer, once it is there.
@@ -170,7 +172,8 @@ impl Link {
                                 });
                                 self.broker.coordinator.claim(&c.settings.client_id, done);
                             }
-                            c.step = Step::Owning(Granted { handle, session, present }, ownership);
+                            let ended = claimant.ended();
+                            c.step = Step::Owning(Granted { handle, session, present, ended }, ownership);
                         }
                     }
                 }
@@ -191,7 +194,8 @@ impl Link {
                         Some(Ok(epoch)) => {
                             granted.handle.set_epoch(epoch);
                             let lsn = self.broker.save_connected(&granted.handle, &c.settings);
-                            c.step = Step::Recording(granted, lsn.unwrap_or(0));
+                            let lsn = lsn.unwrap_or(0).max(granted.ended);
+                            c.step = Step::Recording(granted, lsn);
                         }
                     }
                 }
@@ -210,7 +214,7 @@ impl Link {
 
     fn open_session(&mut self, granted: Granted, now: Time, cx: &mut super::Context) {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
-        let Granted { handle, mut session, present } = granted;
+        let Granted { handle, mut session, present, .. } = granted;
         let settings = c.settings;
         encode::connack(cx.actions.packet(), settings.version, &settings.connack(present));
         self.broker.metrics.connections_total.inc();
@@ -236,7 +240,7 @@ impl Link {
     pub(super) fn abandon(&mut self, now: Time, cx: &mut super::Context) {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
         let (Step::Owning(granted, _) | Step::Recording(granted, _)) = c.step else { return };
-        let Granted { handle, mut session, present } = granted;
+        let Granted { handle, mut session, present, .. } = granted;
         if present {
             self.broker.save(&handle, &session);
             self.broker.park(&handle, session, &mut cx.scratch);
@@ -253,14 +257,14 @@ impl Link {
     }
 
     fn refuse(&mut self, version: Version, reason: Reason, cx: &mut super::Context) {
+        let why = RefuseReason::from_code(reason as u8);
+        self.broker.metrics.connects_refused.of(why).inc();
+        tracing::info!(peer = %self.peer, ?reason, "connection refused");
         // These two can be said in a DISCONNECT only, and that only after a CONNACK (sections 3.2.2.2, 3.14).
         let reason = match reason {
             Reason::SessionTakenOver | Reason::ServerShuttingDown => Reason::ServerUnavailable,
             other => other,
         };
-        let why = RefuseReason::from_code(reason as u8);
-        self.broker.metrics.connects_refused.of(why).inc();
-        tracing::info!(peer = %self.peer, ?reason, "connection refused");
         encode::connack(cx.actions.packet(), version, &ConnAck { reason, ..ConnAck::default() });
         self.state = State::Closed;
     }

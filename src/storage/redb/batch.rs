@@ -5,6 +5,9 @@ use crate::broker::ports::{Lsn, Seq, SessionNo};
 use hashbrown::HashMap;
 use std::ops::Range;
 
+/// What an empty batch keeps of its buffer, bytes.
+const BUFFER_KEPT: usize = 16 << 20;
+
 /// Changes that are committed together.
 #[derive(Default)]
 pub(super) struct Batch {
@@ -44,6 +47,8 @@ impl Batch {
     pub(super) fn reset(&mut self, lsn: Lsn) {
         self.lsn = lsn;
         self.bytes.clear();
+        // One huge message must not hold its memory for good.
+        self.bytes.shrink_to(BUFFER_KEPT);
         self.rows.clear();
         self.row_at.clear();
         self.deletes.clear();

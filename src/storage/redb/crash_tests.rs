@@ -8,6 +8,7 @@ use crate::storage::conformance::{append, normal, wait};
 use crate::storage::model::{Do, Op, Raw, World, message, raws, recipient, record};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub(super) fn open(disk: &TestDisk) -> (Arc<RedbJournal>, Recovered) {
@@ -141,6 +142,66 @@ fn rows<K: redb::Key, V: redb::Value>(disk: &TestDisk, table: redb::TableDefinit
     use redb::{ReadableDatabase, ReadableTableMetadata};
     let db = redb::Builder::new().create_with_backend(disk.clone()).unwrap();
     db.begin_read().unwrap().open_table(table).unwrap().len().unwrap()
+}
+
+/// Stores `n` messages, settles all but each `stays`th some time later; returns the sizes of the file at each tenth.
+fn come_and_go(disk: &TestDisk, n: usize, stays: usize) -> Vec<u64> {
+    let (journal, _) = open(disk);
+    append(&*journal, &[Op::Session(record(1, 1))]);
+    let mut queue = VecDeque::new();
+    let mut sizes = Vec::new();
+    for at in 1..=n {
+        let seq = journal.next_seq();
+        let recipients = vec![recipient(1, 1)];
+        let lsn = append(&*journal, &[Op::Message { seq, message: message("t", 399), recipients }]);
+        if at % stays != 0 {
+            queue.push_back((seq, lsn));
+        }
+        while queue.len() > 500 {
+            let (seq, lsn) = queue.pop_front().unwrap();
+            wait(&*journal, lsn);
+            append(&*journal, &[Op::Settle { seq, session: 1 }]);
+        }
+        if at % (n / 10) == 0 {
+            sizes.push(journal.size_bytes());
+        }
+    }
+    sizes
+}
+
+#[test]
+fn rows_that_stay_do_not_make_the_file_grow() {
+    // 18 MB go through; 40 messages of half a kilobyte stay, each alone among a thousand that went.
+    let sizes = come_and_go(&TestDisk::default(), 40_000, 1000);
+    assert!(sizes[9] < 3 << 20, "{sizes:?}");
+    assert!(sizes[9] <= sizes[4] * 2, "{sizes:?}");
+}
+
+#[test]
+fn a_file_that_is_mostly_free_is_compacted_at_start() {
+    let disk = TestDisk::default();
+    let (journal, _) = open(&disk);
+    append(&*journal, &[Op::Session(record(1, 1))]);
+    let mut store = |_| {
+        let seq = journal.next_seq();
+        let recipients = vec![recipient(1, 1)];
+        (seq, append(&*journal, &[Op::Message { seq, message: message("t", 399), recipients }]))
+    };
+    let stored: Vec<(Seq, u64)> = (0..5000).map(&mut store).collect();
+    wait(&*journal, stored[4999].1);
+    // Those at the end of the file stay, so that it cannot just be cut.
+    for (seq, _) in &stored[..4900] {
+        append(&*journal, &[Op::Settle { seq: *seq, session: 1 }]);
+    }
+    drop(journal);
+    drop(open(&disk));
+    let before = disk.data().len();
+    let options = RedbOptions { compact_min_bytes: 1 << 17, ..RedbOptions::default() };
+    let (_, recovered) = RedbJournal::open_on(Box::new(disk.clone()), options, None).unwrap();
+    assert_eq!(recovered.sessions[0].pending.len(), 100);
+    let after = disk.data().len();
+    assert!(after < before && after < 500_000, "{before} {after}");
+    assert_eq!(open(&disk).1, recovered);
 }
 
 /// Settlements go with the message that they are of.

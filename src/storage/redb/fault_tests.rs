@@ -3,7 +3,7 @@
 
 use super::crash_tests::open;
 use super::testdisk::{Faults, TestDisk};
-use super::{RedbJournal, RedbOptions};
+use super::{JournalStats, RedbJournal, RedbOptions};
 use crate::broker::ports::{Journal, JournalHealth, Lsn, Recovered, Seq};
 use crate::storage::conformance::{append, normal, read, wait};
 use crate::storage::model::{Do, Op, World, message, raws, recipient, record};
@@ -21,7 +21,6 @@ fn open_eager(disk: &TestDisk) -> (Arc<RedbJournal>, Recovered) {
         max_pending_bytes: 100_000,
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(4),
-        observer: None,
         ..RedbOptions::default()
     };
     RedbJournal::open_on(Box::new(disk.clone()), options, None).unwrap()
@@ -89,6 +88,31 @@ fn a_full_disk_loses_nothing_and_recovers_when_there_is_room() {
     assert!(!journal.congested());
     drop(journal);
     assert_eq!(open(&disk).1.sessions[0].pending, seqs);
+}
+
+#[test]
+fn a_full_disk_can_be_read() {
+    let disk = TestDisk::default();
+    let never = Duration::from_secs(3600);
+    let options =
+        RedbOptions { cache_bytes: 0, retry_min: never, retry_max: never, ..RedbOptions::default() };
+    let (journal, _) = RedbJournal::open_on(Box::new(disk.clone()), options, None).unwrap();
+    let (seq, lsn) = store(&*journal, 399);
+    wait(&*journal, lsn);
+    disk.set_faults(Faults { space: Some(disk.data().len() as u64), ..Faults::default() });
+    let tried = |stats: JournalStats| stats.commits + stats.commits_failed;
+    while journal.health() == JournalHealth::Ok {
+        let before = tried(journal.stats());
+        for _ in 0..1000 {
+            store(&*journal, 399);
+        }
+        while tried(journal.stats()) == before {
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(read(&*journal, 1, vec![seq]).len(), 1);
+    // Neither does the long pause keep it from closing.
+    journal.close();
 }
 
 #[test]
@@ -185,10 +209,9 @@ fn a_full_file_system_loses_nothing_and_recovers_when_there_is_room() {
         dir: dir.path().to_owned(),
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(4),
-        observer: None,
         ..RedbOptions::default()
     };
-    let result = std::panic::catch_unwind(|| {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let (journal, _) = RedbJournal::open(options.clone()).unwrap();
         append(&*journal, &[Op::Session(record(1, 1))]);
         let stored: Vec<(Seq, Lsn)> = (0..10_000).map(|_| store(&*journal, 399)).collect();
@@ -200,7 +223,7 @@ fn a_full_file_system_loses_nothing_and_recovers_when_there_is_room() {
         drop(journal);
         let (_, recovered) = RedbJournal::open(options.clone()).unwrap();
         assert_eq!(recovered.sessions[0].pending.len(), stored.len());
-    });
+    }));
     let unmounted = std::process::Command::new("umount").arg(dir.path()).status();
     assert!(unmounted.is_ok_and(|status| status.success()));
     if let Err(panic) = result {

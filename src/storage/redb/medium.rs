@@ -5,6 +5,7 @@ use redb::backends::FileBackend;
 use std::fs::File;
 use std::io;
 use std::ops::Bound;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Where the database is opened, and opened again after a failure.
@@ -62,7 +63,10 @@ impl Medium for FileMedium {
     }
 
     fn create(&self) -> io::Result<Backend> {
-        file_backend(File::options().read(true).write(true).create(true).truncate(true).open(self.aside())?)
+        // Other users have no business with people's messages.
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        file_backend(options.open(self.aside())?)
     }
 
     fn publish(&self) -> io::Result<()> {

@@ -21,6 +21,8 @@ mod schema;
 mod shared;
 mod stats;
 #[cfg(test)]
+mod stress_tests;
+#[cfg(test)]
 mod testdisk;
 mod writer;
 
@@ -57,6 +59,8 @@ pub struct RedbOptions {
     pub max_pending_bytes: usize,
     /// A batch of this many bytes is committed by itself and another begun: bounds what one commit takes in time and memory.
     pub max_batch_bytes: usize,
+    /// A file of at least so many bytes is compacted at start if more than half of it is free.
+    pub compact_min_bytes: u64,
     /// Threads that read messages back, at least 1.
     pub readers: usize,
     /// How long to wait before trying again a commit that failed the first time.
@@ -74,6 +78,7 @@ impl Default for RedbOptions {
             cache_bytes: 64 << 20,
             max_pending_bytes: 64 << 20,
             max_batch_bytes: 8 << 20,
+            compact_min_bytes: 64 << 20,
             readers: 2,
             retry_min: Duration::from_millis(500),
             retry_max: Duration::from_secs(5),
@@ -105,7 +110,7 @@ impl RedbJournal {
         options: RedbOptions,
         lock: Option<File>,
     ) -> Result<(Arc<RedbJournal>, Recovered), OpenError> {
-        let opened = open::open(&*medium, options.cache_bytes)?;
+        let opened = open::open(&*medium, &options)?;
         let scan = opened.scan;
         let next_session = scan.recovered.next_session;
         let gather = Gather::new(scan.index, next_session, options.max_batch_bytes);

@@ -1,6 +1,7 @@
 //! From a path to a database that is known to be a journal: lock, open, schema, scan, compaction, clean-up. Changes
 //! nothing in a file that it refuses.
 
+use super::RedbOptions;
 use super::apply;
 use super::medium::{Backend, Medium};
 use super::recover::{Garbage, Scan, ScanError, scan};
@@ -19,9 +20,6 @@ use std::path::{Path, PathBuf};
 
 /// What every redb file starts with.
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
-
-/// A file smaller than this is not worth compacting, bytes.
-const COMPACT_MIN: u64 = 64 << 20;
 
 /// Rows deleted in one transaction when cleaning up.
 const GARBAGE_CHUNK: usize = 100_000;
@@ -77,8 +75,8 @@ pub(super) fn lock_directory(dir: &Path) -> Result<File, OpenError> {
 }
 
 /// Opens the journal and makes it ready for use.
-pub(super) fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, OpenError> {
-    guarded(medium.path(), || open_unguarded(medium, cache_bytes))
+pub(super) fn open(medium: &dyn Medium, options: &RedbOptions) -> Result<Opened, OpenError> {
+    guarded(medium.path(), || open_unguarded(medium, options))
 }
 
 /// Opens the journal made at `created` again after a failure.
@@ -106,7 +104,8 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
     said.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown panic").to_owned()
 }
 
-fn open_unguarded(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, OpenError> {
+fn open_unguarded(medium: &dyn Medium, options: &RedbOptions) -> Result<Opened, OpenError> {
+    let cache_bytes = options.cache_bytes;
     let path = medium.path();
     if !medium.exists().map_err(|error| OpenError::io(path.to_owned(), error))? {
         create(medium, cache_bytes)?;
@@ -120,7 +119,7 @@ fn open_unguarded(medium: &dyn Medium, cache_bytes: usize) -> Result<Opened, Ope
         return Err(OpenError::Corrupt { path: path.to_owned(), what });
     }
     clean(&db, &scan.garbage).map_err(|error| database_error(path, error))?;
-    db = compact(db, medium, cache_bytes, scan.live_bytes)?;
+    db = compact(db, medium, options, scan.live_bytes)?;
     let keys_reserved = scan.next_key.saturating_add(KEYS_RESERVE);
     reserve(&db, keys_reserved, scan.recovered.next_session).map_err(|error| database_error(path, error))?;
     Ok(Opened { db, scan, created, keys_reserved })
@@ -273,11 +272,11 @@ pub(super) fn begin(db: &Database) -> Result<redb::WriteTransaction, redb::Error
 fn compact(
     mut db: Database,
     medium: &dyn Medium,
-    cache_bytes: usize,
+    options: &RedbOptions,
     live_bytes: u64,
 ) -> Result<Database, OpenError> {
     let before = medium.size();
-    if before < COMPACT_MIN || live_bytes.saturating_mul(2) > before {
+    if before < options.compact_min_bytes || live_bytes.saturating_mul(2) > before {
         return Ok(db);
     }
     let started = clock::now();
@@ -290,7 +289,7 @@ fn compact(
         Err(error) => {
             tracing::warn!(path = %medium.path().display(), %error, "cannot compact the journal");
             drop(db);
-            open_database(medium, cache_bytes, false)
+            open_database(medium, options.cache_bytes, false)
         }
     }
 }

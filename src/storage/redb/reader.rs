@@ -137,7 +137,10 @@ impl Reader {
                             break self.read_one_by_one(shared, session);
                         }
                     }
-                    shared.report_broken(&error);
+                    // Closed means that the writer is already at work on it.
+                    if !matches!(error, redb::Error::DatabaseClosed) {
+                        shared.report_broken(&error);
+                    }
                 }
             }
             if shared.reads.pause() {

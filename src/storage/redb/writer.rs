@@ -109,7 +109,8 @@ impl Writer {
                     Err(what) => {
                         self.shared.counters.commits_failed.add(1);
                         self.shared.set_failing(what);
-                        self.shared.close_database();
+                        // At once and not at the next attempt: meanwhile there are messages to read.
+                        self.shared.reopen_database();
                     }
                 }
             }

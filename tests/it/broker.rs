@@ -1,0 +1,303 @@
+//! Runs the real `berth` process: starts it on free ports, waits until it is ready, kills it when dropped.
+
+use crate::wait::{self, PATIENCE};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Ports below those that the system gives to outgoing connections, so that nobody takes one while its broker is down.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// An address on loopback that nobody listens on.
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let span = PORTS.end - PORTS.start;
+    let offset = (std::process::id() as u16).wrapping_mul(97);
+    for _ in 0..span {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(offset) % span;
+        let address = SocketAddr::from(([127, 0, 0, 1], PORTS.start + n));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+    panic!("no free port in {PORTS:?}");
+}
+
+/// What the process wrote to standard error so far.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<(Vec<String>, bool)>,
+    grown: Condvar,
+}
+
+impl Log {
+    fn follow(self: Arc<Log>, stderr: impl Read + Send + 'static) -> JoinHandle<()> {
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                self.lines.lock().unwrap().0.push(String::from_utf8_lossy(&line).into_owned());
+                self.grown.notify_all();
+            }
+            self.lines.lock().unwrap().1 = true;
+            self.grown.notify_all();
+        })
+    }
+
+    /// The first line that `wanted` takes; `None` if the process ends without it.
+    fn wait(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        let mut seen = 0;
+        let mut log = self.lines.lock().unwrap();
+        loop {
+            if let Some(line) = log.0[seen..].iter().find(|l| wanted(l)) {
+                return Some(line.clone());
+            }
+            if log.1 {
+                return None;
+            }
+            seen = log.0.len();
+            let (next, timeout) = self.grown.wait_timeout(log, PATIENCE).unwrap();
+            log = next;
+            if timeout.timed_out() {
+                drop(log); // whoever shows it wants the lock
+                panic!("no such log line within {PATIENCE:?}");
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        self.lines.lock().unwrap().0.join("\n")
+    }
+}
+
+/// How to start a broker.
+pub struct Setup {
+    dir: Option<PathBuf>,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// With the defaults, on free ports and in a directory of its own.
+    pub fn new() -> Setup {
+        Setup { dir: None, args: Vec::new(), env: Vec::new() }
+    }
+
+    /// Sets an option.
+    pub fn set(mut self, key: &str, value: &str) -> Setup {
+        self.args.extend(["--set".to_owned(), format!("{key}={value}")]);
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: &str, value: &str) -> Setup {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Keeps the journal in `dir`.
+    pub fn dir(mut self, dir: &Path) -> Setup {
+        self.dir = Some(dir.to_owned());
+        self
+    }
+
+    /// Starts the broker and waits until it is ready.
+    pub fn start(self) -> Broker {
+        let mut broker = self.spawn();
+        broker.wait_ready();
+        broker
+    }
+
+    /// Starts the broker without waiting.
+    pub fn spawn(self) -> Broker {
+        let own = self.dir.is_none().then(|| TempDir::new().unwrap());
+        let dir = self.dir.unwrap_or_else(|| own.as_ref().unwrap().path().join("data"));
+        let (mqtt, http) = (free_address(), free_address());
+        let mut args = vec!["--listen".to_owned(), mqtt.to_string()];
+        args.extend(["--data-dir".to_owned(), dir.to_str().unwrap().to_owned()]);
+        args.extend(["--set".to_owned(), format!("http.address={http}")]);
+        args.extend(self.args);
+        let process = Process::start(&args, &self.env);
+        Broker { process, args, env: self.env, mqtt, http, dir, _own: own }
+    }
+}
+
+/// A process of the broker; killed when dropped.
+struct Process {
+    child: Child,
+    log: Arc<Log>,
+    follower: Option<JoinHandle<()>>,
+    status: Option<ExitStatus>,
+}
+
+impl Process {
+    fn start(args: &[String], env: &[(String, String)]) -> Process {
+        let mut child = command()
+            .args(args)
+            .envs(env.iter().map(|(k, v)| (k, v)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Log::default());
+        let follower = log.clone().follow(child.stderr.take().unwrap());
+        Process { child, log, follower: Some(follower), status: None }
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        if let Some(status) = self.status {
+            return status;
+        }
+        let status = wait::until("the process ends", || self.child.try_wait().unwrap());
+        self.status = Some(status);
+        if let Some(follower) = self.follower.take() {
+            follower.join().unwrap();
+        }
+        status
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            // An error says that it is gone already.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of berth {} ---\n{}\n---", self.child.id(), self.log.text());
+        }
+    }
+}
+
+/// A running broker. Standard error is kept and shown if the test fails.
+pub struct Broker {
+    process: Process,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    /// Where it serves MQTT.
+    pub mqtt: SocketAddr,
+    /// Where it serves admin HTTP.
+    pub http: SocketAddr,
+    /// Where the journal is.
+    pub dir: PathBuf,
+    _own: Option<TempDir>,
+}
+
+impl Broker {
+    /// With the defaults.
+    pub fn start() -> Broker {
+        Setup::new().start()
+    }
+
+    /// Waits until the broker says that it is ready.
+    pub fn wait_ready(&mut self) {
+        self.wait_log(|line| line.trim_end().ends_with(" ready") || line.contains("\"ready\""));
+    }
+
+    /// Waits for a line of the log.
+    pub fn wait_log(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        match self.process.log.wait(wanted) {
+            Some(line) => line,
+            None => panic!("berth ended ({}) before the line came", self.process.wait()),
+        }
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        self.process.log.text()
+    }
+
+    /// The process's number.
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    /// Kills the process as `kill -9` does.
+    pub fn sigkill(&mut self) {
+        self.process.child.kill().unwrap();
+        self.process.wait();
+    }
+
+    /// Starts the process again with the same arguments, without waiting until it is ready.
+    pub fn respawn(&mut self) {
+        self.process.wait();
+        self.process = Process::start(&self.args, &self.env);
+    }
+
+    /// As [`Broker::respawn`], and waits until it is ready.
+    pub fn restart(&mut self) {
+        self.respawn();
+        self.wait_ready();
+    }
+
+    /// Sends a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let done = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
+        assert!(done.success(), "kill -{name}");
+    }
+
+    /// Waits for the process's end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait()
+    }
+
+    /// Stops the process by SIGTERM and waits for its end.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait()
+    }
+
+    /// GET from admin HTTP: status code and body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        http_get(self.http, path).unwrap()
+    }
+
+    /// GET of a JSON page.
+    pub fn get_json(&self, path: &str) -> serde_json::Value {
+        serde_json::from_str(&self.get(path).1).unwrap()
+    }
+
+    /// A number from `/metrics` by its name with labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, page) = self.get("/metrics");
+        let found = page.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        found.unwrap_or_else(|| panic!("no metric {name} in\n{page}"))
+    }
+
+    /// Resident memory, bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+}
+
+/// The binary, without arguments and without the caller's configuration.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("BERTH_") {
+            command.env_remove(name);
+        }
+    }
+    command.current_dir(std::env::temp_dir());
+    command
+}
+
+fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: berth\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
+    let code = head.split(' ').nth(1).and_then(|c| c.parse().ok()).ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok((code, body.to_owned()))
+}

@@ -1,0 +1,492 @@
+//! A small blocking MQTT client on the broker's own codec: typed packets, everything visible, nothing automatic but what is
+//! asked for.
+
+use berth::mqtt::client::{self, AckKind, ServerPacket};
+use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
+use berth::mqtt::{Properties, Property, QoS, Reason, Version, frame_len};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// No test waits longer for a packet that must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A PUBLISH from the broker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Received {
+    pub topic: String,
+    pub payload: Vec<u8>,
+    pub qos: QoS,
+    pub retain: bool,
+    pub dup: bool,
+    pub packet_id: u16,
+    /// Properties as `Debug` shows them.
+    pub properties: Vec<String>,
+}
+
+impl Received {
+    /// The payload as text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.payload).unwrap()
+    }
+}
+
+/// A packet from the broker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum In {
+    ConnAck {
+        present: bool,
+        reason: Reason,
+        properties: Vec<String>,
+    },
+    Publish(Received),
+    PubAck(u16, Reason),
+    PubRec(u16, Reason),
+    PubRel(u16),
+    PubComp(u16, Reason),
+    SubAck(u16, Vec<u8>),
+    UnsubAck(u16, Vec<u8>),
+    PingResp,
+    Disconnect(Reason),
+    Auth,
+    /// The broker closed the connection.
+    Closed,
+}
+
+/// A will to leave.
+#[derive(Clone, Debug)]
+pub struct Will {
+    pub topic: String,
+    pub payload: String,
+    pub qos: QoS,
+    pub retain: bool,
+    pub delay_s: u32,
+}
+
+/// What to say in CONNECT.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    pub version: Version,
+    pub client_id: String,
+    pub clean: bool,
+    pub expiry_s: u32,
+    pub receive_maximum: u16,
+    pub keep_alive_s: u16,
+    pub will: Option<Will>,
+}
+
+impl Dial {
+    /// A clean session.
+    pub fn new(version: Version, client_id: &str) -> Dial {
+        Dial {
+            version,
+            client_id: client_id.to_owned(),
+            clean: true,
+            expiry_s: 0,
+            receive_maximum: u16::MAX,
+            keep_alive_s: 0,
+            will: None,
+        }
+    }
+
+    /// MQTT 5, clean start.
+    pub fn v5(client_id: &str) -> Dial {
+        Dial::new(Version::V5, client_id)
+    }
+
+    /// MQTT 3.1.1, clean session.
+    pub fn v4(client_id: &str) -> Dial {
+        Dial::new(Version::V311, client_id)
+    }
+
+    /// A session that outlives connections, continued if there is one.
+    #[must_use]
+    pub fn persistent(mut self) -> Dial {
+        self.clean = false;
+        self.expiry_s = u32::MAX;
+        self
+    }
+
+    /// Starts over, whatever was there.
+    #[must_use]
+    pub fn clean(mut self) -> Dial {
+        self.clean = true;
+        self
+    }
+
+    #[must_use]
+    pub fn expiry(mut self, seconds: u32) -> Dial {
+        self.expiry_s = seconds;
+        self
+    }
+
+    #[must_use]
+    pub fn receive_maximum(mut self, n: u16) -> Dial {
+        self.receive_maximum = n;
+        self
+    }
+
+    #[must_use]
+    pub fn will(mut self, topic: &str, payload: &str, delay_s: u32) -> Dial {
+        let (topic, payload) = (topic.to_owned(), payload.to_owned());
+        self.will = Some(Will { topic, payload, qos: QoS::AtLeastOnce, retain: false, delay_s });
+        self
+    }
+
+    /// CONNECT as bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut properties = Vec::new();
+        if self.expiry_s > 0 {
+            client::put_property(&mut properties, &Property::SessionExpiryInterval(self.expiry_s));
+        }
+        if self.receive_maximum < u16::MAX {
+            client::put_property(&mut properties, &Property::ReceiveMaximum(self.receive_maximum));
+        }
+        let mut will_properties = Vec::new();
+        if let Some(will) = self.will.as_ref().filter(|w| w.delay_s > 0) {
+            client::put_property(&mut will_properties, &Property::WillDelayInterval(will.delay_s));
+        }
+        let mut out = Vec::new();
+        let will = self.will.as_ref().map(|w| client::Will {
+            topic: &w.topic,
+            payload: w.payload.as_bytes(),
+            qos: w.qos,
+            retain: w.retain,
+            properties: &will_properties,
+        });
+        let connect = client::Connect {
+            version: self.version,
+            clean_start: self.clean,
+            keep_alive_s: self.keep_alive_s,
+            properties: &properties,
+            client_id: &self.client_id,
+            will,
+            username: None,
+            password: None,
+        };
+        client::connect(&mut out, &connect);
+        out
+    }
+
+    /// Connects and returns the broker's answer with the connection.
+    ///
+    /// # Errors
+    /// If the connection cannot be made or is lost.
+    pub fn try_connect(&self, to: SocketAddr) -> io::Result<(Client, In)> {
+        let mut client = Client::raw(to, self.version)?;
+        client.send(&self.bytes())?;
+        let answer = client.try_recv()?;
+        if let In::ConnAck { present, .. } = &answer {
+            client.present = *present;
+        }
+        Ok((client, answer))
+    }
+
+    /// Connects; the broker must accept.
+    pub fn connect(&self, to: SocketAddr) -> Client {
+        let (client, answer) = self.try_connect(to).unwrap();
+        assert!(matches!(answer, In::ConnAck { reason: Reason::Success, .. }), "{answer:?} to {self:?}");
+        client
+    }
+}
+
+/// A connection.
+pub struct Client {
+    stream: TcpStream,
+    version: Version,
+    buffer: Vec<u8>,
+    /// Packets that came while another was waited for.
+    stash: VecDeque<In>,
+    next_id: u16,
+    /// Session present, from CONNACK.
+    pub present: bool,
+}
+
+impl Client {
+    /// Opens a connection and says nothing.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn raw(to: SocketAddr, version: Version) -> io::Result<Client> {
+        let stream = TcpStream::connect(to)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let (buffer, stash) = (Vec::new(), VecDeque::new());
+        Ok(Client { stream, version, buffer, stash, next_id: 0, present: false })
+    }
+
+    /// Sends bytes.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// The socket.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// How long [`Client::try_recv`] waits before it fails with `WouldBlock`.
+    pub fn patience(&mut self, patience: Duration) {
+        self.stream.set_read_timeout(Some(patience)).unwrap();
+    }
+
+    fn read_packet(&mut self) -> io::Result<In> {
+        loop {
+            match frame_len(&self.buffer, u32::MAX) {
+                Ok(Some(len)) => {
+                    let packet = client::decode(self.version, &self.buffer[..len]);
+                    let packet = packet
+                        .unwrap_or_else(|e| panic!("berth sent nonsense: {e}: {:02x?}", &self.buffer[..len]));
+                    let packet = owned(packet);
+                    self.buffer.drain(..len);
+                    return Ok(packet);
+                }
+                Ok(None) => {}
+                Err(e) => panic!("berth sent nonsense: {e}"),
+            }
+            let mut chunk = [0; 16 * 1024];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok(In::Closed),
+                Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
+                Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(In::Closed),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// The next packet, stashed ones first.
+    ///
+    /// # Errors
+    /// `WouldBlock` if none comes in time.
+    pub fn try_recv(&mut self) -> io::Result<In> {
+        match self.stash.pop_front() {
+            Some(packet) => Ok(packet),
+            None => self.read_packet(),
+        }
+    }
+
+    /// The next packet, which must come.
+    pub fn recv(&mut self) -> In {
+        self.try_recv().unwrap_or_else(|e| panic!("no packet: {e}"))
+    }
+
+    /// The next packet that `wanted` takes; others are kept for later.
+    pub fn wait_for<T>(&mut self, what: &str, wanted: impl Fn(&In) -> Option<T>) -> T {
+        if let Some(at) = self.stash.iter().position(|p| wanted(p).is_some()) {
+            return self.stash.remove(at).and_then(|p| wanted(&p)).unwrap();
+        }
+        loop {
+            let packet = self.read_packet().unwrap_or_else(|e| panic!("no {what}: {e}"));
+            if let Some(found) = wanted(&packet) {
+                return found;
+            }
+            assert!(packet != In::Closed, "closed while waiting for {what}; before: {:?}", self.stash);
+            self.stash.push_back(packet);
+        }
+    }
+
+    /// A packet identifier that was not used lately.
+    pub fn packet_id(&mut self) -> u16 {
+        self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+        self.next_id
+    }
+
+    /// Subscribes and returns the codes.
+    pub fn subscribe(&mut self, filters: &[(&str, QoS)]) -> Vec<u8> {
+        let id = self.packet_id();
+        let bytes = subscribe_bytes(self.version, id, filters);
+        self.send(&bytes).unwrap();
+        self.wait_for("SUBACK", |p| match p {
+            In::SubAck(of, codes) if *of == id => Some(codes.clone()),
+            _ => None,
+        })
+    }
+
+    /// Unsubscribes and returns the codes (none in MQTT 3).
+    pub fn unsubscribe(&mut self, filters: &[&str]) -> Vec<u8> {
+        let id = self.packet_id();
+        let mut out = Vec::new();
+        client::unsubscribe(&mut out, self.version, id, &[], filters);
+        self.send(&out).unwrap();
+        self.wait_for("UNSUBACK", |p| match p {
+            In::UnsubAck(of, codes) if *of == id => Some(codes.clone()),
+            _ => None,
+        })
+    }
+
+    /// Sends a PUBLISH and returns its packet identifier (0 at QoS 0).
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn send_publish(&mut self, topic: &str, payload: &[u8], qos: QoS, retain: bool) -> io::Result<u16> {
+        let packet_id = if qos == QoS::AtMostOnce { 0 } else { self.packet_id() };
+        let bytes = publish_bytes(self.version, &Out { topic, payload, qos, retain, dup: false, packet_id });
+        self.send(&bytes)?;
+        Ok(packet_id)
+    }
+
+    /// Publishes and sees it through to the last acknowledgement; returns the reason of the first one.
+    pub fn publish_with(&mut self, topic: &str, payload: &[u8], qos: QoS, retain: bool) -> Reason {
+        let id = self.send_publish(topic, payload, qos, retain).unwrap();
+        match qos {
+            QoS::AtMostOnce => Reason::Success,
+            QoS::AtLeastOnce => self.wait_for("PUBACK", |p| match p {
+                In::PubAck(of, reason) if *of == id => Some(*reason),
+                _ => None,
+            }),
+            QoS::ExactlyOnce => {
+                let reason = self.wait_for("PUBREC", |p| match p {
+                    In::PubRec(of, reason) if *of == id => Some(*reason),
+                    _ => None,
+                });
+                if !reason.is_error() {
+                    self.ack(AckKind::PubRel, id).unwrap();
+                    self.wait_for("PUBCOMP", |p| (*p == In::PubComp(id, Reason::Success)).then_some(()));
+                }
+                reason
+            }
+        }
+    }
+
+    /// Publishes text; the broker must accept it.
+    pub fn publish(&mut self, topic: &str, payload: &str, qos: QoS) {
+        let reason = self.publish_with(topic, payload.as_bytes(), qos, false);
+        assert!(!reason.is_error(), "{reason:?}");
+    }
+
+    /// Sends an acknowledgement.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn ack(&mut self, kind: AckKind, packet_id: u16) -> io::Result<()> {
+        let mut out = Vec::new();
+        client::ack(&mut out, self.version, kind, packet_id, Reason::Success, None);
+        self.send(&out)
+    }
+
+    /// The next PUBLISH, without an acknowledgement.
+    pub fn receive_only(&mut self) -> Received {
+        self.wait_for("PUBLISH", |p| match p {
+            In::Publish(p) => Some(p.clone()),
+            _ => None,
+        })
+    }
+
+    /// The next PUBLISH, acknowledged to the end.
+    pub fn receive(&mut self) -> Received {
+        let p = self.receive_only();
+        match p.qos {
+            QoS::AtMostOnce => {}
+            QoS::AtLeastOnce => self.ack(AckKind::PubAck, p.packet_id).unwrap(),
+            QoS::ExactlyOnce => {
+                self.ack(AckKind::PubRec, p.packet_id).unwrap();
+                self.wait_for("PUBREL", |i| (*i == In::PubRel(p.packet_id)).then_some(()));
+                self.ack(AckKind::PubComp, p.packet_id).unwrap();
+            }
+        }
+        p
+    }
+
+    /// The payloads of the next `n` PUBLISH packets.
+    pub fn receive_texts(&mut self, n: usize) -> Vec<String> {
+        (0..n).map(|_| self.receive().text().to_owned()).collect()
+    }
+
+    /// Asks and waits for the answer: what was sent before has been handled.
+    pub fn ping(&mut self) {
+        self.send(&[0xC0, 0]).unwrap();
+        self.wait_for("PINGRESP", |p| (*p == In::PingResp).then_some(()));
+    }
+
+    /// Says goodbye and waits until the broker has closed.
+    pub fn disconnect(mut self) {
+        self.send(&[0xE0, 0]).unwrap();
+        self.expect_closed();
+    }
+
+    /// Reads until the broker closes; returns the reason of a DISCONNECT before that.
+    pub fn expect_closed(&mut self) -> Option<Reason> {
+        let mut told = None;
+        loop {
+            match self.recv() {
+                In::Closed => return told,
+                In::Disconnect(reason) => told = Some(reason),
+                In::ConnAck { reason, .. } => told = Some(reason),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A PUBLISH to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Out<'a> {
+    pub topic: &'a str,
+    pub payload: &'a [u8],
+    pub qos: QoS,
+    pub retain: bool,
+    pub dup: bool,
+    pub packet_id: u16,
+}
+
+/// PUBLISH as bytes.
+pub fn publish_bytes(version: Version, p: &Out<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let Out { topic, payload, qos, retain, dup, packet_id } = *p;
+    let publish = client::Publish { topic, payload, qos, retain, dup, packet_id, properties: &[] };
+    client::publish(&mut out, version, &publish);
+    out
+}
+
+/// SUBSCRIBE as bytes.
+pub fn subscribe_bytes(version: Version, packet_id: u16, filters: &[(&str, QoS)]) -> Vec<u8> {
+    let filters: Vec<_> = filters.iter().map(|(filter, qos)| (*filter, options(*qos))).collect();
+    let mut out = Vec::new();
+    client::subscribe(&mut out, version, packet_id, &[], &filters);
+    out
+}
+
+fn options(qos: QoS) -> SubscribeOptions {
+    SubscribeOptions {
+        qos,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling: RetainHandling::Send,
+    }
+}
+
+fn texts(properties: Properties<'_>) -> Vec<String> {
+    properties.iter().map(|p| format!("{p:?}")).collect()
+}
+
+fn owned(packet: ServerPacket<'_>) -> In {
+    match packet {
+        ServerPacket::ConnAck(c) => {
+            In::ConnAck { present: c.session_present, reason: c.reason, properties: texts(c.properties) }
+        }
+        ServerPacket::Publish(p) => In::Publish(Received {
+            topic: p.topic.to_owned(),
+            payload: p.payload.to_vec(),
+            qos: p.qos,
+            retain: p.retain,
+            dup: p.dup,
+            packet_id: p.packet_id,
+            properties: texts(p.properties),
+        }),
+        ServerPacket::PubAck(a) => In::PubAck(a.packet_id, a.reason),
+        ServerPacket::PubRec(a) => In::PubRec(a.packet_id, a.reason),
+        ServerPacket::PubRel(a) => In::PubRel(a.packet_id),
+        ServerPacket::PubComp(a) => In::PubComp(a.packet_id, a.reason),
+        ServerPacket::SubAck(s) => In::SubAck(s.packet_id, s.codes.to_vec()),
+        ServerPacket::UnsubAck(s) => In::UnsubAck(s.packet_id, s.codes.to_vec()),
+        ServerPacket::PingResp => In::PingResp,
+        ServerPacket::Disconnect(d) => In::Disconnect(d.reason),
+        ServerPacket::Auth(_) => In::Auth,
+    }
+}

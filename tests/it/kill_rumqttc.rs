@@ -1,0 +1,143 @@
+//! The SIGKILL test again, with a client that others wrote: rumqttc publishes and receives, its own logic resumes.
+//!
+//! rumqttc forgets at a reconnect which QoS 2 messages it has begun to receive, so that it receives with QoS 1 here; and
+//! it sends QoS 2 again in the order of its identifiers, so that it has one of them on the way at a time.
+
+use crate::broker::Broker;
+use crate::client::Dial;
+use crate::history::{self, Event as Saw, Msg};
+use crate::kill::{finish, kill};
+use crate::load::{END, Stage, Subscriber};
+use crate::random::Random;
+use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+const KILLS: u64 = 12;
+
+fn options(id: &str, stage: &Stage, inflight: u16) -> MqttOptions {
+    let mut options = MqttOptions::new(id, stage.address.ip().to_string(), stage.address.port());
+    options.set_clean_session(false).set_inflight(inflight);
+    options
+}
+
+/// The next event; `None` if the connection was lost.
+fn next(connection: &mut Connection) -> Option<Event> {
+    match connection.recv().unwrap() {
+        Ok(event) => Some(event),
+        Err(_) => {
+            std::thread::park_timeout(Duration::from_millis(2)); // it tries again at once otherwise
+            None
+        }
+    }
+}
+
+/// Waits for CONNACK; there must be a session if `present`.
+fn connected(connection: &mut Connection, present: bool) {
+    loop {
+        if let Some(Event::Incoming(Packet::ConnAck(c))) = next(connection) {
+            return assert_eq!(c.session_present, present);
+        }
+    }
+}
+
+struct Publisher {
+    name: &'static str,
+    qos: QoS,
+    stage: Stage,
+    client: Client,
+    connection: Connection,
+}
+
+impl Publisher {
+    fn new(name: &'static str, qos: QoS, window: u16, stage: &Stage) -> Publisher {
+        let (client, mut connection) = Client::new(options(name, stage, window), 2 * usize::from(window));
+        connected(&mut connection, false);
+        Publisher { name, qos, stage: stage.clone(), client, connection }
+    }
+
+    fn run(mut self, window: usize) {
+        let saw = |event| self.stage.history.add(event);
+        let (mut asked, mut sent): (VecDeque<Msg>, HashMap<u16, Msg>) = Default::default();
+        let mut n = 0;
+        loop {
+            let stopping = self.stage.stop.load(Ordering::Acquire);
+            while !stopping && asked.len() + sent.len() < window {
+                n += 1;
+                let topic = format!("load/{}", self.name);
+                let msg = Msg { from: self.name.to_owned(), topic, qos: self.qos as u8, n };
+                saw(Saw::Sent(msg.clone()));
+                self.client.try_publish(&msg.topic, self.qos, false, msg.payload()).unwrap();
+                asked.push_back(msg);
+            }
+            if stopping && asked.is_empty() && sent.is_empty() {
+                return;
+            }
+            match next(&mut self.connection) {
+                Some(Event::Outgoing(Outgoing::Publish(id))) if !sent.contains_key(&id) => {
+                    sent.insert(id, asked.pop_front().unwrap());
+                }
+                Some(Event::Incoming(Packet::PubAck(ack))) => {
+                    saw(Saw::Acked(sent.remove(&ack.pkid).unwrap()))
+                }
+                Some(Event::Incoming(Packet::PubRec(ack))) => saw(Saw::Acked(sent[&ack.pkid].clone())),
+                Some(Event::Incoming(Packet::PubComp(ack))) => drop(sent.remove(&ack.pkid)),
+                Some(Event::Incoming(Packet::ConnAck(c))) => assert!(c.session_present, "{}", self.name),
+                Some(_) => {}
+                // Whatever was not acknowledged may now be sent again.
+                None => sent.values().chain(&asked).for_each(|m| saw(Saw::Sent(m.clone()))),
+            }
+        }
+    }
+}
+
+/// Receives with QoS 1 until the end is published.
+fn receive(stage: &Stage, mut connection: Connection) {
+    let mut conn = 0;
+    loop {
+        match next(&mut connection) {
+            Some(Event::Incoming(Packet::Publish(p))) if p.topic == END => return,
+            Some(Event::Incoming(Packet::Publish(p))) => {
+                let msg = Msg::parse(&p.topic, &p.payload).unwrap();
+                stage.history.add(Saw::Received { by: "receiver".to_owned(), conn, dup: p.dup, msg });
+            }
+            Some(Event::Incoming(Packet::ConnAck(c))) => {
+                assert!(c.session_present, "the receiver's session is gone");
+                conn += 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn rumqttc_clients_survive_sigkill() {
+    let mut random = Random::seeded("BERTH_KILL_SEED");
+    let mut broker = Broker::start();
+    let stage = Stage::new(broker.mqtt);
+    let everything = Subscriber::new(Dial::v5("everything").persistent(), "load/#", &stage);
+    let (client, mut connection) = Client::new(options("receiver", &stage, 10), 10);
+    connected(&mut connection, false);
+    for filter in ["load/at-least-once", END] {
+        client.subscribe(filter, QoS::AtLeastOnce).unwrap();
+        while !matches!(next(&mut connection), Some(Event::Incoming(Packet::SubAck(_)))) {}
+    }
+    stage.history.add(Saw::Subscribed { by: "receiver".to_owned(), filter: "load/at-least-once".to_owned() });
+    let least = Publisher::new("at-least-once", QoS::AtLeastOnce, 20, &stage);
+    let exactly = Publisher::new("exactly-once", QoS::ExactlyOnce, 1, &stage);
+    let mut events = std::thread::scope(|scope| {
+        scope.spawn(|| everything.run());
+        scope.spawn(|| receive(&stage, connection));
+        let publishing = [scope.spawn(|| least.run(20)), scope.spawn(|| exactly.run(1))];
+        kill(&mut broker, &stage, KILLS, &mut random);
+        stage.stop.store(true, Ordering::Release);
+        for p in publishing {
+            p.join().unwrap();
+        }
+        finish(&stage)
+    });
+    events.extend(stage.history.take());
+    let report = history::must_hold("rumqttc", &events);
+    assert!(report.acked > 20 * report.kills, "too little load");
+}

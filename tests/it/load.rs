@@ -1,0 +1,213 @@
+//! Clients that outlive their broker: persistent sessions that come back, send again what was not acknowledged and write
+//! down what they see. They do what the specification asks of a client; [`crate::history`] judges the broker.
+
+use crate::client::{Client, Dial, In, Out, publish_bytes};
+use crate::history::{Event, History, Msg};
+use crate::wait;
+use berth::mqtt::client::AckKind;
+use berth::mqtt::{QoS, Reason};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What all clients of a run share.
+#[derive(Clone)]
+pub struct Stage {
+    pub address: SocketAddr,
+    pub history: Arc<History>,
+    /// Publishers begin nothing new.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Stage {
+    pub fn new(address: SocketAddr) -> Stage {
+        Stage { address, history: Arc::default(), stop: Arc::default() }
+    }
+}
+
+/// Says to subscribers that no more comes.
+pub const END: &str = "end";
+
+/// Connects as soon as there is a broker. Whoever had a session must get it back (G5).
+fn reconnect(dial: &Dial, address: SocketAddr, had_session: &mut bool) -> Client {
+    let client = wait::until("the broker is back", || match dial.try_connect(address) {
+        Ok((client, In::ConnAck { reason: Reason::Success, .. })) => Some(client),
+        Ok((_, In::Closed)) | Err(_) => None,
+        Ok((_, other)) => panic!("{}: {other:?}", dial.client_id),
+    });
+    assert!(client.present || !*had_session, "{}: the session is gone", dial.client_id);
+    *had_session = true;
+    client
+}
+
+/// A message that is not finished.
+struct Unfinished {
+    id: u16,
+    msg: Msg,
+    /// PUBREC came: PUBREL has been or is to be sent.
+    released: bool,
+}
+
+/// Publishes on several topics with QoS 1 and 2 by turns, a window of messages at a time.
+pub struct Publisher {
+    pub dial: Dial,
+    pub window: usize,
+    stage: Stage,
+    unfinished: VecDeque<Unfinished>,
+    /// Messages begun so far.
+    begun: u64,
+    last_id: u16,
+    numbers: BTreeMap<(String, u8), u64>,
+}
+
+impl Publisher {
+    pub fn new(dial: Dial, window: usize, stage: &Stage) -> Publisher {
+        let (unfinished, numbers) = (VecDeque::new(), BTreeMap::new());
+        Publisher { dial, window, stage: stage.clone(), unfinished, begun: 0, last_id: 0, numbers }
+    }
+
+    /// Runs until it is told to stop and everything is acknowledged.
+    pub fn run(mut self) {
+        let mut had_session = false;
+        loop {
+            let mut client = reconnect(&self.dial, self.stage.address, &mut had_session);
+            if self.session(&mut client).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// One connection; an error if it is lost.
+    fn session(&mut self, client: &mut Client) -> io::Result<()> {
+        for u in &self.unfinished {
+            if u.released {
+                client.ack(AckKind::PubRel, u.id)?;
+            } else {
+                self.send(client, &u.msg, u.id, true)?;
+            }
+        }
+        loop {
+            let stopping = self.stage.stop.load(Ordering::Acquire);
+            if stopping && self.unfinished.is_empty() {
+                return Ok(());
+            }
+            while !stopping && self.unfinished.len() < self.window {
+                let (msg, id) = self.next();
+                let sent = self.send(client, &msg, id, false);
+                self.unfinished.push_back(Unfinished { id, msg, released: false });
+                sent?;
+            }
+            match client.try_recv()? {
+                In::PubAck(id, reason) => self.acked(id, reason, true),
+                In::PubRec(id, reason) => {
+                    self.acked(id, reason, false);
+                    client.ack(AckKind::PubRel, id)?;
+                }
+                In::PubComp(id, _) => self.unfinished.retain(|u| u.id != id),
+                In::Closed => return Err(io::ErrorKind::ConnectionReset.into()),
+                other => panic!("{}: {other:?}", self.dial.client_id),
+            }
+        }
+    }
+
+    fn next(&mut self) -> (Msg, u16) {
+        self.begun += 1;
+        let qos = 1 + (self.begun % 2) as u8;
+        let topic = format!("load/{}/{}", self.dial.client_id, self.begun / 2 % 2);
+        let n = self.numbers.entry((topic.clone(), qos)).or_default();
+        *n += 1;
+        let msg = Msg { from: self.dial.client_id.clone(), topic, qos, n: *n };
+        loop {
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            if self.unfinished.iter().all(|u| u.id != self.last_id) {
+                return (msg, self.last_id);
+            }
+        }
+    }
+
+    fn send(&self, client: &mut Client, msg: &Msg, packet_id: u16, dup: bool) -> io::Result<()> {
+        self.stage.history.add(Event::Sent(msg.clone()));
+        let (payload, qos) = (msg.payload(), QoS::from_bits(msg.qos).unwrap());
+        let out = Out { topic: &msg.topic, payload: payload.as_bytes(), qos, retain: false, dup, packet_id };
+        client.send(&publish_bytes(self.dial.version, &out))
+    }
+
+    fn acked(&mut self, id: u16, reason: Reason, finished: bool) {
+        assert!(!reason.is_error(), "{}: {reason:?}", self.dial.client_id);
+        let at = self.unfinished.iter().position(|u| u.id == id);
+        let at = at.unwrap_or_else(|| panic!("{}: {id} was acknowledged twice", self.dial.client_id));
+        let u = &mut self.unfinished[at];
+        assert_eq!(u.msg.qos == 1, finished, "wrong kind of acknowledgement for {:?}", u.msg);
+        if !u.released {
+            self.stage.history.add(Event::Acked(u.msg.clone()));
+        }
+        u.released = true;
+        if finished {
+            self.unfinished.remove(at);
+        }
+    }
+}
+
+/// Receives until the message on [`END`] comes.
+pub struct Subscriber {
+    pub dial: Dial,
+    stage: Stage,
+    /// QoS 2 packet identifiers between PUBLISH and PUBREL: kept across connections.
+    begun: HashSet<u16>,
+    conn: usize,
+}
+
+impl Subscriber {
+    /// Makes the session and subscribes, so that everything published from now on is its.
+    pub fn new(dial: Dial, filter: &str, stage: &Stage) -> Subscriber {
+        let mut client = dial.connect(stage.address);
+        let codes = client.subscribe(&[(filter, QoS::ExactlyOnce), (END, QoS::AtLeastOnce)]);
+        assert_eq!(codes, [2, 1]);
+        let by = dial.client_id.clone();
+        stage.history.add(Event::Subscribed { by, filter: filter.to_owned() });
+        client.disconnect();
+        Subscriber { dial, stage: stage.clone(), begun: HashSet::new(), conn: 0 }
+    }
+
+    pub fn run(mut self) {
+        let mut had_session = true;
+        loop {
+            let mut client = reconnect(&self.dial, self.stage.address, &mut had_session);
+            self.conn += 1;
+            if self.session(&mut client).is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn session(&mut self, client: &mut Client) -> io::Result<()> {
+        loop {
+            match client.try_recv()? {
+                In::Publish(p) => {
+                    let repeated = p.qos == QoS::ExactlyOnce && !self.begun.insert(p.packet_id);
+                    if p.topic == END {
+                        client.ack(AckKind::PubAck, p.packet_id)?;
+                        client.send(&[0xC0, 0])?; // whatever the broker still sends comes before the answer
+                        continue;
+                    }
+                    let msg = Msg::parse(&p.topic, &p.payload).unwrap_or_else(|| panic!("{p:?}"));
+                    if !repeated {
+                        let by = self.dial.client_id.clone();
+                        self.stage.history.add(Event::Received { by, conn: self.conn, dup: p.dup, msg });
+                    }
+                    let kind = if p.qos == QoS::ExactlyOnce { AckKind::PubRec } else { AckKind::PubAck };
+                    client.ack(kind, p.packet_id)?;
+                }
+                In::PubRel(id) => {
+                    self.begun.remove(&id);
+                    client.ack(AckKind::PubComp, id)?;
+                }
+                In::PingResp => return Ok(()),
+                In::Closed => return Err(io::ErrorKind::ConnectionReset.into()),
+                other => panic!("{}: {other:?}", self.dial.client_id),
+            }
+        }
+    }
+}
