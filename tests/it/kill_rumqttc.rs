@@ -97,17 +97,25 @@ impl Publisher {
 fn receive(stage: &Stage, mut connection: Connection) {
     let mut conn = 0;
     loop {
-        match next(&mut connection) {
-            Some(Event::Incoming(Packet::Publish(p))) if p.topic == END => return,
-            Some(Event::Incoming(Packet::Publish(p))) => {
-                let msg = Msg::parse(&p.topic, &p.payload).unwrap();
-                stage.history.add(Saw::Received { by: "receiver".to_owned(), conn, dup: p.dup, msg });
+        let event = next(&mut connection);
+        // What rumqttc read before the connection was lost it would hand out after the CONNACK of the next one.
+        let late: Vec<Event> = match event {
+            None => connection.eventloop.state.events.drain(..).collect(),
+            Some(_) => Vec::new(),
+        };
+        for event in event.into_iter().chain(late) {
+            match event {
+                Event::Incoming(Packet::Publish(p)) if p.topic == END => return,
+                Event::Incoming(Packet::Publish(p)) => {
+                    let msg = Msg::parse(&p.topic, &p.payload).unwrap();
+                    stage.history.add(Saw::Received { by: "receiver".to_owned(), conn, dup: p.dup, msg });
+                }
+                Event::Incoming(Packet::ConnAck(c)) => {
+                    assert!(c.session_present, "the receiver's session is gone");
+                    conn += 1;
+                }
+                _ => {}
             }
-            Some(Event::Incoming(Packet::ConnAck(c))) => {
-                assert!(c.session_present, "the receiver's session is gone");
-                conn += 1;
-            }
-            _ => {}
         }
     }
 }
