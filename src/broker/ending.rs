@@ -255,7 +255,7 @@ impl Broker {
         match group.and_then(|g| g.pick(from.no)) {
             Some(member) => {
                 let target = Broker::target_of(&member);
-                if self.deliver_one(&d.message, &target, d.retain, scratch) {
+                if self.deliver_one(&d.message, &target, d.retain, scratch).is_some() {
                     self.metrics.shared_redeliveries.inc();
                 }
                 if let Some(seq) = d.seq {

@@ -154,23 +154,26 @@ impl Broker {
     }
 
     /// Gives one message to one session as the subscription `extra` asks: a retained one, or one of a shared subscription
-    /// that another member could not finish.
+    /// that another member could not finish. `None` if it was dropped, else when it is safe.
     pub(super) fn deliver_one(
         &self,
         message: &Message,
         t: &Target,
         retain: bool,
         scratch: &mut Scratch,
-    ) -> bool {
+    ) -> Option<Option<Lsn>> {
         let qos = message.qos().min(t.qos);
         if qos == QoS::AtMostOnce || !t.handle.durable {
             let d = Delivery { message: message.clone(), seq: None, qos, retain, extra: t.extra.clone() };
             let pushed = t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes);
-            return pushed.map_err(|reason| self.metrics.messages_dropped.of(reason).add(1)).is_ok();
+            return pushed
+                .map_err(|reason| self.metrics.messages_dropped.of(reason).add(1))
+                .ok()
+                .map(|()| None);
         }
         if let Err(reason) = t.handle.mailbox.admits(message.size(), &self.limits.mailbox) {
             self.metrics.messages_dropped.of(reason).add(1);
-            return false;
+            return None;
         }
         let e: Option<&Extra> = t.extra.as_deref();
         scratch.recipients.push(Recipient {
@@ -181,8 +184,7 @@ impl Broker {
             shared: e.and_then(|e| e.shared.clone()),
         });
         scratch.journaled.push(t.clone());
-        self.journal_message(message, &Origin::default(), scratch);
-        true
+        Some(self.journal_message(message, &Origin::default(), scratch))
     }
 
     fn retain(&self, message: &Message) -> Result<Option<Lsn>, Reason> {

@@ -159,22 +159,31 @@ impl Broker {
         answered
     }
 
-    /// Retained messages for a new subscription. Those that a persistent session must not lose are queued here, in the
-    /// journal; the others are returned, for the connection to send as the client takes them.
-    pub fn retained_for(&self, request: &RetainedRequest, now: Time, scratch: &mut Scratch) -> Vec<Message> {
-        let mut found = self.retained.matching(&request.filter, now);
+    /// Queues, in the journal, the retained messages for a new subscription that a persistent session must not lose.
+    /// Returns when they are durable.
+    pub fn queue_retained(&self, request: &RetainedRequest, now: Time, scratch: &mut Scratch) -> Option<Lsn> {
         let t = &request.target;
-        if t.handle.durable && t.qos > QoS::AtMostOnce {
-            found.retain(|m| {
-                let journaled = m.qos() > QoS::AtMostOnce;
-                if journaled {
-                    self.deliver_one(m, t, true, scratch);
-                }
-                !journaled
-            });
+        if !journals(t) {
+            return None;
+        }
+        let mut found = self.retained.matching(&request.filter, now);
+        found.retain(|m| m.qos() > QoS::AtMostOnce);
+        found.iter().filter_map(|m| self.deliver_one(m, t, true, scratch)?).max()
+    }
+
+    /// The other retained messages for a new subscription, for the connection to send as the client takes them.
+    pub fn retained_for(&self, request: &RetainedRequest, now: Time) -> Vec<Message> {
+        let mut found = self.retained.matching(&request.filter, now);
+        if journals(&request.target) {
+            found.retain(|m| m.qos() == QoS::AtMostOnce);
         }
         found
     }
+}
+
+/// Whether what `t` is to have at QoS 1 and 2 is kept in the journal.
+fn journals(t: &Target) -> bool {
+    t.handle.durable && t.qos > QoS::AtMostOnce
 }
 
 /// The router's entry for a subscription.

@@ -54,7 +54,10 @@ impl Open {
             }
             Effect::Subscribe { token, request } => {
                 let mut retained: SmallVec<[RetainedRequest; 1]> = SmallVec::new();
-                let answered = broker.subscribe(&self.handle, &self.identity, &request, &mut retained);
+                let mut answered = broker.subscribe(&self.handle, &self.identity, &request, &mut retained);
+                for r in &retained {
+                    answered.lsn = broker.queue_retained(r, now, &mut cx.scratch).or(answered.lsn);
+                }
                 if !retained.is_empty() {
                     self.retained.get_or_insert_default().requests.extend(retained);
                 }

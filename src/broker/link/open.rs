@@ -158,10 +158,8 @@ impl Open {
             let Some((request, messages)) = current else {
                 match requests.pop_front() {
                     Some(request) => {
-                        let messages = broker.retained_for(&request, now, &mut cx.scratch);
+                        let messages = broker.retained_for(&request, now);
                         *current = Some((request, messages.into_iter()));
-                        // What was put into the own mailbox is taken by the next round.
-                        sent = true;
                     }
                     None => self.retained = None,
                 }
