@@ -247,7 +247,8 @@ impl Session {
 
     /// An answer that the client has to get but does not take ends the connection (MQTT 5.0 section 3.1.2.11.4).
     fn check_size(&mut self, start: usize, out: &mut Actions) {
-        let fits = self.conn.as_ref().is_none_or(|c| out.wire.len() - start <= c.maximum_packet_size as usize);
+        let fits =
+            self.conn.as_ref().is_none_or(|c| out.wire.len() - start <= c.maximum_packet_size as usize);
         if !fits {
             out.take_back(start);
             self.fail(Reason::PacketTooLarge, "the answer exceeds the client's maximum packet size", out);

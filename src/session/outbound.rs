@@ -114,14 +114,7 @@ impl Session {
                 self.outbound.held += 1;
             } else {
                 e.stage = Stage::Released;
-                encode::ack(
-                    out.packet(),
-                    conn.version,
-                    AckKind::PubRel,
-                    e.packet_id,
-                    Reason::Success,
-                    None,
-                );
+                encode::ack(out.packet(), conn.version, AckKind::PubRel, e.packet_id, Reason::Success, None);
             }
         }
         self.send_held(usize::from(self.outbound.quota), now, out);
@@ -216,7 +209,14 @@ impl Session {
             }
             out.effects.push(Effect::Sent(qos));
         }
-        self.outbound.inflight.push(Entry { packet_id, qos, stage, seq, held: false, delivery: Some(delivery) });
+        self.outbound.inflight.push(Entry {
+            packet_id,
+            qos,
+            stage,
+            seq,
+            held: false,
+            delivery: Some(delivery),
+        });
     }
 
     /// What the effect with `token` recorded is durable: the packet that waited for it may go.

@@ -70,7 +70,11 @@ pub fn show_bytes(bytes: &[u8]) -> String {
 
 /// Text, quoted if it must be.
 pub fn show_text(text: &str) -> String {
-    if text.is_empty() || text.contains(char::is_whitespace) { format!("\"{text}\"") } else { text.to_owned() }
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        format!("\"{text}\"")
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Bytes from pairs of hexadecimal digits.
