@@ -25,12 +25,10 @@ fn takeover_ends_the_old_connection() {
         // MQTT 3.1 has no session present flag.
         assert!(after.present || new == Version::V31, "{old:?} to {new:?}");
         publisher.publish("t", "after", QoS::AtLeastOnce);
-        let told = loop {
-            match before.recv() {
-                In::Closed => break None,
-                In::Disconnect(reason) => break Some(reason),
-                other => panic!("to the old connection ({old:?} to {new:?}): {other:?}"),
-            }
+        let told = match before.recv() {
+            In::Closed => None,
+            In::Disconnect(reason) => Some(reason),
+            other => panic!("to the old connection ({old:?} to {new:?}): {other:?}"),
         };
         assert_eq!(told, old.is_v5().then_some(Reason::SessionTakenOver));
         assert_eq!(before.expect_closed(), None);
