@@ -45,8 +45,8 @@ impl Broker {
     /// Routes `message`.
     ///
     /// # Errors
-    /// 0x97 if it is to be retained and the limits of retained messages forbid it: then nothing happened. At QoS 0, where
-    /// nobody could be told, it is routed all the same, but not retained.
+    /// 0x97 if it is to be retained and the limits of retained messages forbid it: then nothing happened. At QoS 0 and
+    /// for a will, where nobody could be told, it is routed all the same, but not retained.
     pub fn publish(
         &self,
         message: &Message,
@@ -60,7 +60,7 @@ impl Broker {
                 Ok(when) => lsn = when,
                 Err(reason) => {
                     self.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
-                    if message.qos() > QoS::AtMostOnce {
+                    if message.qos() > QoS::AtMostOnce && origin.record.is_none() {
                         return Err(reason);
                     }
                 }

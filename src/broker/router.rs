@@ -393,7 +393,6 @@ mod tests {
         let options = SubscribeOptions {
             qos,
             no_local: false,
-            only_own: false,
             retain_as_published: false,
             retain_handling: RetainHandling::Send,
         };

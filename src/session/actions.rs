@@ -101,8 +101,11 @@ pub enum Outcome {
     },
     /// It is not allowed; MQTT 3 clients get a plain acknowledgement (3.1.1 section 3.3.5).
     Denied(Reason),
-    /// It could not be made safe: MQTT 3 connections are closed instead of acknowledged.
+    /// It was not accepted: MQTT 3 connections are closed instead of acknowledged.
     Failed(Reason),
+    /// It could not be made safe in time, and may become so yet. At QoS 2 nothing is said, since an error would free the
+    /// packet identifier and the client's repetition, if it did not hear of it, would count as a new message (G4).
+    Late(Reason),
 }
 
 /// One filter of a SUBSCRIBE that passed the session's own checks, or the code it was refused with.

@@ -152,8 +152,9 @@ impl Session {
             (Version::V5, Outcome::Safe { matched: false }) => Reason::NoMatchingSubscribers,
             (_, Outcome::Safe { .. }) => Reason::Success,
             (Version::V5, Outcome::Denied(r) | Outcome::Failed(r)) => r,
+            (Version::V5, Outcome::Late(r)) if qos == QoS::AtLeastOnce => r,
             (_, Outcome::Denied(_)) => Reason::Success,
-            (_, Outcome::Failed(r)) => {
+            (_, Outcome::Failed(r) | Outcome::Late(r)) => {
                 return self.fail(r, "the publish could not be stored safely", out);
             }
         };

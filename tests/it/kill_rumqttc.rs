@@ -1,7 +1,8 @@
 //! The SIGKILL test again, with a client that others wrote: rumqttc publishes and receives, its own logic resumes.
 //!
 //! rumqttc forgets at a reconnect which QoS 2 messages it has begun to receive, so that it receives with QoS 1 here; and
-//! it sends QoS 2 again in the order of its identifiers, so that it has one of them on the way at a time.
+//! it sends again in the order of its identifiers, which is not that of the messages once they have wrapped (seen: 1644 to
+//! 1658 before 1640), so that each publisher has one message on the way at a time.
 
 use crate::broker::Broker;
 use crate::client::Dial;
@@ -96,17 +97,25 @@ impl Publisher {
 fn receive(stage: &Stage, mut connection: Connection) {
     let mut conn = 0;
     loop {
-        match next(&mut connection) {
-            Some(Event::Incoming(Packet::Publish(p))) if p.topic == END => return,
-            Some(Event::Incoming(Packet::Publish(p))) => {
-                let msg = Msg::parse(&p.topic, &p.payload).unwrap();
-                stage.history.add(Saw::Received { by: "receiver".to_owned(), conn, dup: p.dup, msg });
+        let event = next(&mut connection);
+        // What rumqttc read before the connection was lost it would hand out after the CONNACK of the next one.
+        let late: Vec<Event> = match event {
+            None => connection.eventloop.state.events.drain(..).collect(),
+            Some(_) => Vec::new(),
+        };
+        for event in event.into_iter().chain(late) {
+            match event {
+                Event::Incoming(Packet::Publish(p)) if p.topic == END => return,
+                Event::Incoming(Packet::Publish(p)) => {
+                    let msg = Msg::parse(&p.topic, &p.payload).unwrap();
+                    stage.history.add(Saw::Received { by: "receiver".to_owned(), conn, dup: p.dup, msg });
+                }
+                Event::Incoming(Packet::ConnAck(c)) => {
+                    assert!(c.session_present, "the receiver's session is gone");
+                    conn += 1;
+                }
+                _ => {}
             }
-            Some(Event::Incoming(Packet::ConnAck(c))) => {
-                assert!(c.session_present, "the receiver's session is gone");
-                conn += 1;
-            }
-            _ => {}
         }
     }
 }
@@ -124,12 +133,12 @@ fn rumqttc_clients_survive_sigkill() {
         while !matches!(next(&mut connection), Some(Event::Incoming(Packet::SubAck(_)))) {}
     }
     stage.history.add(Saw::Subscribed { by: "receiver".to_owned(), filter: "load/at-least-once".to_owned() });
-    let least = Publisher::new("at-least-once", QoS::AtLeastOnce, 20, &stage);
+    let least = Publisher::new("at-least-once", QoS::AtLeastOnce, 1, &stage);
     let exactly = Publisher::new("exactly-once", QoS::ExactlyOnce, 1, &stage);
     let mut events = std::thread::scope(|scope| {
         scope.spawn(|| everything.run());
         scope.spawn(|| receive(&stage, connection));
-        let publishing = [scope.spawn(|| least.run(20)), scope.spawn(|| exactly.run(1))];
+        let publishing = [scope.spawn(|| least.run(1)), scope.spawn(|| exactly.run(1))];
         kill(&mut broker, &stage, KILLS, &mut random);
         stage.stop.store(true, Ordering::Release);
         for p in publishing {

@@ -4,6 +4,7 @@
 mod arbitrary;
 mod architecture;
 mod broker;
+mod checker;
 mod client;
 mod clients;
 mod codec;
@@ -23,6 +24,7 @@ mod random;
 mod recovery;
 mod rumqttc_client;
 mod sessions;
+mod simulation;
 mod transcript;
 mod tree;
 mod wait;

@@ -248,7 +248,9 @@ fn pages_tell_the_truth() {
     assert_eq!(broker.get("/nothing").0, 404);
     let mut online = Dial::v5("online").connect(broker.mqtt);
     online.subscribe(&[("t/#", QoS::ExactlyOnce), ("u", QoS::AtMostOnce)]);
-    Dial::v4("offline").persistent().connect(broker.mqtt).subscribe(&[("t/1", QoS::AtLeastOnce)]);
+    let mut offline = Dial::v4("offline").persistent().connect(broker.mqtt);
+    offline.subscribe(&[("t/1", QoS::AtLeastOnce)]);
+    offline.disconnect();
     let mut publisher = Dial::v5("publisher").connect(broker.mqtt);
     for n in 0..6u32 {
         publisher.publish("t/1", "x", QoS::from_bits((n % 3) as u8).unwrap());

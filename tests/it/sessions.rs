@@ -228,7 +228,9 @@ fn order_holds_across_reconnects() {
     const WINDOW: usize = 8;
     let broker = Broker::start();
     let dial = Dial::v5("receiver").persistent().receive_maximum(WINDOW as u16);
-    dial.connect(broker.mqtt).subscribe(&[("o/#", QoS::ExactlyOnce)]);
+    let mut receiver = dial.connect(broker.mqtt);
+    receiver.subscribe(&[("o/#", QoS::ExactlyOnce)]);
+    receiver.disconnect(); // and gone, so that nothing is on the way to it
     let mut publisher = Dial::v5("publisher").connect(broker.mqtt);
     for i in 0..EACH {
         publisher.publish("o/1", &i.to_string(), QoS::AtLeastOnce);

@@ -76,11 +76,15 @@ impl Link {
             let State::Open(open) = &mut self.state else { return };
             let more = open.wants_deliveries(cx);
             let taken = open.handle.mailbox.take(waker, more, &mut open.local);
+            if let Some(cause) = taken.close {
+                // From here on the session takes nothing: what was taken out of the mailbox stays in `local`.
+                open.session.close(cause, None, &mut cx.actions);
+                return self.run_effects(now, cx);
+            }
+            // Nothing was taken before: there may be more.
+            let loaded = taken.loaded.is_some();
             if let Some(found) = taken.loaded {
                 open.session.handle(Input::Loaded(found), now, &mut cx.actions);
-            }
-            if let Some(cause) = taken.close {
-                open.session.close(cause, None, &mut cx.actions);
             }
             let before = open.local.len();
             while open.wants_deliveries(cx)
@@ -97,7 +101,7 @@ impl Link {
                 open.read_backlog(&self.broker);
             }
             self.run_effects(now, cx);
-            if moved == 0 && !sent_retained {
+            if moved == 0 && !sent_retained && !loaded {
                 return;
             }
         }
@@ -125,7 +129,7 @@ impl Open {
         while let Some(late) = self.waiting.pop_late(before) {
             if let What::Published { .. } = late.what {
                 broker.metrics.publishes_refused.of(PublishRefusal::Journal).inc();
-                let outcome = Outcome::Failed(Reason::ImplementationSpecificError);
+                let outcome = Outcome::Late(Reason::ImplementationSpecificError);
                 self.tell(Input::Published { token: late.token, outcome }, now, &mut cx.actions);
             } else {
                 let reason = Reason::ImplementationSpecificError;

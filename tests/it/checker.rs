@@ -1,0 +1,182 @@
+//! What the broker promises, checked on a history of what clients did and saw: nothing acknowledged is lost to a session
+//! that was subscribed, nothing of QoS 2 comes twice, order holds per publisher, topic and QoS, Session Present is true.
+//!
+//! Knows nothing of the load that made the history, nor of what happened to the broker meanwhile.
+
+use std::collections::{HashMap, HashSet};
+
+/// A client.
+pub type ClientNo = usize;
+
+/// A message: number `n` of `from` on `topic` at `qos`. Numbers ascend per publisher, topic and QoS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Msg {
+    pub from: ClientNo,
+    pub topic: u8,
+    pub qos: u8,
+    pub n: u32,
+}
+
+/// What was done or seen. Every session is meant to outlive its connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// CONNECT was sent.
+    Connecting { by: ClientNo, clean: bool },
+    /// CONNACK came, without an error.
+    Connected { by: ClientNo, clean: bool, present: bool },
+    /// SUBACK came: `by` is to get every message from now on.
+    Subscribed { by: ClientNo },
+    /// A message was sent, for the first time or again.
+    Sent(Msg),
+    /// PUBACK or PUBREC came, without an error.
+    Acked(Msg),
+    /// A message came. What QoS 2 shows to be a repetition is left out: this is what an application sees.
+    Received { by: ClientNo, msg: Msg },
+}
+
+/// Whether the broker has a session of a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Known {
+    #[default]
+    No,
+    Yes,
+    /// It was asked to make or discard one, and did not say whether it has.
+    Unclear,
+}
+
+/// One session of a client.
+#[derive(Debug, Default)]
+struct Life {
+    known: Known,
+    /// Messages whose first sending came after SUBACK.
+    owed: Vec<Msg>,
+    due: HashSet<Msg>,
+    subscribed: bool,
+    received: HashSet<Msg>,
+    /// The last first receipt by publisher, topic and QoS.
+    last: HashMap<(ClientNo, u8, u8), u32>,
+}
+
+/// Every promise that the history shows broken, in words.
+pub fn check(history: &[Event]) -> Vec<String> {
+    let mut lives: HashMap<ClientNo, Life> = HashMap::new();
+    let mut sent: HashSet<Msg> = HashSet::new();
+    let mut acked: HashSet<Msg> = HashSet::new();
+    let mut broken = Vec::new();
+    for (at, event) in history.iter().enumerate() {
+        let mut complain = |what: String| broken.push(format!("event {at}: {what}"));
+        match *event {
+            Event::Connecting { by, clean } => {
+                let life = lives.entry(by).or_default();
+                if clean {
+                    // Nothing is owed to the old session any more.
+                    *life = Life { known: Known::Unclear, ..Life::default() };
+                } else if life.known == Known::No {
+                    life.known = Known::Unclear;
+                }
+            }
+            Event::Connected { by, clean, present } => {
+                let life = lives.entry(by).or_default();
+                if present && (clean || life.known == Known::No) {
+                    complain(format!("client {by} is told of a session that it has not"));
+                }
+                if !present {
+                    if life.known == Known::Yes {
+                        complain(format!("client {by}'s session is gone"));
+                    }
+                    *life = Life::default();
+                }
+                life.known = Known::Yes;
+            }
+            Event::Subscribed { by } => lives.entry(by).or_default().subscribed = true,
+            Event::Sent(msg) => {
+                if sent.insert(msg) {
+                    for life in lives.values_mut().filter(|l| l.subscribed) {
+                        life.owed.push(msg);
+                        life.due.insert(msg);
+                    }
+                }
+            }
+            Event::Acked(msg) => {
+                acked.insert(msg);
+            }
+            Event::Received { by, msg } => {
+                let life = lives.entry(by).or_default();
+                if !sent.contains(&msg) {
+                    complain(format!("client {by} got {msg:?}, which nobody has sent"));
+                }
+                let first = life.received.insert(msg);
+                if !first && msg.qos == 2 {
+                    complain(format!("client {by} got {msg:?} twice"));
+                }
+                // Of what was sent before the subscription only repetitions by the publisher come, whenever they come.
+                if life.due.contains(&msg) {
+                    let last = life.last.entry((msg.from, msg.topic, msg.qos)).or_default();
+                    if first && msg.n < *last {
+                        complain(format!("client {by} got {msg:?} after number {last}"));
+                    }
+                    *last = msg.n.max(*last);
+                }
+            }
+        }
+    }
+    let mut clients: Vec<_> = lives.iter().collect();
+    clients.sort_unstable_by_key(|(by, _)| **by);
+    for (by, life) in clients {
+        for msg in life.owed.iter().filter(|m| acked.contains(*m) && !life.received.contains(*m)) {
+            broken.push(format!("at the end: client {by} never got {msg:?}, which was acknowledged"));
+        }
+    }
+    broken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const M: Msg = Msg { from: 0, topic: 0, qos: 2, n: 1 };
+
+    fn start() -> Vec<Event> {
+        vec![
+            Event::Connecting { by: 1, clean: false },
+            Event::Connected { by: 1, clean: false, present: false },
+            Event::Subscribed { by: 1 },
+        ]
+    }
+
+    fn finds(more: &[Event], what: &str) {
+        let history = [&start()[..], more].concat();
+        let broken = check(&history);
+        assert!(broken.iter().any(|b| b.contains(what)), "{what:?} not among {broken:?}");
+    }
+
+    #[test]
+    fn a_good_history_passes() {
+        let more = [
+            Event::Sent(M),
+            Event::Received { by: 1, msg: M },
+            Event::Sent(M),
+            Event::Acked(M),
+            Event::Connecting { by: 1, clean: false },
+            Event::Connected { by: 1, clean: false, present: true },
+            Event::Connecting { by: 1, clean: true },
+            Event::Connected { by: 1, clean: true, present: false },
+        ];
+        assert_eq!(check(&[&start()[..], &more].concat()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_broken_promise_is_found() {
+        let got = Event::Received { by: 1, msg: M };
+        finds(&[Event::Sent(M), Event::Acked(M)], "never got");
+        finds(&[Event::Sent(M), got.clone(), got.clone()], "twice");
+        finds(std::slice::from_ref(&got), "nobody has sent");
+        let later = Msg { n: 2, ..M };
+        let order = [Event::Sent(M), Event::Sent(later), Event::Received { by: 1, msg: later }, got];
+        finds(&order, "after number 2");
+        let again = Event::Connecting { by: 1, clean: false };
+        finds(&[again, Event::Connected { by: 1, clean: false, present: false }], "is gone");
+        let new = Event::Connecting { by: 2, clean: true };
+        finds(&[new, Event::Connected { by: 2, clean: true, present: true }], "has not");
+    }
+}

@@ -1,0 +1,144 @@
+//! Random dialogues: three clients publish, subscribe, break off, come back, take over from themselves; the journal falls
+//! behind and the broker dies. What they saw goes to the checker. The seed of a failure replays it exactly:
+//! `BERTH_SEED=<seed>`; `BERTH_SEEDS=<n>` tries more.
+
+mod peer;
+
+use crate::checker::{self, Event};
+use crate::transcript::world::World;
+use berth::broker::Limits;
+use berth::mqtt::Version;
+use peer::Peer;
+
+/// Seeds tried.
+const SEEDS: u64 = 300;
+
+/// Steps of one dialogue.
+const STEPS: usize = 250;
+
+/// Numbers that depend on the seed alone (SplitMix64).
+pub struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// True `percent` times in a hundred.
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// What one dialogue was, for whoever has to find out why it went wrong.
+struct Played {
+    history: Vec<Event>,
+    steps: Vec<String>,
+    received: usize,
+}
+
+fn play(seed: u64) -> Played {
+    let mut rng = Rng(seed);
+    let mut limits = Limits::default();
+    // Small ones, so that every queue runs over into the next.
+    limits.mailbox.messages = 4;
+    limits.session.max_inflight = 6;
+    let mut world = World::new(limits, None);
+    let versions = [Version::V5, Version::V311, Version::V5];
+    let mut peers: Vec<Peer> =
+        versions.iter().enumerate().map(|(no, v)| Peer::new(no, *v, &mut world)).collect();
+    let mut history = Vec::new();
+    let mut steps = Vec::new();
+    for _ in 0..STEPS {
+        let who = rng.below(3) as usize;
+        let peer = &mut peers[who];
+        let step = match rng.below(100) {
+            0..40 => peer.publish(&mut rng, &mut world, &mut history),
+            40..75 => peer.listen(1 + rng.below(6) as usize, &mut world, &mut history),
+            75..84 => peer.connect(rng.chance(8), &mut rng, &mut world, &mut history),
+            84..88 => peer.lose(&mut world),
+            88..92 => {
+                world.journal.hold();
+                "journal hold".to_owned()
+            }
+            92..95 => {
+                world.journal.release(Some(1 + rng.below(3) as usize));
+                world.settle();
+                "journal release some".to_owned()
+            }
+            95..97 => {
+                world.journal.release(None);
+                world.settle();
+                "journal release".to_owned()
+            }
+            97..99 => {
+                world.advance(rng.below(4000));
+                "time passes".to_owned()
+            }
+            _ => {
+                world.restart();
+                peers.iter_mut().for_each(Peer::cut_off);
+                "restart".to_owned()
+            }
+        };
+        steps.push(format!("[{}] {who}: {step}", history.len()));
+    }
+    // In the end everybody is back and hears everything out.
+    world.journal.release(None);
+    world.settle();
+    for round in 0..1000 {
+        let mut quiet = true;
+        for peer in &mut peers {
+            if !peer.connected() {
+                peer.connect(false, &mut rng, &mut world, &mut history);
+                quiet = false;
+            }
+            quiet &= !peer.hear_out(&mut world, &mut history);
+        }
+        if quiet {
+            break;
+        }
+        assert!(round < 999, "seed {seed}: no end to it");
+    }
+    let received = history.iter().filter(|e| matches!(e, Event::Received { .. })).count();
+    Played { history, steps, received }
+}
+
+#[test]
+fn promises_hold_in_random_dialogues() {
+    let number = |name| std::env::var(name).ok().map(|v| v.parse::<u64>().expect("a number"));
+    let seeds: Vec<u64> = match number("BERTH_SEED") {
+        Some(seed) => vec![seed],
+        None => (1..=number("BERTH_SEEDS").unwrap_or(SEEDS)).collect(),
+    };
+    let mut received = 0;
+    for &seed in &seeds {
+        let played = match std::panic::catch_unwind(|| play(seed)) {
+            Ok(played) => played,
+            Err(_) => panic!("seed {seed} panicked; replay with BERTH_SEED={seed}"),
+        };
+        let broken = checker::check(&played.history);
+        if !broken.is_empty() {
+            let events: Vec<String> =
+                played.history.iter().enumerate().map(|(at, e)| format!("{at}: {e:?}")).collect();
+            panic!(
+                "seed {seed}; replay with BERTH_SEED={seed}\nsteps ([events before]):\n{}\nevents:\n{}\nbroken:\n{}",
+                played.steps.join("\n"),
+                events.join("\n"),
+                broken.join("\n")
+            );
+        }
+        received += played.received;
+    }
+    // A load that moves nothing would show nothing.
+    assert!(received >= seeds.len() * 20, "only {received} messages in {} dialogues", seeds.len());
+}
