@@ -42,6 +42,15 @@ fn reconnect(dial: &Dial, address: SocketAddr, had_session: &mut bool) -> Client
     client
 }
 
+/// The next packet; an error if the connection is lost. That nothing comes for long is no loss, but a failure.
+fn receive(client: &mut Client) -> io::Result<In> {
+    match client.try_recv() {
+        Ok(In::Closed) => Err(io::ErrorKind::ConnectionReset.into()),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => panic!("nothing comes any more"),
+        other => other,
+    }
+}
+
 /// A message that is not finished.
 struct Unfinished {
     id: u16,
@@ -99,14 +108,13 @@ impl Publisher {
                 self.unfinished.push_back(Unfinished { id, msg, released: false });
                 sent?;
             }
-            match client.try_recv()? {
+            match receive(client)? {
                 In::PubAck(id, reason) => self.acked(id, reason, true),
                 In::PubRec(id, reason) => {
                     self.acked(id, reason, false);
                     client.ack(AckKind::PubRel, id)?;
                 }
                 In::PubComp(id, _) => self.unfinished.retain(|u| u.id != id),
-                In::Closed => return Err(io::ErrorKind::ConnectionReset.into()),
                 other => panic!("{}: {other:?}", self.dial.client_id),
             }
         }
@@ -184,7 +192,7 @@ impl Subscriber {
 
     fn session(&mut self, client: &mut Client) -> io::Result<()> {
         loop {
-            match client.try_recv()? {
+            match receive(client)? {
                 In::Publish(p) => {
                     let repeated = p.qos == QoS::ExactlyOnce && !self.begun.insert(p.packet_id);
                     if p.topic == END {
@@ -205,7 +213,6 @@ impl Subscriber {
                     client.ack(AckKind::PubComp, id)?;
                 }
                 In::PingResp => return Ok(()),
-                In::Closed => return Err(io::ErrorKind::ConnectionReset.into()),
                 other => panic!("{}: {other:?}", self.dial.client_id),
             }
         }
