@@ -62,11 +62,11 @@ impl Open {
                     self.retained.get_or_insert_default().requests.extend(retained);
                 }
                 self.subscribing += 1;
-                self.answer(broker, token, answered, What::Subscribed, now, cx);
+                self.answer(token, answered, What::Subscribed, now, cx);
             }
             Effect::Unsubscribe { token, filters } => {
                 let answered = broker.unsubscribe(&self.handle, &filters);
-                self.answer(broker, token, answered, What::Unsubscribed, now, cx);
+                self.answer(token, answered, What::Unsubscribed, now, cx);
             }
             Effect::Load(seqs) => {
                 let (handle, attachment) = (self.handle.clone(), self.handle.mailbox.attachment());
@@ -148,7 +148,6 @@ impl Open {
 
     fn answer(
         &mut self,
-        _broker: &Broker,
         token: Token,
         answered: Answered,
         what: impl FnOnce(SmallVec<[Reason; 4]>) -> What,
