@@ -91,6 +91,8 @@ pub struct Broker {
     registry: Registry,
     router: Router,
     retained: Retained,
+    /// The last messages of `$SYS`.
+    own: Retained,
     dormant: Dormant,
     next_session: AtomicU64,
     draining: AtomicBool,
@@ -131,7 +133,7 @@ impl Broker {
 
     /// Whether a client may publish to `topic`: what is below `$SYS` is the broker's.
     fn may_publish(&self, who: &ports::Identity, topic: &str) -> bool {
-        !topic.starts_with("$SYS/") && self.authorizer.publish(who, topic)
+        !sys::is_own(topic) && self.authorizer.publish(who, topic)
     }
 
     /// Whether this node may serve clients.

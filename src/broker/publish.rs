@@ -210,7 +210,7 @@ impl Broker {
 
     /// A message the broker itself publishes and keeps in memory only ($SYS).
     pub(super) fn publish_own(&self, message: &Message, cache: &mut Cache, scratch: &mut Scratch) {
-        self.retained.set(message, || ());
+        self.own.set(message, || ());
         let matches = self.router.lookup(message.topic(), cache);
         for t in &matches.targets {
             self.to_target(message, t, &Origin::default(), scratch);

@@ -38,6 +38,7 @@ impl Broker {
             registry: Registry::default(),
             router: Router::default(),
             retained: Retained::default(),
+            own: Retained::default(),
             dormant: Dormant::default(),
             next_session: AtomicU64::new(recovered.next_session.max(1)),
             draining: AtomicBool::new(false),

@@ -5,6 +5,7 @@ use super::handle::{Handle, Subscription, Subscriptions};
 use super::ports::{Change, Identity, Lsn, SubscriptionRecord};
 use super::publish::Scratch;
 use super::router::{Subscriber, Target};
+use super::sys;
 use crate::clock::Time;
 use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
 use crate::mqtt::{Message, QoS, Reason};
@@ -66,7 +67,7 @@ impl Broker {
                 continue;
             }
             let s = subscriber(handle, &filter, &f.filter, f.options, id);
-            let target = retains.then(|| Broker::target_of(&s));
+            let target = (retains || sys::is_own(filter.filter)).then(|| Broker::target_of(&s));
             let is_new = self.add(&mut subscriptions, &filter, &f.filter, s, id, &mut added);
             if handle.durable {
                 let subscription =
@@ -166,14 +167,19 @@ impl Broker {
         if !journals(t) {
             return None;
         }
-        let mut found = self.retained.matching(&request.filter, now);
+        let mut found = self.retained_matching(&request.filter, now);
         found.retain(|m| m.qos() > QoS::AtMostOnce);
         found.iter().filter_map(|m| self.deliver_one(m, t, true, scratch)?).max()
     }
 
+    fn retained_matching(&self, filter: &str, now: Time) -> Vec<Message> {
+        let store = if sys::is_own(filter) { &self.own } else { &self.retained };
+        store.matching(filter, now)
+    }
+
     /// The other retained messages for a new subscription, for the connection to send as the client takes them.
     pub fn retained_for(&self, request: &RetainedRequest, now: Time) -> Vec<Message> {
-        let mut found = self.retained.matching(&request.filter, now);
+        let mut found = self.retained_matching(&request.filter, now);
         if journals(&request.target) {
             found.retain(|m| m.qos() == QoS::AtMostOnce);
         }

@@ -9,6 +9,11 @@ use crate::mqtt::{Message, QoS};
 use crate::telemetry::metrics::SessionState;
 use std::collections::VecDeque;
 
+/// Whether a topic or filter is about the broker's own messages; no wildcard reaches them from outside.
+pub(super) fn is_own(path: &str) -> bool {
+    path.starts_with("$SYS/")
+}
+
 /// Publishes `$SYS` at intervals; keeps what its averages need.
 #[derive(Debug)]
 pub struct Sys {
