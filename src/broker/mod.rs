@@ -11,6 +11,7 @@ pub mod router;
 
 mod dormant;
 mod ending;
+mod purge;
 mod recover;
 mod registry;
 mod subscribe;

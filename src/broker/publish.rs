@@ -1,6 +1,7 @@
 //! The publish path: a message to every session that must have it, journaled once for all persistent ones.
 
 use super::Broker;
+use super::handle::Handle;
 use super::mailbox::Wakes;
 use super::ports::{Change, Lsn, Recipient, SessionNo, SessionRecord};
 use super::router::{Cache, Target};
@@ -39,6 +40,8 @@ pub struct Scratch {
     pub wakes: Wakes,
     recipients: Vec<Recipient>,
     journaled: Vec<Target>,
+    /// Sessions whose queue was found full.
+    pub(super) full: Vec<Arc<Handle>>,
 }
 
 impl Broker {
@@ -103,7 +106,12 @@ impl Broker {
                     scratch.recipients.push(r);
                     scratch.journaled.push(t.clone());
                 }
-                Err(reason) => self.metrics.messages_dropped.of(reason).add(1),
+                Err(reason) => {
+                    self.metrics.messages_dropped.of(reason).add(1);
+                    if reason == DropReason::QueueFull {
+                        scratch.full.push(t.handle.clone());
+                    }
+                }
             }
             return true;
         }

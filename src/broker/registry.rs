@@ -176,12 +176,6 @@ impl Broker {
         self.registry.get(client_id)
     }
 
-    /// Closes every connection for `cause`.
-    pub fn close_all(&self, cause: CloseCause) {
-        let mut wakes = Wakes::default();
-        self.registry.for_each(|h| h.mailbox.close(cause, &mut wakes));
-    }
-
     /// Closes the connection of one client; false if it has none.
     pub fn kick(&self, client_id: &str) -> bool {
         let Some(handle) = self.session(client_id).filter(|h| h.mailbox.online()) else { return false };

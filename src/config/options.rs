@@ -153,7 +153,8 @@ options! {
         /// Messages on the way to one client that it has not acknowledged: the window for MQTT 3, and the upper bound
         /// of the receive maximum of MQTT 5 clients.
         "max_inflight" max_inflight: Count<u16, 1, 65_535> = "1000",
-        /// QoS 1 and 2 messages queued for one session. When full, new ones are dropped for it and counted.
+        /// QoS 1 and 2 messages queued for one session. When full, expired ones make room; else new ones are dropped for
+        /// it and counted.
         "max_queued_messages" max_queued_messages: Count<usize, 1, 1_000_000_000> = "100000",
         /// The same in bytes.
         "max_queued_bytes" max_queued_bytes: Size<usize, 1024, TIB> = "256MiB",

@@ -110,6 +110,7 @@ impl Open {
         cx: &mut Context,
     ) {
         let outcome = self.route(broker, message, inbound, &mut cx.scratch);
+        broker.purge_full(&mut cx.scratch, now);
         let Some(token) = token else { return };
         match outcome {
             Ok((Some(lsn), matched)) => self.answer_later(Some(token), lsn, What::Published { matched }, now),

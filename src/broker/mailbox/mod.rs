@@ -4,6 +4,7 @@
 //! whose bodies stay on disk until there is room. While the backlog is not empty, journaled messages join it, so order holds.
 
 use super::ports::Seq;
+use crate::clock::Time;
 use crate::mqtt::QoS;
 use crate::session::{CloseCause, Delivery, DropReason, Session};
 use parking_lot::Mutex;
@@ -80,6 +81,10 @@ struct Inner {
     /// Counts claims while attached: only the latest may succeed.
     claims: u64,
     successors: Vec<Waker>,
+    /// Expired messages are being looked for.
+    purging: bool,
+    /// Before this time none of the oldest messages expires.
+    purge_at: Time,
 }
 
 /// See the module.
@@ -132,6 +137,8 @@ impl Mailbox {
                 attachment: 1,
                 claims: 0,
                 successors: Vec::new(),
+                purging: false,
+                purge_at: Time(0),
             }),
             online: AtomicBool::new(online),
             load: AtomicUsize::new(0),
@@ -372,9 +379,38 @@ impl Mailbox {
         }
     }
 
-    /// Whether numbers wait in the backlog.
-    pub fn has_backlog(&self) -> bool {
-        !self.inner.lock().backlog.is_empty()
+    /// Begins to look for expired messages among the oldest `max` of a dormant session's queue: their numbers, and for
+    /// which attachment. `None` if that is under way, or would find nothing before a time that is still to come.
+    pub fn start_purging(&self, max: usize, now: Time) -> Option<(Vec<Seq>, u32)> {
+        let mut inner = self.inner.lock();
+        if !matches!(inner.place, Place::Parked(_)) || inner.purging || inner.purge_at > now {
+            return None;
+        }
+        inner.purging = true;
+        Some((inner.backlog.iter().take(max).copied().collect(), inner.attachment))
+    }
+
+    /// Of the oldest `looked_at` messages only those in `keep` are kept; `bytes` go. The next look is worth it at
+    /// `again`. False, and nothing is done, if the client came back meanwhile: it gets no expired message anyway.
+    pub fn finish_purging(
+        &self,
+        attachment: u32,
+        looked_at: usize,
+        keep: &[Seq],
+        bytes: u64,
+        again: Time,
+    ) -> bool {
+        let mut inner = self.inner.lock();
+        inner.purging = false;
+        if inner.attachment != attachment || !matches!(inner.place, Place::Parked(_)) {
+            return false;
+        }
+        inner.purge_at = again;
+        let n = looked_at.min(inner.backlog.len());
+        inner.backlog.drain(..n);
+        keep.iter().rev().for_each(|seq| inner.backlog.push_front(*seq));
+        inner.backlog_bytes = inner.backlog_bytes.saturating_sub(bytes);
+        true
     }
 
     /// Messages waiting, in memory and on disk.
@@ -426,113 +462,10 @@ impl Inner {
         self.close = None;
         self.waker = None;
         self.signalled = false;
+        self.purge_at = Time(0);
         wakes.0.append(&mut self.successors);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mqtt::Message;
-    use crate::mqtt::message::Parts;
-
-    fn delivery(n: u64, qos: QoS) -> Delivery {
-        let message = Message::new(Parts {
-            topic: "t",
-            payload: n.to_string().as_bytes(),
-            properties: &[],
-            qos,
-            retain: false,
-            expires_at: None,
-        });
-        let seq = (qos > QoS::AtMostOnce).then(|| NonZeroU64::new(n)).flatten();
-        Delivery { message, seq, qos, retain: false, extra: None }
-    }
-
-    fn small() -> MailboxLimits {
-        MailboxLimits { messages: 3, bytes: 1 << 20, queued_messages: 8, queued_bytes: 1 << 20 }
-    }
-
-    /// What a connection gets, reading from a journal that has everything.
-    fn drain(m: &Mailbox) -> Vec<u64> {
-        let (mut local, mut got) = (VecDeque::new(), Vec::new());
-        loop {
-            m.take(Waker::noop(), true, &mut local);
-            if local.is_empty() {
-                let Some((seqs, attachment)) = m.start_reading(2) else { return got };
-                m.finish_reading(attachment, seqs.iter().map(|n| delivery(*n, QoS::AtLeastOnce)).collect());
-                continue;
-            }
-            got.extend(local.drain(..).map(|d| d.seq.map_or(0, NonZeroU64::get)));
-        }
-    }
-
-    fn session() -> Box<Session> {
-        Box::new(Session::new(true))
-    }
-
-    #[test]
-    fn order_holds_when_messages_spill_to_disk() {
-        let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
-        let mut wakes = Wakes::default();
-        for n in 1..=7 {
-            m.push(delivery(n, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
-        }
-        assert_eq!(drain(&m), [1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(m.waiting(), 0);
-    }
-
-    #[test]
-    fn what_was_not_sent_comes_first_after_the_client_is_back() {
-        let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
-        let mut wakes = Wakes::default();
-        for n in 1..=6 {
-            m.push(delivery(n, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
-        }
-        let mut local = VecDeque::new();
-        m.take(Waker::noop(), true, &mut local); // 1, 2 and 3; the client gets 1
-        let late = m.start_reading(2).unwrap();
-        let unsent: Vec<_> = local.iter().skip(1).filter_map(|d| Some((d.seq?, d.size()))).collect();
-        m.put_back(&unsent);
-        m.park(session(), &mut wakes);
-        m.finish_reading(late.1, vec![delivery(4, QoS::AtLeastOnce)]); // too late, and void
-        m.push(delivery(7, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
-        assert!(matches!(m.claim(&mut 0, Waker::noop(), &mut wakes), Found::Session(_)));
-        assert_eq!(drain(&m), [2, 3, 4, 5, 6, 7]);
-    }
-
-    #[test]
-    fn limits_and_places_decide_what_is_dropped() {
-        let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
-        let mut wakes = Wakes::default();
-        let push = |qos, wakes: &mut Wakes| m.push(delivery(1, qos), &small(), wakes);
-        for _ in 0..3 {
-            push(QoS::AtMostOnce, &mut wakes).unwrap();
-        }
-        assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(DropReason::MailboxFull));
-        assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Ok(())); // on disk
-        assert_eq!(m.park(session(), &mut wakes), 3);
-        assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(DropReason::Offline));
-        for _ in 0..7 {
-            assert_eq!(m.admits(100, &small()), Ok(()));
-            push(QoS::AtLeastOnce, &mut wakes).unwrap();
-        }
-        assert_eq!(m.admits(100, &small()), Err(DropReason::QueueFull));
-        assert_eq!(m.end(&mut wakes).0.len(), 8);
-        assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Err(DropReason::SessionEnded));
-        assert_eq!(m.admits(100, &small()), Err(DropReason::SessionEnded));
-    }
-
-    #[test]
-    fn of_several_claims_the_latest_wins() {
-        let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
-        let (mut wakes, mut first, mut second) = (Wakes::default(), 0, 0);
-        assert!(matches!(m.claim(&mut first, Waker::noop(), &mut wakes), Found::Busy));
-        let taken = m.take(Waker::noop(), true, &mut VecDeque::new());
-        assert_eq!(taken.close, Some(CloseCause::TakenOver));
-        assert!(matches!(m.claim(&mut second, Waker::noop(), &mut wakes), Found::Busy));
-        m.park(session(), &mut wakes);
-        assert!(matches!(m.claim(&mut first, Waker::noop(), &mut wakes), Found::Superseded));
-        assert!(matches!(m.claim(&mut second, Waker::noop(), &mut wakes), Found::Session(_)));
-    }
-}
+mod tests;

@@ -1,0 +1,105 @@
+//! The mailbox alone: order, limits, and who gets it.
+
+use super::*;
+use crate::mqtt::Message;
+use crate::mqtt::message::Parts;
+
+fn delivery(n: u64, qos: QoS) -> Delivery {
+    let message = Message::new(Parts {
+        topic: "t",
+        payload: n.to_string().as_bytes(),
+        properties: &[],
+        qos,
+        retain: false,
+        expires_at: None,
+    });
+    let seq = (qos > QoS::AtMostOnce).then(|| NonZeroU64::new(n)).flatten();
+    Delivery { message, seq, qos, retain: false, extra: None }
+}
+
+fn small() -> MailboxLimits {
+    MailboxLimits { messages: 3, bytes: 1 << 20, queued_messages: 8, queued_bytes: 1 << 20 }
+}
+
+/// What a connection gets, reading from a journal that has everything.
+fn drain(m: &Mailbox) -> Vec<u64> {
+    let (mut local, mut got) = (VecDeque::new(), Vec::new());
+    loop {
+        m.take(Waker::noop(), true, &mut local);
+        if local.is_empty() {
+            let Some((seqs, attachment)) = m.start_reading(2) else { return got };
+            m.finish_reading(attachment, seqs.iter().map(|n| delivery(*n, QoS::AtLeastOnce)).collect());
+            continue;
+        }
+        got.extend(local.drain(..).map(|d| d.seq.map_or(0, NonZeroU64::get)));
+    }
+}
+
+fn session() -> Box<Session> {
+    Box::new(Session::new(true))
+}
+
+#[test]
+fn order_holds_when_messages_spill_to_disk() {
+    let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+    let mut wakes = Wakes::default();
+    for n in 1..=7 {
+        m.push(delivery(n, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
+    }
+    assert_eq!(drain(&m), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(m.waiting(), 0);
+}
+
+#[test]
+fn what_was_not_sent_comes_first_after_the_client_is_back() {
+    let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+    let mut wakes = Wakes::default();
+    for n in 1..=6 {
+        m.push(delivery(n, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
+    }
+    let mut local = VecDeque::new();
+    m.take(Waker::noop(), true, &mut local); // 1, 2 and 3; the client gets 1
+    let late = m.start_reading(2).unwrap();
+    let unsent: Vec<_> = local.iter().skip(1).filter_map(|d| Some((d.seq?, d.size()))).collect();
+    m.put_back(&unsent);
+    m.park(session(), &mut wakes);
+    m.finish_reading(late.1, vec![delivery(4, QoS::AtLeastOnce)]); // too late, and void
+    m.push(delivery(7, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
+    assert!(matches!(m.claim(&mut 0, Waker::noop(), &mut wakes), Found::Session(_)));
+    assert_eq!(drain(&m), [2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn limits_and_places_decide_what_is_dropped() {
+    let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+    let mut wakes = Wakes::default();
+    let push = |qos, wakes: &mut Wakes| m.push(delivery(1, qos), &small(), wakes);
+    for _ in 0..3 {
+        push(QoS::AtMostOnce, &mut wakes).unwrap();
+    }
+    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(DropReason::MailboxFull));
+    assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Ok(())); // on disk
+    assert_eq!(m.park(session(), &mut wakes), 3);
+    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(DropReason::Offline));
+    for _ in 0..7 {
+        assert_eq!(m.admits(100, &small()), Ok(()));
+        push(QoS::AtLeastOnce, &mut wakes).unwrap();
+    }
+    assert_eq!(m.admits(100, &small()), Err(DropReason::QueueFull));
+    assert_eq!(m.end(&mut wakes).0.len(), 8);
+    assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Err(DropReason::SessionEnded));
+    assert_eq!(m.admits(100, &small()), Err(DropReason::SessionEnded));
+}
+
+#[test]
+fn of_several_claims_the_latest_wins() {
+    let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+    let (mut wakes, mut first, mut second) = (Wakes::default(), 0, 0);
+    assert!(matches!(m.claim(&mut first, Waker::noop(), &mut wakes), Found::Busy));
+    let taken = m.take(Waker::noop(), true, &mut VecDeque::new());
+    assert_eq!(taken.close, Some(CloseCause::TakenOver));
+    assert!(matches!(m.claim(&mut second, Waker::noop(), &mut wakes), Found::Busy));
+    m.park(session(), &mut wakes);
+    assert!(matches!(m.claim(&mut first, Waker::noop(), &mut wakes), Found::Superseded));
+    assert!(matches!(m.claim(&mut second, Waker::noop(), &mut wakes), Found::Session(_)));
+}
