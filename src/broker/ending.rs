@@ -33,7 +33,7 @@ struct HandOn {
 }
 
 /// Messages of an ended session that are read from the journal at a time to be handed on.
-const HAND_ON_BATCH: usize = 128;
+const HAND_ON_BATCH_MAX: usize = 128;
 
 impl Broker {
     /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
@@ -220,7 +220,7 @@ impl Broker {
             self.forget(&job.from);
             return;
         }
-        let n = job.seqs.len().min(HAND_ON_BATCH);
+        let n = job.seqs.len().min(HAND_ON_BATCH_MAX);
         let batch: Vec<Seq> = job.seqs.drain(..n).collect();
         let (session, broker) = (job.from.no, self.me.clone());
         let done = move |found: Vec<Stored>| {

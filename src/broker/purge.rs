@@ -11,7 +11,7 @@ use hashbrown::HashSet;
 use std::sync::Arc;
 
 /// Messages that are looked at at a time, oldest first.
-const PURGE_BATCH: usize = 256;
+const PURGE_BATCH_MAX: usize = 256;
 
 impl Broker {
     /// Makes room in the queues that publishes found full.
@@ -23,7 +23,7 @@ impl Broker {
 
     /// Looks for expired messages among the oldest of a full queue, beside everything else; what comes later finds room.
     fn purge(&self, handle: &Arc<Handle>, now: Time) {
-        let Some((seqs, attachment)) = handle.mailbox.start_purging(PURGE_BATCH, now) else { return };
+        let Some((seqs, attachment)) = handle.mailbox.start_purging(PURGE_BATCH_MAX, now) else { return };
         let (broker, handle, session) = (self.me.clone(), handle.clone(), handle.no);
         let looked_at = seqs.clone();
         let done = move |found: Vec<Stored>| {

@@ -194,7 +194,7 @@ impl Broker {
     pub fn admit_connection(&self) -> Admission {
         let n = self.metrics.connections_active.get() + 1;
         let max = self.limits.connections as u64;
-        if n > max + REFUSING {
+        if n > max + REFUSING_MAX {
             return Admission::Close;
         }
         self.metrics.connections_active.add(1);
@@ -214,7 +214,7 @@ impl Broker {
 }
 
 /// Connections beyond the limit that are kept for as long as it takes to tell them why they are refused.
-pub const REFUSING: u64 = 64;
+pub const REFUSING_MAX: u64 = 64;
 
 /// Whether a new connection may stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //!
 //! One task serves one connection. Its buffers belong to the thread: an idle connection holds none.
 
-use crate::broker::link::WIRE_HIGH;
+use crate::broker::link::WIRE_BYTES_MAX;
 use crate::broker::{Admission, Broker, Context, Link};
 use crate::clock::{self, Time};
 use std::cell::RefCell;
@@ -129,7 +129,7 @@ impl Connection {
         for _ in 0..ROUNDS_MAX {
             self.link.poll(cx.waker(), now, context);
             let mut came = false;
-            if self.link.wants_read() && context.actions.wire.len() < WIRE_HIGH {
+            if self.link.wants_read() && context.actions.wire.len() < WIRE_BYTES_MAX {
                 let mut buf = ReadBuf::new(read);
                 match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
                     Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
@@ -146,7 +146,7 @@ impl Connection {
                 }
             }
             context.scratch.wakes.flush();
-            let was_full = context.actions.wire.len() >= WIRE_HIGH;
+            let was_full = context.actions.wire.len() >= WIRE_BYTES_MAX;
             if self.write(cx, context).is_err() {
                 self.link.lost(now, context);
                 context.scratch.wakes.flush();
@@ -154,7 +154,7 @@ impl Connection {
                 return true;
             }
             // A link stops producing when much waits for the client; there is room again now.
-            let room = was_full && context.actions.wire.len() < WIRE_HIGH;
+            let room = was_full && context.actions.wire.len() < WIRE_BYTES_MAX;
             if self.link.closed() {
                 let linger = *self.linger.get_or_insert(now.plus_ms(LINGER_MS));
                 return context.actions.wire.is_empty() || linger <= now;

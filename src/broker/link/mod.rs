@@ -27,10 +27,10 @@ use std::task::Waker;
 use waiting::Waiting;
 
 /// Bytes waiting for the client beyond which no more are produced for it.
-pub const WIRE_HIGH: usize = 64 * 1024;
+pub const WIRE_BYTES_MAX: usize = 64 * 1024;
 
 /// Numbers of journaled messages read at a time for one client.
-const READ_BATCH: usize = 128;
+const READ_BATCH_MAX: usize = 128;
 
 /// See the module.
 #[derive(Debug)]
@@ -173,7 +173,7 @@ impl Link {
         match &self.state {
             State::Fresh(_) => true,
             State::Open(o) => {
-                o.closing.is_none() && o.session.wants_packets() && cx.actions.wire.len() < WIRE_HIGH * 4
+                o.closing.is_none() && o.session.wants_packets() && cx.actions.wire.len() < WIRE_BYTES_MAX * 4
             }
             State::Connecting(_) | State::Leaving(_) | State::Closed => false,
         }

@@ -1,7 +1,7 @@
 //! A connected client: its packets, its deliveries, and the answers that the journal allows.
 
 use super::waiting::What;
-use super::{Context, Link, Open, READ_BATCH, RetainedTodo, State, WIRE_HIGH};
+use super::{Context, Link, Open, READ_BATCH_MAX, RetainedTodo, State, WIRE_BYTES_MAX};
 use crate::broker::Broker;
 use crate::broker::ending::delivery;
 use crate::clock::Time;
@@ -112,7 +112,7 @@ impl Open {
     fn wants_deliveries(&self, cx: &Context) -> bool {
         self.subscribing == 0
             && self.closing.is_none()
-            && cx.actions.wire.len() < WIRE_HIGH
+            && cx.actions.wire.len() < WIRE_BYTES_MAX
             && self.session.wants_deliveries()
     }
 
@@ -140,7 +140,7 @@ impl Open {
 
     /// Asks the journal for the next messages whose bodies are only there.
     fn read_backlog(&self, broker: &Broker) {
-        let Some((seqs, attachment)) = self.handle.mailbox.start_reading(READ_BATCH) else { return };
+        let Some((seqs, attachment)) = self.handle.mailbox.start_reading(READ_BATCH_MAX) else { return };
         let handle = self.handle.clone();
         let done = move |found: Vec<_>| {
             handle.mailbox.finish_reading(attachment, found.into_iter().map(delivery).collect());

@@ -4,7 +4,7 @@
 //! its time has come. So a wake-up that the broker forgets shows as an answer that is missing.
 
 use super::gated::GatedJournal;
-use berth::broker::link::WIRE_HIGH;
+use berth::broker::link::WIRE_BYTES_MAX;
 use berth::broker::ports::{Authorizer, Credentials, EnhancedAuth, Identity, Recovered};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
@@ -325,18 +325,18 @@ impl Client {
         for _ in 0..ROUNDS_MAX {
             link.poll(&waker, now, cx);
             let mut came = false;
-            if link.wants_read() && cx.actions.wire.len() < WIRE_HIGH && !self.unread.is_empty() {
+            if link.wants_read() && cx.actions.wire.len() < WIRE_BYTES_MAX && !self.unread.is_empty() {
                 let n = self.unread.len().min(SEGMENT);
                 let segment: Vec<u8> = self.unread.drain(..n).collect();
                 link.receive(&segment, &waker, now, cx);
                 came = true;
             }
             cx.scratch.wakes.flush();
-            let was_full = cx.actions.wire.len() >= WIRE_HIGH;
+            let was_full = cx.actions.wire.len() >= WIRE_BYTES_MAX;
             if !self.stalled {
                 self.received.append(&mut cx.actions.wire);
             }
-            let room = was_full && cx.actions.wire.len() < WIRE_HIGH;
+            let room = was_full && cx.actions.wire.len() < WIRE_BYTES_MAX;
             if link.closed() || (!came && !room) {
                 return;
             }
