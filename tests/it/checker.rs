@@ -1,9 +1,14 @@
 //! What the broker promises, checked on a history of what clients did and saw: nothing acknowledged is lost to a session
-//! that was subscribed, nothing of QoS 2 comes twice, order holds per publisher, topic and QoS, Session Present is true.
+//! that was subscribed, nothing of QoS 2 comes twice, order holds per publisher, topic and QoS, Session Present is true,
+//! wills go out as they should.
 //!
 //! Knows nothing of the load that made the history, nor of what happened to the broker meanwhile.
 
+mod wills;
+
 use std::collections::{HashMap, HashSet};
+pub use wills::Will;
+use wills::Wills;
 
 /// A client.
 pub type ClientNo = usize;
@@ -20,8 +25,10 @@ pub struct Msg {
 /// What was done or seen. Every session is meant to outlive its connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// CONNECT was sent.
-    Connecting { by: ClientNo, clean: bool },
+    /// Milliseconds since the beginning. Time stands still in between.
+    Now(u64),
+    /// CONNECT was sent. A connection of the same client that was there before is lost thereby.
+    Connecting { by: ClientNo, clean: bool, will: Option<Will> },
     /// CONNACK came, without an error.
     Connected { by: ClientNo, clean: bool, present: bool },
     /// SUBACK came: `by` is to get every message from now on.
@@ -32,6 +39,14 @@ pub enum Event {
     Acked(Msg),
     /// A message came. What QoS 2 shows to be a repetition is left out: this is what an application sees.
     Received { by: ClientNo, msg: Msg },
+    /// The connection is gone, since `since` at the earliest; or the server that knew so may have forgotten.
+    Lost { by: ClientNo, since: u64 },
+    /// DISCONNECT was sent, the one without the will.
+    Leaving { by: ClientNo },
+    /// The server has heard the DISCONNECT and closed the connection.
+    Left { by: ClientNo },
+    /// A will came to the observer, which is subscribed to all of them; repetitions are left out as with `Received`.
+    WillSeen { of: ClientNo, n: u32, qos: u8 },
 }
 
 /// Whether the broker has a session of a client.
@@ -62,11 +77,13 @@ pub fn check(history: &[Event]) -> Vec<String> {
     let mut lives: HashMap<ClientNo, Life> = HashMap::new();
     let mut sent: HashSet<Msg> = HashSet::new();
     let mut acked: HashSet<Msg> = HashSet::new();
+    let mut wills = Wills::default();
     let mut broken = Vec::new();
     for (at, event) in history.iter().enumerate() {
         let mut complain = |what: String| broken.push(format!("event {at}: {what}"));
+        wills.on(event).into_iter().for_each(&mut complain);
         match *event {
-            Event::Connecting { by, clean } => {
+            Event::Connecting { by, clean, .. } => {
                 let life = lives.entry(by).or_default();
                 if clean {
                     // Nothing is owed to the old session any more.
@@ -118,6 +135,11 @@ pub fn check(history: &[Event]) -> Vec<String> {
                     *last = msg.n.max(*last);
                 }
             }
+            Event::Now(_)
+            | Event::Lost { .. }
+            | Event::Leaving { .. }
+            | Event::Left { .. }
+            | Event::WillSeen { .. } => {}
         }
     }
     let mut clients: Vec<_> = lives.iter().collect();
@@ -127,6 +149,7 @@ pub fn check(history: &[Event]) -> Vec<String> {
             broken.push(format!("at the end: client {by} never got {msg:?}, which was acknowledged"));
         }
     }
+    broken.extend(wills.end());
     broken
 }
 
@@ -138,7 +161,7 @@ mod tests {
 
     fn start() -> Vec<Event> {
         vec![
-            Event::Connecting { by: 1, clean: false },
+            Event::Connecting { by: 1, clean: false, will: None },
             Event::Connected { by: 1, clean: false, present: false },
             Event::Subscribed { by: 1 },
         ]
@@ -157,9 +180,9 @@ mod tests {
             Event::Received { by: 1, msg: M },
             Event::Sent(M),
             Event::Acked(M),
-            Event::Connecting { by: 1, clean: false },
+            Event::Connecting { by: 1, clean: false, will: None },
             Event::Connected { by: 1, clean: false, present: true },
-            Event::Connecting { by: 1, clean: true },
+            Event::Connecting { by: 1, clean: true, will: None },
             Event::Connected { by: 1, clean: true, present: false },
         ];
         assert_eq!(check(&[&start()[..], &more].concat()), Vec::<String>::new());
@@ -174,9 +197,9 @@ mod tests {
         let later = Msg { n: 2, ..M };
         let order = [Event::Sent(M), Event::Sent(later), Event::Received { by: 1, msg: later }, got];
         finds(&order, "after number 2");
-        let again = Event::Connecting { by: 1, clean: false };
+        let again = Event::Connecting { by: 1, clean: false, will: None };
         finds(&[again, Event::Connected { by: 1, clean: false, present: false }], "is gone");
-        let new = Event::Connecting { by: 2, clean: true };
+        let new = Event::Connecting { by: 2, clean: true, will: None };
         finds(&[new, Event::Connected { by: 2, clean: true, present: true }], "has not");
     }
 }
