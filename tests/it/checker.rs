@@ -1,11 +1,13 @@
 //! What the broker promises, checked on a history of what clients did and saw: nothing acknowledged is lost to a session
 //! that was subscribed, nothing of QoS 2 comes twice, order holds per publisher, topic and QoS, Session Present is true,
-//! wills go out as they should.
+//! wills go out as they should, what is retained is found.
 //!
 //! Knows nothing of the load that made the history, nor of what happened to the broker meanwhile.
 
+mod retained;
 mod wills;
 
+use retained::Retained;
 use std::collections::{HashMap, HashSet};
 pub use wills::Will;
 use wills::Wills;
@@ -13,13 +15,15 @@ use wills::Wills;
 /// A client.
 pub type ClientNo = usize;
 
-/// A message: number `n` of `from` on `topic` at `qos`. Numbers ascend per publisher, topic and QoS.
+/// A message: number `n` of `from` on `topic` at `qos`. Numbers ascend per publisher, topic and QoS. What is to be retained
+/// goes to a topic of its publisher and QoS alone, which nobody listens to for long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Msg {
     pub from: ClientNo,
     pub topic: u8,
     pub qos: u8,
     pub n: u32,
+    pub retain: bool,
 }
 
 /// What was done or seen. Every session is meant to outlive its connections.
@@ -47,6 +51,8 @@ pub enum Event {
     Left { by: ClientNo },
     /// A will came to the observer, which is subscribed to all of them; repetitions are left out as with `Received`.
     WillSeen { of: ClientNo, n: u32, qos: u8 },
+    /// A new subscription was sent these retained messages, at once.
+    Looked { found: Vec<Msg> },
 }
 
 /// Whether the broker has a session of a client.
@@ -77,11 +83,12 @@ pub fn check(history: &[Event]) -> Vec<String> {
     let mut lives: HashMap<ClientNo, Life> = HashMap::new();
     let mut sent: HashSet<Msg> = HashSet::new();
     let mut acked: HashSet<Msg> = HashSet::new();
-    let mut wills = Wills::default();
+    let (mut wills, mut retained) = (Wills::default(), Retained::default());
     let mut broken = Vec::new();
     for (at, event) in history.iter().enumerate() {
         let mut complain = |what: String| broken.push(format!("event {at}: {what}"));
         wills.on(event).into_iter().for_each(&mut complain);
+        retained.on(event).into_iter().for_each(&mut complain);
         match *event {
             Event::Connecting { by, clean, .. } => {
                 let life = lives.entry(by).or_default();
@@ -107,7 +114,7 @@ pub fn check(history: &[Event]) -> Vec<String> {
             }
             Event::Subscribed { by } => lives.entry(by).or_default().subscribed = true,
             Event::Sent(msg) => {
-                if sent.insert(msg) {
+                if !msg.retain && sent.insert(msg) {
                     for life in lives.values_mut().filter(|l| l.subscribed) {
                         life.owed.push(msg);
                         life.due.insert(msg);
@@ -139,7 +146,8 @@ pub fn check(history: &[Event]) -> Vec<String> {
             | Event::Lost { .. }
             | Event::Leaving { .. }
             | Event::Left { .. }
-            | Event::WillSeen { .. } => {}
+            | Event::WillSeen { .. }
+            | Event::Looked { .. } => {}
         }
     }
     let mut clients: Vec<_> = lives.iter().collect();
@@ -157,7 +165,7 @@ pub fn check(history: &[Event]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const M: Msg = Msg { from: 0, topic: 0, qos: 2, n: 1 };
+    const M: Msg = Msg { from: 0, topic: 0, qos: 2, n: 1, retain: false };
 
     fn start() -> Vec<Event> {
         vec![

@@ -125,7 +125,7 @@ impl Wills {
                 }
             }
             Event::WillSeen { of, n, qos } => return self.see(of, n, qos),
-            Event::Subscribed { .. } | Event::Sent(_) | Event::Acked(_) | Event::Received { .. } => {}
+            _ => {}
         }
         None
     }

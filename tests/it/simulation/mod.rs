@@ -1,5 +1,5 @@
 //! Random dialogues: three clients publish, subscribe, break off, say goodbye, come back, take over from themselves, a
-//! fourth observes their wills; the journal falls behind and the broker dies. What they saw goes to the checker. The seed of a failure replays it exactly:
+//! fourth observes their wills, a fifth looks at what is retained; the journal falls behind and the broker dies. What they saw goes to the checker. The seed of a failure replays it exactly:
 //! `BERTH_SEED=<seed>`; `BERTH_SEEDS=<n>` tries more.
 
 mod peer;
@@ -8,7 +8,7 @@ use crate::checker::{self, Event};
 use crate::transcript::world::World;
 use berth::broker::Limits;
 use berth::mqtt::Version;
-use peer::{Peer, elapsed};
+use peer::{Peer, elapsed, look};
 
 /// Seeds tried.
 const SEEDS: u64 = 300;
@@ -68,7 +68,8 @@ fn play(seed: u64) -> Played {
         let peer = &mut peers[who];
         let step = match rng.below(100) {
             0..36 => peer.publish(&mut rng, &mut world, &mut history),
-            36..71 => peer.listen(1 + rng.below(6) as usize, &mut world, &mut history),
+            36..69 => peer.listen(1 + rng.below(6) as usize, &mut world, &mut history),
+            69..71 => look(&mut world, &mut history),
             71..80 => peer.connect(rng.chance(8), &mut rng, &mut world, &mut history),
             80..83 => peer.lose(&mut world, &mut history),
             83..86 => peer.leave(rng.chance(25), &mut world, &mut history),
@@ -118,6 +119,7 @@ fn play(seed: u64) -> Played {
         assert!(round < 999, "seed {seed}: no end to it");
     }
     let received = history.iter().filter(|e| matches!(e, Event::Received { .. })).count();
+    look(&mut world, &mut history);
     let wills = history.iter().filter(|e| matches!(e, Event::WillSeen { .. })).count();
     Played { history, steps, received, wills }
 }

@@ -52,7 +52,7 @@ pub struct Peer {
     receiving: BTreeSet<u16>,
     subscribed: bool,
     next_id: u16,
-    numbers: HashMap<(u8, u8), u32>,
+    numbers: HashMap<(bool, u8, u8), u32>,
 }
 
 impl Peer {
@@ -215,10 +215,12 @@ impl Peer {
         if self.observer || self.state != State::Connected || self.sending.len() >= WINDOW {
             return "nothing to publish".to_owned();
         }
-        let (topic, qos) = (rng.below(2) as u8, 1 + rng.below(2) as u8);
-        let n = self.numbers.entry((topic, qos)).or_default();
+        let retain = rng.chance(20);
+        let topic = if retain { 0 } else { rng.below(2) as u8 };
+        let qos = 1 + rng.below(2) as u8;
+        let n = self.numbers.entry((retain, topic, qos)).or_default();
         *n += 1;
-        let msg = Msg { from: self.no, topic, qos, n: *n };
+        let msg = Msg { from: self.no, topic, qos, n: *n, retain };
         while self.sending.iter().any(|s| s.id == self.next_id) || self.next_id == 0 {
             self.next_id = self.next_id.wrapping_add(1);
         }
@@ -232,13 +234,18 @@ impl Peer {
     }
 
     fn publish_bytes(&self, s: &Sending, dup: bool) -> Vec<u8> {
-        let Msg { from, topic, qos, n } = s.msg;
-        let (mut bytes, payload) = (Vec::new(), format!("{from} {qos} {n}"));
+        let Msg { from, topic, qos, n, retain } = s.msg;
+        let topic = if retain { format!("r/{from}/{qos}") } else { format!("t/{topic}") };
+        let mut payload = format!("{from} {qos} {n}");
+        if retain && s.msg.clears() {
+            payload.clear();
+        }
+        let mut bytes = Vec::new();
         let publish = client::Publish {
-            topic: &format!("t/{topic}"),
+            topic: &topic,
             payload: payload.as_bytes(),
             qos: QoS::from_bits(qos).unwrap(),
-            retain: false,
+            retain,
             dup,
             packet_id: s.id,
             properties: &[],
@@ -379,14 +386,68 @@ pub fn elapsed(world: &World) -> u64 {
     world.now.0 - START.0
 }
 
+/// Subscribes anew to what is retained, as a session that lasts no longer than that.
+pub fn look(world: &mut World, history: &mut Vec<Event>) -> String {
+    let (at, version) = (world.client("looker"), Version::V311);
+    world.clients[at].version = version;
+    let mut bytes = Vec::new();
+    let connect = client::Connect {
+        version,
+        clean_start: true,
+        keep_alive_s: 0,
+        properties: &[],
+        client_id: "looker",
+        will: None,
+        username: None,
+        password: None,
+    };
+    client::connect(&mut bytes, &connect);
+    let options = SubscribeOptions {
+        qos: QoS::ExactlyOnce,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling: RetainHandling::Send,
+    };
+    client::subscribe(&mut bytes, version, 1, &[], &[("r/#", options)]);
+    world.open(at);
+    world.send(at, &bytes);
+    world.settle();
+    let (mut found, mut subscribed) = (Vec::new(), false);
+    for seen in world.take_seen(at) {
+        let Seen::Frame(frame) = seen else { panic!("a looker is turned away") };
+        match client::decode(version, &frame).expect("a packet that a server may send") {
+            ServerPacket::Publish(p) => {
+                assert!(p.retain, "a new subscription is sent what is not retained");
+                found.push(parse(p.topic, p.payload));
+            }
+            ServerPacket::SubAck(_) => subscribed = true,
+            _ => {}
+        }
+    }
+    assert!(subscribed, "a looker got no SUBACK");
+    world.lose(at);
+    history.push(Event::Looked { found });
+    "look".to_owned()
+}
+
 fn received(by: ClientNo, topic: &str, payload: &[u8], qos: QoS) -> Event {
+    if let Some(of) = topic.strip_prefix("w/") {
+        let n = std::str::from_utf8(payload).unwrap().parse().unwrap();
+        return Event::WillSeen { of: of.parse().unwrap(), n, qos: qos as u8 };
+    }
+    let msg = parse(topic, payload);
+    assert_eq!(msg.qos, qos as u8, "delivered at another QoS");
+    Event::Received { by, msg }
+}
+
+fn parse(topic: &str, payload: &[u8]) -> Msg {
     let numbers: Vec<u32> =
         std::str::from_utf8(payload).unwrap().split(' ').map(|n| n.parse().unwrap()).collect();
-    let qos = qos as u8;
-    if let Some(of) = topic.strip_prefix("w/") {
-        return Event::WillSeen { of: of.parse().unwrap(), n: numbers[0], qos };
+    Msg {
+        from: numbers[0] as usize,
+        topic: topic.strip_prefix("t/").map_or(0, |t| t.parse().unwrap()),
+        qos: numbers[1] as u8,
+        n: numbers[2],
+        retain: topic.starts_with("r/"),
     }
-    let topic = topic.strip_prefix("t/").unwrap().parse().unwrap();
-    assert_eq!(numbers[1], u32::from(qos), "delivered at another QoS");
-    Event::Received { by, msg: Msg { from: numbers[0] as usize, topic, qos, n: numbers[2] } }
 }
