@@ -1,13 +1,16 @@
 //! What the broker promises, checked on a history of what clients did and saw: nothing acknowledged is lost to a session
 //! that was subscribed, nothing of QoS 2 comes twice, order holds per publisher, topic and QoS, Session Present is true,
-//! wills go out as they should, what is retained is found.
+//! wills go out as they should, what is retained is found, a group
+//! gets what it shares.
 //!
 //! Knows nothing of the load that made the history, nor of what happened to the broker meanwhile.
 
 mod retained;
+pub mod shared;
 mod wills;
 
 use retained::Retained;
+use shared::Shared;
 use std::collections::{HashMap, HashSet};
 pub use wills::Will;
 use wills::Wills;
@@ -37,6 +40,8 @@ pub enum Event {
     Connected { by: ClientNo, clean: bool, present: bool },
     /// SUBACK came: `by` is to get every message from now on.
     Subscribed { by: ClientNo },
+    /// SUBSCRIBE was sent: `by` may be a member of the group until its session ends.
+    Joining { by: ClientNo },
     /// A message was sent, for the first time or again.
     Sent(Msg),
     /// PUBACK or PUBREC came, without an error.
@@ -84,10 +89,12 @@ pub fn check(history: &[Event]) -> Vec<String> {
     let mut sent: HashSet<Msg> = HashSet::new();
     let mut acked: HashSet<Msg> = HashSet::new();
     let (mut wills, mut retained) = (Wills::default(), Retained::default());
+    let mut shared = Shared::default();
     let mut broken = Vec::new();
     for (at, event) in history.iter().enumerate() {
         let mut complain = |what: String| broken.push(format!("event {at}: {what}"));
         wills.on(event).into_iter().for_each(&mut complain);
+        shared.on(event);
         retained.on(event).into_iter().for_each(&mut complain);
         match *event {
             Event::Connecting { by, clean, .. } => {
@@ -114,7 +121,7 @@ pub fn check(history: &[Event]) -> Vec<String> {
             }
             Event::Subscribed { by } => lives.entry(by).or_default().subscribed = true,
             Event::Sent(msg) => {
-                if !msg.retain && sent.insert(msg) {
+                if !msg.retain && sent.insert(msg) && !msg.shared() {
                     for life in lives.values_mut().filter(|l| l.subscribed) {
                         life.owed.push(msg);
                         life.due.insert(msg);
@@ -130,7 +137,7 @@ pub fn check(history: &[Event]) -> Vec<String> {
                     complain(format!("client {by} got {msg:?}, which nobody has sent"));
                 }
                 let first = life.received.insert(msg);
-                if !first && msg.qos == 2 {
+                if !first && msg.qos == 2 && !msg.shared() {
                     complain(format!("client {by} got {msg:?} twice"));
                 }
                 // Of what was sent before the subscription only repetitions by the publisher come, whenever they come.
@@ -143,6 +150,7 @@ pub fn check(history: &[Event]) -> Vec<String> {
                 }
             }
             Event::Now(_)
+            | Event::Joining { .. }
             | Event::Lost { .. }
             | Event::Leaving { .. }
             | Event::Left { .. }
@@ -158,6 +166,7 @@ pub fn check(history: &[Event]) -> Vec<String> {
         }
     }
     broken.extend(wills.end());
+    broken.extend(shared.end());
     broken
 }
 

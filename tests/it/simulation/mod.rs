@@ -1,5 +1,5 @@
 //! Random dialogues: three clients publish, subscribe, break off, say goodbye, come back, take over from themselves, a
-//! fourth observes their wills, a fifth looks at what is retained; the journal falls behind and the broker dies. What they saw goes to the checker. The seed of a failure replays it exactly:
+//! fourth observes their wills and shares with a fifth, a sixth looks at what is retained; the journal falls behind and the broker dies. What they saw goes to the checker. The seed of a failure replays it exactly:
 //! `BERTH_SEED=<seed>`; `BERTH_SEEDS=<n>` tries more.
 
 mod peer;
@@ -8,13 +8,13 @@ use crate::checker::{self, Event};
 use crate::transcript::world::World;
 use berth::broker::Limits;
 use berth::mqtt::Version;
-use peer::{Peer, elapsed, look};
+use peer::{ALL, Peer, SHARED, WILLS, elapsed, look};
 
 /// Seeds tried.
 const SEEDS: u64 = 300;
 
 /// Steps of one dialogue.
-const STEPS: usize = 250;
+const STEPS: usize = 400;
 
 /// Numbers that depend on the seed alone (SplitMix64).
 pub struct Rng(u64);
@@ -54,15 +54,18 @@ fn play(seed: u64) -> Played {
     limits.mailbox.messages = 4;
     limits.session.max_inflight = 6;
     let mut world = World::new(limits, None);
-    let versions = [Version::V5, Version::V311, Version::V5];
-    let mut peers: Vec<Peer> =
-        versions.iter().enumerate().map(|(no, v)| Peer::new(no, *v, &mut world)).collect();
-    let mut observer = Peer::observer(peers.len(), &mut world);
+    let kinds: [(Version, &[&str]); 3] =
+        [(Version::V5, &[ALL, SHARED]), (Version::V311, &[ALL]), (Version::V5, &[ALL])];
+    let new = |(no, (version, filters)): (usize, (Version, _))| Peer::new(no, version, filters, &mut world);
+    let mut peers: Vec<Peer> = kinds.into_iter().enumerate().map(new).collect();
     let mut history = Vec::new();
     let mut steps = Vec::new();
-    observer.connect(false, &mut rng, &mut world, &mut history);
-    while observer.hear_out(&mut world, &mut history) {}
-    peers.push(observer);
+    for filters in [&[WILLS, SHARED][..], &[SHARED]] {
+        let mut observer = Peer::observer(peers.len(), filters, &mut world);
+        observer.connect(false, &mut rng, &mut world, &mut history);
+        while observer.hear_out(&mut world, &mut history) {}
+        peers.push(observer);
+    }
     for _ in 0..STEPS {
         let who = rng.below(peers.len() as u64) as usize;
         let peer = &mut peers[who];

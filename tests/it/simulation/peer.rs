@@ -1,12 +1,21 @@
 //! A client as the specification wants it: it repeats what was not acknowledged, in order, and acknowledges what comes.
 
 use super::Rng;
-use crate::checker::{ClientNo, Event, Msg, Will};
+use crate::checker::{ClientNo, Event, Msg, Will, shared};
 use crate::transcript::world::{START, Seen, World};
 use berth::mqtt::client::{self, AckKind, ServerPacket};
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
 use berth::mqtt::{Property, QoS, Reason, Version};
 use std::collections::{BTreeSet, HashMap, VecDeque};
+
+/// What everybody is to have who is subscribed to it.
+pub const ALL: &str = "t/+";
+
+/// What one of a group is to have.
+pub const SHARED: &str = "$share/group/s/+";
+
+/// The wills of everybody.
+pub const WILLS: &str = "w/+";
 
 /// Publishes of one client that are not acknowledged to the end.
 const WINDOW: usize = 8;
@@ -40,8 +49,9 @@ pub struct Peer {
     lines: [usize; 2],
     line: usize,
     state: State,
-    /// Sees the wills of all others, and does nothing else.
+    /// Only listens, and its session never ends.
     observer: bool,
+    filters: &'static [&'static str],
     /// Connections made.
     connections: u32,
     /// When the connection was seen alive last; `None` once its loss is written down.
@@ -56,12 +66,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A client that only sees wills.
-    pub fn observer(no: ClientNo, world: &mut World) -> Peer {
-        Peer { observer: true, ..Peer::new(no, Version::V5, world) }
+    /// A client that only listens.
+    pub fn observer(no: ClientNo, filters: &'static [&'static str], world: &mut World) -> Peer {
+        Peer { observer: true, ..Peer::new(no, Version::V5, filters, world) }
     }
 
-    pub fn new(no: ClientNo, version: Version, world: &mut World) -> Peer {
+    pub fn new(no: ClientNo, version: Version, filters: &'static [&'static str], world: &mut World) -> Peer {
         let lines = [world.client(&format!("{no}a")), world.client(&format!("{no}b"))];
         for at in lines {
             world.clients[at].version = version;
@@ -73,6 +83,7 @@ impl Peer {
             line: 0,
             state: State::Away,
             observer: false,
+            filters,
             connections: 0,
             alive: None,
             unheard: VecDeque::new(),
@@ -216,7 +227,7 @@ impl Peer {
             return "nothing to publish".to_owned();
         }
         let retain = rng.chance(20);
-        let topic = if retain { 0 } else { rng.below(2) as u8 };
+        let topic = if retain { 0 } else { rng.below(3) as u8 };
         let qos = 1 + rng.below(2) as u8;
         let n = self.numbers.entry((retain, topic, qos)).or_default();
         *n += 1;
@@ -235,7 +246,11 @@ impl Peer {
 
     fn publish_bytes(&self, s: &Sending, dup: bool) -> Vec<u8> {
         let Msg { from, topic, qos, n, retain } = s.msg;
-        let topic = if retain { format!("r/{from}/{qos}") } else { format!("t/{topic}") };
+        let topic = match topic {
+            _ if retain => format!("r/{from}/{qos}"),
+            shared::TOPIC => format!("s/{topic}"),
+            _ => format!("t/{topic}"),
+        };
         let mut payload = format!("{from} {qos} {n}");
         if retain && s.msg.clears() {
             payload.clear();
@@ -309,7 +324,7 @@ impl Peer {
             }
             ServerPacket::SubAck(_) => {
                 self.subscribed = true;
-                if !self.observer {
+                if self.filters.contains(&ALL) {
                     history.push(Event::Subscribed { by: self.no });
                 }
             }
@@ -358,8 +373,11 @@ impl Peer {
                 retain_as_published: false,
                 retain_handling: RetainHandling::DoNotSend,
             };
-            let filter = if self.observer { "w/+" } else { "t/+" };
-            client::subscribe(out, self.version, u16::MAX, &[], &[(filter, options)]);
+            if self.filters.contains(&SHARED) {
+                history.push(Event::Joining { by: self.no });
+            }
+            let filters: Vec<_> = self.filters.iter().map(|f| (*f, options)).collect();
+            client::subscribe(out, self.version, u16::MAX, &[], &filters);
         }
         for s in &self.sending {
             if s.received {
@@ -445,7 +463,7 @@ fn parse(topic: &str, payload: &[u8]) -> Msg {
         std::str::from_utf8(payload).unwrap().split(' ').map(|n| n.parse().unwrap()).collect();
     Msg {
         from: numbers[0] as usize,
-        topic: topic.strip_prefix("t/").map_or(0, |t| t.parse().unwrap()),
+        topic: if topic.starts_with("r/") { 0 } else { topic[2..].parse().unwrap() },
         qos: numbers[1] as u8,
         n: numbers[2],
         retain: topic.starts_with("r/"),
