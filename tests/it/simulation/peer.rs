@@ -1,12 +1,21 @@
 //! A client as the specification wants it: it repeats what was not acknowledged, in order, and acknowledges what comes.
 
 use super::Rng;
-use crate::checker::{ClientNo, Event, Msg};
-use crate::transcript::world::{Seen, World};
+use crate::checker::{ClientNo, Event, Msg, Will, shared};
+use crate::transcript::world::{START, Seen, World};
 use berth::mqtt::client::{self, AckKind, ServerPacket};
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
 use berth::mqtt::{Property, QoS, Reason, Version};
 use std::collections::{BTreeSet, HashMap, VecDeque};
+
+/// What everybody is to have who is subscribed to it.
+pub const ALL: &str = "t/+";
+
+/// What one of a group is to have.
+pub const SHARED: &str = "$share/group/s/+";
+
+/// The wills of everybody.
+pub const WILLS: &str = "w/+";
 
 /// Publishes of one client that are not acknowledged to the end.
 const WINDOW: usize = 8;
@@ -22,8 +31,14 @@ struct Sending {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Away,
-    Connecting { clean: bool },
+    Connecting {
+        clean: bool,
+    },
     Connected,
+    /// DISCONNECT was sent then. What comes is heard, and not answered.
+    Leaving {
+        since: u64,
+    },
 }
 
 /// See the module.
@@ -34,17 +49,29 @@ pub struct Peer {
     lines: [usize; 2],
     line: usize,
     state: State,
+    /// Only listens, and its session never ends.
+    observer: bool,
+    filters: &'static [&'static str],
+    /// Connections made.
+    connections: u32,
+    /// When the connection was seen alive last; `None` once its loss is written down.
+    alive: Option<u64>,
     unheard: VecDeque<Seen>,
     sending: Vec<Sending>,
     /// QoS 2 packet identifiers between PUBLISH and PUBREL.
     receiving: BTreeSet<u16>,
     subscribed: bool,
     next_id: u16,
-    numbers: HashMap<(u8, u8), u32>,
+    numbers: HashMap<(bool, u8, u8), u32>,
 }
 
 impl Peer {
-    pub fn new(no: ClientNo, version: Version, world: &mut World) -> Peer {
+    /// A client that only listens.
+    pub fn observer(no: ClientNo, filters: &'static [&'static str], world: &mut World) -> Peer {
+        Peer { observer: true, ..Peer::new(no, Version::V5, filters, world) }
+    }
+
+    pub fn new(no: ClientNo, version: Version, filters: &'static [&'static str], world: &mut World) -> Peer {
         let lines = [world.client(&format!("{no}a")), world.client(&format!("{no}b"))];
         for at in lines {
             world.clients[at].version = version;
@@ -55,6 +82,10 @@ impl Peer {
             lines,
             line: 0,
             state: State::Away,
+            observer: false,
+            filters,
+            connections: 0,
+            alive: None,
             unheard: VecDeque::new(),
             sending: Vec::new(),
             receiving: BTreeSet::new(),
@@ -74,10 +105,57 @@ impl Peer {
         self.unheard.clear();
     }
 
-    pub fn lose(&mut self, world: &mut World) -> String {
+    /// Writes down a loss of the connection that the broker brought about.
+    pub fn look_after(&mut self, world: &World, history: &mut Vec<Event>) {
+        let Some(since) = self.alive else { return };
+        if world.connected(self.lines[self.line]) {
+            self.alive = Some(elapsed(world));
+        } else if !matches!(self.state, State::Leaving { .. }) {
+            self.alive = None;
+            history.push(Event::Lost { by: self.no, since });
+        }
+    }
+
+    /// The broker died, and with it what it knew of connections that were lost before.
+    pub fn bereave(&mut self, world: &World, history: &mut Vec<Event>) {
+        self.cut_off();
+        self.alive = None;
+        history.push(Event::Lost { by: self.no, since: elapsed(world) });
+    }
+
+    pub fn lose(&mut self, world: &mut World, history: &mut Vec<Event>) -> String {
         world.lose(self.lines[self.line]);
         self.cut_off();
+        if self.alive.take().is_some() {
+            history.push(Event::Lost { by: self.no, since: elapsed(world) });
+        }
         "lost".to_owned()
+    }
+
+    /// Says goodbye, with or without the will.
+    pub fn leave(&mut self, with_will: bool, world: &mut World, history: &mut Vec<Event>) -> String {
+        if self.state != State::Connected || self.observer {
+            return "nobody to leave".to_owned();
+        }
+        if with_will && self.version.is_v5() {
+            self.say(&[0xE0, 2, Reason::DisconnectWithWill as u8, 0], world);
+            return format!("disconnect with will, {}", self.lose(world, history));
+        }
+        history.push(Event::Leaving { by: self.no });
+        self.state = State::Leaving { since: elapsed(world) };
+        let mut bytes = Vec::new();
+        client::disconnect_plain(&mut bytes);
+        self.say(&bytes, world);
+        "disconnect".to_owned()
+    }
+
+    fn will(&mut self, rng: &mut Rng) -> Option<Will> {
+        if self.observer || rng.chance(30) {
+            return None;
+        }
+        let delay_s = [0, 0, 1, 3][rng.below(4) as usize];
+        let delay_ms = if self.version.is_v5() { delay_s * 1000 } else { 0 };
+        Some(Will { of: self.no, n: self.connections, qos: 1 + rng.below(2) as u8, delay_ms })
     }
 
     /// Connects, over another network connection if there is one.
@@ -91,6 +169,14 @@ impl Peer {
         self.cut_off();
         self.line = 1 - self.line;
         world.lose(self.lines[self.line]);
+        self.connections += 1;
+        let will = self.will(rng);
+        let (will_topic, will_payload) = (format!("w/{}", self.no), self.connections.to_string());
+        let mut will_properties = Vec::new();
+        if let Some(w) = will.filter(|w| w.delay_ms > 0) {
+            let delay_s = (w.delay_ms / 1000) as u32;
+            client::put_property(&mut will_properties, &Property::WillDelayInterval(delay_s));
+        }
         let mut properties = Vec::new();
         if self.version.is_v5() {
             client::put_property(&mut properties, &Property::SessionExpiryInterval(100_000));
@@ -98,7 +184,7 @@ impl Peer {
             client::put_property(&mut properties, &Property::ReceiveMaximum(room));
         }
         // MQTT 3 has no clean start of a session that is then kept.
-        let clean = clean && self.version.is_v5();
+        let clean = clean && self.version.is_v5() && !self.observer;
         let mut bytes = Vec::new();
         client::connect(
             &mut bytes,
@@ -108,7 +194,13 @@ impl Peer {
                 keep_alive_s: 0,
                 properties: &properties,
                 client_id: &format!("peer-{}", self.no),
-                will: None,
+                will: will.map(|w| client::Will {
+                    topic: &will_topic,
+                    payload: will_payload.as_bytes(),
+                    qos: QoS::from_bits(w.qos).unwrap(),
+                    retain: false,
+                    properties: &will_properties,
+                }),
                 username: None,
                 password: None,
             },
@@ -116,11 +208,12 @@ impl Peer {
         if clean {
             self.forget();
         }
-        history.push(Event::Connecting { by: self.no, clean });
+        history.push(Event::Connecting { by: self.no, clean, will });
         self.state = State::Connecting { clean };
         world.open(self.lines[self.line]);
+        self.alive = Some(elapsed(world));
         self.say(&bytes, world);
-        format!("connect clean={clean}")
+        format!("connect clean={clean} will={will:?}")
     }
 
     fn forget(&mut self) {
@@ -130,13 +223,15 @@ impl Peer {
     }
 
     pub fn publish(&mut self, rng: &mut Rng, world: &mut World, history: &mut Vec<Event>) -> String {
-        if self.state != State::Connected || self.sending.len() >= WINDOW {
+        if self.observer || self.state != State::Connected || self.sending.len() >= WINDOW {
             return "nothing to publish".to_owned();
         }
-        let (topic, qos) = (rng.below(2) as u8, 1 + rng.below(2) as u8);
-        let n = self.numbers.entry((topic, qos)).or_default();
+        let retain = rng.chance(20);
+        let topic = if retain { 0 } else { rng.below(3) as u8 };
+        let qos = 1 + rng.below(2) as u8;
+        let n = self.numbers.entry((retain, topic, qos)).or_default();
         *n += 1;
-        let msg = Msg { from: self.no, topic, qos, n: *n };
+        let msg = Msg { from: self.no, topic, qos, n: *n, retain };
         while self.sending.iter().any(|s| s.id == self.next_id) || self.next_id == 0 {
             self.next_id = self.next_id.wrapping_add(1);
         }
@@ -150,13 +245,22 @@ impl Peer {
     }
 
     fn publish_bytes(&self, s: &Sending, dup: bool) -> Vec<u8> {
-        let Msg { from, topic, qos, n } = s.msg;
-        let (mut bytes, payload) = (Vec::new(), format!("{from} {qos} {n}"));
+        let Msg { from, topic, qos, n, retain } = s.msg;
+        let topic = match topic {
+            _ if retain => format!("r/{from}/{qos}"),
+            shared::TOPIC => format!("s/{topic}"),
+            _ => format!("t/{topic}"),
+        };
+        let mut payload = format!("{from} {qos} {n}");
+        if retain && s.msg.clears() {
+            payload.clear();
+        }
+        let mut bytes = Vec::new();
         let publish = client::Publish {
-            topic: &format!("t/{topic}"),
+            topic: &topic,
             payload: payload.as_bytes(),
             qos: QoS::from_bits(qos).unwrap(),
-            retain: false,
+            retain,
             dup,
             packet_id: s.id,
             properties: &[],
@@ -177,14 +281,28 @@ impl Peer {
             let Some(seen) = self.unheard.pop_front() else { break };
             let answer = match seen {
                 Seen::Closed => {
-                    self.cut_off();
+                    self.closed(world, history);
                     break;
                 }
                 Seen::Frame(frame) => self.hear(&frame, history),
             };
-            self.say(&answer, world);
+            if !matches!(self.state, State::Leaving { .. }) {
+                self.say(&answer, world);
+            }
         }
         format!("listen to {n}")
+    }
+
+    fn closed(&mut self, world: &World, history: &mut Vec<Event>) {
+        // The loss is written down already if there is none here: a DISCONNECT was sent too late then.
+        if let Some(alive) = self.alive.take() {
+            history.push(match self.state {
+                // Later the broker may have closed for want of durability, or of patience.
+                State::Leaving { since } if since == elapsed(world) => Event::Left { by: self.no },
+                _ => Event::Lost { by: self.no, since: alive },
+            });
+        }
+        self.cut_off();
     }
 
     /// Hears everything; whether there was anything.
@@ -206,17 +324,17 @@ impl Peer {
             }
             ServerPacket::SubAck(_) => {
                 self.subscribed = true;
-                history.push(Event::Subscribed { by: self.no });
+                if self.filters.contains(&ALL) {
+                    history.push(Event::Subscribed { by: self.no });
+                }
             }
             ServerPacket::Publish(p) => {
-                let msg = parse(p.topic, p.payload);
-                assert_eq!(msg.qos, p.qos as u8, "delivered at another QoS");
                 let (kind, new) = match p.qos {
                     QoS::ExactlyOnce => (AckKind::PubRec, self.receiving.insert(p.packet_id)),
                     _ => (AckKind::PubAck, true),
                 };
                 if new {
-                    history.push(Event::Received { by: self.no, msg });
+                    history.push(received(self.no, p.topic, p.payload, p.qos));
                 }
                 client::ack(&mut out, version, kind, p.packet_id, Reason::Success, None);
             }
@@ -255,7 +373,11 @@ impl Peer {
                 retain_as_published: false,
                 retain_handling: RetainHandling::DoNotSend,
             };
-            client::subscribe(out, self.version, u16::MAX, &[], &[("t/+", options)]);
+            if self.filters.contains(&SHARED) {
+                history.push(Event::Joining { by: self.no });
+            }
+            let filters: Vec<_> = self.filters.iter().map(|f| (*f, options)).collect();
+            client::subscribe(out, self.version, u16::MAX, &[], &filters);
         }
         for s in &self.sending {
             if s.received {
@@ -277,13 +399,73 @@ impl Peer {
     }
 }
 
+/// Milliseconds since the beginning.
+pub fn elapsed(world: &World) -> u64 {
+    world.now.0 - START.0
+}
+
+/// Subscribes anew to what is retained, as a session that lasts no longer than that.
+pub fn look(world: &mut World, history: &mut Vec<Event>) -> String {
+    let (at, version) = (world.client("looker"), Version::V311);
+    world.clients[at].version = version;
+    let mut bytes = Vec::new();
+    let connect = client::Connect {
+        version,
+        clean_start: true,
+        keep_alive_s: 0,
+        properties: &[],
+        client_id: "looker",
+        will: None,
+        username: None,
+        password: None,
+    };
+    client::connect(&mut bytes, &connect);
+    let options = SubscribeOptions {
+        qos: QoS::ExactlyOnce,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling: RetainHandling::Send,
+    };
+    client::subscribe(&mut bytes, version, 1, &[], &[("r/#", options)]);
+    world.open(at);
+    world.send(at, &bytes);
+    world.settle();
+    let (mut found, mut subscribed) = (Vec::new(), false);
+    for seen in world.take_seen(at) {
+        let Seen::Frame(frame) = seen else { panic!("a looker is turned away") };
+        match client::decode(version, &frame).expect("a packet that a server may send") {
+            ServerPacket::Publish(p) => {
+                assert!(p.retain, "a new subscription is sent what is not retained");
+                found.push(parse(p.topic, p.payload));
+            }
+            ServerPacket::SubAck(_) => subscribed = true,
+            _ => {}
+        }
+    }
+    assert!(subscribed, "a looker got no SUBACK");
+    world.lose(at);
+    history.push(Event::Looked { found });
+    "look".to_owned()
+}
+
+fn received(by: ClientNo, topic: &str, payload: &[u8], qos: QoS) -> Event {
+    if let Some(of) = topic.strip_prefix("w/") {
+        let n = std::str::from_utf8(payload).unwrap().parse().unwrap();
+        return Event::WillSeen { of: of.parse().unwrap(), n, qos: qos as u8 };
+    }
+    let msg = parse(topic, payload);
+    assert_eq!(msg.qos, qos as u8, "delivered at another QoS");
+    Event::Received { by, msg }
+}
+
 fn parse(topic: &str, payload: &[u8]) -> Msg {
     let numbers: Vec<u32> =
         std::str::from_utf8(payload).unwrap().split(' ').map(|n| n.parse().unwrap()).collect();
     Msg {
         from: numbers[0] as usize,
-        topic: topic.strip_prefix("t/").unwrap().parse().unwrap(),
+        topic: if topic.starts_with("r/") { 0 } else { topic[2..].parse().unwrap() },
         qos: numbers[1] as u8,
         n: numbers[2],
+        retain: topic.starts_with("r/"),
     }
 }
