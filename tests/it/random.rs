@@ -1,6 +1,6 @@
 //! Random numbers that a seed replays (SplitMix64).
 
-/// See the module.
+/// See the module. The same numbers on every machine.
 pub struct Random(pub u64);
 
 impl Random {
@@ -24,5 +24,15 @@ impl Random {
     /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n.max(1)
+    }
+
+    /// An index below `n`.
+    pub fn index(&mut self, n: usize) -> usize {
+        self.below(n as u64) as usize
+    }
+
+    /// True `percent` times in a hundred.
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
     }
 }

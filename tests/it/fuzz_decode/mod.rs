@@ -6,27 +6,11 @@ mod check;
 
 use crate::arbitrary::any_from_client;
 use crate::corpus::{State, malformed};
+use crate::random::Random;
 use berth::clock;
 use berth::mqtt::Version;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
-
-/// SplitMix64: small, and the same on every machine.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
 
 fn selector(version: Option<Version>) -> u8 {
     match version {
@@ -56,17 +40,17 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-fn mutated(rng: &mut Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
-    let mut data = seeds[rng.below(seeds.len())].clone();
-    for _ in 0..rng.below(6) {
-        let at = rng.below(data.len());
-        let byte = match rng.below(4) {
-            0 => [0x00, 0x01, 0x7F, 0x80, 0xFF, 0x26, b'+', b'#'][rng.below(8)],
+fn mutated(rng: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut data = seeds[rng.index(seeds.len())].clone();
+    for _ in 0..rng.index(6) {
+        let at = rng.index(data.len());
+        let byte = match rng.index(4) {
+            0 => [0x00, 0x01, 0x7F, 0x80, 0xFF, 0x26, b'+', b'#'][rng.index(8)],
             _ => rng.next() as u8,
         };
-        match rng.below(8) {
+        match rng.index(8) {
             0 => data[at] = byte,
-            1 => data[at] ^= 1 << rng.below(8),
+            1 => data[at] ^= 1 << rng.index(8),
             2 => data.insert(at, byte),
             3 if data.len() > 1 => drop(data.remove(at)),
             4 => data.truncate(at.max(1)),
@@ -80,7 +64,7 @@ fn mutated(rng: &mut Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
                 data[2] = data[2].wrapping_sub(1);
             }
             // Another packet behind it.
-            _ => data.extend_from_slice(&seeds[rng.below(seeds.len())][1..]),
+            _ => data.extend_from_slice(&seeds[rng.index(seeds.len())][1..]),
         }
     }
     data
@@ -103,7 +87,7 @@ fn any_bytes() {
     let mut seed = first.unwrap_or_else(|| start.as_millis() << 20);
     let begin = seed;
     loop {
-        let data = mutated(&mut Rng(seed), &seeds);
+        let data = mutated(&mut Random(seed), &seeds);
         if let Err(panic) = std::panic::catch_unwind(|| check::check(&data)) {
             eprintln!("BERTH_FUZZ_SEED={seed} fails with {data:02x?}");
             std::panic::resume_unwind(panic);

@@ -5,6 +5,7 @@
 mod peer;
 
 use crate::checker::{self, Event};
+use crate::random::Random;
 use crate::transcript::world::World;
 use berth::broker::Limits;
 use berth::mqtt::Version;
@@ -16,29 +17,6 @@ const SEEDS: u64 = 300;
 /// Steps of one dialogue.
 const STEPS: usize = 400;
 
-/// Numbers that depend on the seed alone (SplitMix64).
-pub struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    /// True `percent` times in a hundred.
-    pub fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
-
 /// What one dialogue was, for whoever has to find out why it went wrong.
 struct Played {
     history: Vec<Event>,
@@ -48,7 +26,7 @@ struct Played {
 }
 
 fn play(seed: u64) -> Played {
-    let mut rng = Rng(seed);
+    let mut rng = Random(seed);
     let mut limits = Limits::default();
     // Small ones, so that every queue runs over into the next.
     limits.mailbox.messages = 4;

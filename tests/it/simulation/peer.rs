@@ -1,7 +1,7 @@
 //! A client as the specification wants it: it repeats what was not acknowledged, in order, and acknowledges what comes.
 
-use super::Rng;
 use crate::checker::{ClientNo, Event, Msg, Will, shared};
+use crate::random::Random;
 use crate::transcript::world::{START, Seen, World};
 use berth::mqtt::client::{self, AckKind, ServerPacket};
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
@@ -149,7 +149,7 @@ impl Peer {
         "disconnect".to_owned()
     }
 
-    fn will(&mut self, rng: &mut Rng) -> Option<Will> {
+    fn will(&mut self, rng: &mut Random) -> Option<Will> {
         if self.observer || rng.chance(30) {
             return None;
         }
@@ -162,7 +162,7 @@ impl Peer {
     pub fn connect(
         &mut self,
         clean: bool,
-        rng: &mut Rng,
+        rng: &mut Random,
         world: &mut World,
         history: &mut Vec<Event>,
     ) -> String {
@@ -222,7 +222,7 @@ impl Peer {
         self.subscribed = false;
     }
 
-    pub fn publish(&mut self, rng: &mut Rng, world: &mut World, history: &mut Vec<Event>) -> String {
+    pub fn publish(&mut self, rng: &mut Random, world: &mut World, history: &mut Vec<Event>) -> String {
         if self.observer || self.state != State::Connected || self.sending.len() >= WINDOW {
             return "nothing to publish".to_owned();
         }
