@@ -5,7 +5,6 @@ use berth::auth::Anonymous;
 use berth::broker::ports::Recovered;
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports};
 use berth::clock::Time;
-use berth::cluster::Standalone;
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
 use berth::mqtt::{QoS, Version, client};
 use berth::storage::{MemoryJournal, MemoryOptions};
@@ -22,7 +21,7 @@ const BATCH: usize = 50;
 fn broker() -> Arc<Broker> {
     let ports = Ports {
         journal: MemoryJournal::new(MemoryOptions::default()),
-        coordinator: Arc::new(Standalone::default()),
+        cluster: None,
         authorizer: Arc::new(Anonymous { anywhere: false, nowhere: false }),
     };
     Broker::new(Limits::default(), ports, Arc::new(Metrics::new()), Recovered::default(), NOW)

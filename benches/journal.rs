@@ -71,6 +71,8 @@ fn make_session(journal: &RedbJournal, no: SessionNo) {
         disconnected_at: None,
         will: None,
         created_at: Time(1),
+        epoch: 0,
+        pending: false,
     })]);
 }
 
@@ -92,7 +94,7 @@ fn wait(journal: &RedbJournal, lsn: Lsn) {
 
 fn store(journal: &RedbJournal, message: &Message, recipients: &[Recipient]) -> (Seq, Lsn) {
     let seq = journal.next_seq();
-    let lsn = journal.append(&[Change::Message { seq, message, recipients }]);
+    let lsn = journal.append(&[Change::Message { seq, id: None, message, recipients }]);
     if journal.congested() {
         wait(journal, lsn);
     }

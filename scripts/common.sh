@@ -78,3 +78,11 @@ ensure_rust() {
     fi
     can_compile_c || apt_install gcc libc6-dev
 }
+
+# Leaves etcd and etcdctl on the PATH. Debian's package may start a service of its own on port 2379: nothing here uses or
+# disturbs it.
+ensure_etcd() {
+    if have etcd && have etcdctl; then return; fi
+    if apt_has etcd-server; then apt_install etcd-server etcd-client; else apt_install etcd; fi
+    have etcd && have etcdctl || fail "etcd and etcdctl are needed: https://github.com/etcd-io/etcd/releases"
+}

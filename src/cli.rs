@@ -1,6 +1,7 @@
 //! The command line: turns arguments into a [`Request`], and answers everything that needs no broker.
 
 use crate::config::{Config, Flag, Sources, reference};
+use crate::ctl::{self, Ctl};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ enum Command {
     /// Look at the configuration without running the broker
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Ask a running broker, or tell it to do something
+    Ctl(Ctl),
     /// Print the version
     Version,
 }
@@ -114,6 +117,7 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Req
             })
         }
         Command::Config(ConfigCommand::Defaults) => Request::Done(say(&reference::yaml())),
+        Command::Ctl(ctl) => Request::Done(ctl::run(&ctl)),
         Command::Version => Request::Done(say(concat!("berth ", env!("CARGO_PKG_VERSION"), "\n"))),
     }
 }

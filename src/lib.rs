@@ -11,9 +11,13 @@ pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+#[doc(hidden)]
+pub mod ctl;
 pub mod mqtt;
 pub mod server;
 pub mod session;
+#[doc(hidden)]
+pub mod simulation;
 pub mod storage;
 pub mod telemetry;
 pub mod topic;

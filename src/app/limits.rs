@@ -2,6 +2,7 @@
 
 use crate::broker::Limits;
 use crate::broker::mailbox::MailboxLimits;
+use crate::broker::remote::RemoteLimits;
 use crate::broker::retained::RetainedLimits;
 use crate::config::Config;
 use crate::mqtt::QoS;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 pub(super) fn of(config: &Config) -> Limits {
     let Config { limits, session, retained, .. } = config;
+    let cluster = &config.cluster.node;
     Limits {
         session: session::Limits {
             receive_maximum: limits.receive_maximum,
@@ -30,6 +32,16 @@ pub(super) fn of(config: &Config) -> Limits {
             messages: retained.max_messages,
             bytes: retained.max_bytes,
             payload: retained.max_payload,
+        },
+        remote: RemoteLimits {
+            stale_after_ms: millis(cluster.stale_after),
+            takeover_timeout_ms: millis(cluster.takeover_timeout),
+            suback_wait_ms: millis(cluster.suback_wait),
+            order_wait_ms: millis(cluster.order_wait),
+            held_publishes: cluster.max_held_messages,
+            held_bytes: cluster.max_held_bytes,
+            seen: RemoteLimits::default().seen,
+            departed: cluster.max_departed,
         },
         connections: limits.max_connections,
         sessions: session.max_sessions,

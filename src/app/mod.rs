@@ -1,20 +1,24 @@
 //! The composition root: what is started in which order, and stopped in which.
 
+mod cluster;
+mod desk;
 mod files;
+mod journal;
 mod limits;
 mod status;
 mod tasks;
 
 use crate::auth::Anonymous;
-use crate::broker::ports::{Journal, Recovered};
 use crate::broker::{Broker, Ports};
 use crate::clock;
-use crate::cluster::Standalone;
-use crate::config::{Config, StorageType};
+use crate::config::Config;
 use crate::server::http::{self, HttpServer};
 use crate::server::tcp::{self, Listener};
-use crate::storage::{MemoryJournal, MemoryOptions, Observer, OpenError, RedbJournal, RedbOptions};
+use crate::storage::OpenError;
 use crate::telemetry::{Metrics, logs};
+use cluster::{Joining, Member};
+use desk::Desk;
+use journal::JournalKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +52,12 @@ pub enum RunError {
     /// The HTTP address cannot be opened.
     #[error(transparent)]
     Http(#[from] http::BindError),
+    /// This node cannot join its cluster.
+    #[error(transparent)]
+    Join(#[from] cluster::JoinError),
+    /// Another process has taken this one's place.
+    #[error("{0}")]
+    Replaced(Arc<str>),
     /// The operating system refuses threads or signals.
     #[error("cannot start the runtime: {0}")]
     Runtime(#[from] std::io::Error),
@@ -77,25 +87,10 @@ struct Node {
     config: Config,
     broker: Arc<Broker>,
     journal: JournalKind,
+    /// Its place in a cluster; `None` = it is alone.
+    member: Option<Member>,
     metrics: Arc<Metrics>,
-    started: clock::Time,
     ready: AtomicBool,
-}
-
-/// The journal by kind: the port does not show what only one of them has.
-#[derive(Clone)]
-enum JournalKind {
-    Redb(Arc<RedbJournal>),
-    Memory(Arc<MemoryJournal>),
-}
-
-impl JournalKind {
-    fn port(&self) -> Arc<dyn Journal> {
-        match self {
-            JournalKind::Redb(j) => j.clone(),
-            JournalKind::Memory(j) => j.clone(),
-        }
-    }
 }
 
 async fn serve(config: &Config) -> Result<(), RunError> {
@@ -114,55 +109,77 @@ async fn serve(config: &Config) -> Result<(), RunError> {
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
     };
+    let mut joining = None;
+    let cluster = &config.cluster.node;
+    if cluster.enabled {
+        let mqtt = listeners.first().map(Listener::local_addr);
+        joining = Some(Joining::prepare(config, mqtt, http.as_ref().map(HttpServer::local_addr)).await?);
+    }
 
     let started = clock::now();
     let metrics = Arc::new(Metrics::new());
-    let (journal, recovered) = open_journal(config, &metrics)?;
-    let (sessions, retained) = (recovered.sessions.len(), recovered.retained.len());
-    let auth =
-        Anonymous { anywhere: config.auth.allow_anonymous == Some(true), nowhere: !config.auth.anonymous() };
-    let ports = Ports {
-        journal: journal.port(),
-        coordinator: Arc::new(Standalone::default()),
-        authorizer: Arc::new(auth),
-    };
-    let broker = Broker::new(limits::of(config), ports, metrics.clone(), recovered, clock::now());
-    let took_ms = clock::now().since_ms(started);
-    tracing::info!(sessions, retained, took_ms, "journal read");
-
-    let node = Arc::new(Node {
-        config: config.clone(),
-        broker: broker.clone(),
-        journal,
-        metrics: metrics.clone(),
-        started,
-        ready: AtomicBool::new(false),
-    });
-    let mut background = vec![
-        tokio::spawn(tasks::timers(broker.clone())),
-        tokio::spawn(tasks::housekeeping(broker.clone(), config.sys.interval, started)),
-    ];
+    let desk = Arc::new(Desk::new(config, started));
     let http_stop = Arc::new(Notify::new());
     let http_task = http.map(|server| {
         tracing::info!(address = %server.local_addr(), "admin HTTP listens");
         let stop = http_stop.clone();
-        tokio::spawn(server.run(node.clone(), metrics, async move { stop.notified().await }))
+        tokio::spawn(server.run(desk.clone(), metrics.clone(), async move { stop.notified().await }))
     });
-    let mut accepting = Vec::new();
+    let (journal, mut recovered) = open_journal(config, &metrics).await?;
+    let (sessions, retained) = (recovered.sessions.len(), recovered.retained.len());
+    tracing::info!(sessions, retained, took_ms = clock::now().since_ms(started), "journal read");
+
+    let mut member = None;
+    if let Some(joining) = joining {
+        let port = journal.port();
+        tokio::select! {
+            joined = joining.register(config, &port, &mut recovered, &metrics, &desk.progress) => member = Some(joined?),
+            signal = signals.next() => {
+                tracing::info!(signal, "stopped before this node had joined its cluster");
+                return Ok(());
+            }
+        }
+    }
+    let auth =
+        Anonymous { anywhere: config.auth.allow_anonymous == Some(true), nowhere: !config.auth.anonymous() };
+    let cluster = member.as_ref().map(Member::ports);
+    let ports = Ports { journal: journal.port(), authorizer: Arc::new(auth), cluster };
+    let broker = Broker::new(limits::of(config), ports, metrics.clone(), recovered, clock::now());
+    let node = Arc::new(Node {
+        config: config.clone(),
+        broker: broker.clone(),
+        journal,
+        member,
+        metrics: metrics.clone(),
+        ready: AtomicBool::new(false),
+    });
+    desk.open(&node);
+    if let Some(member) = &node.member {
+        tokio::select! {
+            joined = member.follow(&broker, config, &desk.progress) => joined?,
+            signal = signals.next() => {
+                tracing::info!(signal, "stopped before this node knew its cluster");
+                member.leave().await;
+                return Ok(());
+            }
+        }
+    }
+    let mut tasks = vec![
+        tokio::spawn(tasks::timers(broker.clone())),
+        tokio::spawn(tasks::housekeeping(broker.clone(), config.sys.interval, started)),
+    ];
     for listener in listeners {
         tracing::info!(address = %listener.local_addr(), "MQTT listens");
-        accepting.push(tokio::spawn(listener.run(broker.clone(), stop.clone())));
+        tasks.push(tokio::spawn(listener.run(broker.clone(), stop.clone())));
     }
     node.ready.store(true, Ordering::Release);
     tracing::info!("ready");
 
-    let name = signals.next().await;
-    tracing::info!(signal = name, "stopping; a second signal stops at once");
-    background.append(&mut accepting);
+    let outcome = node.until_told(&mut signals, &desk).await;
     tokio::select! {
-        () = drain(&node, background, &stop) => {}
-        name = signals.next() => {
-            tracing::warn!(signal = name, "stopping at once; clients are not told");
+        () = drain(&node, tasks, &stop) => {}
+        signal = signals.next() => {
+            tracing::warn!(signal, "stopping at once; clients are not told");
             std::process::exit(130);
         }
     }
@@ -171,13 +188,42 @@ async fn serve(config: &Config) -> Result<(), RunError> {
         let _ = task.await;
     }
     tracing::info!("stopped");
-    Ok(())
+    outcome
+}
+
+impl Node {
+    /// Completes when this process has to stop: with an error if nobody asked it to.
+    async fn until_told(&self, signals: &mut Signals, desk: &Desk) -> Result<(), RunError> {
+        let replaced = async {
+            match &self.member {
+                Some(member) => member.replaced().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping; a second signal stops at once");
+                Ok(())
+            }
+            () = desk.drain_asked() => {
+                tracing::info!("stopping, as an operator asked; a signal stops at once");
+                Ok(())
+            }
+            why = replaced => {
+                tracing::error!(%why, "stopping");
+                Err(RunError::Replaced(why))
+            }
+        }
+    }
 }
 
 /// Stops: no new connections, clients told, last bytes written, journal closed.
 async fn drain(node: &Node, tasks: Vec<tokio::task::JoinHandle<()>>, stop: &Notify) {
     node.ready.store(false, Ordering::Release);
     node.broker.drain();
+    if let Some(member) = &node.member {
+        hand_over(node, member).await;
+    }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     stop.notify_waiters();
     let timeout = node.config.shutdown.timeout;
@@ -185,41 +231,38 @@ async fn drain(node: &Node, tasks: Vec<tokio::task::JoinHandle<()>>, stop: &Noti
         let left = node.metrics.connections_active.get();
         tracing::warn!(left, "connections left at shutdown.timeout are cut");
     }
+    if let Some(member) = &node.member {
+        member.leave().await;
+    }
     let journal = node.journal.port();
     if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
         tracing::error!("the journal did not close cleanly");
     }
 }
 
-fn open_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<(JournalKind, Recovered), RunError> {
-    let storage = &config.storage;
-    match storage.kind {
-        StorageType::Memory => {
-            tracing::warn!("storage.type is memory: everything is lost when the process ends");
-            let journal = MemoryJournal::new(MemoryOptions { max_bytes: storage.memory_max as u64 });
-            Ok((JournalKind::Memory(journal), Recovered::default()))
+/// Gives this node's sessions to the others, as far as `shutdown.timeout` allows.
+async fn hand_over(node: &Node, member: &Member) {
+    let handed = async {
+        if let Err(error) = member.membership.set_draining(true).await {
+            tracing::warn!(%error, "the other nodes do not hear from etcd that this one leaves");
         }
-        StorageType::Redb => {
-            let dir = storage.dir.clone();
-            std::fs::create_dir_all(&dir)
-                .map_err(|source| RunError::DataDir { path: dir.clone(), source })?;
-            let metrics = metrics.clone();
-            let observer = Observer(Arc::new(move |commit| {
-                metrics.journal_commits.inc();
-                metrics.journal_commit_changes.record(commit.changes as f64);
-                metrics.journal_commit_seconds.record(commit.took_us as f64 / 1e6);
-            }));
-            let options = RedbOptions {
-                dir,
-                observer: Some(observer),
-                cache_bytes: storage.cache,
-                max_pending_bytes: storage.max_pending,
-                ..RedbOptions::default()
-            };
-            let (journal, recovered) = RedbJournal::open(options)?;
-            Ok((JournalKind::Redb(journal), recovered))
-        }
+        node.broker.hand_over().await
+    };
+    match tokio::time::timeout(node.config.shutdown.timeout, handed).await {
+        Ok(left) => tracing::info!(left, "sessions handed to other nodes; those left stay in the journal"),
+        Err(_) => tracing::warn!("shutdown.timeout came before all sessions were handed to other nodes"),
     }
+}
+
+/// Opens the journal on a thread that may block: admin HTTP answers meanwhile.
+async fn open_journal(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<(JournalKind, crate::broker::ports::Recovered), RunError> {
+    let (config, metrics) = (config.clone(), metrics.clone());
+    tokio::task::spawn_blocking(move || journal::open(&config, &metrics))
+        .await
+        .map_err(|e| RunError::Runtime(std::io::Error::other(e)))?
 }
 
 struct Signals {

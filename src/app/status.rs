@@ -1,58 +1,78 @@
-//! What the node says of itself: `/ready`, `/cluster/status` and the metrics that are read rather than counted.
+//! What the node says of itself and of its cluster, and the metrics that are read rather than counted.
 
-use super::{JournalKind, Node, VERSION};
-use crate::broker::ports::JournalHealth;
-use crate::clock;
-use crate::server::http::{JournalStatus, NodeStatus, Status, StatusSource};
+use super::Node;
+use super::cluster::Member;
+use super::journal::JournalKind;
+use crate::broker::ports::{self, JournalHealth, LinkState, LinkStatus, MemberId};
+use crate::broker::remote::Remote;
+use crate::clock::{self, Time};
+use crate::server::http::{
+    ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus, NodeStatus,
+};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
-use std::sync::atomic::Ordering;
 
-impl StatusSource for Node {
-    fn ready(&self) -> Result<(), String> {
-        if self.broker.draining() {
-            return Err("draining: the broker is stopping".to_owned());
-        }
-        if !self.ready.load(Ordering::Acquire) {
-            return Err("starting".to_owned());
-        }
-        self.broker.may_serve()
-    }
-
-    fn status(&self) -> Status {
+impl Node {
+    /// Adds to what is known of every process what a node knows of itself.
+    pub(super) fn status(&self, base: NodeStatus) -> NodeStatus {
         let journal = self.journal.port();
         let error = match journal.health() {
             JournalHealth::Ok => None,
             JournalHealth::Failing(why) => Some(why),
         };
         let m = &self.metrics;
-        Status {
-            mode: "standalone",
-            node: NodeStatus {
-                id: self.config.node.id.clone(),
-                version: VERSION,
-                ready: self.ready().is_ok(),
-                uptime_seconds: clock::now().since_ms(self.started) / 1000,
-                connections: m.connections_active.get(),
-                sessions: self.broker.sessions(),
-                sessions_dormant: m.sessions.of(SessionState::Dormant).get(),
-                subscriptions: m.subscriptions_active.get(),
-                retained_messages: self.broker.retained().0 as u64,
-                queued_messages: self.broker.queued_messages(),
-                journal: JournalStatus {
-                    kind: match self.journal {
-                        JournalKind::Redb(_) => "redb",
-                        JournalKind::Memory(_) => "memory",
-                    },
-                    healthy: error.is_none(),
-                    error,
-                    size_bytes: journal.size_bytes(),
+        NodeStatus {
+            connections: m.connections_active.get(),
+            sessions: self.broker.sessions(),
+            sessions_dormant: m.sessions.of(SessionState::Dormant).get(),
+            subscriptions: m.subscriptions_active.get(),
+            retained_messages: self.broker.retained().0 as u64,
+            queued_messages: self.broker.queued_messages(),
+            journal: Some(JournalStatus {
+                kind: match self.journal {
+                    JournalKind::Redb(_) => "redb",
+                    JournalKind::Memory(_) => "memory",
                 },
-            },
+                healthy: error.is_none(),
+                error,
+                size_bytes: journal.size_bytes(),
+            }),
+            ..base
         }
     }
 
-    fn collect(&self, metrics: &Metrics) {
+    /// The cluster as this node sees it; `None` if it is alone.
+    pub(super) fn cluster_status(&self) -> Option<ClusterStatus> {
+        let (member, remote) = (self.member.as_ref()?, self.broker.remote()?);
+        let now = clock::now();
+        let left = |until: Time| until.since_ms(now);
+        let current_until = remote.currency.until();
+        let (unmatched, again, asked) = remote.origins.counts();
+        Some(ClusterStatus {
+            name: self.config.cluster.node.name.clone(),
+            me: remote.me.to_string(),
+            leader: member.leader().map(|l| l.to_string()),
+            applied_revision: remote.applied(),
+            current: remote.is_current(now),
+            current_for_ms: (current_until < Time(u64::MAX)).then(|| left(current_until)),
+            lease_for_ms: left(remote.ports.coordinator.lease_until()),
+            may_serve: self.broker.may_serve().is_ok(),
+            routes: remote.routes.len() as u64,
+            members: members(remote, now),
+            waiting: waiting(remote),
+            held: HeldStatus {
+                publishes: remote.origins.held() as u64,
+                unmatched: unmatched as u64,
+                again: again as u64,
+                asked: asked as u64,
+                full: remote.origins.full(),
+            },
+            etcd: etcd(member),
+        })
+    }
+
+    /// Sets what is read rather than counted.
+    pub(super) fn collect(&self, metrics: &Metrics) {
         let (retained, retained_bytes) = self.broker.retained();
         let journal = self.journal.port();
         metrics.retained_messages.set(retained as u64);
@@ -60,9 +80,92 @@ impl StatusSource for Node {
         metrics.queued_messages.set(self.broker.queued_messages());
         metrics.journal_size_bytes.set(journal.size_bytes());
         metrics.journal_healthy.set(u64::from(journal.health() == JournalHealth::Ok));
-        metrics.uptime_seconds.set(clock::now().since_ms(self.started) / 1000);
         if let JournalKind::Redb(journal) = &self.journal {
             metrics.journal_pending_bytes.set(journal.stats().pending_bytes);
         }
+    }
+}
+
+/// Those registered, and those whose registration is gone while their link is kept.
+fn members(remote: &Remote, now: Time) -> Vec<MemberStatus> {
+    let links = remote.ports.peers.links();
+    let live = remote.members.live();
+    let kept = remote.members.to_keep().into_iter().filter(|k| !live.iter().any(|m| m.id == k.id));
+    let gone: Vec<ports::Member> = kept.collect();
+    let mut all: Vec<_> = live.iter().map(|m| (m, true)).chain(gone.iter().map(|m| (m, false))).collect();
+    all.sort_by(|a, b| a.0.id.cmp(&b.0.id));
+    all.into_iter()
+        .map(|(m, registered)| {
+            let me = m.id == remote.me;
+            let applied = if me { remote.applied() } else { remote.members.applied_of(&m.id.node) };
+            let link = links.iter().find(|l| l.node == m.id.node && !me);
+            MemberStatus {
+                node: m.id.node.to_string(),
+                incarnation: m.id.incarnation,
+                registered,
+                peer: m.peer_address.clone(),
+                mqtt: m.mqtt_address.clone(),
+                http: m.http_address.clone(),
+                zone: m.zone.clone(),
+                version: m.version.clone(),
+                uptime_seconds: now.since_ms(Time(m.started_ms)) / 1000,
+                draining: m.draining,
+                applied_revision: applied,
+                link: link.map(link_info),
+            }
+        })
+        .collect()
+}
+
+fn link_info(link: &LinkStatus) -> LinkInfo {
+    LinkInfo {
+        state: match link.state {
+            LinkState::Up => "up",
+            LinkState::Connecting => "connecting",
+            LinkState::Down => "down",
+            LinkState::Refused => "refused",
+        },
+        error: link.error.clone(),
+        rtt_us: link.rtt_us,
+        unanswered: link.unanswered,
+        queued: link.queued,
+    }
+}
+
+/// Incarnations whose holder is neither registered nor linked.
+fn waiting(remote: &Remote) -> Vec<CustodyStatus> {
+    let away = |holder: &MemberId| {
+        !remote.members.is_live(holder) && remote.members.linked(&holder.node).as_ref() != Some(holder)
+    };
+    let mut found: Vec<_> =
+        remote.members.custodies().into_iter().filter(|(_, custody)| away(&custody.holder)).collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+        .into_iter()
+        .map(|(of, custody)| CustodyStatus {
+            incarnation: of.to_string(),
+            copies: custody.copies,
+            journal: format!("{:016x}", custody.journal),
+            hint: format!(
+                "start node {node} with its journal; if that is lost: berth ctl cluster forget {node}",
+                node = custody.holder.node
+            ),
+            holder: custody.holder.to_string(),
+        })
+        .collect()
+}
+
+fn etcd(member: &Member) -> EtcdStatus {
+    let status = member.etcd_status();
+    EtcdStatus {
+        endpoints: status.endpoints,
+        reachable: status.reachable,
+        watching: status.watch.endpoint,
+        last_error: status.watch.last_error,
+        lag_seconds: status.lag_s,
+        watch_restarts: status.watch.restarts,
+        snapshots: status.watch.snapshots,
+        waiting: status.waiting as u64,
+        routes_waiting: status.routes_waiting as u64,
     }
 }

@@ -89,6 +89,13 @@ impl Broker {
         self.carry_out(handle, session, actions.effects, now, scratch).ended
     }
 
+    /// Watches the next deadline of a dormant session that was not put to rest here.
+    pub(super) fn watch_parked(&self, handle: &Arc<Handle>) {
+        if let Some(Some(at)) = handle.mailbox.parked(Session::next_timeout) {
+            self.dormant.watch(at, handle);
+        }
+    }
+
     /// Puts a session to rest in its mailbox until its client or its next deadline comes.
     pub(super) fn park(&self, handle: &Arc<Handle>, session: Box<Session>, scratch: &mut Scratch) {
         let sessions = &self.metrics.sessions;

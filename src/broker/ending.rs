@@ -4,8 +4,7 @@
 use super::Broker;
 use super::handle::Handle;
 use super::ports::{Change, Lsn, Seq, SessionRecord, Stored, WillRecord};
-use super::publish::{Origin, Scratch};
-use super::router::Cache;
+use super::publish::{Cache, Origin, Scratch};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS};
 use crate::session::{Actions, Delivery, DropReason, Effect, Extra, Session, Settings, Will};
@@ -123,6 +122,8 @@ impl Broker {
             disconnected_at: session.detached_at(),
             will: session.will().map(will_record),
             created_at: handle.created_at,
+            epoch: handle.epoch(),
+            pending: false,
         }
     }
 
@@ -148,7 +149,17 @@ impl Broker {
             disconnected_at: None,
             will: settings.will.as_ref().map(will_record),
             created_at: handle.created_at,
+            epoch: handle.epoch(),
+            pending: false,
         };
+        Some(self.journal.append(&[Change::Session(&record)]))
+    }
+
+    /// Writes the record of a new session whose claim is about to be made.
+    pub(super) fn save_pending(&self, handle: &Handle) -> Option<Lsn> {
+        let mut record = handle.mailbox.parked(|s| self.record(handle, s))?;
+        record.pending = true;
+        handle.set_recorded();
         Some(self.journal.append(&[Change::Session(&record)]))
     }
 
@@ -181,7 +192,8 @@ impl Broker {
                 self.router.unsubscribe(&filter, name, handle.no);
             }
         }
-        self.coordinator.release(&handle.client_id, handle.epoch());
+        self.routes_removed(subscriptions.keys(), handle.durable);
+        self.release(handle);
         let mut on_disk: VecDeque<Seq> = VecDeque::new();
         let mut begun: HashSet<Seq> = HashSet::new();
         for l in session.take_leftovers() {
@@ -214,6 +226,14 @@ impl Broker {
         self.forget(handle)
     }
 
+    /// The cluster forgets that this node owns the session.
+    fn release(&self, handle: &Handle) {
+        if let Some(remote) = self.remote.as_ref().filter(|_| !handle.disowned()) {
+            remote.sessions.ended(handle);
+            remote.ports.coordinator.release(&handle.client_id, handle.epoch());
+        }
+    }
+
     /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
     fn hand_on_from_journal(&self, mut job: HandOn) {
         if job.seqs.is_empty() {
@@ -237,7 +257,7 @@ impl Broker {
 
     fn settle(&self, handle: &Handle, seq: Seq) {
         self.metrics.messages_dropped.of(DropReason::SessionEnded).add(1);
-        self.journal.append(&[Change::Settle { seq, session: handle.no }]);
+        self.settle_row(seq, handle.no);
     }
 
     fn forget(&self, handle: &Handle) -> Option<Lsn> {
@@ -248,24 +268,30 @@ impl Broker {
     /// Gives a message of an ended session to another member of its shared subscription, or drops it.
     fn hand_on(&self, from: &Handle, d: &Delivery, begun: bool, now: Time, scratch: &mut Scratch) {
         let begun_exactly_once = begun && d.qos == QoS::ExactlyOnce;
-        let group = d
-            .shared()
-            .filter(|_| !begun_exactly_once && d.qos > QoS::AtMostOnce && !d.message.expired(now))
-            .and_then(|name| self.router.group(&Filter::parse(name).ok()?, name));
-        match group.and_then(|g| g.pick(from.no)) {
+        let may = !begun_exactly_once && d.qos > QoS::AtMostOnce && !d.message.expired(now);
+        let group =
+            d.shared().filter(|_| may).and_then(|name| self.router.group(&Filter::parse(name).ok()?, name));
+        let handed = match group.and_then(|g| g.pick(from.no)) {
             Some(member) => {
                 let target = Broker::target_of(&member);
-                if self.deliver_one(&d.message, &target, d.retain, scratch).is_some() {
-                    self.metrics.shared_redeliveries.inc();
-                }
-                if let Some(seq) = d.seq {
-                    self.journal.append(&[Change::Settle { seq: seq.get(), session: from.no }]);
-                }
+                Some(self.deliver_one(&d.message, &target, d.retain, scratch).is_some())
             }
-            None => match d.seq {
+            None => d
+                .shared()
+                .filter(|_| may)
+                .and_then(|name| self.hand_to_others(&d.message, name).then_some(true)),
+        };
+        let Some(given) = handed else {
+            return match d.seq {
                 Some(seq) => self.settle(from, seq.get()),
                 None => self.metrics.messages_dropped.of(DropReason::SessionEnded).add(1),
-            },
+            };
+        };
+        if given {
+            self.metrics.shared_redeliveries.inc();
+        }
+        if let Some(seq) = d.seq {
+            self.settle_row(seq.get(), from.no);
         }
     }
 }

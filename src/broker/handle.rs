@@ -1,7 +1,8 @@
 //! What the whole broker knows of one session: its names, its subscriptions and its mailbox.
 
+use super::inspect::Attached;
 use super::mailbox::Mailbox;
-use super::ports::{Epoch, SessionNo};
+use super::ports::{BoxFuture, Epoch, Revision, SessionNo};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use hashbrown::HashMap;
@@ -38,6 +39,9 @@ pub struct Handle {
     pub subscriptions: Mutex<Subscriptions>,
     epoch: AtomicU64,
     recorded: AtomicBool,
+    fresh: AtomicBool,
+    disowned: AtomicBool,
+    attached: Mutex<Option<Box<Attached>>>,
 }
 
 impl Handle {
@@ -59,7 +63,20 @@ impl Handle {
             subscriptions,
             epoch: AtomicU64::new(0),
             recorded: AtomicBool::new(false),
+            fresh: AtomicBool::new(false),
+            disowned: AtomicBool::new(false),
+            attached: Mutex::new(None),
         }
+    }
+
+    /// What is known of the session while a connection has it.
+    pub fn attached(&self) -> Option<Attached> {
+        self.attached.lock().as_deref().cloned()
+    }
+
+    /// A connection has the session now, or (`None`) has left it.
+    pub fn set_attached(&self, attached: Option<Attached>) {
+        *self.attached.lock() = attached.map(Box::new);
     }
 
     /// Whether the journal has, or had, a record of the session.
@@ -72,9 +89,47 @@ impl Handle {
         self.recorded.store(true, Ordering::Release);
     }
 
+    /// The session was made for a client that has not come to it yet.
+    pub fn set_fresh(&self) {
+        self.fresh.store(true, Ordering::Release);
+    }
+
+    /// Whether it is.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh.load(Ordering::Acquire)
+    }
+
+    /// Whether it is, and from now on is not.
+    pub fn take_fresh(&self) -> bool {
+        self.fresh.swap(false, Ordering::AcqRel)
+    }
+
+    /// The cluster's record of the session is another's from now on (another node's, or that of the session that replaces it
+    /// here): its end leaves the record alone.
+    pub fn disown(&self) {
+        self.disowned.store(true, Ordering::Release);
+    }
+
+    /// Whether its record is another's.
+    pub fn disowned(&self) -> bool {
+        self.disowned.load(Ordering::Acquire)
+    }
+
     /// The epoch under which this node owns the session.
     pub fn epoch(&self) -> Epoch {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// While the session is frozen ([`Refusal::Moving`](super::mailbox::Refusal::Moving)): completes with the revision at which
+    /// it moved to another node, however long ago, or `None` = it stays: look again.
+    pub fn moving(self: &Arc<Handle>) -> BoxFuture<Option<Revision>> {
+        let this = self.clone();
+        Box::pin(async move {
+            if let Some(outcome) = this.mailbox.moving() {
+                outcome.wait().await;
+            }
+            this.mailbox.departed()
+        })
     }
 
     /// Sets the epoch that a claim gave.

@@ -2,10 +2,13 @@
 //! dormant sessions and `$SYS`. Knows no sockets, no files and no clock; the outside is behind [`ports`].
 
 pub mod handle;
+pub mod inspect;
 pub mod link;
 pub mod mailbox;
+pub mod operate;
 pub mod ports;
 pub mod publish;
+pub mod remote;
 pub mod retained;
 pub mod router;
 
@@ -26,8 +29,9 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
-use ports::{Authorizer, Coordinator, Journal, SessionNo};
+use ports::{Authorizer, Coordinator, Journal, Peers, SessionNo, Tasks};
 use registry::Registry;
+use remote::{Remote, RemoteLimits};
 use retained::{Retained, RetainedLimits};
 use router::Router;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,6 +46,8 @@ pub struct Limits {
     pub mailbox: MailboxLimits,
     /// Of retained messages.
     pub retained: RetainedLimits,
+    /// Of what a node of a cluster does with the others.
+    pub remote: RemoteLimits,
     /// Connections at once.
     pub connections: usize,
     /// Sessions, dormant ones included.
@@ -60,6 +66,7 @@ impl Default for Limits {
             session: session::Limits::default(),
             mailbox: MailboxLimits::default(),
             retained: RetainedLimits::default(),
+            remote: RemoteLimits::default(),
             connections: 100_000,
             sessions: 1_000_000,
             subscriptions: 100_000,
@@ -74,10 +81,21 @@ impl Default for Limits {
 pub struct Ports {
     /// Where state is kept.
     pub journal: Arc<dyn Journal>,
-    /// Who owns which session.
-    pub coordinator: Arc<dyn Coordinator>,
     /// Who may do what.
     pub authorizer: Arc<dyn Authorizer>,
+    /// The other nodes; `None` = this node is alone.
+    pub cluster: Option<ClusterPorts>,
+}
+
+/// What a node of a cluster needs besides.
+#[derive(Clone)]
+pub struct ClusterPorts {
+    /// Who owns which session, and what every node must know.
+    pub coordinator: Arc<dyn Coordinator>,
+    /// The links to other nodes.
+    pub peers: Arc<dyn Peers>,
+    /// Work that goes on by itself.
+    pub tasks: Arc<dyn Tasks>,
 }
 
 /// The broker. Shared by all connections.
@@ -87,8 +105,9 @@ pub struct Broker {
     /// What it counts.
     pub metrics: Arc<Metrics>,
     pub(crate) journal: Arc<dyn Journal>,
-    coordinator: Arc<dyn Coordinator>,
     authorizer: Arc<dyn Authorizer>,
+    /// What this node knows of and does with the others; `None` = it is alone.
+    pub(crate) remote: Option<Arc<Remote>>,
     registry: Registry,
     router: Router,
     retained: Retained,
@@ -127,6 +146,16 @@ impl Broker {
         self.draining.load(Ordering::Acquire)
     }
 
+    /// What this node knows of and does with the others; `None` = it is alone.
+    pub fn remote(&self) -> Option<&Arc<Remote>> {
+        self.remote.as_ref()
+    }
+
+    /// The revision of the cluster that set a topic's retained message; 0 = there is none.
+    pub fn retained_revision(&self, topic: &str) -> ports::Revision {
+        self.retained.revision_of(topic)
+    }
+
     /// Topics with a retained message, and their bytes.
     pub fn retained(&self) -> (usize, usize) {
         (self.retained.len(), self.retained.bytes())
@@ -145,6 +174,6 @@ impl Broker {
         if let ports::JournalHealth::Failing(why) = self.journal.health() {
             return Err(why);
         }
-        self.coordinator.may_serve()
+        self.remote.as_ref().map_or(Ok(()), |r| r.may_serve())
     }
 }

@@ -1,10 +1,12 @@
-//! The publish path: a message to every session that must have it, journaled once for all persistent ones.
+//! The publish path: a message to every session of this node that must have it, journaled once for all persistent ones.
+//! What other nodes must have is in [`super::remote`].
 
 use super::Broker;
 use super::handle::Handle;
-use super::mailbox::Wakes;
-use super::ports::{Change, Lsn, Recipient, SessionNo, SessionRecord};
-use super::router::{Cache, Target};
+use super::mailbox::{Refusal, Wakes};
+use super::ports::{Change, Lsn, MessageId, ORIGIN_DUTY, Recipient, Revision, Seq, SessionNo, SessionRecord};
+use super::remote::{RemoteCache, Ticket, Updated};
+use super::router::{self, Target};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
 use crate::session::{Delivery, DropReason, Extra};
@@ -14,7 +16,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// Who publishes, and what must be recorded together with the message.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Origin<'a> {
     /// The publishing session; 0 = the broker itself.
     pub session: SessionNo,
@@ -25,12 +27,52 @@ pub struct Origin<'a> {
 }
 
 /// What became of a publish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Routed {
-    /// When it is safe: once the journal is durable up to here; `None` = now.
+    /// When it is safe here: once the journal is durable up to here; `None` = now.
     pub lsn: Option<Lsn>,
-    /// Whether any subscription matched.
+    /// When it is safe on other nodes; `None` = none has to do with it.
+    pub ticket: Option<Arc<Ticket>>,
+    /// Whether any subscription of this node matched.
     pub matched: bool,
+}
+
+/// How one message is given to the sessions of this node.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Way<'a> {
+    /// Who publishes it; nobody, if it came from another node.
+    pub origin: Origin<'a>,
+    /// Names it in the cluster.
+    pub id: Option<MessageId>,
+    /// The revision of the index at which it was matched.
+    pub matched_at: Revision,
+    /// Whether it may have been here before: then duplicates are looked for.
+    pub repeated: bool,
+    /// Whether it may come again: then who has had it is remembered.
+    pub tracked: bool,
+}
+
+/// Sessions of this node that did not take a message because they leave.
+#[derive(Debug, Default)]
+pub(super) struct Leaving {
+    /// They may be about to move.
+    pub moving: Vec<Arc<Handle>>,
+    /// The last revision at which one moved.
+    pub moved: Option<Revision>,
+}
+
+impl Leaving {
+    /// Whether there is one.
+    pub fn any(&self) -> bool {
+        !self.moving.is_empty() || self.moved.is_some()
+    }
+}
+
+/// The last lookups of one publisher.
+#[derive(Debug, Default)]
+pub struct Cache {
+    pub(super) local: router::Cache,
+    pub(super) remote: RemoteCache,
 }
 
 /// Buffers that one thread uses from publish to publish.
@@ -42,6 +84,10 @@ pub struct Scratch {
     journaled: Vec<Target>,
     /// Sessions whose queue was found full.
     pub(super) full: Vec<Arc<Handle>>,
+    /// Sessions that got the message, in a cluster.
+    pub(super) given: Vec<SessionNo>,
+    /// Sessions that did not take the message, in a cluster.
+    pub(super) leaving: Leaving,
 }
 
 impl Broker {
@@ -57,10 +103,10 @@ impl Broker {
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) -> Result<Routed, Reason> {
-        let mut lsn = None;
+        let (mut lsn, mut ticket) = (None, None);
         if message.retain() {
-            match self.retain(message) {
-                Ok(when) => lsn = when,
+            match self.retain(message, origin.record.is_some()) {
+                Ok(updated) => (lsn, ticket) = (updated.lsn, updated.ticket),
                 Err(reason) => {
                     self.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
                     if message.qos() > QoS::AtMostOnce && origin.record.is_none() {
@@ -69,28 +115,55 @@ impl Broker {
                 }
             }
         }
-        let matches = self.router.lookup(message.topic(), cache);
+        if let Some(remote) = &self.remote {
+            let mut routed = self.publish_in_cluster(remote, message, origin, ticket, cache, scratch);
+            routed.lsn = routed.lsn.max(lsn);
+            return Ok(routed);
+        }
+        let way = Way { origin: *origin, ..Way::default() };
+        let matches = self.router.lookup(message.topic(), &mut cache.local);
+        let matched = self.to_local(message, matches, &way, scratch);
+        lsn = self.journal_message(message, &way, None, scratch).or(lsn);
+        Ok(Routed { lsn, ticket: None, matched })
+    }
+
+    /// Gives a message to all that match here, as [`Broker::to_target`] does.
+    pub(super) fn to_local(
+        &self,
+        message: &Message,
+        matches: &router::Matches,
+        way: &Way<'_>,
+        scratch: &mut Scratch,
+    ) -> bool {
         let mut matched = false;
         for t in &matches.targets {
-            matched |= self.to_target(message, t, origin, scratch);
+            matched |= self.to_target(message, t, way, scratch);
         }
         for group in &matches.groups {
             if let Some(m) = group.pick(0) {
-                matched |= self.to_target(message, &Broker::target_of(&m), origin, scratch);
+                matched |= self.to_target(message, &Broker::target_of(&m), way, scratch);
             }
         }
-        lsn = self.journal_message(message, origin, scratch).or(lsn);
-        Ok(Routed { lsn, matched })
+        matched
     }
 
     /// Delivers at once what needs no journal; the rest is left in `scratch`. False if the target is left out.
-    fn to_target(&self, message: &Message, t: &Target, origin: &Origin<'_>, scratch: &mut Scratch) -> bool {
-        let left_out = if t.handle.no == origin.session { t.no_local } else { t.only_own };
+    pub(super) fn to_target(
+        &self,
+        message: &Message,
+        t: &Target,
+        way: &Way<'_>,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let left_out = if t.handle.no == way.origin.session { t.no_local } else { t.only_own };
         if left_out {
             return false;
         }
         let qos = message.qos().min(t.qos);
         let retain = t.retain_as_published && message.retain();
+        if way.repeated && !self.is_first(way, t.handle.no) {
+            return true;
+        }
         if qos > QoS::AtMostOnce && t.handle.durable {
             match t.handle.mailbox.admits(message.size(), &self.limits.mailbox) {
                 Ok(()) => {
@@ -106,9 +179,9 @@ impl Broker {
                     scratch.recipients.push(r);
                     scratch.journaled.push(t.clone());
                 }
-                Err(reason) => {
-                    self.metrics.messages_dropped.of(reason).add(1);
-                    if reason == DropReason::QueueFull {
+                Err(refusal) => {
+                    self.refused(refusal, &t.handle, way, scratch);
+                    if refusal == Refusal::Dropped(DropReason::QueueFull) {
                         scratch.full.push(t.handle.clone());
                     }
                 }
@@ -116,31 +189,46 @@ impl Broker {
             return true;
         }
         let d = Delivery { message: message.clone(), seq: None, qos, retain, extra: t.extra.clone() };
-        if let Err(reason) = t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes) {
-            self.metrics.messages_dropped.of(reason).add(1);
+        match t.handle.mailbox.push(d, way.id, &self.limits.mailbox, &mut scratch.wakes) {
+            Ok(()) if way.id.is_some() => scratch.given.push(t.handle.no),
+            Ok(()) => {}
+            Err(refusal) => self.refused(refusal, &t.handle, way, scratch),
         }
         true
     }
 
-    fn journal_message(&self, message: &Message, origin: &Origin<'_>, scratch: &mut Scratch) -> Option<Lsn> {
+    /// Writes what `to_target` left, and what has to be recorded with it, in one step of the journal, then delivers it.
+    /// `duty` is the number of a row that stays until all other nodes have the message.
+    pub(super) fn journal_message(
+        &self,
+        message: &Message,
+        way: &Way<'_>,
+        duty: Option<Seq>,
+        scratch: &mut Scratch,
+    ) -> Option<Lsn> {
+        let mut recipients = std::mem::take(&mut scratch.recipients);
         let mut changes: SmallVec<[Change<'_>; 3]> = SmallVec::new();
-        if let Some(packet_id) = origin.inbound {
-            changes.push(Change::InboundBegin { session: origin.session, packet_id });
+        if let Some(packet_id) = way.origin.inbound {
+            changes.push(Change::InboundBegin { session: way.origin.session, packet_id });
         }
-        if let Some(record) = origin.record {
+        if let Some(record) = way.origin.record {
             changes.push(Change::Session(record));
         }
+        let delivered = recipients.len();
+        if duty.is_some() {
+            recipients.push(duty_of(None));
+        }
         let mut seq = 0;
-        if !scratch.recipients.is_empty() {
-            seq = self.journal.next_seq();
-            changes.push(Change::Message { seq, message, recipients: &scratch.recipients });
+        if !recipients.is_empty() {
+            seq = duty.unwrap_or_else(|| self.journal.next_seq());
+            changes.push(Change::Message { seq, id: way.id, message, recipients: &recipients });
         }
-        if changes.is_empty() {
-            return None;
-        }
-        let lsn = self.journal.append(&changes);
+        let lsn = (!changes.is_empty()).then(|| self.journal.append(&changes));
         drop(changes);
-        let recipients = std::mem::take(&mut scratch.recipients);
+        if let (Some(lsn), true) = (lsn, way.tracked && delivered > 0) {
+            // Before any of them can settle it.
+            self.keep_seen(way, message.qos(), seq, lsn, &recipients[..delivered]);
+        }
         let mut journaled = std::mem::take(&mut scratch.journaled);
         for (t, r) in journaled.drain(..).zip(&recipients) {
             let d = Delivery {
@@ -150,15 +238,19 @@ impl Broker {
                 retain: r.retain,
                 extra: t.extra,
             };
-            if let Err(reason) = t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes) {
-                self.metrics.messages_dropped.of(reason).add(1);
-                self.journal.append(&[Change::Settle { seq, session: r.session }]);
+            match t.handle.mailbox.push(d, way.id, &self.limits.mailbox, &mut scratch.wakes) {
+                Ok(()) if way.id.is_some() => scratch.given.push(r.session),
+                Ok(()) => {}
+                Err(refusal) => {
+                    self.refused(refusal, &t.handle, way, scratch);
+                    self.journal.append(&[Change::Settle { seq, session: r.session }]);
+                }
             }
         }
         scratch.journaled = journaled;
+        recipients.clear();
         scratch.recipients = recipients;
-        scratch.recipients.clear();
-        Some(lsn)
+        lsn
     }
 
     /// Gives one message to one session as the subscription `extra` asks: a retained one, or one of a shared subscription
@@ -171,16 +263,14 @@ impl Broker {
         scratch: &mut Scratch,
     ) -> Option<Option<Lsn>> {
         let qos = message.qos().min(t.qos);
+        let way = Way::default();
         if qos == QoS::AtMostOnce || !t.handle.durable {
             let d = Delivery { message: message.clone(), seq: None, qos, retain, extra: t.extra.clone() };
-            let pushed = t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes);
-            return pushed
-                .map_err(|reason| self.metrics.messages_dropped.of(reason).add(1))
-                .ok()
-                .map(|()| None);
+            let pushed = t.handle.mailbox.push(d, None, &self.limits.mailbox, &mut scratch.wakes);
+            return pushed.map_err(|r| self.refused(r, &t.handle, &way, scratch)).ok().map(|()| None);
         }
-        if let Err(reason) = t.handle.mailbox.admits(message.size(), &self.limits.mailbox) {
-            self.metrics.messages_dropped.of(reason).add(1);
+        if let Err(refusal) = t.handle.mailbox.admits(message.size(), &self.limits.mailbox) {
+            self.refused(refusal, &t.handle, &way, scratch);
             return None;
         }
         let e: Option<&Extra> = t.extra.as_deref();
@@ -192,24 +282,56 @@ impl Broker {
             shared: e.and_then(|e| e.shared.clone()),
         });
         scratch.journaled.push(t.clone());
-        Some(self.journal_message(message, &Origin::default(), scratch))
+        Some(self.journal_message(message, &way, None, scratch))
     }
 
-    fn retain(&self, message: &Message) -> Result<Option<Lsn>, Reason> {
-        if message.payload().is_empty() {
-            let topic = message.topic();
-            return Ok(self
-                .retained
-                .clear(topic, || self.journal.append(&[Change::ClearRetained { topic }])));
-        }
-        if !self.retained.admits(message, &self.limits.retained) {
+    /// Counts a message that a mailbox did not take, or remembers that it has to look for its session elsewhere.
+    fn refused(&self, refusal: Refusal, handle: &Arc<Handle>, way: &Way<'_>, scratch: &mut Scratch) {
+        let reason = match (refusal, way.id) {
+            (Refusal::Dropped(reason), Some(_)) => {
+                scratch.given.push(handle.no); // and it does not get it later, out of order
+                reason
+            }
+            (Refusal::Dropped(reason), None) => reason,
+            (Refusal::Moving, Some(_)) => {
+                self.unsee(way, handle.no);
+                return scratch.leaving.moving.push(handle.clone());
+            }
+            (Refusal::Moved(at), Some(_)) => {
+                self.unsee(way, handle.no);
+                // Whoever matched on a newer index has found it where it is.
+                if way.matched_at < at {
+                    scratch.leaving.moved = scratch.leaving.moved.max(Some(at));
+                }
+                return;
+            }
+            (Refusal::Moving | Refusal::Moved(_), None) => DropReason::SessionEnded,
+        };
+        self.metrics.messages_dropped.of(reason).add(1);
+    }
+
+    fn retain(&self, message: &Message, will: bool) -> Result<Updated, Reason> {
+        let clears = message.payload().is_empty();
+        if !clears && !self.retained.admits(message, &self.limits.retained) {
             return Err(Reason::QuotaExceeded);
         }
-        Ok(Some(self.retained.set(message, || self.journal.append(&[Change::Retain(message)]))))
+        if let Some(remote) = &self.remote {
+            return Ok(self.retain_in_cluster(remote, message, will));
+        }
+        let topic = message.topic();
+        let lsn = if clears {
+            self.retained.clear(topic, || self.journal.append(&[Change::ClearRetained { topic }]))
+        } else {
+            Some(self.retained.set(message, || self.journal.append(&[Change::Retain(message)])))
+        };
+        Ok(Updated { lsn, ticket: None })
     }
 
-    /// Clears retained messages that have expired.
+    /// Clears retained messages that have expired. In a cluster the leader does it for all.
     pub fn expire_retained(&self, now: Time) {
+        if self.remote.is_some() {
+            return;
+        }
         self.retained.expire(now, |topic| {
             self.journal.append(&[Change::ClearRetained { topic }]);
             self.metrics.messages_dropped.of(DropReason::Expired).add(1);
@@ -219,9 +341,9 @@ impl Broker {
     /// A message the broker itself publishes and keeps in memory only ($SYS).
     pub(super) fn publish_own(&self, message: &Message, cache: &mut Cache, scratch: &mut Scratch) {
         self.own.set(message, || ());
-        let matches = self.router.lookup(message.topic(), cache);
+        let matches = self.router.lookup(message.topic(), &mut cache.local);
         for t in &matches.targets {
-            self.to_target(message, t, &Origin::default(), scratch);
+            self.to_target(message, t, &Way::default(), scratch);
         }
     }
 
@@ -235,4 +357,11 @@ impl Broker {
             extra: s.extra.clone(),
         }
     }
+}
+
+/// The recipient that stands for a duty of this node: to bring a message to all other nodes that need it, or to a member of
+/// one shared subscription.
+pub(super) fn duty_of(shared: Option<Arc<str>>) -> Recipient {
+    let qos = QoS::ExactlyOnce;
+    Recipient { session: ORIGIN_DUTY, qos, retain: false, subscription_ids: SmallVec::new(), shared }
 }

@@ -2,10 +2,11 @@
 
 use super::dormant::Dormant;
 use super::handle::Handle;
-use super::mailbox::{Mailbox, Place};
-use super::ports::{OutboundState, Recovered, RecoveredSession};
+use super::mailbox::{Frozen, Mailbox, Place};
+use super::ports::{OutboundState, Recovered, RecoveredSession, WillRecord};
 use super::publish::Scratch;
 use super::registry::Registry;
+use super::remote::Remote;
 use super::retained::Retained;
 use super::router::Router;
 use super::subscribe::{Added, subscriber};
@@ -26,15 +27,16 @@ impl Broker {
         limits: Limits,
         ports: Ports,
         metrics: Arc<Metrics>,
-        recovered: Recovered,
+        mut recovered: Recovered,
         now: Time,
     ) -> Arc<Broker> {
+        let remote = ports.cluster.map(|c| Arc::new(Remote::new(c, limits.remote, metrics.clone())));
         let broker = Arc::new_cyclic(|me| Broker {
             limits,
             metrics,
             journal: ports.journal,
-            coordinator: ports.coordinator,
             authorizer: ports.authorizer,
+            remote,
             registry: Registry::default(),
             router: Router::default(),
             retained: Retained::default(),
@@ -44,53 +46,74 @@ impl Broker {
             draining: AtomicBool::new(false),
             me: me.clone(),
         });
-        for message in &recovered.retained {
-            broker.retained.set(message, || ());
+        // First: what is published from here on comes after what was begun before.
+        broker.recover_publishes(&mut recovered);
+        // In a cluster the store has them, and the journal only what the store has not taken yet.
+        if broker.remote.is_none() {
+            recovered.retained.iter().for_each(|message| broker.retained.set(message, || ()));
         }
         let handles: Vec<_> =
             recovered.sessions.into_iter().map(|s| broker.recover_session(s, now)).collect();
         // After all are subscribed, so that a will that is due finds every session.
         let mut scratch = Scratch::default();
-        for handle in handles {
-            broker.wake_dormant(&handle, now, &mut scratch);
+        // In a cluster only once it is known which of them are still this node's.
+        if broker.remote.is_none() {
+            for handle in handles {
+                broker.wake_dormant(&handle, now, &mut scratch);
+            }
         }
         broker.expire_retained(now);
+        broker.take_up_parked(recovered.parked);
+        broker.start_remote();
+        broker.start_publishing();
         broker
     }
 
     fn recover_session(&self, r: RecoveredSession, now: Time) -> Arc<Handle> {
         let record = r.record;
-        let will = record.will.map(|w| Will {
-            message: w.message,
-            delay_s: w.delay_s,
-            message_expiry_s: w.message_expiry_s,
-        });
+        let (pending, epoch) = (record.pending, record.epoch);
+        let will = record.will.map(will_of);
         let steps = r.outbound.into_iter().filter_map(|(packet_id, seq, state)| {
             Some((packet_id, NonZeroU64::new(seq)?, state == OutboundState::Released))
         });
         let detached_at = record.disconnected_at.unwrap_or(now);
         let session = Session::recovered(record.expiry_s, detached_at, will, &r.inbound, steps);
         let was_connected = record.disconnected_at.is_none();
-        let mailbox = Mailbox::new(Place::Parked(Box::new(session)), r.pending.into(), r.pending_bytes);
+        let place = match &self.remote {
+            Some(_) => Place::Frozen(Box::new(Frozen::new(Box::new(session)))),
+            None => Place::Parked(Box::new(session)),
+        };
+        let mailbox = Mailbox::new(place, r.pending.into(), r.pending_bytes);
         let handle = Arc::new(Handle::new(record.no, record.client_id, true, record.created_at, mailbox));
         handle.set_recorded();
+        handle.set_epoch(epoch);
         self.next_session.fetch_max(record.no + 1, Ordering::Relaxed);
         self.registry.insert(handle.clone());
         self.metrics.sessions.of(SessionState::Dormant).add(1);
         let mut added = Added::default();
         let mut subscriptions = handle.subscriptions.lock();
+        let mut routes = Vec::new();
         for s in r.subscriptions {
             // The journal has only what a session was granted.
             if let Ok(filter) = Filter::parse(&s.filter) {
                 let entry = subscriber(&handle, &filter, &s.filter, s.options, s.subscription_id);
-                self.add(&mut subscriptions, &filter, &s.filter, entry, s.subscription_id, &mut added);
+                let is_new =
+                    self.add(&mut subscriptions, &filter, &s.filter, entry, s.subscription_id, &mut added);
+                routes.push((s.filter, is_new));
             }
         }
         drop(subscriptions);
+        self.routes_added(&routes, true);
         self.count_added(&added);
         if was_connected {
             self.save_parked(&handle);
         }
+        self.keep_aside(&handle, pending, was_connected);
         handle
     }
+}
+
+/// A will as the journal has it.
+pub(super) fn will_of(w: WillRecord) -> Will {
+    Will { message: w.message, delay_s: w.delay_s, message_expiry_s: w.message_expiry_s }
 }

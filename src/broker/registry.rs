@@ -99,6 +99,8 @@ pub enum Claim {
     Waiting,
     /// A later connection with the same client identifier came.
     Superseded,
+    /// It is not on this node (any more): bring it here, then call again.
+    Elsewhere,
     /// Refused for this reason.
     Refused(Reason),
 }
@@ -124,10 +126,18 @@ impl Broker {
                         let sessions = &self.metrics.sessions;
                         sessions.of(SessionState::Dormant).sub(1);
                         sessions.of(SessionState::Active).add(1);
-                        // Its timers may be due this very moment: the client is late then, not we.
-                        let over = self.run_timers(&handle, &mut session, now, scratch);
-                        if !over && !settings.clean_start {
-                            return Claim::Granted { handle, session, present: true };
+                        // Its timers may be due this very moment: the client is late then, not we. Not if it was made for it.
+                        let fresh = handle.take_fresh();
+                        let over = !fresh && self.run_timers(&handle, &mut session, now, scratch);
+                        if !over && (fresh || !settings.clean_start) {
+                            return Claim::Granted { handle, session, present: !fresh };
+                        }
+                        if !over && self.remote.is_some() && handle.durable == (settings.expiry_s > 0) {
+                            let new = self.replace(&handle, now);
+                            let ended = self.end_dormant(&handle, &mut session, now, scratch);
+                            claimant.ended = claimant.ended.max(ended.unwrap_or(0));
+                            let session = Box::new(Session::new(new.durable));
+                            return Claim::Granted { handle: new, session, present: false };
                         }
                         if !over {
                             let ended = self.end_dormant(&handle, &mut session, now, scratch);
@@ -151,6 +161,7 @@ impl Broker {
                     }
                     claimant.row = Some((handle, 0));
                 }
+                Entry::Vacant(_) if self.remote.is_some() => return Claim::Elsewhere,
                 Entry::Vacant(e) => {
                     if self.sessions() >= self.limits.sessions as u64 {
                         return Claim::Refused(Reason::QuotaExceeded);
@@ -169,6 +180,23 @@ impl Broker {
                 }
             }
         }
+    }
+
+    /// Puts a new session in the place of `old`, which ends by a clean start. In the cluster it has the same record.
+    fn replace(&self, old: &Arc<Handle>, now: Time) -> Arc<Handle> {
+        let mailbox = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+        let no = self.new_session_no();
+        let handle = Arc::new(Handle::new(no, old.client_id.clone(), old.durable, now, mailbox));
+        handle.set_epoch(old.epoch());
+        old.disown();
+        // The old one no longer counts itself out when it ends: the new one takes its place there too.
+        self.registry.insert(handle.clone());
+        handle
+    }
+
+    /// Removes a session that left from the registry; false if another has taken its place.
+    pub(super) fn registry_remove(&self, handle: &Arc<Handle>) -> bool {
+        self.registry.remove(handle)
     }
 
     /// The session of a client identifier.

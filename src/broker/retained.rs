@@ -1,11 +1,13 @@
 //! Retained messages (MQTT 5.0 section 3.3.1.3): the last one of every topic, in memory, found by filter without a scan.
 
+use super::ports::Revision;
 use crate::clock::Time;
 use crate::mqtt::Message;
 use crate::topic::RetainedTrie;
 use parking_lot::RwLock;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Limits of the retained messages.
 #[derive(Clone, Copy, Debug)]
@@ -24,15 +26,37 @@ impl Default for RetainedLimits {
     }
 }
 
+/// A topic's message, and what the cluster says of it.
+#[derive(Debug)]
+struct Kept {
+    message: Message,
+    /// The revision that set it; 0 if this node is alone.
+    revision: Revision,
+    /// The snapshot that mentioned it last.
+    snapshot: u32,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
-    index: RetainedTrie<Message>,
+    index: RetainedTrie<Kept>,
+    snapshot: u32,
     bytes: usize,
     /// Topics whose message expires, soonest first.
     expiring: BTreeSet<(Time, Box<str>)>,
 }
 
 impl Inner {
+    fn set(&mut self, message: &Message, revision: Revision) {
+        let kept = Kept { message: message.clone(), revision, snapshot: self.snapshot };
+        if let Some(old) = self.index.insert(message.topic(), kept) {
+            self.forget(&old.message);
+        }
+        self.bytes += message.size();
+        if let Some(at) = message.expires_at() {
+            self.expiring.insert((at, message.topic().into()));
+        }
+    }
+
     fn forget(&mut self, old: &Message) {
         self.bytes -= old.size();
         if let Some(at) = old.expires_at() {
@@ -56,28 +80,69 @@ impl Retained {
         let inner = self.inner.read();
         let old = inner.index.get(message.topic());
         let messages = inner.index.len() + usize::from(old.is_none());
-        let bytes = inner.bytes + message.size() - old.map_or(0, Message::size);
+        let bytes = inner.bytes + message.size() - old.map_or(0, |o| o.message.size());
         messages <= limits.messages && bytes <= limits.bytes
     }
 
     /// Sets the retained message of its topic; runs `record` under the same lock, so that the journal has the same order.
     pub fn set<R>(&self, message: &Message, record: impl FnOnce() -> R) -> R {
         let mut inner = self.inner.write();
-        if let Some(old) = inner.index.insert(message.topic(), message.clone()) {
-            inner.forget(&old);
-        }
-        inner.bytes += message.size();
-        if let Some(at) = message.expires_at() {
-            inner.expiring.insert((at, message.topic().into()));
-        }
+        inner.set(message, 0);
         record()
+    }
+
+    /// Sets or clears a topic as the cluster says at `revision`.
+    pub fn apply(&self, topic: &str, message: Option<&Message>, revision: Revision) {
+        let mut inner = self.inner.write();
+        match message {
+            Some(message) => inner.set(message, revision),
+            None => {
+                if let Some(old) = inner.index.remove(topic) {
+                    inner.forget(&old.message);
+                }
+            }
+        }
+    }
+
+    /// The revision that set a topic's message; 0 = there is none.
+    pub fn revision_of(&self, topic: &str) -> Revision {
+        self.inner.read().index.get(topic).map_or(0, |k| k.revision)
+    }
+
+    /// What the cluster does not mention from now until [`Retained::end_snapshot`] will go.
+    pub fn begin_snapshot(&self) {
+        let mut inner = self.inner.write();
+        inner.snapshot = inner.snapshot.wrapping_add(1);
+    }
+
+    /// Removes what the snapshot did not mention.
+    pub fn end_snapshot(&self) {
+        let mut inner = self.inner.write();
+        let snapshot = inner.snapshot;
+        let mut stale = Vec::new();
+        inner.index.for_each(|k| {
+            if k.snapshot != snapshot {
+                stale.push(k.message.clone());
+            }
+        });
+        for message in stale {
+            inner.index.remove(message.topic());
+            inner.forget(&message);
+        }
+    }
+
+    /// Topics whose message has expired, at most `max`, and the revisions that set them.
+    pub fn expired(&self, now: Time, max: usize) -> Vec<(Arc<str>, Revision)> {
+        let inner = self.inner.read();
+        let due = inner.expiring.iter().take_while(|(at, _)| *at <= now).take(max);
+        due.filter_map(|(_, t)| Some((Arc::from(&**t), inner.index.get(t)?.revision))).collect()
     }
 
     /// Clears a topic; runs `record` under the same lock if there was a message.
     pub fn clear<R>(&self, topic: &str, record: impl FnOnce() -> R) -> Option<R> {
         let mut inner = self.inner.write();
         let old = inner.index.remove(topic)?;
-        inner.forget(&old);
+        inner.forget(&old.message);
         Some(record())
     }
 
@@ -90,7 +155,7 @@ impl Retained {
                 return;
             }
             if let Some(old) = inner.index.remove(&topic) {
-                inner.bytes -= old.size();
+                inner.bytes -= old.message.size();
                 record(&topic);
             }
         }
@@ -99,9 +164,9 @@ impl Retained {
     /// Messages whose topic matches `filter` and that have not expired.
     pub fn matching(&self, filter: &str, now: Time) -> Vec<Message> {
         let mut found = Vec::new();
-        self.inner.read().index.for_each_match(filter, |m| {
-            if !m.expired(now) {
-                found.push(m.clone());
+        self.inner.read().index.for_each_match(filter, |k| {
+            if !k.message.expired(now) {
+                found.push(k.message.clone());
             }
             ControlFlow::Continue(())
         });

@@ -4,6 +4,7 @@ use super::Broker;
 use super::handle::{Handle, Subscription, Subscriptions};
 use super::ports::{Change, Identity, Lsn, SubscriptionRecord};
 use super::publish::Scratch;
+use super::remote::RouteWait;
 use super::router::{Subscriber, Target};
 use super::sys;
 use crate::clock::Time;
@@ -21,6 +22,8 @@ pub struct Answered {
     pub codes: SmallVec<[Reason; 4]>,
     /// When it is safe to say so; `None` = now.
     pub lsn: Option<Lsn>,
+    /// Routes that the cluster has to know first; `None` if this node is alone.
+    pub routes: Option<RouteWait>,
 }
 
 /// New subscriptions, to be counted together.
@@ -50,7 +53,9 @@ impl Broker {
     ) -> Answered {
         let mut answered = Answered::default();
         let id = request.subscription_id;
-        let retains = !self.retained.is_empty();
+        // In a cluster the index may not know yet what must be sent.
+        let retains = self.remote.is_some() || !self.retained.is_empty();
+        let mut routes = Vec::new();
         let mut added = Added::default();
         let mut subscriptions = handle.subscriptions.lock();
         for f in &request.filters {
@@ -69,6 +74,7 @@ impl Broker {
             let s = subscriber(handle, &filter, &f.filter, f.options, id);
             let target = (retains || sys::is_own(filter.filter)).then(|| Broker::target_of(&s));
             let is_new = self.add(&mut subscriptions, &filter, &f.filter, s, id, &mut added);
+            routes.push((f.filter.clone(), is_new));
             if handle.durable {
                 let subscription =
                     SubscriptionRecord { filter: f.filter.clone(), options: f.options, subscription_id: id };
@@ -90,6 +96,8 @@ impl Broker {
                 retained.extend([RetainedRequest { filter: f.filter.clone(), target }]);
             }
         }
+        answered.routes = self.routes_added(&routes, handle.durable);
+        drop(subscriptions);
         self.count_added(&added);
         answered
     }
@@ -148,6 +156,7 @@ impl Broker {
                 continue;
             }
             self.router.unsubscribe(&filter, name, handle.no);
+            self.routes_removed([name], handle.durable);
             drop(subscriptions);
             self.metrics.subscriptions_active.sub(1);
             self.metrics.shared_subscriptions.sub(u64::from(filter.share.is_some()));

@@ -1,8 +1,7 @@
 //! `$SYS`: the broker's figures as topics under mosquitto's names, published as retained messages kept in memory only.
 
 use super::Broker;
-use super::publish::Scratch;
-use super::router::Cache;
+use super::publish::{Cache, Scratch};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};

@@ -1,5 +1,8 @@
-//! Who owns what. Only the coordinator of a node that is alone is built yet.
+//! The outside of a clustered node: the coordinator on etcd and the links to other nodes on gRPC.
 
-mod standalone;
+pub mod etcd;
+pub mod memory;
+pub mod peers;
+mod tasks;
 
-pub use standalone::Standalone;
+pub use tasks::TokioTasks;

@@ -146,6 +146,141 @@ impl Kind for Addresses {
     }
 }
 
+/// An address to listen on.
+pub struct Address;
+
+impl Kind for Address {
+    type Value = SocketAddr;
+
+    fn expects() -> String {
+        "an IP address and a port, such as 0.0.0.0:7948".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<SocketAddr> {
+        parse_address(text)
+    }
+}
+
+/// A host and a port, or `auto`: `None`.
+pub struct HostPortOrAuto;
+
+impl Kind for HostPortOrAuto {
+    type Value = Option<String>;
+
+    fn expects() -> String {
+        "auto, or a host name or IP address and a port, such as berth-0.berth:7948".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<Option<String>> {
+        if text == "auto" {
+            return Some(None);
+        }
+        let (host, port) = text.rsplit_once(':')?;
+        let valid =
+            !host.is_empty() && !host.contains(['/', ' ', '@']) && port.parse::<u16>().is_ok_and(|p| p > 0);
+        valid.then(|| Some(text.to_owned()))
+    }
+}
+
+/// URLs of etcd members.
+pub struct Endpoints;
+
+impl Kind for Endpoints {
+    type Value = Vec<String>;
+
+    fn expects() -> String {
+        "a URL of scheme http or https, such as http://10.0.0.1:2379, or a list of them".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<Vec<String>> {
+        text.split(',')
+            .map(|url| {
+                let url = url.trim();
+                let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?;
+                HostPortOrAuto::parse(rest)?.map(|_| url.to_owned())
+            })
+            .collect()
+    }
+}
+
+/// What keys begin with: `/` and at least one more character, no `/` at the end.
+pub struct Prefix;
+
+impl Kind for Prefix {
+    type Value = String;
+
+    fn expects() -> String {
+        "a path such as /berth, without a / at its end".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<String> {
+        let valid = text.len() > 1 && text.starts_with('/') && !text.ends_with('/') && !text.contains("//");
+        valid.then(|| text.to_owned())
+    }
+}
+
+/// Any text.
+pub struct Text;
+
+impl Kind for Text {
+    type Value = String;
+
+    fn expects() -> String {
+        "text".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+}
+
+/// What must not be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// A secret; empty: `None`.
+pub struct SecretOrNone;
+
+impl Kind for SecretOrNone {
+    type Value = Option<Secret>;
+
+    fn expects() -> String {
+        "text".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<Option<Secret>> {
+        Some((!text.is_empty()).then(|| Secret(text.to_owned())))
+    }
+}
+
+/// A file; empty: `None`.
+pub struct FileOrNone;
+
+impl Kind for FileOrNone {
+    type Value = Option<PathBuf>;
+
+    fn expects() -> String {
+        "a path".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<Option<PathBuf>> {
+        Some((!text.is_empty()).then(|| PathBuf::from(text)))
+    }
+}
+
 /// An address to listen on, or `off`: `None`.
 pub struct AddressOrOff;
 

@@ -11,10 +11,10 @@ pub mod reference;
 mod sources;
 mod units;
 
-pub use kinds::{LogFormat, StorageType};
+pub use kinds::{LogFormat, Secret, StorageType};
 pub use options::{
-    Auth, Http, Limits, Listeners, Log, Node, Publish, Retained, Runtime, Session, Shutdown, Storage, Sys,
-    Tcp,
+    Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish, Retained,
+    Runtime, Session, Shutdown, Storage, Sys, Tcp,
 };
 pub use problem::{Problem, Problems};
 pub use sources::{Flag, Sources};
@@ -42,6 +42,10 @@ pub struct Config {
     pub storage: Storage,
     /// Acceptance of messages.
     pub publish: Publish,
+    /// This node as part of a cluster.
+    pub cluster: Cluster,
+    /// The etcd that the nodes of a cluster share.
+    pub etcd: Etcd,
     /// The `$SYS` topics.
     pub sys: Sys,
     /// Logging.
@@ -93,6 +97,9 @@ impl Config {
         let retained = Retained::take(reader);
         let storage = Storage::take(reader);
         let publish = Publish::take(reader);
+        let cluster = ClusterNode::take(reader);
+        let cluster_tls = ClusterTls::take(reader);
+        let etcd = Etcd::take(reader);
         let sys = Sys::take(reader);
         let log = Log::take(reader);
         let shutdown = Shutdown::take(reader);
@@ -107,6 +114,8 @@ impl Config {
             retained: retained?,
             storage: storage?,
             publish: publish?,
+            cluster: Cluster { node: cluster?, tls: cluster_tls? },
+            etcd: etcd?,
             sys: sys?,
             log: log?,
             shutdown: shutdown?,
@@ -125,6 +134,44 @@ impl Config {
                  set auth.allow_anonymous to true to let everybody in"
             );
             reader.refuse("auth.allow_anonymous", &why);
+        }
+        if self.cluster.node.enabled {
+            self.check_cluster(reader);
+        }
+    }
+
+    fn check_cluster(&self, reader: &mut sources::Reader) {
+        let Cluster { node, tls } = &self.cluster;
+        if node.suback_wait <= node.stale_after {
+            reader.refuse("cluster.suback_wait", "it must be above cluster.stale_after");
+        }
+        if node.stale_after >= node.lease {
+            reader.refuse("cluster.stale_after", "it must be below cluster.lease");
+        }
+        let files = [&tls.ca_file, &tls.cert_file, &tls.key_file];
+        if files.iter().any(|f| f.is_some()) && !files.iter().all(|f| f.is_some()) {
+            reader.refuse(
+                "cluster.tls",
+                "ca_file, cert_file and key_file must be set all three, or none of them",
+            );
+        }
+        let etcd = &self.etcd;
+        if etcd.cert_file.is_some() != etcd.key_file.is_some() {
+            reader.refuse("etcd.cert_file", "etcd.cert_file and etcd.key_file must be set both, or neither");
+        }
+        if etcd.password.is_some() && etcd.password_file.is_some() {
+            reader.refuse("etcd.password_file", "etcd.password is set as well: only one of them can count");
+        }
+        let password = etcd.password.is_some() || etcd.password_file.is_some();
+        if password == etcd.username.is_empty() {
+            reader.refuse(
+                "etcd.username",
+                "a user name and a password (etcd.password_file) must be set both, or neither",
+            );
+        }
+        if self.storage.kind == StorageType::Memory {
+            let why = "a node of a cluster keeps its sessions on disk: others rely on what it acknowledged; use redb";
+            reader.refuse("storage.type", why);
         }
     }
 }

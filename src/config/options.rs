@@ -1,8 +1,9 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
 use super::kinds::{
-    AddressOrOff, Addresses, Count, Directory, Kind, LogFilter, LogFormat, NodeId, SecondsOrOff, Size, Span,
-    StorageType, Switch, SwitchOrAuto,
+    Address, AddressOrOff, Addresses, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto, Kind,
+    LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff, SecretOrNone, Size, Span, StorageType, Switch,
+    SwitchOrAuto, Text,
 };
 use super::sources::Reader;
 
@@ -78,6 +79,15 @@ pub fn keys() -> impl Iterator<Item = String> {
     SECTIONS.iter().flat_map(|s| s.options.iter().map(|o| format!("{}.{}", s.path, o.name)))
 }
 
+/// This node as part of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// The cluster.
+    pub node: ClusterNode,
+    /// Certificates of the links between nodes.
+    pub tls: ClusterTls,
+}
+
 /// Where clients connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listeners {
@@ -113,7 +123,7 @@ options! {
         "allow_anonymous" allow_anonymous: SwitchOrAuto = "auto",
     }
 
-    /// Admin HTTP: /health, /ready, /cluster/status, /metrics. It has no authentication.
+    /// Admin HTTP: /health, /ready, /cluster/status and /metrics; /api/v1/ (berth ctl) for this machine only. It has no authentication.
     Http = "http" {
         /// Where to listen.
         "address" address: AddressOrOff = "127.0.0.1:8081",
@@ -191,9 +201,82 @@ options! {
 
     /// Acceptance of messages.
     Publish = "publish" {
-        /// How long the acknowledgement of a message may wait for the journal. After that the message is refused:
-        /// 0x80 or above for MQTT 5, a closed connection for MQTT 3.
-        "timeout" timeout: Span<100, 3_600_000> = "10s",
+        /// How long the acknowledgement of a message may wait for the journal and, in a cluster, for other nodes. After that
+        /// the message is refused: 0x80 or above for MQTT 5, a closed connection for MQTT 3. In a cluster it should exceed
+        /// cluster.lease and the time that a node takes to come back.
+        "timeout" timeout: Span<100, 3_600_000> = "30s",
+    }
+
+    /// This node as part of a cluster. Every node needs its own node.id, and all the same cluster.name and etcd.
+    ClusterNode = "cluster" {
+        /// Whether this node is part of a cluster. It then needs etcd.
+        "enabled" enabled: Switch = "false",
+        /// The name of the cluster. Several clusters may share one etcd.
+        "name" name: NodeId = "berth",
+        /// Where to listen for the other nodes.
+        "peer_address" peer_address: Address = "127.0.0.1:7948",
+        /// Where the other nodes reach this one, host:port. auto = peer_address, with the host name if that listens everywhere.
+        "advertise_peer" advertise_peer: HostPortOrAuto = "auto",
+        /// Where clients reach this node, host:port: told to MQTT 5 clients that should come here (server reference).
+        /// auto = the first address of listeners.tcp, with the host name if that listens everywhere.
+        "advertise_mqtt" advertise_mqtt: HostPortOrAuto = "auto",
+        /// Where the node stands, such as a rack or a data centre's zone. Shown by berth ctl cluster status.
+        "zone" zone: Text = "",
+        /// How long etcd keeps this node listed after it last heard from it.
+        "lease" lease: Span<2_000, 600_000> = "10s",
+        /// How old what this node knows of the others may be before it holds acknowledgements back and, if it may not rely on
+        /// its lease either, closes its clients.
+        "stale_after" stale_after: Span<500, 600_000> = "5s",
+        /// How long a CONNECT may wait for a session that another node has. After that it is refused with 0x88.
+        "takeover_timeout" takeover_timeout: Span<100, 600_000> = "10s",
+        /// How long a SUBACK may wait until every node routes to the subscription. Above stale_after.
+        "suback_wait" suback_wait: Span<500, 600_000> = "8s",
+        /// How long the new owner of a session keeps messages back for older ones that are still on their way by its old one.
+        "order_wait" order_wait: Span<100, 600_000> = "5s",
+        /// QoS 1 and 2 publishes of this node that may wait for other nodes. At the limit publishers are slowed down.
+        "max_held_messages" max_held_messages: Count<usize, 1, 100_000_000> = "100000",
+        /// The same in bytes.
+        "max_held_bytes" max_held_bytes: Size<usize, 1024, TIB> = "256MiB",
+        /// Sessions that left this node and are remembered until every node has heard of it.
+        "max_departed" max_departed: Count<usize, 1, 100_000_000> = "100000",
+        /// A link to another node on which nothing is heard for so long is opened anew.
+        "peer_timeout" peer_timeout: Span<500, 600_000> = "5s",
+        /// How long a node may be gone before its sessions and their messages are given up. never = until an operator says so
+        /// (berth ctl cluster forget NODE).
+        "forget_after" forget_after: SecondsOrOff<60, 4_294_967_294> = "never",
+    }
+
+    /// Certificates of the links between nodes. With all three set, nodes accept each other only with a certificate of
+    /// the authority; its DNS names must contain the node.id or the host of advertise_peer.
+    ClusterTls = "cluster.tls" {
+        /// PEM file of the authority that signed the nodes' certificates.
+        "ca_file" ca_file: FileOrNone = "",
+        /// PEM file of this node's certificate.
+        "cert_file" cert_file: FileOrNone = "",
+        /// PEM file of its private key.
+        "key_file" key_file: FileOrNone = "",
+    }
+
+    /// The etcd that the nodes of a cluster share: version 3.4 or later, 3.5.13 or later recommended.
+    Etcd = "etcd" {
+        /// Its members, one or a list, such as http://10.0.0.1:2379; https:// with TLS.
+        "endpoints" endpoints: Endpoints = "http://127.0.0.1:2379",
+        /// What all keys begin with.
+        "prefix" prefix: Prefix = "/berth",
+        /// User name, if etcd asks for one.
+        "username" username: Text = "",
+        /// Password; better in password_file.
+        "password" password: SecretOrNone = "",
+        /// File that holds the password.
+        "password_file" password_file: FileOrNone = "",
+        /// PEM file of the authority that signed etcd's certificate. Without it the system's authorities count.
+        "ca_file" ca_file: FileOrNone = "",
+        /// PEM file of the client certificate, if etcd asks for one.
+        "cert_file" cert_file: FileOrNone = "",
+        /// PEM file of its private key.
+        "key_file" key_file: FileOrNone = "",
+        /// How long one request may take.
+        "timeout" timeout: Span<100, 600_000> = "3s",
     }
 
     /// The $SYS topics.

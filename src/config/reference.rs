@@ -9,16 +9,23 @@ pub fn yaml() -> String {
         "# Berth's options with their defaults. Remove the `#` before a section and an option to change it.\n\
          # Above this file: BERTH__SECTION__KEY in the environment, then flags (--set section.key=value).\n",
     );
+    let mut before = "";
     for section in SECTIONS {
         out.push('\n');
         let mut indent = String::new();
+        // A section inside the one before goes on in it: YAML allows each key once.
+        let inside = section.path.strip_prefix(before).is_some_and(|rest| rest.starts_with('.'));
+        let open = if inside { before.split('.').count() } else { 0 };
         for (depth, part) in section.path.split('.').enumerate() {
-            if depth == 0 {
-                comment(&mut out, "", section.doc);
+            if depth == open {
+                comment(&mut out, &indent, section.doc);
             }
-            let _ = writeln!(out, "#{indent}{part}:");
+            if depth >= open {
+                let _ = writeln!(out, "#{indent}{part}:");
+            }
             indent.push_str("  ");
         }
+        before = section.path;
         for option in section.options {
             comment(&mut out, &indent, option.doc);
             comment(&mut out, &indent, &[&format!("Expects {}.", (option.expects)())]);

@@ -175,3 +175,38 @@ fn the_yaml_reference_says_the_defaults() {
     defaults.file = sources.file.clone();
     assert_eq!(Config::load(&sources).unwrap(), defaults, "{stated}");
 }
+
+#[test]
+fn a_cluster_must_fit_together() {
+    type Case<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>);
+    let cases: &[Case<'_>] = &[
+        (&[], None),
+        (&[("cluster.suback_wait", "5s")], Some("cluster.suback_wait")),
+        (&[("cluster.lease", "5s")], Some("cluster.stale_after")),
+        (&[("cluster.tls.ca_file", "/a"), ("cluster.tls.key_file", "/k")], Some("cluster.tls")),
+        (&[("etcd.cert_file", "/c")], Some("etcd.cert_file")),
+        (&[("etcd.username", "u"), ("etcd.password", "p")], None),
+        (&[("etcd.username", "u"), ("etcd.password_file", "/p")], None),
+        (&[("etcd.username", "u")], Some("etcd.username")),
+        (&[("etcd.password", "p")], Some("etcd.username")),
+        (
+            &[("etcd.username", "u"), ("etcd.password", "p"), ("etcd.password_file", "/p")],
+            Some("etcd.password_file"),
+        ),
+        (&[("storage.type", "memory")], Some("storage.type")),
+        (&[("etcd.endpoints", "127.0.0.1:2379")], Some("etcd.endpoints")),
+        (&[("etcd.endpoints", "http://a:1,https://b:2")], None),
+        (&[("etcd.prefix", "berth")], Some("etcd.prefix")),
+        (&[("cluster.advertise_peer", "nowhere")], Some("cluster.advertise_peer")),
+        (&[("cluster.advertise_peer", "berth-0.berth:7948")], None),
+    ];
+    for (pairs, wrong) in cases {
+        let all: Vec<_> = [("cluster.enabled", "true")].iter().chain(*pairs).copied().collect();
+        let outcome = Config::from_pairs(&all);
+        let keys = outcome.as_ref().err().map(|p| p.0.iter().map(|p| p.key.clone()).collect::<Vec<_>>());
+        assert_eq!(keys, wrong.map(|w| vec![w.to_owned()]), "{pairs:?}");
+        if let Ok(config) = outcome {
+            assert!(!format!("{config:?}").contains("\"p\""), "the password is shown");
+        }
+    }
+}

@@ -74,6 +74,11 @@ impl Message {
         &self.0.header.header
     }
 
+    /// `topic length (2 bytes, big endian) | topic | payload | properties`: all bytes of the message.
+    pub fn body(&self) -> &[u8] {
+        &self.0.slice
+    }
+
     /// `topic length (2 bytes, big endian) | topic`, as a PUBLISH starts.
     pub fn topic_wire(&self) -> &[u8] {
         &self.0.slice[..2 + usize::from(self.header().topic_len)]

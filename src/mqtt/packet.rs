@@ -20,6 +20,15 @@ impl Version {
         self == Version::V5
     }
 
+    /// The version as people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Version::V31 => "3.1",
+            Version::V311 => "3.1.1",
+            Version::V5 => "5.0",
+        }
+    }
+
     /// The protocol level of CONNECT.
     pub fn level(self) -> u8 {
         match self {

@@ -41,6 +41,8 @@ struct Connection {
     unsent: Vec<u8>,
     broker: Arc<Broker>,
     armed: Option<Time>,
+    /// This node may not serve clients, and this one has been told.
+    silenced: bool,
     /// When to give up writing the last bytes.
     linger: Option<Time>,
 }
@@ -57,7 +59,8 @@ pub(super) async fn serve(
     stop: Arc<Notify>,
 ) {
     let link = Link::new(broker.clone(), peer, admission, clock::now());
-    let mut c = Connection { stream, link, unsent: Vec::new(), broker, armed: None, linger: None };
+    let mut c =
+        Connection { stream, link, unsent: Vec::new(), broker, armed: None, silenced: false, linger: None };
     let sleep = tokio::time::sleep(std::time::Duration::ZERO);
     let stopped = stop.notified();
     tokio::pin!(sleep, stopped);
@@ -126,6 +129,12 @@ impl Connection {
     fn work(&mut self, cx: &mut task::Context<'_>, b: &mut Buffers) -> bool {
         let Buffers { context, read } = b;
         let now = clock::now();
+        let serves = self.broker.serves(now);
+        if !serves && !self.silenced {
+            context.actions.wire.clear(); // from here on the client hears only why it is closed
+            self.link.stop_serving(now, context);
+        }
+        self.silenced = !serves;
         for _ in 0..ROUNDS_MAX {
             self.link.poll(cx.waker(), now, context);
             let mut came = false;

@@ -147,9 +147,18 @@ pub enum CloseCause {
     Kicked,
     /// The broker shuts down.
     ShuttingDown,
+    /// The broker leaves the cluster, and another node has the session.
+    HandedOver,
+    /// The broker cannot know any more whose sessions are its own.
+    NotServing,
 }
 
 impl CloseCause {
+    /// Whether the session goes on elsewhere, or here later, so that its will is not due because of this.
+    pub(super) fn keeps_will(self) -> bool {
+        matches!(self, CloseCause::ShuttingDown | CloseCause::HandedOver)
+    }
+
     /// The reason an MQTT 5 client is told in DISCONNECT.
     pub fn told(self) -> Option<Reason> {
         match self {
@@ -159,6 +168,8 @@ impl CloseCause {
             CloseCause::TakenOver => Some(Reason::SessionTakenOver),
             CloseCause::Kicked => Some(Reason::AdministrativeAction),
             CloseCause::ShuttingDown => Some(Reason::ServerShuttingDown),
+            CloseCause::HandedOver => Some(Reason::ServerMoved),
+            CloseCause::NotServing => Some(Reason::ServerBusy),
         }
     }
 }

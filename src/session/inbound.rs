@@ -52,6 +52,13 @@ impl Inbound {
         self.exactly_once.values_mut().for_each(|t| *t = 0);
     }
 
+    /// Packet identifiers of QoS 2 publishes in use, ascending.
+    pub(super) fn ids(&self) -> Vec<u16> {
+        let mut ids: Vec<u16> = self.exactly_once.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     pub(super) fn recover(&mut self, packet_ids: &[u16]) {
         self.exactly_once.extend(packet_ids.iter().map(|id| (*id, 0)));
     }

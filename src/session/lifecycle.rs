@@ -74,7 +74,10 @@ impl Session {
         self.detached_at = Some(now);
         self.inbound.detach();
         // The server may defer wills at its own shutdown until it is back (3.1.1 section 3.1.2.5).
-        if cause != CloseCause::ShuttingDown {
+        if cause == CloseCause::HandedOver && self.expiry_s == 0 {
+            self.will = None; // nobody has this session after us, and its client did nothing wrong
+        }
+        if !cause.keeps_will() {
             self.fire_due(now, out);
         }
         if self.expiry_s == 0 && cause != CloseCause::ShuttingDown {
@@ -118,6 +121,30 @@ impl Session {
         s.will = will.map(Box::new);
         s.inbound.recover(inbound);
         s.outbound.recover(outbound);
+        s
+    }
+
+    /// Inbound QoS 2 packet identifiers in use, ascending.
+    pub fn inbound_ids(&self) -> Vec<u16> {
+        self.inbound.ids()
+    }
+
+    /// Journaled messages in flight `(packet_id, seq, released)`, in the order in which they were first sent.
+    pub fn outbound_steps(&self) -> Vec<(u16, NonZeroU64, bool)> {
+        let released = |stage| matches!(stage, Stage::Releasing | Stage::Released);
+        let steps = self.outbound.inflight.iter();
+        steps.filter_map(|e| Some((e.packet_id, e.seq?, released(e.stage)))).collect()
+    }
+
+    /// The will goes, unpublished.
+    pub fn forget_will(&mut self) {
+        self.will = None;
+    }
+
+    /// A dormant session that nobody has been connected to yet.
+    pub fn fresh(durable: bool, expiry_s: u32, now: Time) -> Session {
+        let mut s = Session::new(durable);
+        (s.expiry_s, s.detached_at) = (expiry_s, Some(now));
         s
     }
 

@@ -145,15 +145,30 @@ impl Session {
 
     /// Ends the connection for `cause`. MQTT 5 clients are told the reason if there is one to tell.
     pub fn close(&mut self, cause: CloseCause, why: Option<&str>, out: &mut Actions) {
+        self.close_with(cause, why, None, out);
+    }
+
+    /// Ends the connection for `cause` and tells an MQTT 5 client where to go (section 4.13).
+    pub fn close_and_refer(&mut self, cause: CloseCause, reference: &str, out: &mut Actions) {
+        self.close_with(cause, None, Some(reference), out);
+    }
+
+    fn close_with(
+        &mut self,
+        cause: CloseCause,
+        why: Option<&str>,
+        reference: Option<&str>,
+        out: &mut Actions,
+    ) {
         let Some(conn) = self.conn.as_mut() else { return };
         if conn.closed {
             return;
         }
         conn.closed = true;
         if let (Version::V5, Some(reason)) = (conn.version, cause.told()) {
-            let why = why.filter(|_| conn.problem_information);
+            let said = why.filter(|_| conn.problem_information);
             let start = out.wire.len();
-            encode::disconnect(out.packet(), reason, why, None, None);
+            encode::disconnect(out.packet(), reason, said, reference, None);
             if out.wire.len() - start > conn.maximum_packet_size as usize {
                 out.take_back(start);
                 encode::disconnect(out.packet(), reason, None, None, None);

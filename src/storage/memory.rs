@@ -1,10 +1,13 @@
 //! The journal that forgets: everything in memory, durable at once. For brokers that need not survive a restart, and for
 //! tests and simulation, which [`MemoryJournal::reopen`] it. Never touches a disk, starts a thread or waits.
 
+use super::order::order_by_origin;
+use super::random_name;
 use super::wakers::Wakers;
 use crate::broker::ports::{
-    Change, Journal, JournalHealth, Lsn, OutboundState, ReadDone, Recipient, Recovered, RecoveredSession,
-    Seq, SessionNo, SessionRecord, Stored, SubscriptionRecord,
+    Change, Journal, JournalHealth, Lsn, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain,
+    ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
+    SubscriptionRecord,
 };
 use crate::mqtt::Message;
 use parking_lot::Mutex;
@@ -37,6 +40,8 @@ impl Default for MemoryOptions {
 /// thread, with no lock held.
 pub struct MemoryJournal {
     options: MemoryOptions,
+    /// Names it; never 0.
+    name: u64,
     next_seq: AtomicU64,
     /// Number of times that room was made after there was none: 0 for a journal that was never full.
     durable: AtomicU64,
@@ -53,10 +58,18 @@ struct State {
     messages: BTreeMap<Seq, Entry>,
     sessions: BTreeMap<SessionNo, Session>,
     retained: BTreeMap<Box<str>, Message>,
+    parked: BTreeMap<Arc<str>, ParkedRetain>,
+    node: Option<NodeRecord>,
+    seen: BTreeMap<MessageId, BTreeSet<SessionNo>>,
+    /// `seen` the other way round.
+    seen_by: BTreeSet<(SessionNo, MessageId)>,
 }
 
 struct Entry {
+    id: Option<MessageId>,
     message: Message,
+    /// All sessions it was stored for, if it has an ID.
+    stored_for: Box<[SessionNo]>,
     /// Those that have not settled.
     recipients: BTreeMap<SessionNo, Recipient>,
 }
@@ -81,15 +94,30 @@ fn cost(message: &Message) -> u64 {
     message.size() as u64
 }
 
+fn parked_cost(parked: &ParkedRetain) -> u64 {
+    RECIPIENT_BYTES + parked.topic.len() as u64 + parked.message.as_ref().map_or(0, cost)
+}
+
 impl MemoryJournal {
     /// An empty journal.
     pub fn new(options: MemoryOptions) -> Arc<MemoryJournal> {
-        MemoryJournal::with(options, 1, State::default())
+        MemoryJournal::named(options, random_name())
     }
 
-    fn with(options: MemoryOptions, next_seq: Seq, state: State) -> Arc<MemoryJournal> {
+    /// An empty journal whose name ([`Recovered::journal`]) is chosen by the caller: for runs that can be replayed.
+    pub fn named(options: MemoryOptions, name: u64) -> Arc<MemoryJournal> {
+        MemoryJournal::with(options, name, 1, State::default())
+    }
+
+    /// What names this journal: [`Recovered::journal`].
+    pub fn name(&self) -> u64 {
+        self.name
+    }
+
+    fn with(options: MemoryOptions, name: u64, next_seq: Seq, state: State) -> Arc<MemoryJournal> {
         Arc::new(MemoryJournal {
             options,
+            name,
             next_seq: AtomicU64::new(next_seq),
             durable: AtomicU64::new(0),
             state: Mutex::new(state),
@@ -108,8 +136,9 @@ impl MemoryJournal {
         };
         state.closed = false;
         state.forget_unknown_sessions();
-        let recovered = state.recovered();
-        let journal = MemoryJournal::with(self.options.clone(), self.next_seq.load(Ordering::Relaxed), state);
+        let recovered = Recovered { journal: self.name, ..state.recovered() };
+        let next_seq = self.next_seq.load(Ordering::Relaxed);
+        let journal = MemoryJournal::with(self.options.clone(), self.name, next_seq, state);
         (journal, recovered)
     }
 
@@ -192,7 +221,25 @@ impl Journal for MemoryJournal {
 impl State {
     fn apply(&mut self, change: &Change<'_>) {
         match *change {
-            Change::Message { seq, message, recipients } => self.store(seq, message, recipients),
+            Change::Seen { id, sessions } => self.see(id, sessions),
+            Change::Unseen { id } => {
+                for session in self.seen.remove(&id).unwrap_or_default() {
+                    self.seen_by.remove(&(session, id));
+                }
+            }
+            Change::Node(node) => self.node = Some(node.clone()),
+            Change::Park(parked) => {
+                self.bytes += parked_cost(parked);
+                if let Some(old) = self.parked.insert(parked.topic.clone(), parked.clone()) {
+                    self.bytes -= parked_cost(&old);
+                }
+            }
+            Change::Unpark { topic } => {
+                if let Some(old) = self.parked.remove(topic) {
+                    self.bytes -= parked_cost(&old);
+                }
+            }
+            Change::Message { seq, id, message, recipients } => self.store(seq, id, message, recipients),
             Change::Settle { seq, session } => self.settle(seq, session),
             Change::Outbound { session, packet_id, seq, state } => {
                 self.outbound(session, packet_id, seq, state)
@@ -237,7 +284,15 @@ impl State {
         self.next_session = self.next_session.max(session.saturating_add(1));
     }
 
-    fn store(&mut self, seq: Seq, message: &Message, recipients: &[Recipient]) {
+    fn see(&mut self, id: MessageId, sessions: &[SessionNo]) {
+        for session in sessions {
+            self.saw(*session);
+            self.seen.entry(id).or_default().insert(*session);
+            self.seen_by.insert((*session, id));
+        }
+    }
+
+    fn store(&mut self, seq: Seq, id: Option<MessageId>, message: &Message, recipients: &[Recipient]) {
         if recipients.is_empty() {
             return;
         }
@@ -245,9 +300,13 @@ impl State {
             self.saw(recipient.session);
             self.sessions.entry(recipient.session).or_default().unsettled.insert(seq, None);
         }
+        let stored_for = match id {
+            Some(_) => recipients.iter().map(|recipient| recipient.session).collect(),
+            None => Box::default(),
+        };
         self.bytes += cost(message) + RECIPIENT_BYTES * recipients.len() as u64;
         let recipients = recipients.iter().map(|recipient| (recipient.session, recipient.clone())).collect();
-        self.messages.insert(seq, Entry { message: message.clone(), recipients });
+        self.messages.insert(seq, Entry { id, message: message.clone(), stored_for, recipients });
     }
 
     fn settle(&mut self, seq: Seq, session: SessionNo) {
@@ -298,40 +357,94 @@ impl State {
     }
 
     fn end(&mut self, session: SessionNo) {
+        self.forget_seen(session);
         let Some(gone) = self.sessions.remove(&session) else { return };
         for seq in gone.unsettled.into_keys() {
             self.release(seq, session);
         }
     }
 
+    fn forget_seen(&mut self, session: SessionNo) {
+        let from = (session, MessageId { origin: 0, seq: 0 });
+        while let Some(of) = self.seen_by.range(from..).next().copied().filter(|of| of.0 == session) {
+            self.seen_by.remove(&of);
+            if let Some(sessions) = self.seen.get_mut(&of.1) {
+                sessions.remove(&session);
+                if sessions.is_empty() {
+                    self.seen.remove(&of.1);
+                }
+            }
+        }
+    }
+
     fn stored(&self, session: SessionNo, seq: Seq) -> Option<Stored> {
         let entry = self.messages.get(&seq)?;
         let recipient = entry.recipients.get(&session)?;
-        Some(Stored { seq, message: entry.message.clone(), recipient: recipient.clone() })
+        Some(Stored { seq, id: entry.id, message: entry.message.clone(), recipient: recipient.clone() })
     }
 
+    /// What belongs to sessions without a record goes. Duties are no session's: they stay if their message has an ID.
     fn forget_unknown_sessions(&mut self) {
-        let unknown: Vec<SessionNo> =
-            self.sessions.iter().filter(|(_, s)| s.record.is_none()).map(|(no, _)| *no).collect();
+        let known = |no: &SessionNo| self.sessions.get(no).is_some_and(|session| session.record.is_some());
+        let held = self.sessions.keys().filter(|no| **no != ORIGIN_DUTY);
+        let seen = self.seen_by.iter().map(|(no, _)| no);
+        let unknown: BTreeSet<SessionNo> = held.chain(seen).filter(|no| !known(no)).copied().collect();
         for session in unknown {
-            self.end(session);
+            self.forget_seen(session);
+            if session != ORIGIN_DUTY {
+                self.end(session);
+            }
         }
+        let nameless: Vec<Seq> =
+            self.duties().filter(|(_, entry)| entry.id.is_none()).map(|(seq, _)| seq).collect();
+        for seq in nameless {
+            self.settle(seq, ORIGIN_DUTY);
+        }
+    }
+
+    /// Messages with an unsettled [`ORIGIN_DUTY`].
+    fn duties(&self) -> impl Iterator<Item = (Seq, &Entry)> {
+        let seqs = self.sessions.get(&ORIGIN_DUTY).into_iter().flat_map(|duty| duty.unsettled.keys());
+        seqs.filter_map(|seq| Some((*seq, self.messages.get(seq)?)))
     }
 
     fn recovered(&self) -> Recovered {
         let sessions = self.sessions.values().filter_map(|session| self.recovered_session(session)).collect();
+        let mut duties: Vec<(Seq, MessageId)> =
+            self.duties().filter_map(|(seq, entry)| Some((seq, entry.id?))).collect();
+        duties.sort_unstable_by_key(|(seq, id)| (*id, *seq));
         Recovered {
             sessions,
             retained: self.retained.values().cloned().collect(),
+            seen: self.recovered_seen(),
+            duties,
+            parked: self.parked.values().cloned().collect(),
+            node: self.node.clone(),
             next_session: self.next_session.max(1),
+            journal: 0,
         }
+    }
+
+    fn recovered_seen(&self) -> Vec<(MessageId, Vec<SessionNo>)> {
+        let mut seen = self.seen.clone();
+        for entry in self.messages.values() {
+            let Some(id) = entry.id else { continue };
+            let sessions = entry
+                .stored_for
+                .iter()
+                .filter(|no| self.sessions.get(no).is_some_and(|session| session.record.is_some()));
+            seen.entry(id).or_default().extend(sessions);
+        }
+        let seen = seen.into_iter().filter(|(_, sessions)| !sessions.is_empty());
+        seen.map(|(id, sessions)| (id, sessions.into_iter().collect())).collect()
     }
 
     fn recovered_session(&self, session: &Session) -> Option<RecoveredSession> {
         let mut steps: Vec<(&u16, &Step)> = session.outbound.iter().collect();
         steps.sort_unstable_by_key(|(_, step)| step.order);
-        let pending: Vec<Seq> =
+        let mut pending: Vec<Seq> =
             session.unsettled.iter().filter(|(_, step)| step.is_none()).map(|(seq, _)| *seq).collect();
+        order_by_origin(&mut pending, |seq| self.messages.get(&seq)?.id);
         let pending_bytes =
             pending.iter().filter_map(|seq| self.messages.get(seq)).map(|entry| cost(&entry.message)).sum();
         Some(RecoveredSession {
@@ -361,7 +474,7 @@ mod tests {
             let recipients = vec![recipient(1, 1), recipient(2, 1)];
             stored.push((
                 seq,
-                append(&*journal, &[Op::Message { seq, message: message("t", 100), recipients }]),
+                append(&*journal, &[Op::Message { seq, id: None, message: message("t", 100), recipients }]),
             ));
         }
         let (seq, lsn) = *stored.last().unwrap();

@@ -1,8 +1,8 @@
 //! What a journal is, said as plainly as possible, and random changes to hold one against it.
 
 use crate::broker::ports::{
-    Change, OutboundState, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
-    SubscriptionRecord, WillRecord,
+    Change, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Recipient, Recovered,
+    RecoveredSession, Seq, SessionNo, SessionRecord, Stored, SubscriptionRecord, WillRecord,
 };
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
@@ -15,11 +15,16 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A [`Change`] that owns what it speaks of.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
-    Message { seq: Seq, message: Message, recipients: Vec<Recipient> },
+    Message { seq: Seq, id: Option<MessageId>, message: Message, recipients: Vec<Recipient> },
     Settle { seq: Seq, session: SessionNo },
     Outbound { session: SessionNo, packet_id: u16, seq: Seq, state: OutboundState },
     InboundBegin { session: SessionNo, packet_id: u16 },
     InboundEnd { session: SessionNo, packet_id: u16 },
+    Seen { id: MessageId, sessions: Vec<SessionNo> },
+    Unseen { id: MessageId },
+    Node(NodeRecord),
+    Park(ParkedRetain),
+    Unpark { topic: String },
     Session(SessionRecord),
     SessionEnd { session: SessionNo },
     Subscribe { session: SessionNo, subscription: SubscriptionRecord },
@@ -31,7 +36,9 @@ pub(super) enum Op {
 impl Op {
     pub(super) fn change(&self) -> Change<'_> {
         match self {
-            Op::Message { seq, message, recipients } => Change::Message { seq: *seq, message, recipients },
+            Op::Message { seq, id, message, recipients } => {
+                Change::Message { seq: *seq, id: *id, message, recipients }
+            }
             Op::Settle { seq, session } => Change::Settle { seq: *seq, session: *session },
             Op::Outbound { session, packet_id, seq, state } => {
                 Change::Outbound { session: *session, packet_id: *packet_id, seq: *seq, state: *state }
@@ -42,6 +49,11 @@ impl Op {
             Op::InboundEnd { session, packet_id } => {
                 Change::InboundEnd { session: *session, packet_id: *packet_id }
             }
+            Op::Seen { id, sessions } => Change::Seen { id: *id, sessions },
+            Op::Unseen { id } => Change::Unseen { id: *id },
+            Op::Node(node) => Change::Node(node),
+            Op::Park(parked) => Change::Park(parked),
+            Op::Unpark { topic } => Change::Unpark { topic },
             Op::Session(record) => Change::Session(record),
             Op::SessionEnd { session } => Change::SessionEnd { session: *session },
             Op::Subscribe { session, subscription } => Change::Subscribe { session: *session, subscription },
@@ -52,10 +64,17 @@ impl Op {
     }
 }
 
+#[derive(Clone, Debug)]
+struct Kept {
+    id: Option<MessageId>,
+    message: Message,
+    recipients: Vec<Recipient>,
+}
+
 /// The state of a journal.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
-    messages: BTreeMap<Seq, (Message, Vec<Recipient>)>,
+    messages: BTreeMap<Seq, Kept>,
     unsettled: BTreeSet<(SessionNo, Seq)>,
     /// In the order of first sending.
     steps: Vec<(SessionNo, u16, Seq, OutboundState)>,
@@ -63,18 +82,22 @@ pub(super) struct Model {
     pub(super) sessions: BTreeMap<SessionNo, SessionRecord>,
     subscriptions: BTreeMap<(SessionNo, String), SubscriptionRecord>,
     retained: BTreeMap<String, Message>,
+    /// As told, without what was known before.
+    seen: Vec<(MessageId, BTreeSet<SessionNo>)>,
+    node: Option<NodeRecord>,
+    parked: BTreeMap<String, ParkedRetain>,
     next_session: SessionNo,
 }
 
 impl Model {
     pub(super) fn apply(&mut self, op: &Op) {
         match op.clone() {
-            Op::Message { seq, message, recipients } => {
+            Op::Message { seq, id, message, recipients } => {
                 for recipient in &recipients {
                     self.unsettled.insert((recipient.session, seq));
                     self.next_session = self.next_session.max(recipient.session + 1);
                 }
-                self.messages.insert(seq, (message, recipients));
+                self.messages.insert(seq, Kept { id, message, recipients });
             }
             Op::Settle { seq, session } => {
                 self.unsettled.remove(&(session, seq));
@@ -96,6 +119,21 @@ impl Model {
             }
             Op::InboundEnd { session, packet_id } => {
                 self.inbound.remove(&(session, packet_id));
+            }
+            Op::Seen { id, sessions } => {
+                let known = |no: &SessionNo| self.seen.iter().any(|(of, by)| *of == id && by.contains(no));
+                let new: BTreeSet<SessionNo> = sessions.into_iter().filter(|no| !known(no)).collect();
+                self.next_session = new.last().map_or(0, |no| no + 1).max(self.next_session);
+                self.seen.push((id, new));
+                self.seen.retain(|(_, sessions)| !sessions.is_empty());
+            }
+            Op::Unseen { id } => self.seen.retain(|(of, _)| *of != id),
+            Op::Node(node) => self.node = Some(node),
+            Op::Park(parked) => {
+                self.parked.insert(parked.topic.to_string(), parked);
+            }
+            Op::Unpark { topic } => {
+                self.parked.remove(&topic);
             }
             Op::Session(record) => {
                 self.next_session = self.next_session.max(record.no + 1);
@@ -123,12 +161,25 @@ impl Model {
         self.steps.retain(|step| step.0 != session);
         self.inbound.retain(|(of, _)| *of != session);
         self.subscriptions.retain(|(of, _), _| *of != session);
+        self.seen.iter_mut().for_each(|(_, sessions)| {
+            sessions.remove(&session);
+        });
+        self.seen.retain(|(_, sessions)| !sessions.is_empty());
+    }
+
+    /// Whether a start keeps what `of` has not settled of `seq`.
+    fn counts(&self, of: SessionNo, seq: Seq) -> bool {
+        self.sessions.contains_key(&of) || (of == ORIGIN_DUTY && self.messages[&seq].id.is_some())
     }
 
     /// What the next start finds; what belongs to nobody is gone from then on.
     pub(super) fn restart(&mut self) -> Recovered {
-        let known: Vec<SessionNo> = self.sessions.keys().copied().collect();
-        self.unsettled.retain(|(of, _)| known.contains(of));
+        let kept = self.unsettled.iter().filter(|(of, seq)| self.counts(*of, *seq));
+        self.unsettled = kept.copied().collect();
+        for (_, sessions) in &mut self.seen {
+            sessions.retain(|no| self.sessions.contains_key(no));
+        }
+        self.seen.retain(|(_, sessions)| !sessions.is_empty());
         self.recovered()
     }
 
@@ -137,8 +188,40 @@ impl Model {
         Recovered {
             sessions: self.sessions.values().map(|record| self.recovered_session(record)).collect(),
             retained: self.retained.values().cloned().collect(),
+            seen: self.recovered_seen(),
+            duties: self.duties(),
+            parked: self.parked.values().cloned().collect(),
+            node: self.node.clone(),
             next_session: self.next_session.max(1),
+            journal: 0,
         }
+    }
+
+    fn recovered_seen(&self) -> Vec<(MessageId, Vec<SessionNo>)> {
+        let mut seen: BTreeMap<MessageId, BTreeSet<SessionNo>> = BTreeMap::new();
+        for (id, sessions) in &self.seen {
+            seen.entry(*id).or_default().extend(sessions);
+        }
+        for (of, seq) in &self.unsettled {
+            if let Some(id) = self.messages[seq].id
+                && self.counts(*of, *seq)
+            {
+                let had = self.messages[seq].recipients.iter().map(|recipient| recipient.session);
+                seen.entry(id).or_default().extend(had);
+            }
+        }
+        for sessions in seen.values_mut() {
+            sessions.retain(|no| self.sessions.contains_key(no));
+        }
+        let seen = seen.into_iter().filter(|(_, sessions)| !sessions.is_empty());
+        seen.map(|(id, sessions)| (id, sessions.into_iter().collect())).collect()
+    }
+
+    fn duties(&self) -> Vec<(Seq, MessageId)> {
+        let duties = self.unsettled.iter().filter(|(of, _)| *of == ORIGIN_DUTY);
+        let mut duties: Vec<_> = duties.filter_map(|(_, seq)| Some((*seq, self.messages[seq].id?))).collect();
+        duties.sort_by_key(|(seq, id)| (*id, *seq));
+        duties
     }
 
     fn recovered_session(&self, record: &SessionRecord) -> RecoveredSession {
@@ -146,7 +229,8 @@ impl Model {
         let steps = self.steps.iter().filter(|step| step.0 == no);
         let outbound: Vec<_> = steps.map(|(_, packet_id, seq, state)| (*packet_id, *seq, *state)).collect();
         let held = self.unsettled.iter().filter(|(of, _)| *of == no).map(|(_, seq)| *seq);
-        let pending: Vec<Seq> = held.filter(|seq| !outbound.iter().any(|step| step.1 == *seq)).collect();
+        let mut pending: Vec<Seq> = held.filter(|seq| !outbound.iter().any(|step| step.1 == *seq)).collect();
+        self.sort_each_origin(&mut pending);
         RecoveredSession {
             record: record.clone(),
             subscriptions: self
@@ -157,8 +241,22 @@ impl Model {
                 .collect(),
             inbound: self.inbound.iter().filter(|(of, _)| *of == no).map(|(_, id)| *id).collect(),
             outbound,
-            pending_bytes: pending.iter().map(|seq| self.messages[seq].0.size() as u64).sum(),
+            pending_bytes: pending.iter().map(|seq| self.messages[seq].message.size() as u64).sum(),
             pending,
+        }
+    }
+
+    fn sort_each_origin(&self, pending: &mut [Seq]) {
+        let id = |seq: Seq| self.messages[&seq].id.map(|id| (id, seq));
+        for at in 0..pending.len() {
+            for later in at + 1..pending.len() {
+                if let (Some(a), Some(b)) = (id(pending[at]), id(pending[later]))
+                    && a.0.origin == b.0.origin
+                    && b < a
+                {
+                    pending.swap(at, later);
+                }
+            }
         }
     }
 
@@ -166,9 +264,9 @@ impl Model {
     pub(super) fn read(&self, session: SessionNo, seqs: &[Seq]) -> Vec<Stored> {
         let held = seqs.iter().filter(|seq| self.unsettled.contains(&(session, **seq)));
         held.map(|seq| {
-            let (message, recipients) = &self.messages[seq];
+            let Kept { id, message, recipients } = &self.messages[seq];
             let recipient = recipients.iter().find(|recipient| recipient.session == session).unwrap();
-            Stored { seq: *seq, message: message.clone(), recipient: recipient.clone() }
+            Stored { seq: *seq, id: *id, message: message.clone(), recipient: recipient.clone() }
         })
         .collect()
     }
@@ -176,7 +274,8 @@ impl Model {
     /// Rows of the log that this state needs.
     pub(super) fn log_rows(&self) -> usize {
         let messages: BTreeSet<Seq> = self.unsettled.iter().map(|(_, seq)| *seq).collect();
-        messages.len() + self.steps.len() + self.inbound.len() + self.retained.len()
+        let of_sessions = messages.len() + self.steps.len() + self.inbound.len() + self.seen.len();
+        of_sessions + self.retained.len() + self.parked.len() + usize::from(self.node.is_some())
     }
 
     pub(super) fn seqs(&self) -> Vec<Seq> {
@@ -201,7 +300,7 @@ impl Raw {
 
 /// Random things to do.
 pub(super) fn raws(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Raw>> {
-    let raw = (0..18_u8, any::<u16>(), any::<u16>(), any::<u16>());
+    let raw = (0..24_u8, any::<u16>(), any::<u16>(), any::<u16>());
     proptest::collection::vec(raw.prop_map(|(kind, a, b, c)| Raw { kind, a, b, c }), len)
 }
 
@@ -249,6 +348,8 @@ pub(super) fn record(no: SessionNo, by: u16) -> SessionRecord {
             message_expiry_s: (by & 8 == 0).then_some(77),
         }),
         created_at: Time(no),
+        epoch: if by & 32 == 0 { 0 } else { u64::from(by) << 20 },
+        pending: by & 64 != 0,
     }
 }
 
@@ -281,6 +382,7 @@ impl World {
         let Some(session) = pick(&live, a) else { return vec![fresh()] };
         let held: Vec<Seq> = self.model.recovered_session(&self.model.sessions[&session]).pending;
         let packet_id = c % 4 + 1;
+        let id = MessageId { origin: 500 + u64::from(b % 2), seq: u64::from(c % 8) };
         let topic = format!("retained/{}", b % 4);
         match kind {
             0 if live.len() < 8 => vec![fresh()],
@@ -303,11 +405,19 @@ impl World {
                     let ended = (1..self.model.next_session).find(|no| !live.contains(no));
                     to.push(ended.unwrap_or(self.model.next_session + 2));
                 }
+                if c % 7 == 0 {
+                    to.push(ORIGIN_DUTY);
+                }
                 let recipients = to.into_iter().map(|no| recipient(no, b)).collect();
-                vec![Op::Message { seq: next_seq(), message: message("some/topic", c), recipients }]
+                let id = (a % 4 != 0).then_some(id);
+                vec![Op::Message { seq: next_seq(), id, message: message("some/topic", c), recipients }]
             }
             6..=8 => {
-                let mine = |(_, to): &&(Message, Vec<Recipient>)| to.iter().any(|r| r.session == session);
+                let duties: Vec<Seq> = self.model.duties().iter().map(|(seq, _)| *seq).collect();
+                if let Some(seq) = pick(&duties, c).filter(|_| b % 4 == 1) {
+                    return vec![Op::Settle { seq, session: ORIGIN_DUTY }];
+                }
+                let mine = |kept: &&Kept| kept.recipients.iter().any(|r| r.session == session);
                 let addressed: Vec<Seq> =
                     self.model.messages.iter().filter(|(_, m)| mine(m)).map(|(seq, _)| *seq).collect();
                 let from = if b % 8 == 0 { &addressed } else { &held };
@@ -348,6 +458,24 @@ impl World {
             }
             13 => vec![Op::Unsubscribe { session, filter: format!("filter/{}/#", b % 5) }],
             14 => vec![Op::Retain(message(&topic, c))],
+            18 | 19 => {
+                let mut sessions: Vec<SessionNo> =
+                    live.iter().enumerate().filter(|(at, _)| c >> at & 1 == 1).map(|(_, no)| *no).collect();
+                // Sometimes one that is gone, or one twice, or none at all.
+                sessions.extend((c % 7 == 0).then_some(session));
+                sessions.extend((c % 5 == 0).then_some(self.model.next_session));
+                vec![Op::Seen { id, sessions }]
+            }
+            20 => vec![Op::Unseen { id }],
+            21 => {
+                let incarnations = (0..u64::from(b % 4)).map(|at| at * 1000 + u64::from(c)).collect();
+                vec![Op::Node(NodeRecord { node: format!("node-{b}").into(), incarnations })]
+            }
+            22 => {
+                let message = (c & 1 == 0).then(|| message(&topic, c));
+                vec![Op::Park(ParkedRetain { topic: topic.into(), message, id, known: u64::from(c) })]
+            }
+            23 => vec![Op::Unpark { topic }],
             _ => vec![Op::ClearRetained { topic }],
         }
     }

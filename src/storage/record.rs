@@ -1,29 +1,31 @@
-//! Rows of the journal as bytes and back. Every row starts with its version; see [`migrate`](super::migrate). Decoding
-//! never panics, whatever the bytes; it knows nothing of tables and files.
+//! Rows of the log as bytes and back. Every row starts with its version; see [`migrate`](super::migrate). Decoding never
+//! panics, whatever the bytes; it knows nothing of tables and files.
 
+use super::cluster_rows::{self, Parked};
 use super::migrate::Chain;
-use super::wire::{Input, put_text, put_u32, put_u64, put_varint};
-use crate::broker::ports::{
-    OutboundState, Recipient, Seq, SessionNo, SessionRecord, SubscriptionRecord, WillRecord,
-};
+use super::session_rows;
+use super::wire::{Input, put_text, put_u64, put_varint};
+use crate::broker::ports::{MessageId, NodeRecord, OutboundState, Recipient, Seq, SessionNo};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
-use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// Versions of rows in the log.
-pub(super) const LOG_ROWS: Chain = Chain::new(1, &[]);
-/// Versions of session records.
-pub(super) const SESSION_ROWS: Chain = Chain::new(1, &[]);
-/// Versions of subscriptions.
-pub(super) const SUBSCRIPTION_ROWS: Chain = Chain::new(1, &[]);
+///
+/// Version 2 adds kinds; rows of the kinds that version 1 had are as they were.
+pub(super) const LOG_ROWS: Chain = Chain::new(1, &[to_version_2]);
 
 const KIND_MESSAGE: u8 = 1;
 const KIND_OUTBOUND: u8 = 2;
 const KIND_INBOUND: u8 = 3;
 const KIND_RETAINED: u8 = 4;
+/// A message that has an ID. A kind of its own, so that messages without one pay nothing for it.
+const KIND_NAMED: u8 = 5;
+const KIND_SEEN: u8 = 6;
+const KIND_NODE: u8 = 7;
+const KIND_PARKED: u8 = 8;
 
 /// Why a row cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +68,12 @@ pub(super) enum LogRow<'a> {
     Inbound { session: SessionNo, packet_id: u16 },
     /// The retained message of its topic.
     Retained(Body<'a>),
+    /// Sessions that have had a publish.
+    Seen { id: MessageId, sessions: Vec<SessionNo> },
+    /// Whose journal this is.
+    Node(NodeRecord),
+    /// An update of a retained message that the cluster has not taken.
+    Parked(Parked<'a>),
 }
 
 /// How far an outbound message has come.
@@ -86,6 +94,8 @@ pub(super) struct Body<'a>(Parts<'a>);
 /// A message as stored and its recipients, of which there is at least one.
 #[derive(Debug)]
 pub(super) struct MessageRow<'a> {
+    /// Names the publish in the cluster.
+    pub(super) id: Option<MessageId>,
     pub(super) body: Body<'a>,
     count: usize,
     /// Read to the end by [`decode_log`], so that it is well-formed.
@@ -116,7 +126,7 @@ impl<'a> MessageRow<'a> {
     }
 
     /// The sessions that the message was stored for.
-    pub(super) fn sessions(&self) -> impl Iterator<Item = SessionNo> + 'a {
+    pub(super) fn sessions(&self) -> impl Iterator<Item = SessionNo> + Clone + 'a {
         let mut input = Input::new(self.recipients);
         std::iter::from_fn(move || skip_recipient(&mut input).ok())
     }
@@ -135,8 +145,19 @@ impl<'a> MessageRow<'a> {
 }
 
 /// Appends the row of a message.
-pub(super) fn put_message(out: &mut Vec<u8>, message: &Message, recipients: &[Recipient]) {
-    out.extend_from_slice(&[LOG_ROWS.current(), KIND_MESSAGE]);
+pub(super) fn put_message(
+    out: &mut Vec<u8>,
+    id: Option<MessageId>,
+    message: &Message,
+    recipients: &[Recipient],
+) {
+    match id {
+        None => out.extend_from_slice(&[LOG_ROWS.current(), KIND_MESSAGE]),
+        Some(id) => {
+            out.extend_from_slice(&[LOG_ROWS.current(), KIND_NAMED]);
+            put_id(out, id);
+        }
+    }
     put_varint(out, recipients.len() as u64);
     for recipient in recipients {
         put_recipient(out, recipient);
@@ -170,29 +191,28 @@ pub(super) fn put_retained(out: &mut Vec<u8>, message: &Message) {
     put_body(out, message);
 }
 
-/// Appends a session's record.
-pub(super) fn put_session(out: &mut Vec<u8>, record: &SessionRecord) {
-    let flags = u8::from(record.disconnected_at.is_some()) | u8::from(record.will.is_some()) << 1;
-    out.extend_from_slice(&[SESSION_ROWS.current(), flags]);
-    put_u32(out, record.expiry_s);
-    put_u64(out, record.created_at.0);
-    if let Some(at) = record.disconnected_at {
-        put_u64(out, at.0);
-    }
-    put_text(out, &record.client_id);
-    if let Some(will) = &record.will {
-        put_u32(out, will.delay_s);
-        out.push(u8::from(will.message_expiry_s.is_some()));
-        put_u32(out, will.message_expiry_s.unwrap_or(0));
-        put_body(out, &will.message);
-    }
+/// Begins the row of a publish that sessions have had.
+pub(super) fn begin_seen(out: &mut Vec<u8>) {
+    out.extend_from_slice(&[LOG_ROWS.current(), KIND_SEEN]);
 }
 
-/// Appends a subscription; its filter is in the key.
-pub(super) fn put_subscription(out: &mut Vec<u8>, subscription: &SubscriptionRecord) {
-    let flags = u8::from(subscription.subscription_id.is_some());
-    out.extend_from_slice(&[SUBSCRIPTION_ROWS.current(), subscription.options.to_bits(), flags]);
-    put_u32(out, subscription.subscription_id.unwrap_or(0));
+/// Begins the row that says whose journal this is.
+pub(super) fn begin_node(out: &mut Vec<u8>) {
+    out.extend_from_slice(&[LOG_ROWS.current(), KIND_NODE]);
+}
+
+/// Begins the row of an update that the cluster has not taken.
+pub(super) fn begin_parked(out: &mut Vec<u8>) {
+    out.extend_from_slice(&[LOG_ROWS.current(), KIND_PARKED]);
+}
+
+/// From version 1: only the version changes, and it had fewer kinds.
+fn to_version_2(row: &[u8]) -> Result<Vec<u8>, RecordError> {
+    match row {
+        [_, kind @ KIND_MESSAGE..=KIND_RETAINED, rest @ ..] => Ok([&[2, *kind], rest].concat()),
+        [_, kind, ..] => Err(RecordError::Kind(*kind)),
+        _ => Err(RecordError::Truncated),
+    }
 }
 
 /// Decodes a row of the log, which is in the current version ([`LOG_ROWS`]`.lift`).
@@ -200,18 +220,8 @@ pub(super) fn decode_log(row: &[u8]) -> Result<LogRow<'_>, RecordError> {
     let mut input = Input::new(row);
     input.u8()?;
     match input.u8()? {
-        KIND_MESSAGE => {
-            let count = input.len()?;
-            if count == 0 {
-                return Err(RecordError::Value("number of recipients"));
-            }
-            let start = input.clone();
-            for _ in 0..count {
-                skip_recipient(&mut input)?;
-            }
-            let recipients = start.until(&input);
-            Ok(LogRow::Message(MessageRow { body: get_body(&mut input)?, count, recipients }))
-        }
+        KIND_MESSAGE => get_message(None, input),
+        KIND_NAMED => get_message(Some(get_id(&mut input)?), input),
         KIND_OUTBOUND => {
             let state = match input.u8()? {
                 0 => OutboundState::Sent,
@@ -231,51 +241,33 @@ pub(super) fn decode_log(row: &[u8]) -> Result<LogRow<'_>, RecordError> {
             Ok(LogRow::Inbound { session, packet_id })
         }
         KIND_RETAINED => Ok(LogRow::Retained(get_body(&mut input)?)),
+        KIND_SEEN => cluster_rows::get_seen(input),
+        KIND_NODE => cluster_rows::get_node(input),
+        KIND_PARKED => cluster_rows::get_parked(input),
         kind => Err(RecordError::Kind(kind)),
     }
 }
 
-/// Decodes the record of session `no`.
-pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord, RecordError> {
-    let row = SESSION_ROWS.lift(row)?;
-    let mut input = Input::new(&row);
-    input.u8()?;
-    let flags = input.u8()?;
-    if flags > 3 {
-        return Err(RecordError::Value("flags"));
+fn get_message<'a>(id: Option<MessageId>, mut input: Input<'a>) -> Result<LogRow<'a>, RecordError> {
+    let count = input.len()?;
+    if count == 0 {
+        return Err(RecordError::Value("number of recipients"));
     }
-    let expiry_s = input.u32()?;
-    let created_at = Time(input.u64()?);
-    let disconnected_at = if flags & 1 != 0 { Some(Time(input.u64()?)) } else { None };
-    let client_id = Arc::from(input.text()?);
-    let will = if flags & 2 != 0 {
-        let delay_s = input.u32()?;
-        let expires = input.u8()?;
-        let expiry = input.u32()?;
-        let message = get_body(&mut input)?.message();
-        Some(WillRecord { message, delay_s, message_expiry_s: (expires != 0).then_some(expiry) })
-    } else {
-        None
-    };
-    input.end()?;
-    Ok(SessionRecord { no, client_id, expiry_s, disconnected_at, will, created_at })
+    let start = input.clone();
+    for _ in 0..count {
+        skip_recipient(&mut input)?;
+    }
+    let recipients = start.until(&input);
+    Ok(LogRow::Message(MessageRow { id, body: get_body(&mut input)?, count, recipients }))
 }
 
-/// Decodes the subscription to `filter`.
-pub(super) fn decode_subscription(filter: &str, row: &[u8]) -> Result<SubscriptionRecord, RecordError> {
-    let row = SUBSCRIPTION_ROWS.lift(row)?;
-    let mut input = Input::new(&row);
-    input.u8()?;
-    let options =
-        SubscribeOptions::from_bits(input.u8()?).ok_or(RecordError::Value("subscription options"))?;
-    let has_id = input.u8()?;
-    let id = input.u32()?;
-    input.end()?;
-    Ok(SubscriptionRecord {
-        filter: Arc::from(filter),
-        options,
-        subscription_id: (has_id != 0).then_some(id),
-    })
+pub(super) fn put_id(out: &mut Vec<u8>, id: MessageId) {
+    put_varint(out, id.origin);
+    put_varint(out, id.seq);
+}
+
+pub(super) fn get_id(input: &mut Input<'_>) -> Result<MessageId, RecordError> {
+    Ok(MessageId { origin: input.varint()?, seq: input.varint()? })
 }
 
 fn put_recipient(out: &mut Vec<u8>, recipient: &Recipient) {
@@ -325,7 +317,7 @@ fn get_recipient(input: &mut Input<'_>) -> Result<Recipient, RecordError> {
     })
 }
 
-fn put_body(out: &mut Vec<u8>, message: &Message) {
+pub(super) fn put_body(out: &mut Vec<u8>, message: &Message) {
     let parts = message.parts();
     out.push(parts.qos as u8 | u8::from(parts.retain) << 2 | u8::from(parts.expires_at.is_some()) << 3);
     if let Some(at) = parts.expires_at {
@@ -338,7 +330,7 @@ fn put_body(out: &mut Vec<u8>, message: &Message) {
 }
 
 /// Reads a message to the end of the row.
-fn get_body<'a>(input: &mut Input<'a>) -> Result<Body<'a>, RecordError> {
+pub(super) fn get_body<'a>(input: &mut Input<'a>) -> Result<Body<'a>, RecordError> {
     let flags = input.u8()?;
     if flags > 0xF {
         return Err(RecordError::Value("flags"));
@@ -358,15 +350,19 @@ fn get_body<'a>(input: &mut Input<'a>) -> Result<Body<'a>, RecordError> {
 /// Decodes arbitrary bytes as every kind of row there is: for fuzzing, nothing else.
 #[doc(hidden)]
 pub fn fuzz_decode(row: &[u8]) {
-    if let Ok(row) = LOG_ROWS.lift(row)
-        && let Ok(LogRow::Message(row)) = decode_log(&row)
-    {
-        for session in row.sessions() {
-            assert!(row.recipient(session).is_some(), "a session without its delivery");
+    if let Ok(row) = LOG_ROWS.lift(row) {
+        match decode_log(&row) {
+            Ok(LogRow::Message(row)) => {
+                for session in row.sessions() {
+                    assert!(row.recipient(session).is_some(), "a session without its delivery");
+                }
+                assert_eq!(row.sessions().count(), row.recipients_len());
+                let _ = row.body.message().size();
+            }
+            Ok(LogRow::Parked(parked)) => cluster_rows::fuzz_parked(parked),
+            _ => {}
         }
-        assert_eq!(row.sessions().count(), row.recipients_len());
-        let _ = row.body.message().size();
     }
-    let _ = decode_session(1, row);
-    let _ = decode_subscription("a/#", row);
+    let _ = session_rows::decode_session(1, row);
+    let _ = session_rows::decode_subscription("a/#", row);
 }

@@ -1,156 +1,10 @@
 //! Every metric of the broker, in one table. No metric is labelled by client or topic.
 
+pub use super::labels::*;
+
 use super::cells::{Counter, Family, Gauge, Histogram, Label};
 use metrics::{Key, KeyName, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-
-macro_rules! label {
-    ($(#[$doc:meta])+ $name:ident = $label:literal { $($(#[$variant_doc:meta])+ $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_doc])+ $variant,)+ }
-
-        impl Label for $name {
-            const NAME: &'static str = $label;
-            const VALUES: &'static [&'static str] = &[$($text),+];
-
-            fn index(self) -> usize {
-                self as usize
-            }
-        }
-    };
-}
-
-label! {
-    /// Quality of service of a PUBLISH packet.
-    Qos = "qos" {
-        /// At most once.
-        Zero = "0",
-        /// At least once.
-        One = "1",
-        /// Exactly once.
-        Two = "2",
-    }
-}
-
-impl From<u8> for Qos {
-    fn from(qos: u8) -> Qos {
-        match qos {
-            0 => Qos::Zero,
-            1 => Qos::One,
-            _ => Qos::Two,
-        }
-    }
-}
-
-label! {
-    /// Why a connection was ended by an error.
-    ErrorType = "type" {
-        /// Bytes that are no MQTT (reason 0x81).
-        Malformed = "malformed_packet",
-        /// A packet that the specification forbids there (0x82 and its special cases).
-        Protocol = "protocol_error",
-        /// A packet larger than `limits.max_packet_size` (0x95).
-        PacketTooLarge = "packet_too_large",
-        /// More unacknowledged messages than `limits.receive_maximum` (0x93).
-        ReceiveMaximum = "receive_maximum_exceeded",
-        /// No CONNECT within `limits.connect_timeout`.
-        ConnectTimeout = "connect_timeout",
-        /// Nothing heard for one and a half keep alive intervals (0x8D).
-        KeepAlive = "keep_alive_timeout",
-        /// The network failed.
-        Io = "io",
-        /// The journal did not accept what it had to.
-        Journal = "journal",
-    }
-}
-
-impl ErrorType {
-    /// The type of an error by which the broker ends a connection with reason code `code` (MQTT 5.0 section 3.14.2.1).
-    pub fn from_code(code: u8) -> ErrorType {
-        match code {
-            0x81 => ErrorType::Malformed,
-            0x8D => ErrorType::KeepAlive,
-            0x93 => ErrorType::ReceiveMaximum,
-            0x95 => ErrorType::PacketTooLarge,
-            _ => ErrorType::Protocol,
-        }
-    }
-}
-
-label! {
-    /// Why a CONNECT was refused.
-    RefuseReason = "reason" {
-        /// `limits.max_connections` or `session.max_sessions` is reached (0x97, 0x9F).
-        Quota = "quota",
-        /// A protocol version that the broker does not speak (0x84).
-        Version = "unsupported_version",
-        /// A client identifier that cannot be used (0x85).
-        ClientId = "client_id",
-        /// The client may not connect, or not by this authentication method (0x86, 0x87, 0x8A, 0x8C).
-        NotAuthorized = "not_authorized",
-        /// The broker is starting, stopping, or cannot write its journal (0x88, 0x89, 0x8B).
-        Unavailable = "unavailable",
-        /// Anything else that the specification forbids in a CONNECT.
-        Other = "other",
-    }
-}
-
-impl RefuseReason {
-    /// The reason for a CONNACK with reason code `code` (MQTT 5.0 section 3.2.2.2).
-    pub fn from_code(code: u8) -> RefuseReason {
-        match code {
-            0x84 => RefuseReason::Version,
-            0x85 => RefuseReason::ClientId,
-            0x86 | 0x87 | 0x8A | 0x8C => RefuseReason::NotAuthorized,
-            0x88 | 0x89 | 0x8B => RefuseReason::Unavailable,
-            0x97 | 0x9F => RefuseReason::Quota,
-            _ => RefuseReason::Other,
-        }
-    }
-}
-
-label! {
-    /// Why a message was not delivered to one of its receivers.
-    DropReason = "reason" {
-        /// QoS 0 for a client that reads too slowly.
-        MailboxFull = "mailbox_full",
-        /// QoS 1 or 2 for a session whose queue is full.
-        QueueFull = "queue_full",
-        /// Its message expiry interval passed while it was queued.
-        Expired = "expired",
-        /// Larger than what the client accepts.
-        TooLarge = "too_large",
-        /// QoS 0 for a session that nobody is connected to.
-        Offline = "offline",
-        /// The client answered with an error.
-        Refused = "refused",
-        /// Its session ended while it was queued.
-        SessionEnded = "session_ended",
-    }
-}
-
-label! {
-    /// Why a PUBLISH was not accepted.
-    PublishRefusal = "reason" {
-        /// The journal could not make it safe within `publish.timeout`.
-        Journal = "journal",
-        /// A limit of retained messages (0x97).
-        Quota = "quota",
-        /// The client may not publish there (0x87).
-        NotAuthorized = "not_authorized",
-    }
-}
-
-label! {
-    /// Whether somebody is connected to a session.
-    SessionState = "state" {
-        /// Yes.
-        Active = "active",
-        /// No.
-        Dormant = "dormant",
-    }
-}
 
 /// A metric, as documented.
 #[derive(Clone, Copy, Debug)]
@@ -370,6 +224,98 @@ metrics! {
     journal_healthy: Gauge = "berth_journal_healthy", count,
         "1 while the journal makes changes durable, 0 while it cannot.";
 
+    claims: Family<ClaimResult, Counter> = "berth_claims_total", count,
+        "Attempts to become the owner of a session in etcd, by outcome.";
+    claims_waiting: Gauge = "berth_claims_waiting", count,
+        "CONNECT packets whose session is being brought to this node.";
+    moves: Family<MoveResult, Counter> = "berth_session_moves_total", count,
+        "Sessions that moved, or were to move, between this node and another, by result.";
+    move_seconds: Histogram = "berth_session_move_seconds", seconds,
+        "Time it takes to bring a session from another node to this one.";
+    sessions_frozen: Gauge = "berth_sessions_frozen", count,
+        "Sessions that are being handed over to another node.";
+    sessions_departed: Gauge = "berth_sessions_departed", count,
+        "Sessions that left and are remembered for publishes that still look for them here.";
+    evictions: Counter = "berth_sessions_evicted_total", count,
+        "Sessions that ended because another node replaced them.";
+    order_timeouts: Counter = "berth_session_order_timeouts_total", count,
+        "Moved sessions whose messages were let pass before all older ones were certain to be there.";
+    handed_over: Family<HandOver, Counter> = "berth_sessions_handed_over_total", count,
+        "Sessions that this node handed to others because it was leaving, by result.";
+    etcd_proposals: Counter = "berth_etcd_proposals_total", count,
+        "Transactions sent to etcd, each with many independent changes.";
+    etcd_proposal_changes: Histogram = "berth_etcd_proposal_changes", count,
+        "Independent changes per transaction sent to etcd.";
+    etcd_errors: Counter = "berth_etcd_errors_total", count,
+        "Requests and watches of etcd that failed.";
+    etcd_watch_restarts: Counter = "berth_etcd_watch_restarts_total", count,
+        "Watches of etcd that were opened again after one failed or fell silent.";
+    etcd_snapshots: Counter = "berth_etcd_snapshots_total", count,
+        "Times that all of the cluster's keys were read, the first time included.";
+    applied_revision: Gauge = "berth_applied_revision", count,
+        "The revision of etcd up to which this node knows everything.";
+    leader_changes: Counter = "berth_leader_changes_total", count,
+        "Times another node was seen to lead the cluster's housekeeping, or none.";
+    watch_lag_seconds: Gauge = "berth_watch_lag_seconds", seconds,
+        "How long ago everything that was in etcd then was known here.";
+    serving: Gauge = "berth_cluster_serving", count,
+        "1 while this node may serve clients: its lease is alive, or what it knows is current.";
+    serving_lost: Counter = "berth_cluster_serving_lost_total", count,
+        "Times this node had to close its clients because it was neither sure of its lease nor current.";
+    suback_waits: Family<SubackWait, Counter> = "berth_cluster_suback_waits_total", count,
+        "SUBACKs that waited for the other nodes, by outcome.";
+    catch_ups: Counter = "berth_cluster_catch_ups_total", count,
+        "Times this node got events that it had missed from another node while etcd was away.";
+    retained_parked: Counter = "berth_cluster_retained_parked_total", count,
+        "Updates of retained messages that had to wait in the journal because etcd was away.";
+    retained_overtaken: Counter = "berth_cluster_retained_overtaken_total", count,
+        "Updates of retained messages that came too late: another node's newer one was there.";
+
+    peer_links_up: Gauge = "berth_peer_links_up", count,
+        "Links to other nodes that work.";
+    peer_link_changes: Family<LinkChange, Counter> = "berth_peer_link_changes_total", count,
+        "Links to other nodes that came up, went down or were refused; attempts in between are not counted.";
+    peer_frames_sent: Counter = "berth_peer_frames_sent_total", count,
+        "Publishes sent to other nodes, repeated ones included; counted once per node.";
+    peer_frames_resent: Counter = "berth_peer_frames_resent_total", count,
+        "Publishes sent to another node again because the link broke before it had answered.";
+    peer_frames_received: Counter = "berth_peer_frames_received_total", count,
+        "Publishes received from other nodes.";
+    peer_frames_dropped: Counter = "berth_peer_frames_dropped_total", count,
+        "QoS 0 publishes for another node dropped because its link was down or its queue full.";
+    peer_bytes_sent: Counter = "berth_peer_bytes_sent_total", bytes,
+        "Size of the messages of publishes sent to other nodes.";
+    peer_bytes_received: Counter = "berth_peer_bytes_received_total", bytes,
+        "Size of the messages of publishes received from other nodes.";
+    peer_batch_frames: Histogram = "berth_peer_batch_frames", count,
+        "Publishes in one batch to another node.";
+    peer_answers: Family<PeerAnswer, Counter> = "berth_peer_answers_total", count,
+        "Answers of other nodes to publishes, by what they say.";
+    peer_round_trip_seconds: Histogram = "berth_peer_round_trip_seconds", seconds,
+        "Round trip of a ping to another node, beside its publishes.";
+    peer_requests: Family<PeerRequest, Counter> = "berth_peer_requests_total", count,
+        "Requests to other nodes, by outcome.";
+    peer_refusals: Counter = "berth_peer_refusals_total", count,
+        "Connections of other nodes that this one refused: wrong cluster, wrong node, other version, superseded.";
+    publishes_held: Gauge = "berth_publishes_held", count,
+        "QoS 1 and 2 publishes of this node's clients that not every other node has yet.";
+    publishes_rematched: Counter = "berth_publishes_rematched_total", count,
+        "Publishes that were matched once more: a session had moved, or this node was not current at first.";
+    publishes_resent: Counter = "berth_publishes_resent_total", count,
+        "Publishes that were begun before a restart and are sent again.";
+    publishes_given_up: Counter = "berth_publishes_given_up_total", count,
+        "QoS 1 publishes that another node did not take in time; their clients were told so.";
+    frames_sent: Counter = "berth_frames_sent_total", count,
+        "Publishes sent to other nodes, each time counted.";
+    frames_received: Counter = "berth_frames_received_total", count,
+        "Publishes received from other nodes.";
+    duplicates_dropped: Counter = "berth_duplicates_dropped_total", count,
+        "Publishes that came again and were not given to a session twice; counted once per session.";
+    groups_declined: Counter = "berth_shared_declined_total", count,
+        "Times a node had no member online for a message of a shared subscription, so that another was tried.";
+    seen_forgotten: Counter = "berth_seen_forgotten_total", count,
+        "Publishes of other nodes that were forgotten too early (limits): they may come twice.";
+
     uptime_seconds: Gauge = "berth_uptime_seconds", seconds,
         "Time since the broker started.";
     resident_memory_bytes: Gauge = "process_resident_memory_bytes", bytes,
@@ -378,12 +324,15 @@ metrics! {
 
 const SECONDS_BUCKETS: &[f64] = &[0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
 const CHANGES_BUCKETS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
+const FRAMES_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 impl Metrics {
     /// All at zero. Independent of any other in the process.
     pub fn new() -> Metrics {
         let mut builder = PrometheusBuilder::new();
-        for (suffix, buckets) in [("_seconds", SECONDS_BUCKETS), ("_changes", CHANGES_BUCKETS)] {
+        let suffixes =
+            [("_seconds", SECONDS_BUCKETS), ("_changes", CHANGES_BUCKETS), ("_frames", FRAMES_BUCKETS)];
+        for (suffix, buckets) in suffixes {
             // Fails for an empty list of buckets only; the histograms would then be summaries.
             builder = builder
                 .set_buckets_for_metric(Matcher::Suffix(suffix.to_owned()), buckets)
@@ -443,68 +392,5 @@ process. No metric has a label for client or topic.
 ";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rendered_as_prometheus_text() {
-        let metrics = Metrics::new();
-        metrics.connections_total.add(3);
-        metrics.messages_dropped.of(DropReason::Expired).inc();
-        metrics.sessions.of(SessionState::Dormant).set(9);
-        metrics.journal_commit_seconds.record(0.0002);
-        let text = metrics.render();
-        for line in [
-            "# TYPE mqtt_connections_total counter",
-            "mqtt_connections_total 3",
-            "berth_messages_dropped_total{reason=\"expired\"} 1",
-            "berth_messages_dropped_total{reason=\"queue_full\"} 0",
-            "berth_sessions{state=\"dormant\"} 9",
-            "berth_journal_commit_seconds_bucket{le=\"0.0001\"} 0",
-            "berth_journal_commit_seconds_bucket{le=\"0.0003\"} 1",
-            "berth_journal_commit_seconds_count 1",
-        ] {
-            assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");
-        }
-        assert!(metrics.resident_memory_bytes.get() > 1 << 20);
-        metrics.connections_total.inc();
-        assert!(metrics.render().contains("mqtt_connections_total 4\n"));
-    }
-
-    #[test]
-    fn every_metric_is_rendered_with_its_help_and_well_named() {
-        let metrics = Metrics::new();
-        metrics.journal_commit_changes.record(1.0);
-        metrics.journal_commit_seconds.record(1.0);
-        let text = metrics.render();
-        for metric in ALL {
-            assert!(
-                text.contains(&format!("# HELP {} {}", metric.name, metric.help)),
-                "{} in\n{text}",
-                metric.name
-            );
-            assert!(text.contains(&format!("# TYPE {} {}", metric.name, metric.kind)), "{}", metric.name);
-            assert_eq!(metric.name.ends_with("_total"), metric.kind == "counter", "{}", metric.name);
-            assert!(matches!(metric.unit, "count" | "bytes" | "seconds"));
-            let label = metric.label.map(|(name, _)| name);
-            assert!(!matches!(label, Some("client" | "client_id" | "topic")));
-        }
-    }
-
-    #[test]
-    fn samples_do_not_pile_up_when_nobody_scrapes() {
-        let metrics = Metrics::new();
-        for _ in 0..20_000 {
-            metrics.journal_commit_changes.record(5.0);
-        }
-        assert!(metrics.render().contains("berth_journal_commit_changes_count 20000\n"));
-    }
-
-    #[test]
-    fn two_brokers_in_one_process_count_apart() {
-        let (a, b) = (Metrics::new(), Metrics::new());
-        a.takeovers.inc();
-        assert!(a.render().contains("berth_takeovers_total 1\n"));
-        assert!(b.render().contains("berth_takeovers_total 0\n"));
-    }
-}
+#[path = "metrics_tests.rs"]
+mod metrics_tests;

@@ -1,6 +1,7 @@
 //! Logs and metrics: what an operator sees. Knows nothing of MQTT; nothing here blocks or fails a caller.
 
 mod cells;
+mod labels;
 pub mod logs;
 pub mod metrics;
 

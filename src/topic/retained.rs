@@ -124,6 +124,11 @@ impl<V> RetainedTrie<V> {
         self.values.remove(value)
     }
 
+    /// Calls `f` with the value of every topic, in no particular order.
+    pub fn for_each<'t>(&'t self, mut f: impl FnMut(&'t V)) {
+        self.values.iter().for_each(|(_, value)| f(value));
+    }
+
     /// Calls `f` with the value of every topic that matches the filter, each once, in no particular order, until it
     /// breaks. Named levels are looked up; only the children below a `+` and the subtree below a `#` are walked.
     pub fn for_each_match<'t>(&'t self, filter: &str, mut f: impl FnMut(&'t V) -> ControlFlow<()>) {

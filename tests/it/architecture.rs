@@ -31,7 +31,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "server",
         ],
     ),
-    ("cli", &["config"]),
+    (
+        "simulation",
+        &["clock", "telemetry", "mqtt", "topic", "session", "broker", "storage", "cluster", "auth"],
+    ),
+    ("ctl", &["clock"]),
+    ("cli", &["config", "ctl"]),
     ("lib", &[]),
     ("main", &[]),
 ];
@@ -54,6 +59,9 @@ const UNFINISHED: &[&str] = &[
     concat!("to", "do!("),
     concat!("#[ig", "nore"),
 ];
+
+/// Written by a program: nobody reads it from top to bottom.
+const GENERATED: &[&str] = &["src/cluster/peers/proto/berth.v1.rs"];
 
 /// A file longer than this does not fit into a head.
 const LINES_MAX: usize = 600;
@@ -136,7 +144,12 @@ fn imports_point_down_only() {
             wrong.push(format!("{}: module {module} has no place among the layers", source.path));
             continue;
         };
+        let tests_from = source.built_code().map(|(line, _)| line).max().unwrap_or(0) + 1;
         for (line, used) in uses(&source) {
+            // Tests run what they test in a whole cluster.
+            if used == "simulation" && line >= tests_from {
+                continue;
+            }
             let known = MAY_USE.iter().any(|(name, _)| *name == used);
             if known && used != module && !allowed.contains(&&*used) {
                 wrong.push(format!("{}:{line}: {module} must not use {used}", source.path));
@@ -177,7 +190,7 @@ fn files_are_short_and_say_what_they_are_for() {
     let mut wrong = Vec::new();
     for source in sources("src").into_iter().chain(sources("tests")) {
         let lines = source.text.lines().count();
-        if lines > LINES_MAX {
+        if lines > LINES_MAX && !GENERATED.contains(&&*source.path) {
             wrong.push(format!("{}: {lines} lines, at most {LINES_MAX}", source.path));
         }
         let tests_beside = source.path.ends_with("/tests.rs");

@@ -2,7 +2,7 @@
 
 use crate::wait::{self, PATIENCE};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -79,12 +79,14 @@ pub struct Setup {
     dir: Option<PathBuf>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    /// The network namespace to run in, and the address there.
+    host: Option<(String, IpAddr)>,
 }
 
 impl Setup {
     /// With the defaults, on free ports and in a directory of its own.
     pub fn new() -> Setup {
-        Setup { dir: None, args: Vec::new(), env: Vec::new() }
+        Setup { dir: None, args: Vec::new(), env: Vec::new(), host: None }
     }
 
     /// Sets an option.
@@ -96,6 +98,12 @@ impl Setup {
     /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Setup {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs in a network namespace, where it has this address.
+    pub fn within(mut self, namespace: String, address: IpAddr) -> Setup {
+        self.host = Some((namespace, address));
         self
     }
 
@@ -116,13 +124,19 @@ impl Setup {
     pub fn spawn(self) -> Broker {
         let own = self.dir.is_none().then(|| TempDir::new().unwrap());
         let dir = self.dir.unwrap_or_else(|| own.as_ref().unwrap().path().join("data"));
-        let (mqtt, http) = (free_address(), free_address());
+        let (mut mqtt, mut http) = (free_address(), free_address());
+        let mut namespace = None;
+        if let Some((name, address)) = self.host {
+            namespace = Some(name);
+            mqtt.set_ip(address);
+            http.set_ip(address);
+        }
         let mut args = vec!["--listen".to_owned(), mqtt.to_string()];
         args.extend(["--data-dir".to_owned(), dir.to_str().unwrap().to_owned()]);
         args.extend(["--set".to_owned(), format!("http.address={http}")]);
         args.extend(self.args);
-        let process = Process::start(&args, &self.env);
-        Broker { process, args, env: self.env, mqtt, http, dir, _own: own }
+        let process = Process::start(namespace.as_deref(), &args, &self.env);
+        Broker { process, namespace, args, env: self.env, mqtt, http, dir, _own: own }
     }
 }
 
@@ -135,8 +149,17 @@ struct Process {
 }
 
 impl Process {
-    fn start(args: &[String], env: &[(String, String)]) -> Process {
-        let mut child = command()
+    fn start(namespace: Option<&str>, args: &[String], env: &[(String, String)]) -> Process {
+        // `ip netns exec` becomes the broker: it is the same process.
+        let mut command = match namespace {
+            Some(name) => {
+                let mut ip = clean("ip");
+                ip.args(["netns", "exec", name, env!("CARGO_BIN_EXE_berth")]);
+                ip
+            }
+            None => command(),
+        };
+        let mut child = command
             .args(args)
             .envs(env.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
@@ -178,6 +201,7 @@ impl Drop for Process {
 /// A running broker. Standard error is kept and shown if the test fails.
 pub struct Broker {
     process: Process,
+    namespace: Option<String>,
     args: Vec<String>,
     env: Vec<(String, String)>,
     /// Where it serves MQTT.
@@ -227,7 +251,7 @@ impl Broker {
     /// Starts the process again with the same arguments, without waiting until it is ready.
     pub fn respawn(&mut self) {
         self.process.wait();
-        self.process = Process::start(&self.args, &self.env);
+        self.process = Process::start(self.namespace.as_deref(), &self.args, &self.env);
     }
 
     /// As [`Broker::respawn`], and waits until it is ready.
@@ -258,6 +282,11 @@ impl Broker {
         http_get(self.http, path).unwrap()
     }
 
+    /// As [`Broker::get`]; `None` if it does not answer.
+    pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        http_get(self.http, path).ok()
+    }
+
     /// GET of a JSON page.
     pub fn get_json(&self, path: &str) -> serde_json::Value {
         serde_json::from_str(&self.get(path).1).unwrap()
@@ -280,7 +309,11 @@ impl Broker {
 
 /// The binary, without arguments and without the caller's configuration.
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+    clean(env!("CARGO_BIN_EXE_berth"))
+}
+
+fn clean(program: &str) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("BERTH_") {
@@ -294,7 +327,7 @@ pub fn command() -> Command {
 fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: berth\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;

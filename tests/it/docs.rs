@@ -120,7 +120,8 @@ fn every_limit_is_documented() {
         let name = ticked.next().unwrap_or_default();
         if name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_') {
             let path = ticked.next().unwrap_or_default();
-            if !limits.iter().any(|(p, n)| p == path && n == name) {
+            let source = std::fs::read_to_string(root().join(path)).unwrap_or_default();
+            if !source.contains(&format!("const {name}:")) {
                 wrong.push(format!("docs/limits.md names {name} in {path:?}, which is not there"));
             }
         }

@@ -1,6 +1,7 @@
 //! Kills the broker with SIGKILL under load, again and again, and checks that it kept its word.
 
 use crate::broker::{Broker, Setup};
+use crate::checker;
 use crate::client::Dial;
 use crate::history::{self, Event};
 use crate::load::{END, Publisher, Stage, Subscriber};
@@ -39,7 +40,7 @@ pub fn finish(stage: &Stage) -> Vec<Event> {
     // A breach other than a late message does not go away: it is reported after the wait.
     while berth::clock::now() < deadline {
         events.extend(stage.history.take());
-        if history::check(&events).breaches.is_empty() {
+        if checker::check(&events).is_empty() {
             break;
         }
         stage.history.wait_len(1, wait::PATIENCE / 100);

@@ -67,9 +67,15 @@ impl Publisher {
             while !stopping && asked.len() + sent.len() < window {
                 n += 1;
                 let topic = format!("load/{}", self.name);
-                let msg = Msg { from: self.name.to_owned(), topic, qos: self.qos as u8, n };
-                saw(Saw::Sent(msg.clone()));
-                self.client.try_publish(&msg.topic, self.qos, false, msg.payload()).unwrap();
+                let msg = Msg {
+                    from: self.name.into(),
+                    topic: topic.as_str().into(),
+                    qos: self.qos as u8,
+                    n,
+                    retain: false,
+                };
+                saw(Saw::Sent(msg));
+                self.client.try_publish(msg.topic.as_str(), self.qos, false, msg.payload()).unwrap();
                 asked.push_back(msg);
             }
             if stopping && asked.is_empty() && sent.is_empty() {
@@ -82,12 +88,12 @@ impl Publisher {
                 Some(Event::Incoming(Packet::PubAck(ack))) => {
                     saw(Saw::Acked(sent.remove(&ack.pkid).unwrap()))
                 }
-                Some(Event::Incoming(Packet::PubRec(ack))) => saw(Saw::Acked(sent[&ack.pkid].clone())),
+                Some(Event::Incoming(Packet::PubRec(ack))) => saw(Saw::Acked(sent[&ack.pkid])),
                 Some(Event::Incoming(Packet::PubComp(ack))) => drop(sent.remove(&ack.pkid)),
                 Some(Event::Incoming(Packet::ConnAck(c))) => assert!(c.session_present, "{}", self.name),
                 Some(_) => {}
                 // Whatever was not acknowledged may now be sent again.
-                None => sent.values().chain(&asked).for_each(|m| saw(Saw::Sent(m.clone()))),
+                None => sent.values().chain(&asked).for_each(|m| saw(Saw::Sent(*m))),
             }
         }
     }
@@ -95,7 +101,7 @@ impl Publisher {
 
 /// Receives with QoS 1 until the end is published.
 fn receive(stage: &Stage, mut connection: Connection) {
-    let mut conn = 0;
+    let mut conn = 1;
     loop {
         let event = next(&mut connection);
         // What rumqttc read before the connection was lost it would hand out after the CONNACK of the next one.
@@ -108,7 +114,7 @@ fn receive(stage: &Stage, mut connection: Connection) {
                 Event::Incoming(Packet::Publish(p)) if p.topic == END => return,
                 Event::Incoming(Packet::Publish(p)) => {
                     let msg = Msg::parse(&p.topic, &p.payload).unwrap();
-                    stage.history.add(Saw::Received { by: "receiver".to_owned(), conn, dup: p.dup, msg });
+                    stage.history.add(Saw::Received { by: "receiver".into(), conn, dup: p.dup, msg });
                 }
                 Event::Incoming(Packet::ConnAck(c)) => {
                     assert!(c.session_present, "the receiver's session is gone");
@@ -132,7 +138,7 @@ fn rumqttc_clients_survive_sigkill() {
         client.subscribe(filter, QoS::AtLeastOnce).unwrap();
         while !matches!(next(&mut connection), Some(Event::Incoming(Packet::SubAck(_)))) {}
     }
-    stage.history.add(Saw::Subscribed { by: "receiver".to_owned(), filter: "load/at-least-once".to_owned() });
+    stage.history.add(Saw::Subscribed { by: "receiver".into(), filter: "load/at-least-once".into() });
     let least = Publisher::new("at-least-once", QoS::AtLeastOnce, 1, &stage);
     let exactly = Publisher::new("exactly-once", QoS::ExactlyOnce, 1, &stage);
     let mut events = std::thread::scope(|scope| {

@@ -2,7 +2,7 @@
 //! down what they see. They do what the specification asks of a client; [`crate::history`] judges the broker.
 
 use crate::client::{Client, Dial, In, Out, publish_bytes};
-use crate::history::{Event, History, Msg};
+use crate::history::{Event, History, Msg, Name};
 use crate::wait;
 use berth::mqtt::client::AckKind;
 use berth::mqtt::{QoS, Reason};
@@ -30,15 +30,16 @@ impl Stage {
 /// Says to subscribers that no more comes.
 pub const END: &str = "end";
 
-/// Connects as soon as there is a broker. Whoever had a session must get it back (G5).
-fn reconnect(dial: &Dial, address: SocketAddr, had_session: &mut bool) -> Client {
-    let client = wait::until("the broker is back", || match dial.try_connect(address) {
+/// Connects as soon as there is a broker.
+fn reconnect(dial: &Dial, stage: &Stage, conn: u64) -> Client {
+    let by = Name::from(dial.client_id.as_str());
+    stage.history.add(Event::Connecting { by, conn, clean: false, will: None });
+    let client = wait::until("the broker is back", || match dial.try_connect(stage.address) {
         Ok((client, In::ConnAck { reason: Reason::Success, .. })) => Some(client),
         Ok((_, In::Closed)) | Err(_) => None,
         Ok((_, other)) => panic!("{}: {other:?}", dial.client_id),
     });
-    assert!(client.present || !*had_session, "{}: the session is gone", dial.client_id);
-    *had_session = true;
+    stage.history.add(Event::Connected { by, conn, clean: false, present: client.present });
     client
 }
 
@@ -79,9 +80,8 @@ impl Publisher {
 
     /// Runs until it is told to stop and everything is acknowledged.
     pub fn run(mut self) {
-        let mut had_session = false;
-        loop {
-            let mut client = reconnect(&self.dial, self.stage.address, &mut had_session);
+        for conn in 1.. {
+            let mut client = reconnect(&self.dial, &self.stage, conn);
             if self.session(&mut client).is_ok() {
                 return;
             }
@@ -126,7 +126,8 @@ impl Publisher {
         let topic = format!("load/{}/{}", self.dial.client_id, self.begun / 2 % 2);
         let n = self.numbers.entry((topic.clone(), qos)).or_default();
         *n += 1;
-        let msg = Msg { from: self.dial.client_id.clone(), topic, qos, n: *n };
+        let from = self.dial.client_id.as_str().into();
+        let msg = Msg { from, topic: topic.as_str().into(), qos, n: *n, retain: false };
         loop {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
             if self.unfinished.iter().all(|u| u.id != self.last_id) {
@@ -136,9 +137,16 @@ impl Publisher {
     }
 
     fn send(&self, client: &mut Client, msg: &Msg, packet_id: u16, dup: bool) -> io::Result<()> {
-        self.stage.history.add(Event::Sent(msg.clone()));
+        self.stage.history.add(Event::Sent(*msg));
         let (payload, qos) = (msg.payload(), QoS::from_bits(msg.qos).unwrap());
-        let out = Out { topic: &msg.topic, payload: payload.as_bytes(), qos, retain: false, dup, packet_id };
+        let out = Out {
+            topic: msg.topic.as_str(),
+            payload: payload.as_bytes(),
+            qos,
+            retain: false,
+            dup,
+            packet_id,
+        };
         client.send(&publish_bytes(self.dial.version, &out))
     }
 
@@ -149,7 +157,7 @@ impl Publisher {
         let u = &mut self.unfinished[at];
         assert_eq!(u.msg.qos == 1, finished, "wrong kind of acknowledgement for {:?}", u.msg);
         if !u.released {
-            self.stage.history.add(Event::Acked(u.msg.clone()));
+            self.stage.history.add(Event::Acked(u.msg));
         }
         u.released = true;
         if finished {
@@ -164,26 +172,25 @@ pub struct Subscriber {
     stage: Stage,
     /// QoS 2 packet identifiers between PUBLISH and PUBREL: kept across connections.
     begun: HashSet<u16>,
-    conn: usize,
+    conn: u64,
 }
 
 impl Subscriber {
     /// Makes the session and subscribes, so that everything published from now on is its.
     pub fn new(dial: Dial, filter: &str, stage: &Stage) -> Subscriber {
-        let mut client = dial.connect(stage.address);
+        let mut client = reconnect(&dial, stage, 1);
         let codes = client.subscribe(&[(filter, QoS::ExactlyOnce), (END, QoS::AtLeastOnce)]);
         assert_eq!(codes, [2, 1]);
-        let by = dial.client_id.clone();
-        stage.history.add(Event::Subscribed { by, filter: filter.to_owned() });
+        let by = dial.client_id.as_str().into();
+        stage.history.add(Event::Subscribed { by, filter: filter.into() });
         client.disconnect();
-        Subscriber { dial, stage: stage.clone(), begun: HashSet::new(), conn: 0 }
+        Subscriber { dial, stage: stage.clone(), begun: HashSet::new(), conn: 1 }
     }
 
     pub fn run(mut self) {
-        let mut had_session = true;
         loop {
-            let mut client = reconnect(&self.dial, self.stage.address, &mut had_session);
             self.conn += 1;
+            let mut client = reconnect(&self.dial, &self.stage, self.conn);
             if self.session(&mut client).is_ok() {
                 return;
             }
@@ -202,7 +209,7 @@ impl Subscriber {
                     }
                     let msg = Msg::parse(&p.topic, &p.payload).unwrap_or_else(|| panic!("{p:?}"));
                     if !repeated {
-                        let by = self.dial.client_id.clone();
+                        let by = self.dial.client_id.as_str().into();
                         self.stage.history.add(Event::Received { by, conn: self.conn, dup: p.dup, msg });
                     }
                     let kind = if p.qos == QoS::ExactlyOnce { AckKind::PubRec } else { AckKind::PubAck };

@@ -30,3 +30,25 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 pub fn until_true(what: &str, mut look: impl FnMut() -> bool) {
     until(what, || look().then_some(()));
 }
+
+/// As [`until`], for a look that has to wait for something itself.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let deadline = deadline();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(clock::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// As [`until_true`], for tasks that share a thread with what they wait for.
+pub async fn becomes_true(what: &str, mut look: impl FnMut() -> bool) {
+    eventually(what, || std::future::ready(look().then_some(()))).await;
+}
+
+/// How long a fault lasts, or what separates two, as the test's seed says. Nothing is expected to have happened when it ends.
+pub async fn chaos(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}

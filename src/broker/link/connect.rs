@@ -2,7 +2,9 @@
 
 use super::{Link, Open, State, Waiting};
 use crate::broker::handle::Handle;
-use crate::broker::ports::{Credentials, Epoch, Identity, Lsn};
+use crate::broker::inspect::{Attached, Connection, WillInfo};
+use crate::broker::ports::{Credentials, Identity, Lsn};
+use crate::broker::remote::sessions::Run;
 use crate::broker::{Broker, Claim, Claimant};
 use crate::clock::Time;
 use crate::mqtt::decode::{Answer, DecodeError};
@@ -11,13 +13,15 @@ use crate::mqtt::packet::Connect;
 use crate::mqtt::{Reason, Version};
 use crate::session::{CloseCause, DropReason, Effect, Session, Settings};
 use crate::telemetry::metrics::{ErrorType, RefuseReason};
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
 /// Bytes of a CONNACK without properties.
 const REFUSAL_BYTES: u32 = 5;
+
+/// How much longer than the procedure that brings the session a connection waits for it, milliseconds.
+const BRINGING_GRACE_MS: u64 = 2_000;
 
 /// More bytes than any CONNACK of ours has.
 const CONNACK_BYTES_MAX: u32 = 256;
@@ -32,10 +36,10 @@ pub(super) struct Connecting {
 
 #[derive(Debug)]
 enum Step {
+    /// The session has to be brought to this node.
+    Bringing(Arc<Run>),
     /// Another connection has to leave the session first.
     Claiming(Claimant),
-    /// The coordinator is asked whether this node may have the session.
-    Owning(Granted, Arc<Ownership>),
     /// The session's record must be durable.
     Recording(Granted, Lsn),
     Done,
@@ -46,18 +50,6 @@ struct Granted {
     handle: Arc<Handle>,
     session: Box<Session>,
     present: bool,
-    /// When the end of the session before it is durable.
-    ended: Lsn,
-}
-
-/// The coordinator's answer, once it is there.
-#[derive(Debug, Default)]
-struct Ownership(Mutex<OwnershipSlot>);
-
-#[derive(Debug, Default)]
-struct OwnershipSlot {
-    outcome: Option<Result<Epoch, Reason>>,
-    waker: Option<Waker>,
 }
 
 /// A client that was told goodbye while its last change is not durable yet.
@@ -93,7 +85,7 @@ impl Link {
             Err(Reason::QuotaExceeded)
         } else if self.broker.draining() {
             Err(Reason::ServerUnavailable)
-        } else if let Err(why) = self.broker.coordinator.may_serve() {
+        } else if let Some(Err(why)) = self.broker.remote.as_ref().map(|r| r.may_serve()) {
             tracing::warn!(peer = %self.peer, why, "connection refused: this node may not serve");
             Err(Reason::ServerUnavailable)
         } else if let Some(method) = c.authentication_method {
@@ -113,8 +105,16 @@ impl Link {
             Err(reason) => return self.refuse(c.version, reason, cx),
         };
         tracing::debug!(peer = %self.peer, client = %settings.client_id, version = ?settings.version, "CONNECT");
-        let deadline = now.plus_ms(self.broker.limits.connect_timeout_ms);
-        let step = Step::Claiming(Claimant::default());
+        let mut wait = self.broker.limits.connect_timeout_ms;
+        let step = match self.broker.bring_here(&settings) {
+            Some(run) => {
+                // The procedure knows better why it takes too long, and says so.
+                wait = wait.max(self.broker.limits.remote.takeover_timeout_ms) + BRINGING_GRACE_MS;
+                Step::Bringing(run)
+            }
+            None => Step::Claiming(Claimant::default()),
+        };
+        let deadline = now.plus_ms(wait);
         self.state = State::Connecting(Box::new(Connecting { settings, deadline, step }));
         self.poll_connecting(waker, now, cx);
     }
@@ -144,6 +144,14 @@ impl Link {
                 return self.refuse_connecting(Reason::ServerUnavailable, now, cx);
             }
             match std::mem::replace(&mut c.step, Step::Done) {
+                Step::Bringing(run) => match run.outcome.poll(waker) {
+                    Some(Ok(())) => c.step = Step::Claiming(Claimant::default()),
+                    Some(Err(reason)) => return self.refuse_connecting(reason, now, cx),
+                    None => {
+                        c.step = Step::Bringing(run);
+                        return;
+                    }
+                },
                 Step::Claiming(mut claimant) => {
                     let claim = self.broker.claim(&c.settings, &mut claimant, waker, now, &mut cx.scratch);
                     match claim {
@@ -155,47 +163,16 @@ impl Link {
                         Claim::Superseded => {
                             return self.refuse_connecting(Reason::SessionTakenOver, now, cx);
                         }
+                        Claim::Elsewhere => match self.broker.bring_here(&c.settings) {
+                            Some(run) => c.step = Step::Bringing(run),
+                            None => return self.refuse_connecting(Reason::ServerUnavailable, now, cx),
+                        },
                         Claim::Refused(reason) => return self.refuse_connecting(reason, now, cx),
                         Claim::Granted { handle, session, present } => {
-                            let ownership = Arc::new(Ownership::default());
-                            if present {
-                                // The session was ours already: no need to ask.
-                                ownership.0.lock().outcome = Some(Ok(handle.epoch()));
-                            } else {
-                                let answer = ownership.clone();
-                                let done = Box::new(move |outcome| {
-                                    let mut slot = answer.0.lock();
-                                    slot.outcome = Some(outcome);
-                                    let waker = slot.waker.take();
-                                    drop(slot);
-                                    waker.into_iter().for_each(Waker::wake);
-                                });
-                                self.broker.coordinator.claim(&c.settings.client_id, done);
-                            }
                             let ended = claimant.ended();
-                            c.step = Step::Owning(Granted { handle, session, present, ended }, ownership);
-                        }
-                    }
-                }
-                Step::Owning(granted, ownership) => {
-                    let mut slot = ownership.0.lock();
-                    match slot.outcome.take() {
-                        None => {
-                            slot.waker = Some(waker.clone());
-                            drop(slot);
-                            c.step = Step::Owning(granted, ownership);
-                            return;
-                        }
-                        Some(Err(reason)) => {
-                            drop(slot);
-                            c.step = Step::Recording(granted, 0);
-                            return self.refuse_connecting(reason, now, cx);
-                        }
-                        Some(Ok(epoch)) => {
-                            granted.handle.set_epoch(epoch);
-                            let lsn = self.broker.save_connected(&granted.handle, &c.settings);
-                            let lsn = lsn.unwrap_or(0).max(granted.ended);
-                            c.step = Step::Recording(granted, lsn);
+                            let lsn =
+                                self.broker.save_connected(&handle, &c.settings).unwrap_or(0).max(ended);
+                            c.step = Step::Recording(Granted { handle, session, present }, lsn);
                         }
                     }
                 }
@@ -214,12 +191,21 @@ impl Link {
 
     fn open_session(&mut self, granted: Granted, now: Time, cx: &mut super::Context) {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
-        let Granted { handle, mut session, present, .. } = granted;
+        let Granted { handle, mut session, present } = granted;
         let settings = c.settings;
         encode::connack(cx.actions.packet(), settings.version, &settings.connack(present));
         self.broker.metrics.connections_total.inc();
         tracing::debug!(client = %settings.client_id, present, "connected");
         session.attach(&settings, now, &mut cx.actions);
+        handle.set_attached(Some(Attached {
+            connection: Connection {
+                peer: self.peer,
+                version: settings.version.name().to_owned(),
+                since: now.as_millis(),
+            },
+            expiry_s: session.expiry_s(),
+            will: session.will().map(WillInfo::of),
+        }));
         self.state = State::Open(Box::new(Open {
             session,
             handle,
@@ -239,8 +225,19 @@ impl Link {
     /// Gives a claimed session back without having served it.
     pub(super) fn abandon(&mut self, now: Time, cx: &mut super::Context) {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
-        let (Step::Owning(granted, _) | Step::Recording(granted, _)) = c.step else { return };
-        let Granted { handle, mut session, present, .. } = granted;
+        let granted = match c.step {
+            Step::Recording(granted, _) => granted,
+            Step::Bringing(run) => {
+                // Its procedure goes on to a state that is known, for nobody.
+                if !run.outcome.set(Err(Reason::ServerUnavailable)) {
+                    self.broker.drop_fresh(&c.settings.client_id, now);
+                }
+                return;
+            }
+            Step::Claiming(_) => return self.broker.drop_fresh(&c.settings.client_id, now),
+            Step::Done => return,
+        };
+        let Granted { handle, mut session, present } = granted;
         if present {
             self.broker.save(&handle, &session);
             self.broker.park(&handle, session, &mut cx.scratch);
@@ -294,6 +291,7 @@ impl Link {
         let State::Open(open) = std::mem::replace(&mut self.state, State::Closed) else { return };
         let Open { mut session, handle, local, .. } = *open;
         let mut actions = std::mem::take(&mut cx.actions);
+        handle.set_attached(None);
         session.detach(cause, now, &mut actions);
         let mut unsent = Vec::new();
         if actions.effects.iter().any(|e| matches!(e, Effect::End)) {

@@ -4,9 +4,10 @@ use super::waiting::{Answer, What};
 use super::{Context, Link, Open, State};
 use crate::broker::ending::delivery;
 use crate::broker::ports::{Change, Lsn, OutboundState};
-use crate::broker::publish::{Origin, Scratch};
+use crate::broker::publish::{Origin, Routed, Scratch};
+use crate::broker::remote::Kept;
 use crate::broker::subscribe::Answered;
-use crate::broker::{Broker, subscribe::RetainedRequest};
+use crate::broker::{Broker, subscribe::RetainedRequest, sys};
 use crate::clock::Time;
 use crate::mqtt::{Message, Reason};
 use crate::session::{Actions, Effect, Input, Outcome, Token};
@@ -39,9 +40,7 @@ impl Open {
             Effect::Publish { token, message, inbound } => {
                 self.publish(broker, token, &message, inbound, now, cx);
             }
-            Effect::Settle { seq } => {
-                broker.journal.append(&[Change::Settle { seq: seq.get(), session }]);
-            }
+            Effect::Settle { seq } => broker.settle_row(seq.get(), session),
             Effect::Outbound { token, packet_id, seq, released } => {
                 let state = if released { OutboundState::Released } else { OutboundState::Sent };
                 let change = Change::Outbound { session, packet_id, seq: seq.get(), state };
@@ -55,13 +54,18 @@ impl Open {
             Effect::Subscribe { token, request } => {
                 let mut retained: SmallVec<[RetainedRequest; 1]> = SmallVec::new();
                 let mut answered = broker.subscribe(&self.handle, &self.identity, &request, &mut retained);
-                for r in &retained {
-                    answered.lsn = broker.queue_retained(r, now, &mut cx.scratch).or(answered.lsn);
-                }
-                if !retained.is_empty() {
-                    self.retained.get_or_insert_default().requests.extend(retained);
-                }
                 self.subscribing += 1;
+                let fresh = retained.iter().any(|r| !sys::is_own(&r.filter));
+                let ticket = answered.routes.take().and_then(|wait| broker.when_routed(wait, fresh));
+                if ticket.is_some() {
+                    let what = What::Routed(answered.codes, retained);
+                    // The journal gets its time after the other nodes had theirs.
+                    let since = now.plus_ms(broker.limits.remote.suback_wait_ms);
+                    let lsn = answered.lsn.unwrap_or(0);
+                    return self.waiting.push(Answer { lsn, ticket, token, since, what });
+                }
+                let lsn = self.send_retained_to(broker, retained, now, &mut cx.scratch);
+                answered.lsn = lsn.or(answered.lsn);
                 self.answer(token, answered, What::Subscribed, now, cx);
             }
             Effect::Unsubscribe { token, filters } => {
@@ -85,7 +89,7 @@ impl Open {
                     _ => {}
                 }
                 match cause {
-                    C::Disconnected | C::Lost | C::ShuttingDown => {
+                    C::Disconnected | C::Lost | C::ShuttingDown | C::HandedOver => {
                         tracing::debug!(client = %self.handle.client_id, ?cause, "disconnected");
                     }
                     _ => {
@@ -113,13 +117,16 @@ impl Open {
         broker.purge_full(&mut cx.scratch, now);
         let Some(token) = token else { return };
         match outcome {
-            Ok((Some(lsn), matched)) => self.answer_later(Some(token), lsn, What::Published { matched }, now),
-            Ok((None, matched)) => {
+            Ok(Routed { lsn: None, ticket: None, matched }) => {
                 self.tell(
                     Input::Published { token, outcome: Outcome::Safe { matched } },
                     now,
                     &mut cx.actions,
                 );
+            }
+            Ok(Routed { lsn, ticket, matched }) => {
+                let what = What::Published { matched };
+                self.waiting.push(Answer { lsn: lsn.unwrap_or(0), ticket, token, since: now, what });
             }
             Err(outcome) => self.tell(Input::Published { token, outcome }, now, &mut cx.actions),
         }
@@ -131,20 +138,17 @@ impl Open {
         message: &Message,
         inbound: Option<u16>,
         scratch: &mut Scratch,
-    ) -> Result<(Option<Lsn>, bool), Outcome> {
+    ) -> Result<Routed, Outcome> {
         let topic = message.topic();
         if !broker.may_publish(&self.identity, topic) {
             broker.metrics.publishes_refused.of(PublishRefusal::NotAuthorized).inc();
             return Err(Outcome::Denied(Reason::NotAuthorized));
         }
         let origin = Origin { session: self.handle.no, inbound, record: None };
-        match broker.publish(message, &origin, &mut self.cache, scratch) {
-            Ok(routed) => Ok((routed.lsn, routed.matched)),
-            Err(reason) => {
-                tracing::info!(client = %self.handle.client_id, topic, ?reason, "retained message refused");
-                Err(Outcome::Failed(reason))
-            }
-        }
+        broker.publish(message, &origin, &mut self.cache, scratch).map_err(|reason| {
+            tracing::info!(client = %self.handle.client_id, topic, ?reason, "retained message refused");
+            Outcome::Failed(reason)
+        })
     }
 
     fn answer(
@@ -164,7 +168,40 @@ impl Open {
 
     fn answer_later(&mut self, token: Option<Token>, lsn: Lsn, what: What, since: Time) {
         if let Some(token) = token {
-            self.waiting.push(Answer { lsn, token, since, what });
+            self.waiting.push(Answer { lsn, ticket: None, token, since, what });
+        }
+    }
+
+    /// Has retained messages sent for new subscriptions. Returns when those that the journal keeps are durable.
+    pub(super) fn send_retained_to(
+        &mut self,
+        broker: &Broker,
+        retained: SmallVec<[RetainedRequest; 1]>,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> Option<Lsn> {
+        let lsn = retained.iter().filter_map(|r| broker.queue_retained(r, now, scratch)).max();
+        if !retained.is_empty() {
+            self.retained.get_or_insert_default().requests.extend(retained);
+        }
+        lsn
+    }
+
+    /// Tells the session what became of a question that other nodes had a part in.
+    pub(super) fn give_kept(&mut self, answer: Answer, kept: Option<Kept>, now: Time, actions: &mut Actions) {
+        let Answer { token, what, .. } = answer;
+        match (kept, what) {
+            (None, what) => self.give(token, what, now, actions),
+            (Some(Kept::Done { matched }), What::Published { matched: here }) => {
+                self.give(token, What::Published { matched: here || matched }, now, actions);
+            }
+            (Some(Kept::Done { .. }), what) => self.give(token, what, now, actions),
+            (Some(Kept::Failed(reason)), What::Published { .. }) => {
+                self.tell(Input::Published { token, outcome: Outcome::Failed(reason) }, now, actions);
+            }
+            (Some(Kept::Failed(reason)), _) => {
+                self.session.fail(reason, "the cluster cannot make it safe", actions);
+            }
         }
     }
 
@@ -173,7 +210,8 @@ impl Open {
         let input = match what {
             What::Published { matched } => Input::Published { token, outcome: Outcome::Safe { matched } },
             What::Durable => Input::Durable { token },
-            What::Subscribed(codes) => {
+            // Retained messages have been seen to before this.
+            What::Subscribed(codes) | What::Routed(codes, _) => {
                 self.subscribing -= 1;
                 Input::Subscribed { token, codes }
             }

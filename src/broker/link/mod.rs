@@ -10,8 +10,7 @@ mod waiting;
 
 use super::handle::Handle;
 use super::ports::Identity;
-use super::publish::Scratch;
-use super::router::Cache;
+use super::publish::{Cache, Scratch};
 use super::subscribe::RetainedRequest;
 use super::{Admission, Broker};
 use crate::clock::Time;
@@ -173,7 +172,10 @@ impl Link {
         match &self.state {
             State::Fresh(_) => true,
             State::Open(o) => {
-                o.closing.is_none() && o.session.wants_packets() && cx.actions.wire.len() < WIRE_BYTES_MAX * 4
+                o.closing.is_none()
+                    && o.session.wants_packets()
+                    && cx.actions.wire.len() < WIRE_BYTES_MAX * 4
+                    && (o.waiting.is_empty() || !self.broker.publishers_pause())
             }
             State::Connecting(_) | State::Leaving(_) | State::Closed => false,
         }
@@ -187,7 +189,8 @@ impl Link {
             State::Open(o) => {
                 o.closing.is_none()
                     && o.session.wants_packets()
-                    && (o.waiting.is_empty() || !self.broker.journal.congested())
+                    && (o.waiting.is_empty()
+                        || !self.broker.journal.congested() && !self.broker.publishers_pause())
             }
             State::Leaving(_) | State::Closed => false,
         }
@@ -265,6 +268,20 @@ impl Link {
             State::Connecting(_) => self.refuse_connecting(crate::mqtt::Reason::ServerShuttingDown, now, cx),
             State::Fresh(_) => self.state = State::Closed,
             State::Leaving(_) | State::Closed => {}
+        }
+        self.count(cx);
+    }
+
+    /// This node may not serve clients any more: the client is told, its session kept.
+    pub fn stop_serving(&mut self, now: Time, cx: &mut Context) {
+        match &mut self.state {
+            State::Open(o) if o.closing.is_none() => {
+                o.session.close(CloseCause::NotServing, None, &mut cx.actions);
+                self.run_effects(now, cx);
+                self.finish_closing(now, cx);
+            }
+            State::Open(_) | State::Fresh(_) | State::Leaving(_) | State::Closed => {}
+            State::Connecting(_) => self.refuse_connecting(crate::mqtt::Reason::ServerUnavailable, now, cx),
         }
         self.count(cx);
     }

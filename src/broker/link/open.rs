@@ -1,6 +1,6 @@
 //! A connected client: its packets, its deliveries, and the answers that the journal allows.
 
-use super::waiting::What;
+use super::waiting::{Answer, What};
 use super::{Context, Link, Open, READ_BATCH_MAX, RetainedTodo, State, WIRE_BYTES_MAX};
 use crate::broker::Broker;
 use crate::broker::ending::delivery;
@@ -60,8 +60,9 @@ impl Link {
         self.run_effects(now, cx);
         self.pump(waker, now, cx);
         let State::Open(open) = &mut self.state else { return };
-        if let Some(lsn) = open.waiting.lsn() {
-            self.broker.journal.wake_at(lsn, waker);
+        open.waiting.wait(&*self.broker.journal, waker);
+        if !open.waiting.is_empty() {
+            self.broker.wake_publisher(waker);
         }
         open.handle.mailbox.set_load(open.session.load() + open.local.len());
         if open.closing == Some(CloseCause::TakenOver) {
@@ -78,7 +79,10 @@ impl Link {
             let taken = open.handle.mailbox.take(waker, more, &mut open.local);
             if let Some(cause) = taken.close {
                 // From here on the session takes nothing: what was taken out of the mailbox stays in `local`.
-                open.session.close(cause, None, &mut cx.actions);
+                match taken.reference {
+                    Some(to) => open.session.close_and_refer(cause, &to, &mut cx.actions),
+                    None => open.session.close(cause, None, &mut cx.actions),
+                }
                 return self.run_effects(now, cx);
             }
             // Nothing was taken before: there may be more.
@@ -122,8 +126,14 @@ impl Open {
             return;
         }
         let durable = broker.journal.durable();
-        while let Some(a) = self.waiting.pop(durable) {
-            self.give(a.token, a.what, now, &mut cx.actions);
+        while let Some((a, kept)) = self.waiting.pop(durable) {
+            if let What::Routed(codes, retained) = a.what {
+                let lsn = self.send_retained_to(broker, retained, now, &mut cx.scratch).unwrap_or(0);
+                let answer = Answer { lsn, ticket: None, what: What::Subscribed(codes), ..a };
+                self.waiting.push_front(answer);
+                continue;
+            }
+            self.give_kept(a, kept, now, &mut cx.actions);
         }
         let before = Time(now.0.saturating_sub(broker.limits.publish_timeout_ms));
         while let Some(late) = self.waiting.pop_late(before) {
@@ -133,7 +143,8 @@ impl Open {
                 self.tell(Input::Published { token: late.token, outcome }, now, &mut cx.actions);
             } else {
                 let reason = Reason::ImplementationSpecificError;
-                self.session.fail(reason, "the journal cannot make it durable", &mut cx.actions);
+                let why = "the journal, or the cluster, cannot make it safe in time";
+                self.session.fail(reason, why, &mut cx.actions);
             }
         }
     }

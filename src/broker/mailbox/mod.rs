@@ -3,15 +3,23 @@
 //! Two queues, in this order for the client: `queue` holds messages in memory, `backlog` the numbers of journaled messages
 //! whose bodies stay on disk until there is room. While the backlog is not empty, journaled messages join it, so order holds.
 
-use super::ports::Seq;
+mod moving;
+mod order;
+
+use super::ports::{MessageId, Revision, Seq};
+use super::remote::Once;
 use crate::clock::Time;
 use crate::mqtt::QoS;
 use crate::session::{CloseCause, Delivery, DropReason, Session};
+use order::OrderHold;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::Waker;
+
+pub use moving::Rank;
 
 /// Wakers of tasks that have something to do, woken together when the publisher is done with its batch.
 #[derive(Debug, Default)]
@@ -56,8 +64,38 @@ pub enum Place {
     Attached,
     /// Here, dormant.
     Parked(Box<Session>),
+    /// Here, and perhaps about to be another node's.
+    Frozen(Box<Frozen>),
+    /// With another node since this revision.
+    Departed(Revision),
     /// Nowhere: it is over.
     Gone,
+}
+
+/// A session of which it is not known whether it stays here.
+#[derive(Debug)]
+pub struct Frozen {
+    session: Box<Session>,
+    /// How that comes out: the revision at which it moved, or `None` = it stays. Made when the first asks.
+    outcome: Option<Arc<Once<Option<Revision>>>>,
+}
+
+impl Frozen {
+    /// Nobody waits yet.
+    pub fn new(session: Box<Session>) -> Frozen {
+        Frozen { session, outcome: None }
+    }
+}
+
+/// Why a mailbox did not take a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is dropped, and counted.
+    Dropped(DropReason),
+    /// The session may be about to move: whether the message is for this node is known when [`Mailbox::moving`] says so.
+    Moving,
+    /// The session moved at this revision: whoever matched on an older index has to match again.
+    Moved(Revision),
 }
 
 #[derive(Debug)]
@@ -74,6 +112,8 @@ struct Inner {
     /// What [`crate::session::Effect::Load`] asked for.
     loaded: Option<Vec<Delivery>>,
     close: Option<CloseCause>,
+    /// Where the client is told to go.
+    reference: Option<Arc<str>>,
     waker: Option<Waker>,
     signalled: bool,
     /// Counts attachments: a late answer of the journal to an earlier one is void.
@@ -85,6 +125,8 @@ struct Inner {
     purging: bool,
     /// Before this time none of the oldest messages expires.
     purge_at: Time,
+    /// What is kept back until older messages, on their way by the session's last owner, are here.
+    order: Option<Box<OrderHold>>,
 }
 
 /// See the module.
@@ -100,6 +142,8 @@ pub struct Mailbox {
 pub struct Taken {
     /// Why to close, if so.
     pub close: Option<CloseCause>,
+    /// Where the client is told to go, if so.
+    pub reference: Option<Arc<str>>,
     /// The answer to a load.
     pub loaded: Option<Vec<Delivery>>,
 }
@@ -132,6 +176,7 @@ impl Mailbox {
                 read: None,
                 loaded: None,
                 close: None,
+                reference: None,
                 waker: None,
                 signalled: false,
                 attachment: 1,
@@ -139,6 +184,7 @@ impl Mailbox {
                 successors: Vec::new(),
                 purging: false,
                 purge_at: Time(0),
+                order: None,
             }),
             online: AtomicBool::new(online),
             load: AtomicUsize::new(0),
@@ -159,32 +205,52 @@ impl Mailbox {
     ///
     /// # Errors
     /// Why not.
-    pub fn admits(&self, size: usize, limits: &MailboxLimits) -> Result<(), DropReason> {
+    pub fn admits(&self, size: usize, limits: &MailboxLimits) -> Result<(), Refusal> {
         let inner = self.inner.lock();
-        if matches!(inner.place, Place::Gone) {
-            return Err(DropReason::SessionEnded);
+        match &inner.place {
+            Place::Gone => return Err(Refusal::Dropped(DropReason::SessionEnded)),
+            Place::Frozen(_) => return Err(Refusal::Moving),
+            Place::Departed(at) => return Err(Refusal::Moved(*at)),
+            Place::Attached | Place::Parked(_) => {}
         }
-        let bytes = inner.backlog_bytes + (inner.queue_bytes + size) as u64;
-        if inner.backlog.len() + inner.queue.len() >= limits.queued_messages || bytes > limits.queued_bytes {
-            return Err(DropReason::QueueFull);
+        let bytes = inner.backlog_bytes + inner.kept_bytes() + (inner.queue_bytes + size) as u64;
+        if inner.waiting() >= limits.queued_messages || bytes > limits.queued_bytes {
+            return Err(Refusal::Dropped(DropReason::QueueFull));
         }
         Ok(())
     }
 
-    /// Puts a message in. Journaled ones are taken unless the session is over; others are dropped when there is no room
-    /// or no client.
+    /// Puts a message in; `id` names its publish in the cluster. Journaled ones are taken unless the session is over or
+    /// moves; others are dropped when there is no room or no client.
     ///
     /// # Errors
-    /// Why it was dropped.
-    pub fn push(&self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<(), DropReason> {
+    /// Why it was not taken.
+    pub fn push(
+        &self,
+        d: Delivery,
+        id: Option<MessageId>,
+        limits: &MailboxLimits,
+        wakes: &mut Wakes,
+    ) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         let size = d.size();
         let full = inner.queue.len() >= limits.messages || inner.queue_bytes + size > limits.bytes;
+        if let (Some(order), Some(seq), Some(id)) = (&mut inner.order, d.seq, id)
+            && order.holds(id.origin)
+        {
+            order.keep(id, seq.get(), size);
+            self.load.fetch_add(1, Relaxed);
+            return Ok(());
+        }
         match (&inner.place, d.seq) {
-            (Place::Gone, _) => return Err(DropReason::SessionEnded),
-            (Place::Parked(_), None) => return Err(DropReason::Offline),
+            (Place::Gone, _) => return Err(Refusal::Dropped(DropReason::SessionEnded)),
+            (Place::Frozen(_), Some(_)) => return Err(Refusal::Moving),
+            (Place::Departed(at), Some(_)) => return Err(Refusal::Moved(*at)),
+            (Place::Parked(_) | Place::Frozen(_) | Place::Departed(_), None) => {
+                return Err(Refusal::Dropped(DropReason::Offline));
+            }
             (Place::Attached, None) if full && !(inner.queue.is_empty() && d.qos > QoS::AtMostOnce) => {
-                return Err(DropReason::MailboxFull);
+                return Err(Refusal::Dropped(DropReason::MailboxFull));
             }
             (Place::Parked(_), Some(seq)) => inner.backlog_push(seq, size),
             (Place::Attached, Some(seq)) if full || !inner.backlog.is_empty() => {
@@ -234,7 +300,8 @@ impl Mailbox {
                 local.extend(read);
             }
         }
-        Taken { close: inner.close.take(), loaded: inner.loaded.take() }
+        let reference = inner.reference.take();
+        Taken { close: inner.close.take(), reference, loaded: inner.loaded.take() }
     }
 
     /// The next numbers to read from the journal, at most `max`, if none are being read, and for which attachment.
@@ -303,7 +370,7 @@ impl Mailbox {
         inner.queue = VecDeque::new();
         inner.queue_bytes = 0;
         inner.place = Place::Parked(session);
-        self.load.store(inner.backlog.len(), Relaxed);
+        self.load.store(inner.waiting(), Relaxed);
         self.online.store(false, Relaxed);
         inner.leave(wakes);
         dropped
@@ -313,6 +380,7 @@ impl Mailbox {
     pub fn end(&self, wakes: &mut Wakes) -> (VecDeque<Seq>, VecDeque<Delivery>) {
         let mut inner = self.inner.lock();
         inner.place = Place::Gone;
+        inner.release_order();
         inner.queue_bytes = 0;
         inner.backlog_bytes = 0;
         self.online.store(false, Relaxed);
@@ -336,18 +404,26 @@ impl Mailbox {
                 if *ticket == 0 {
                     inner.claims += 1;
                     *ticket = inner.claims;
-                    inner.close = Some(CloseCause::TakenOver);
+                    inner.close.get_or_insert(CloseCause::TakenOver);
                     inner.signal(wakes);
                     // An earlier claim that still waits must learn that it is superseded.
                     wakes.0.append(&mut inner.successors);
                 }
-                if !inner.successors.iter().any(|w| w.will_wake(waker)) {
-                    inner.successors.push(waker.clone());
-                }
+                inner.succeed(waker);
                 Found::Busy
             }
-            Place::Gone => {
-                inner.place = Place::Gone;
+            Place::Frozen(frozen) => {
+                inner.place = Place::Frozen(frozen);
+                if *ticket == 0 {
+                    inner.claims += 1;
+                    *ticket = inner.claims;
+                    wakes.0.append(&mut inner.successors);
+                }
+                inner.succeed(waker);
+                Found::Busy
+            }
+            over @ (Place::Departed(_) | Place::Gone) => {
+                inner.place = over;
                 Found::Gone
             }
         }
@@ -375,7 +451,7 @@ impl Mailbox {
     pub fn parked<R>(&self, f: impl FnOnce(&Session) -> R) -> Option<R> {
         match &self.inner.lock().place {
             Place::Parked(session) => Some(f(session)),
-            Place::Attached | Place::Gone => None,
+            _ => None,
         }
     }
 
@@ -415,12 +491,26 @@ impl Mailbox {
 
     /// Messages waiting, in memory and on disk.
     pub fn waiting(&self) -> usize {
-        let inner = self.inner.lock();
-        inner.queue.len() + inner.backlog.len()
+        self.inner.lock().waiting()
     }
 }
 
 impl Inner {
+    fn waiting(&self) -> usize {
+        self.queue.len() + self.backlog.len() + self.order.as_ref().map_or(0, |o| o.len())
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        self.order.as_ref().map_or(0, |o| o.bytes())
+    }
+
+    /// Remembers to wake `waker` when the session is free.
+    fn succeed(&mut self, waker: &Waker) {
+        if !self.successors.iter().any(|w| w.will_wake(waker)) {
+            self.successors.push(waker.clone());
+        }
+    }
+
     fn backlog_push(&mut self, seq: NonZeroU64, size: usize) {
         self.backlog.push_back(seq.get());
         self.backlog_bytes += size as u64;
@@ -460,6 +550,7 @@ impl Inner {
         self.read = None;
         self.loaded = None;
         self.close = None;
+        self.reference = None;
         self.waker = None;
         self.signalled = false;
         self.purge_at = Time(0);

@@ -44,7 +44,7 @@ fn order_holds_when_messages_spill_to_disk() {
     let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
     let mut wakes = Wakes::default();
     for n in 1..=7 {
-        m.push(delivery(n, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
+        m.push(delivery(n, QoS::AtLeastOnce), None, &small(), &mut wakes).unwrap();
     }
     assert_eq!(drain(&m), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(m.waiting(), 0);
@@ -55,7 +55,7 @@ fn what_was_not_sent_comes_first_after_the_client_is_back() {
     let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
     let mut wakes = Wakes::default();
     for n in 1..=6 {
-        m.push(delivery(n, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
+        m.push(delivery(n, QoS::AtLeastOnce), None, &small(), &mut wakes).unwrap();
     }
     let mut local = VecDeque::new();
     m.take(Waker::noop(), true, &mut local); // 1, 2 and 3; the client gets 1
@@ -64,7 +64,7 @@ fn what_was_not_sent_comes_first_after_the_client_is_back() {
     m.put_back(&unsent);
     m.park(session(), &mut wakes);
     m.finish_reading(late.1, vec![delivery(4, QoS::AtLeastOnce)]); // too late, and void
-    m.push(delivery(7, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
+    m.push(delivery(7, QoS::AtLeastOnce), None, &small(), &mut wakes).unwrap();
     assert!(matches!(m.claim(&mut 0, Waker::noop(), &mut wakes), Found::Session(_)));
     assert_eq!(drain(&m), [2, 3, 4, 5, 6, 7]);
 }
@@ -73,22 +73,22 @@ fn what_was_not_sent_comes_first_after_the_client_is_back() {
 fn limits_and_places_decide_what_is_dropped() {
     let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
     let mut wakes = Wakes::default();
-    let push = |qos, wakes: &mut Wakes| m.push(delivery(1, qos), &small(), wakes);
+    let push = |qos, wakes: &mut Wakes| m.push(delivery(1, qos), None, &small(), wakes);
     for _ in 0..3 {
         push(QoS::AtMostOnce, &mut wakes).unwrap();
     }
-    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(DropReason::MailboxFull));
+    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(Refusal::Dropped(DropReason::MailboxFull)));
     assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Ok(())); // on disk
     assert_eq!(m.park(session(), &mut wakes), 3);
-    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(DropReason::Offline));
+    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(Refusal::Dropped(DropReason::Offline)));
     for _ in 0..7 {
         assert_eq!(m.admits(100, &small()), Ok(()));
         push(QoS::AtLeastOnce, &mut wakes).unwrap();
     }
-    assert_eq!(m.admits(100, &small()), Err(DropReason::QueueFull));
+    assert_eq!(m.admits(100, &small()), Err(Refusal::Dropped(DropReason::QueueFull)));
     assert_eq!(m.end(&mut wakes).0.len(), 8);
-    assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Err(DropReason::SessionEnded));
-    assert_eq!(m.admits(100, &small()), Err(DropReason::SessionEnded));
+    assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Err(Refusal::Dropped(DropReason::SessionEnded)));
+    assert_eq!(m.admits(100, &small()), Err(Refusal::Dropped(DropReason::SessionEnded)));
 }
 
 #[test]
@@ -102,4 +102,63 @@ fn of_several_claims_the_latest_wins() {
     m.park(session(), &mut wakes);
     assert!(matches!(m.claim(&mut first, Waker::noop(), &mut wakes), Found::Superseded));
     assert!(matches!(m.claim(&mut second, Waker::noop(), &mut wakes), Found::Session(_)));
+}
+
+fn id(origin: u64, seq: u64) -> Option<MessageId> {
+    Some(MessageId { origin, seq })
+}
+
+#[test]
+fn a_frozen_session_takes_nothing_until_it_is_known_where_it_is() {
+    let m = Mailbox::new(Place::Parked(session()), VecDeque::from([1, 2]), 20);
+    let mut wakes = Wakes::default();
+    let frozen = m.check_out().unwrap();
+    m.push(delivery(3, QoS::AtLeastOnce), None, &small(), &mut wakes).unwrap(); // taken out, not yet frozen
+    assert_eq!(m.freeze(frozen, &mut wakes), [1, 2, 3]);
+    assert_eq!(m.admits(1, &small()), Err(Refusal::Moving));
+    assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), None, &small(), &mut wakes), Err(Refusal::Moving));
+    let mut ticket = 0;
+    assert!(matches!(m.claim(&mut ticket, Waker::noop(), &mut wakes), Found::Busy));
+    let outcome = m.moving().unwrap();
+    let frozen = m.thaw().unwrap();
+    assert_eq!(outcome.get(), Some(None));
+    assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), None, &small(), &mut wakes), Ok(()));
+    m.park(frozen, &mut wakes);
+    assert!(matches!(m.claim(&mut ticket, Waker::noop(), &mut wakes), Found::Session(_)));
+    assert_eq!(drain(&m), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_departed_session_says_since_when() {
+    let m = Mailbox::new(Place::Parked(session()), VecDeque::from([1]), 10);
+    let mut wakes = Wakes::default();
+    let taken = m.check_out().unwrap();
+    m.freeze(taken, &mut wakes);
+    let outcome = m.moving().unwrap();
+    assert!(m.present() && m.departed().is_none());
+    assert!(m.depart(7, &mut wakes).is_some());
+    assert_eq!(outcome.get(), Some(Some(7)));
+    assert_eq!(m.admits(1, &small()), Err(Refusal::Moved(7)));
+    assert_eq!(m.push(delivery(2, QoS::AtLeastOnce), None, &small(), &mut wakes), Err(Refusal::Moved(7)));
+    assert_eq!(m.rank(), Rank::Away);
+    assert!(matches!(m.claim(&mut 0, Waker::noop(), &mut wakes), Found::Gone));
+}
+
+#[test]
+fn what_comes_early_to_a_new_owner_is_kept_back_and_put_in_order() {
+    let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+    let mut wakes = Wakes::default();
+    m.hold_order();
+    for (n, id) in [(12, id(5, 2)), (13, id(5, 3)), (21, id(6, 1)), (11, id(5, 1))] {
+        m.push(delivery(n, QoS::AtLeastOnce), id, &small(), &mut wakes).unwrap();
+    }
+    assert_eq!((m.waiting(), drain(&m)), (4, vec![]));
+    m.release_origin(5, &mut wakes);
+    assert_eq!(drain(&m), [11, 12, 13]);
+    m.push(delivery(14, QoS::AtLeastOnce), id(5, 4), &small(), &mut wakes).unwrap();
+    m.push(delivery(22, QoS::AtLeastOnce), id(6, 2), &small(), &mut wakes).unwrap();
+    assert_eq!(drain(&m), [14]);
+    m.release_order(&mut wakes);
+    assert_eq!(drain(&m), [21, 22]);
+    assert!(!m.keeps_back());
 }

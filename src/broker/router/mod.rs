@@ -4,6 +4,7 @@
 //! It knows subscriptions, not delivery.
 
 use super::handle::Handle;
+use super::mailbox::Rank;
 use crate::mqtt::QoS;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::session::Extra;
@@ -100,8 +101,30 @@ pub struct Group {
 }
 
 impl Group {
-    /// The member that takes the next message: online before dormant, then the least loaded, then in turn. `except` is
-    /// left out (it is ending).
+    /// How many members it has here, and whether a persistent session is among them.
+    pub fn weight(&self) -> (u32, bool) {
+        let members = self.members.lock();
+        let persistent = members.iter().any(|m| m.handle.durable);
+        (u32::try_from(members.len()).unwrap_or(u32::MAX), persistent)
+    }
+
+    /// Whether session `no` is a member.
+    pub fn has(&self, no: u64) -> bool {
+        self.members.lock().iter().any(|m| m.handle.no == no)
+    }
+
+    /// How many members it has.
+    pub fn len(&self) -> usize {
+        self.members.lock().len()
+    }
+
+    /// Whether it has none (any more).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The member that takes the next message: online before dormant before moving, then the least loaded, then in turn.
+    /// `except` is left out (it is ending).
     pub fn pick(&self, except: u64) -> Option<Subscriber> {
         let members = self.members.lock();
         let n = members.len();
@@ -110,11 +133,11 @@ impl Group {
             (0..among)
                 .map(|i| &members[start.wrapping_add(i) % n])
                 .filter(|m| m.handle.no != except)
-                .map(|m| ((!m.handle.mailbox.online(), m.handle.mailbox.load()), m))
+                .map(|m| ((m.handle.mailbox.rank(), m.handle.mailbox.load()), m))
                 .min_by_key(|(rank, _)| *rank)
         };
         // Of a large group a few in turn are looked at, and all only if none of these is online.
-        let found = best(n.min(LOOKED_AT)).filter(|((dormant, _), _)| !dormant).or_else(|| best(n));
+        let found = best(n.min(LOOKED_AT)).filter(|((rank, _), _)| *rank == Rank::Online).or_else(|| best(n));
         found.map(|(_, m)| m.clone())
     }
 }
@@ -195,25 +218,19 @@ impl Default for Router {
     }
 }
 
+/// The first two levels of a topic or filter; `None` if there is a wildcard among them.
+pub(super) fn head(path: &str) -> Option<&[u8]> {
+    let bytes = path.as_bytes();
+    let end = memchr::memchr_iter(b'/', bytes).nth(1).unwrap_or(bytes.len());
+    let head = &bytes[..end];
+    memchr::memchr2(b'+', b'#', head).is_none().then_some(head)
+}
+
 impl Router {
     /// The shard of a topic, or of a filter without wildcards in its first two levels; `None` for other filters.
     fn shard_of(&self, path: &str) -> Option<usize> {
-        let bytes = path.as_bytes();
-        let mut end = bytes.len();
-        let mut levels = 0;
-        for at in memchr::memchr_iter(b'/', bytes) {
-            levels += 1;
-            if levels == 2 {
-                end = at;
-                break;
-            }
-        }
-        let head = &bytes[..end];
-        if memchr::memchr2(b'+', b'#', head).is_some() {
-            return None;
-        }
         let mut h = self.hasher.build_hasher();
-        h.write(head);
+        h.write(head(path)?);
         Some(h.finish() as usize % SHARDS)
     }
 

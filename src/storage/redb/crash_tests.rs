@@ -153,7 +153,7 @@ fn come_and_go(disk: &TestDisk, n: usize, stays: usize) -> Vec<u64> {
     for at in 1..=n {
         let seq = journal.next_seq();
         let recipients = vec![recipient(1, 1)];
-        let lsn = append(&*journal, &[Op::Message { seq, message: message("t", 399), recipients }]);
+        let lsn = append(&*journal, &[Op::Message { seq, id: None, message: message("t", 399), recipients }]);
         if at % stays != 0 {
             queue.push_back((seq, lsn));
         }
@@ -185,7 +185,7 @@ fn a_file_that_is_mostly_free_is_compacted_at_start() {
     let mut store = |_| {
         let seq = journal.next_seq();
         let recipients = vec![recipient(1, 1)];
-        (seq, append(&*journal, &[Op::Message { seq, message: message("t", 399), recipients }]))
+        (seq, append(&*journal, &[Op::Message { seq, id: None, message: message("t", 399), recipients }]))
     };
     let stored: Vec<(Seq, u64)> = (0..5000).map(&mut store).collect();
     wait(&*journal, stored[4999].1);
@@ -214,7 +214,7 @@ fn no_settlement_is_left_behind() {
     let seqs: Vec<Seq> = (0..3).map(|_| journal.next_seq()).collect();
     for seq in &seqs {
         let recipients = (1..=3).map(|no| recipient(no, 1)).collect();
-        append(&*journal, &[Op::Message { seq: *seq, message: message("t", 5), recipients }]);
+        append(&*journal, &[Op::Message { seq: *seq, id: None, message: message("t", 5), recipients }]);
     }
     let settle = |session| seqs.iter().map(|seq| Op::Settle { seq: *seq, session }).collect::<Vec<_>>();
     wait(&*journal, append(&*journal, &settle(1)));

@@ -55,7 +55,7 @@ fn is_failing(health: &JournalHealth) -> bool {
 fn store(journal: &dyn Journal, bytes: u16) -> (Seq, Lsn) {
     let seq = journal.next_seq();
     let recipients = vec![recipient(1, 1)];
-    (seq, append(journal, &[Op::Message { seq, message: message("t", bytes), recipients }]))
+    (seq, append(journal, &[Op::Message { seq, id: None, message: message("t", bytes), recipients }]))
 }
 
 #[test]

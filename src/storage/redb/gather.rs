@@ -5,6 +5,7 @@ use super::batch::Batch;
 use super::index::{Index, Settlement};
 use crate::broker::ports::{Change, Lsn, Seq, SessionNo};
 use crate::storage::record::{self, StepRow};
+use crate::storage::{cluster_rows, session_rows};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,9 +107,14 @@ impl Gather {
         let next_key = || keys.fetch_add(1, Ordering::Relaxed);
         let Gather { index, current: batch, .. } = self;
         match *change {
+            Change::Seen { .. }
+            | Change::Unseen { .. }
+            | Change::Node(_)
+            | Change::Park(_)
+            | Change::Unpark { .. } => self.encode_of_cluster(change, next_key),
             Change::Message { recipients: [], .. } => {}
-            Change::Message { seq, message, recipients } => {
-                batch.put_row(seq, |out| record::put_message(out, message, recipients));
+            Change::Message { seq, id, message, recipients } => {
+                batch.put_row(seq, |out| record::put_message(out, id, message, recipients));
                 if recipients.len() > 1 {
                     index.share(seq, recipients.iter().map(|recipient| recipient.session));
                 }
@@ -149,7 +155,7 @@ impl Gather {
                 }
             }
             Change::Session(session) => {
-                batch.put_session(session.no, |out| record::put_session(out, session));
+                batch.put_session(session.no, |out| session_rows::put_session(out, session));
                 if session.disconnected_at.is_some() {
                     index.rest(session.no);
                 }
@@ -161,7 +167,7 @@ impl Gather {
             }
             Change::Subscribe { session, subscription } => {
                 batch.put_subscription(session, &subscription.filter, |out| {
-                    record::put_subscription(out, subscription);
+                    session_rows::put_subscription(out, subscription);
                 });
             }
             Change::Unsubscribe { session, filter } => batch.end_subscription(session, filter),
@@ -177,6 +183,39 @@ impl Gather {
                     batch.delete_row(key);
                 }
             }
+        }
+    }
+
+    /// What only a node of a cluster has.
+    fn encode_of_cluster(&mut self, change: &Change<'_>, next_key: impl Fn() -> u64) {
+        let Gather { index, current: batch, .. } = self;
+        let replaced = match *change {
+            Change::Seen { id, sessions } => {
+                let sessions = index.unseen(id, sessions);
+                if !sessions.is_empty() {
+                    let key = next_key();
+                    index.put_seen(id, key, &sessions);
+                    batch.put_row(key, |out| cluster_rows::put_seen(out, id, &sessions));
+                    sessions.into_iter().for_each(|session| self.saw(session));
+                }
+                return;
+            }
+            Change::Unseen { id } => return index.end_seen(id, |key| batch.delete_row(key)),
+            Change::Node(node) => {
+                let key = next_key();
+                batch.put_row(key, |out| cluster_rows::put_node(out, node));
+                index.put_node(key)
+            }
+            Change::Park(parked) => {
+                let key = next_key();
+                batch.put_row(key, |out| cluster_rows::put_parked(out, parked));
+                index.park(&parked.topic, key)
+            }
+            Change::Unpark { topic } => index.unpark(topic),
+            _ => None,
+        };
+        if let Some(replaced) = replaced {
+            batch.delete_row(replaced);
         }
     }
 

@@ -1,8 +1,12 @@
 //! Which rows of the log stand for what: found by session and packet identifier, topic or message, so that a change
 //! finds the row that it replaces or ends. Holds no message and no more than what is live.
 
-use crate::broker::ports::{Seq, SessionNo};
+use crate::broker::ports::{MessageId, Seq, SessionNo};
 use hashbrown::HashMap;
+
+mod seen;
+
+use seen::Seen;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
@@ -13,6 +17,9 @@ pub(super) struct Index {
     shared: Map<Seq, u64>,
     sessions: Map<SessionNo, Box<Steps>>,
     retained: Map<Box<str>, u64>,
+    parked: Map<Box<str>, u64>,
+    node: Option<u64>,
+    seen: Seen,
 }
 
 /// The steps of one session.
@@ -128,8 +135,9 @@ impl Index {
         self.sessions.get_mut(&session)?.inbound.remove(&packet_id)
     }
 
-    /// Forgets the steps of a session; gives the keys of their rows to `ended`.
+    /// Forgets the steps of a session and what it has seen; gives the keys of rows that nobody needs any more to `ended`.
     pub(super) fn end_session(&mut self, session: SessionNo, mut ended: impl FnMut(u64)) {
+        self.seen.end_session(session, &mut ended);
         let Some(steps) = self.sessions.remove(&session) else { return };
         steps.outbound.values().map(|step| step.key).chain(steps.inbound.into_values()).for_each(&mut ended);
     }
@@ -143,16 +151,50 @@ impl Index {
 
     /// Notes that the retained message of `topic` is in row `key`; returns the key of the row it replaces.
     pub(super) fn put_retained(&mut self, topic: &str, key: u64) -> Option<u64> {
-        if let Some(held) = self.retained.get_mut(topic) {
-            return Some(std::mem::replace(held, key));
-        }
-        self.retained.insert(Box::from(topic), key)
+        put_topic(&mut self.retained, topic, key)
     }
 
     /// Forgets the retained message of `topic`; returns the key of its row.
     pub(super) fn end_retained(&mut self, topic: &str) -> Option<u64> {
         self.retained.remove(topic)
     }
+
+    /// Notes that the parked update of `topic` is in row `key`; returns the key of the row it replaces.
+    pub(super) fn park(&mut self, topic: &str, key: u64) -> Option<u64> {
+        put_topic(&mut self.parked, topic, key)
+    }
+
+    /// Forgets the parked update of `topic`; returns the key of its row.
+    pub(super) fn unpark(&mut self, topic: &str) -> Option<u64> {
+        self.parked.remove(topic)
+    }
+
+    /// Notes that row `key` says whose journal this is; returns the key of the row it replaces.
+    pub(super) fn put_node(&mut self, key: u64) -> Option<u64> {
+        self.node.replace(key)
+    }
+
+    /// Those of `sessions` (each once) of which it is not known yet that they have had `id`.
+    pub(super) fn unseen(&self, id: MessageId, sessions: &[SessionNo]) -> Vec<SessionNo> {
+        self.seen.unseen(id, sessions)
+    }
+
+    /// Notes that row `key`, greater than those before, says that `sessions`, which are new to it, have had `id`.
+    pub(super) fn put_seen(&mut self, id: MessageId, key: u64, sessions: &[SessionNo]) {
+        self.seen.put(id, key, sessions);
+    }
+
+    /// Forgets who has had `id`; gives the keys of the rows to `ended`.
+    pub(super) fn end_seen(&mut self, id: MessageId, ended: impl FnMut(u64)) {
+        self.seen.end(id, ended);
+    }
+}
+
+fn put_topic(topics: &mut Map<Box<str>, u64>, topic: &str, key: u64) -> Option<u64> {
+    if let Some(held) = topics.get_mut(topic) {
+        return Some(std::mem::replace(held, key));
+    }
+    topics.insert(Box::from(topic), key)
 }
 
 #[cfg(test)]

@@ -6,11 +6,13 @@ use super::apply;
 use super::medium::{Backend, Medium};
 use super::recover::{Garbage, Scan, ScanError, scan};
 use super::schema::{
-    KEYS_RESERVE, LOG, META, META_CREATED, META_KEYS_RESERVED, META_NEXT_SESSION, META_SCHEMA, SCHEMA,
-    SESSIONS, SETTLED, SUBSCRIPTIONS,
+    KEYS_RESERVE, LOG, META, META_CREATED, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, META_SCHEMA,
+    SCHEMA, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
+use crate::broker::ports::Recovered;
 use crate::clock;
 use crate::storage::error::OpenError;
+use crate::storage::random_name;
 use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, StorageBackend};
 use std::any::Any;
 use std::fs::{File, OpenOptions};
@@ -113,7 +115,7 @@ fn open_unguarded(medium: &dyn Medium, options: &RedbOptions) -> Result<Opened, 
     // redb trusts the pages it reads, and some damage makes it abort the process: so none is let in.
     let mut db = open_database(medium, cache_bytes, true)?;
     let created = read_meta(path, &db)?;
-    let scan = scan(&db).map_err(|error| scan_error(path, error))?;
+    let mut scan = scan(&db).map_err(|error| scan_error(path, error))?;
     if scan.next_key > NUMBER_MAX || scan.recovered.next_session > NUMBER_MAX {
         let what = "a row has a number out of range".to_owned();
         return Err(OpenError::Corrupt { path: path.to_owned(), what });
@@ -121,7 +123,10 @@ fn open_unguarded(medium: &dyn Medium, options: &RedbOptions) -> Result<Opened, 
     clean(&db, &scan.garbage).map_err(|error| database_error(path, error))?;
     db = compact(db, medium, options, scan.live_bytes)?;
     let keys_reserved = scan.next_key.saturating_add(KEYS_RESERVE);
-    reserve(&db, keys_reserved, scan.recovered.next_session).map_err(|error| database_error(path, error))?;
+    if scan.recovered.journal == 0 {
+        scan.recovered.journal = random_name();
+    }
+    claim(&db, keys_reserved, &scan.recovered).map_err(|error| database_error(path, error))?;
     Ok(Opened { db, scan, created, keys_reserved })
 }
 
@@ -203,6 +208,7 @@ fn initialize(db: &Database) -> Result<(), redb::Error> {
         let mut meta = txn.open_table(META)?;
         meta.insert(META_SCHEMA, SCHEMA)?;
         meta.insert(META_CREATED, clock::now().as_millis())?;
+        meta.insert(META_JOURNAL, random_name())?;
         txn.open_table(LOG)?;
         txn.open_table(SETTLED)?;
         txn.open_table(SESSIONS)?;
@@ -212,13 +218,16 @@ fn initialize(db: &Database) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Records that keys and session numbers below these may have been used.
-fn reserve(db: &Database, keys: u64, sessions: u64) -> Result<(), redb::Error> {
+/// Records that keys and session numbers below these may have been used, and that the journal is of this schema and of
+/// this name, which it may not have been so far.
+fn claim(db: &Database, keys: u64, recovered: &Recovered) -> Result<(), redb::Error> {
     let txn = begin(db)?;
     {
         let mut meta = txn.open_table(META)?;
+        meta.insert(META_SCHEMA, SCHEMA)?;
+        meta.insert(META_JOURNAL, recovered.journal)?;
         meta.insert(META_KEYS_RESERVED, keys)?;
-        meta.insert(META_NEXT_SESSION, sessions)?;
+        meta.insert(META_NEXT_SESSION, recovered.next_session)?;
     }
     txn.commit()?;
     Ok(())

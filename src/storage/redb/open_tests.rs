@@ -1,16 +1,18 @@
 //! Files that must not be opened, and damage of all kinds: a clear error or a valid state, never a panic.
 
 use super::crash_tests::{open, try_open};
-use super::schema::{LOG, META, META_SCHEMA, SCHEMA, SESSIONS, SUBSCRIPTIONS};
+use super::schema::{LOG, META, META_JOURNAL, META_SCHEMA, SCHEMA, SESSIONS, SETTLED, SUBSCRIPTIONS};
 use super::testdisk::{Dice, TestDisk};
 use super::{JOURNAL_FILE, RedbJournal, RedbOptions};
-use crate::broker::ports::{Journal, Recovered};
-use crate::storage::conformance::append;
-use crate::storage::model::{Do, World, raws};
+use crate::broker::ports::{Journal, OutboundState, Recovered};
+use crate::mqtt::QoS;
+use crate::storage::conformance::{append, read};
+use crate::storage::model::{Do, Op, World, raws};
+use crate::storage::record_tests::session_of_version_1;
 use crate::storage::{OpenError, RecordError};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use redb::{Database, WriteTransaction};
+use redb::{Database, ReadableDatabase, WriteTransaction};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -101,7 +103,7 @@ fn a_newer_schema_is_refused() {
         txn.open_table(META).unwrap().insert(META_SCHEMA, SCHEMA + 1).unwrap();
     });
     let error = refused(dir.path());
-    assert!(matches!(error, OpenError::NewerSchema { found: 2, known: 1, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::NewerSchema { found: 3, known: 2, .. }), "{error:?}");
 }
 
 #[test]
@@ -133,8 +135,8 @@ fn rows_that_cannot_be_decoded_are_named() {
             let row = [1, 1, 255, 255, 255, 255, 255, 255, 255, 255, 127, 1, 0, 0];
             txn.open_table(LOG).unwrap().insert(7, &row[..]).unwrap();
         }),
-        ("log", "8", RecordError::Version { found: 2, oldest: 1, current: 1 }, |txn| {
-            txn.open_table(LOG).unwrap().insert(8, &[2, 1, 0][..]).unwrap();
+        ("log", "8", RecordError::Version { found: 3, oldest: 1, current: 2 }, |txn| {
+            txn.open_table(LOG).unwrap().insert(8, &[3, 1, 0][..]).unwrap();
         }),
         ("sessions", "3", RecordError::Value("flags"), |txn| {
             txn.open_table(SESSIONS).unwrap().insert(3, &[1, 255][..]).unwrap();
@@ -254,4 +256,102 @@ fn damage_never_panics() {
         }
     }
     println!("{opened} files opened, {refused} refused");
+}
+
+/// A file as the version of the broker wrote it that knew no clusters: schema 1 with rows of version 1.
+fn of_schema_1() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Database::create(dir.path().join(JOURNAL_FILE)).unwrap();
+    let txn = db.begin_write().unwrap();
+    {
+        let mut meta = txn.open_table(META).unwrap();
+        let facts = [
+            ("schema", 1),
+            ("created_ms", 1_700_000_000_000),
+            ("keys_reserved", 1 << 32),
+            ("next_session", 6),
+        ];
+        for (name, value) in facts {
+            meta.insert(name, value).unwrap();
+        }
+        let mut log = txn.open_table(LOG).unwrap();
+        let to_one = [1, 1, 1, 3, 1, 0, 1, 1, b't', 2, b'h', b'i'];
+        let to_two = [1, 1, 2, 3, 1, 0, 4, 2, 0, 1, 1, b't', 1, b'!'];
+        let step = [
+            &[1, 2, 0, 9, 0][..],
+            &[3, 0, 0, 0, 0, 0, 0, 0],
+            &[10, 0, 0, 0, 0, 0, 0, 0],
+            &[12, 0, 0, 0, 0, 0, 0, 0],
+        ];
+        let inbound = [1, 3, 44, 1, 4, 0, 0, 0, 0, 0, 0, 0];
+        let retained = [1, 4, 5, 1, b'r', 1, b'k'];
+        let rows = [(10, &to_one[..]), (11, &to_two), (12, &step.concat()), (13, &inbound), (14, &retained)];
+        for (key, row) in rows {
+            log.insert(key, row).unwrap();
+        }
+        txn.open_table(SETTLED).unwrap().insert((11, 3), ()).unwrap();
+        let mut sessions = txn.open_table(SESSIONS).unwrap();
+        for no in [3, 4] {
+            sessions.insert(no, &session_of_version_1(no).0[..]).unwrap();
+        }
+        txn.open_table(SUBSCRIPTIONS).unwrap().insert((4, "a/#"), &[1, 1, 1, 7, 0, 0, 0][..]).unwrap();
+    }
+    txn.commit().unwrap();
+    dir
+}
+
+fn meta(dir: &Path, name: &str) -> Option<u64> {
+    let db = Database::open(dir.join(JOURNAL_FILE)).unwrap();
+    let meta = db.begin_read().unwrap().open_table(META).unwrap();
+    meta.get(name).unwrap().map(|value| value.value())
+}
+
+#[test]
+fn a_file_of_schema_1_is_taken_over_whole() {
+    let dir = of_schema_1();
+    let (journal, recovered) = open_in(dir.path()).unwrap();
+    let [three, four] = &recovered.sessions[..] else { panic!("{recovered:?}") };
+    assert_eq!((&three.record, &four.record), (&session_of_version_1(3).1, &session_of_version_1(4).1));
+    assert_eq!((&three.outbound[..], &three.pending[..]), (&[(9, 10, OutboundState::Sent)][..], &[][..]));
+    assert_eq!((&four.pending[..], &four.inbound[..]), (&[11][..], &[300][..]));
+    assert_eq!(four.subscriptions[0].subscription_id, Some(7));
+    assert_eq!(recovered.retained[0].payload(), b"k");
+    assert_eq!((recovered.next_session, recovered.node.is_none()), (6, true));
+    assert!(recovered.seen.is_empty() && recovered.duties.is_empty() && recovered.parked.is_empty());
+    assert!(journal.next_seq() >= 1 << 32, "no number is used twice");
+    let of_three = read(&*journal, 3, vec![10, 11]);
+    assert_eq!(
+        of_three.iter().map(|s| (s.seq, s.id, s.message.payload())).collect::<Vec<_>>(),
+        [(10, None, &b"hi"[..])]
+    );
+    assert_eq!(read(&*journal, 4, vec![10, 11])[0].recipient.qos, QoS::ExactlyOnce);
+    let name = recovered.journal;
+    assert_ne!(name, 0);
+    append(&*journal, &[Op::Settle { seq: 10, session: 3 }, Op::Session(three.record.clone())]);
+    drop(journal);
+    assert_eq!((meta(dir.path(), META_SCHEMA), meta(dir.path(), META_JOURNAL)), (Some(2), Some(name)));
+    let (_, again) = open_in(dir.path()).unwrap();
+    assert_eq!((again.journal, &again.sessions[1], &again.sessions[0].record), (name, four, &three.record));
+    assert!(again.sessions[0].outbound.is_empty());
+}
+
+/// Rewritten before anybody is told: a crash right after opening leaves the name that was told.
+#[test]
+fn the_name_is_durable_before_the_journal_is_open() {
+    let disk = TestDisk::default();
+    let (journal, recovered) = open(&disk);
+    let crashed = TestDisk::with(disk.data());
+    drop(journal);
+    assert_eq!(open(&crashed).1.journal, recovered.journal);
+}
+
+/// A refused file is left as it was, its schema too.
+#[test]
+fn a_damaged_file_of_schema_1_stays_of_schema_1() {
+    let dir = of_schema_1();
+    tamper(dir.path(), |txn| {
+        txn.open_table(LOG).unwrap().insert(15, &[1, 7, 0, 0][..]).unwrap();
+    });
+    assert!(matches!(refused(dir.path()), OpenError::Record { source: RecordError::Kind(7), .. }));
+    assert_eq!((meta(dir.path(), META_SCHEMA), meta(dir.path(), META_JOURNAL)), (Some(1), None));
 }

@@ -291,6 +291,7 @@ fn stored(session: SessionNo, seq: Seq, row: &[u8]) -> Result<Option<(Stored, bo
     let row = LOG_ROWS.lift(row)?;
     let LogRow::Message(row) = decode_log(&row)? else { return Ok(None) };
     let recipient = row.recipient(session);
-    Ok(recipient
-        .map(|recipient| (Stored { seq, message: row.body.message(), recipient }, row.recipients_len() > 1)))
+    Ok(recipient.map(|recipient| {
+        (Stored { seq, id: row.id, message: row.body.message(), recipient }, row.recipients_len() > 1)
+    }))
 }

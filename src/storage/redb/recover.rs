@@ -1,11 +1,17 @@
 //! The scan at start: from the rows of the file to what the broker starts with, the index of live rows and a list of rows
 //! that nobody needs. Only reads; remembers a number for each pending message and no bodies.
 
+mod cluster;
+
 use super::index::Index;
-use super::schema::{LOG, META, META_KEYS_RESERVED, META_NEXT_SESSION, SESSIONS, SETTLED, SUBSCRIPTIONS};
-use crate::broker::ports::{Recovered, RecoveredSession, Seq, SessionNo};
+use super::schema::{
+    LOG, META, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, SESSIONS, SETTLED, SUBSCRIPTIONS,
+};
+use crate::broker::ports::{MessageId, ORIGIN_DUTY, Recovered, RecoveredSession, Seq, SessionNo};
 use crate::mqtt::{Message, QoS, message::Parts};
 use crate::storage::record::{self, LOG_ROWS, LogRow, MessageRow, RecordError, StepRow};
+use crate::storage::session_rows;
+use cluster::ClusterRows;
 use hashbrown::HashMap;
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable};
 
@@ -56,6 +62,7 @@ struct Scanner {
     /// Outbound steps with their keys.
     steps: Vec<(u64, StepRow)>,
     retained: Vec<(u64, Message)>,
+    cluster: ClusterRows,
     /// What a [`Message`] takes beyond its bytes.
     overhead: u64,
 }
@@ -77,6 +84,7 @@ pub(super) fn scan(db: &Database) -> Result<Scan, ScanError> {
     if let Some(next) = meta.get(META_NEXT_SESSION)? {
         scan.recovered.next_session = scan.recovered.next_session.max(next.value());
     }
+    scan.recovered.journal = meta.get(META_JOURNAL)?.map_or(0, |name| name.value());
     Ok(scan)
 }
 
@@ -93,7 +101,8 @@ impl Scanner {
         let mut scan = Scan { next_key: 1, ..Scan::default() };
         scan.recovered.next_session = 1;
         let overhead = Message::new(empty).size() as u64;
-        Scanner { scan, at: HashMap::default(), steps: Vec::new(), retained: Vec::new(), overhead }
+        let cluster = ClusterRows::default();
+        Scanner { scan, at: HashMap::default(), steps: Vec::new(), retained: Vec::new(), cluster, overhead }
     }
 
     fn session(&mut self, no: SessionNo) -> Option<&mut RecoveredSession> {
@@ -110,7 +119,7 @@ impl Scanner {
         for row in table.iter()? {
             let (no, value) = row?;
             let no = no.value();
-            let record = record::decode_session(no, value.value()).map_err(in_table("sessions", no))?;
+            let record = session_rows::decode_session(no, value.value()).map_err(in_table("sessions", no))?;
             self.scan.live_bytes += 8 + value.value().len() as u64;
             self.at.insert(no, self.scan.recovered.sessions.len());
             self.saw(no);
@@ -134,7 +143,7 @@ impl Scanner {
             let (key, value) = row?;
             let (no, filter) = key.value();
             let name = || format!("({no}, {filter:?})");
-            let subscription = record::decode_subscription(filter, value.value())
+            let subscription = session_rows::decode_subscription(filter, value.value())
                 .map_err(|source| in_table("subscriptions", name())(source))?;
             match self.session(no) {
                 Some(session) => session.subscriptions.push(subscription),
@@ -166,6 +175,15 @@ impl Scanner {
                     self.scan.garbage.log.extend(replaced);
                     self.retained.push((key, body.message()));
                 }
+                LogRow::Seen { id, sessions } => self.scan_seen(key, id, &sessions),
+                LogRow::Node(node) => {
+                    self.scan.garbage.log.extend(self.scan.index.put_node(key));
+                    self.cluster.node = Some(node);
+                }
+                LogRow::Parked(parked) => {
+                    self.scan.garbage.log.extend(self.scan.index.park(parked.topic, key));
+                    self.cluster.parked.push((key, parked.update()));
+                }
             }
         }
         settled.advance(u64::MAX, &mut self.scan.garbage)
@@ -179,7 +197,12 @@ impl Scanner {
             if settled.binary_search(&no).is_ok() {
                 continue;
             }
-            if let Some(session) = self.session(no) {
+            if no == ORIGIN_DUTY {
+                if let Some(id) = row.id {
+                    self.cluster.duties.push((seq, id));
+                    unsettled += 1;
+                }
+            } else if let Some(session) = self.session(no) {
                 session.pending.push(seq);
                 session.pending_bytes += size;
                 unsettled += 1;
@@ -188,12 +211,32 @@ impl Scanner {
         if unsettled == 0 {
             self.scan.garbage.log.push(seq);
             self.scan.garbage.settled.extend(settled.iter().map(|no| (seq, *no)));
-        } else if row.recipients_len() > 1 {
-            let at = &self.at;
-            let waiting =
-                row.sessions().filter(|no| at.contains_key(no) && settled.binary_search(no).is_err());
+            return;
+        }
+        let at = &self.at;
+        let known = row.sessions().filter(|no| at.contains_key(no));
+        if let Some(id) = row.id {
+            self.cluster.ids.push((seq, id));
+            self.cluster.seen.extend(known.clone().map(|no| (id, no)));
+        }
+        if row.recipients_len() > 1 {
+            let duty = row.sessions().filter(|no| *no == ORIGIN_DUTY && row.id.is_some());
+            let waiting = known.chain(duty).filter(|no| settled.binary_search(no).is_err());
             self.scan.index.share(seq, waiting);
         }
+    }
+
+    /// Sessions that are gone have seen nothing; a row that names no others is not needed.
+    fn scan_seen(&mut self, key: u64, id: MessageId, sessions: &[SessionNo]) {
+        sessions.iter().for_each(|no| self.saw(*no));
+        let mut sessions = self.scan.index.unseen(id, sessions);
+        sessions.retain(|no| self.at.contains_key(no));
+        if sessions.is_empty() {
+            self.scan.garbage.log.push(key);
+            return;
+        }
+        self.scan.index.put_seen(id, key, &sessions);
+        self.cluster.seen.extend(sessions.into_iter().map(|no| (id, no)));
     }
 
     fn scan_inbound(&mut self, key: u64, no: SessionNo, packet_id: u16) {
@@ -251,6 +294,7 @@ impl Scanner {
         gone.sort_unstable();
         self.retained.retain(|(key, _)| gone.binary_search(key).is_err());
         self.scan.recovered.retained = self.retained.into_iter().map(|(_, message)| message).collect();
+        self.cluster.finish(&mut self.scan.recovered, gone);
         self.scan
     }
 }

@@ -3,7 +3,9 @@
 use redb::TableDefinition;
 
 /// The layout of tables that this program writes. A program that knows only lesser ones refuses the file.
-pub(super) const SCHEMA: u64 = 1;
+///
+/// 2 has the rows of a cluster and [`META_JOURNAL`]; a file of 1 becomes one of 2 when it is opened.
+pub(super) const SCHEMA: u64 = 2;
 
 /// Facts about the journal, by the names below.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -21,6 +23,8 @@ pub(super) const SUBSCRIPTIONS: TableDefinition<'_, (u64, &str), &[u8]> =
 pub(super) const META_SCHEMA: &str = "schema";
 /// In [`META`]: when the journal was made, milliseconds since the UNIX epoch. Tells it from a file put in its place.
 pub(super) const META_CREATED: &str = "created_ms";
+/// In [`META`]: a random number that names the journal in the cluster, never 0.
+pub(super) const META_JOURNAL: &str = "journal";
 /// In [`META`]: keys of the log below this may have been used.
 pub(super) const META_KEYS_RESERVED: &str = "keys_reserved";
 /// In [`META`]: the smallest session number never used.

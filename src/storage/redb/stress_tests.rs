@@ -25,7 +25,10 @@ fn work(journal: &dyn Journal, session: SessionNo) -> (Vec<Seq>, Vec<Seq>) {
             recipients.push(recipient(ALL, 1));
             all.push(seq);
         }
-        let lsn = append(journal, &[Op::Message { seq, message: message("t", round as u16), recipients }]);
+        let lsn = append(
+            journal,
+            &[Op::Message { seq, id: None, message: message("t", round as u16), recipients }],
+        );
         left.push(seq);
         if dice.roll(8) == 0 {
             wait(journal, lsn);

@@ -1,18 +1,8 @@
 //! Wills (G8): once per lost connection, in time, and never after a clean goodbye or a return within the delay. An observer
 //! whose session lasts counts them.
 
-use super::{ClientNo, Event};
+use crate::history::{Event, Name, Will};
 use std::collections::{HashMap, HashSet};
-
-/// The will of one connection: number `n` of client `of`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Will {
-    pub of: ClientNo,
-    pub n: u32,
-    pub qos: u8,
-    /// Will delay interval, ms.
-    pub delay_ms: u64,
-}
 
 /// A will that has not been decided on.
 #[derive(Clone, Copy, Debug)]
@@ -43,11 +33,13 @@ enum Verdict {
 #[derive(Debug, Default)]
 pub(super) struct Wills {
     now: u64,
-    standing: HashMap<ClientNo, Vec<Standing>>,
+    /// By how much times may be off, ms.
+    slack: u64,
+    standing: HashMap<Name, Vec<Standing>>,
     /// Every will that a client has sent.
     known: HashSet<Will>,
     decided: Vec<(Will, Verdict)>,
-    seen: HashMap<(ClientNo, u32), u32>,
+    seen: HashMap<(Name, u64), u32>,
 }
 
 impl Standing {
@@ -57,17 +49,17 @@ impl Standing {
     }
 
     /// What the next connection of its client, now confirmed, means for it.
-    fn verdict(&self, now: u64) -> Verdict {
+    fn verdict(&self, now: u64, slack: u64) -> Verdict {
         let Some((first, last)) = self.lost else { return Verdict::Open };
         let delay = self.will.delay_ms;
         if !self.confirmed || self.leaving {
             return Verdict::Open;
         }
-        let late = self.attempted >= last + delay;
+        let late = self.attempted >= last + delay + slack;
         if delay == 0 || (self.attempts == 1 && (self.clean_attempts == 1 || late)) {
             return Verdict::Due;
         }
-        match self.clean_attempts == 0 && now < first + delay {
+        match self.clean_attempts == 0 && now + slack < first + delay {
             true => Verdict::Never("its client was back in time"),
             false => Verdict::Open,
         }
@@ -78,7 +70,8 @@ impl Wills {
     pub(super) fn on(&mut self, event: &Event) -> Option<String> {
         match *event {
             Event::Now(now) => self.now = now,
-            Event::Connecting { by, clean, will } => {
+            Event::Slack(ms) => self.slack = ms,
+            Event::Connecting { by, clean, will, .. } => {
                 let standing = self.standing.entry(by).or_default();
                 for s in standing.iter_mut() {
                     if s.lost.is_none() {
@@ -104,7 +97,7 @@ impl Wills {
             Event::Connected { by, .. } => {
                 for mut s in std::mem::take(self.standing.entry(by).or_default()) {
                     if s.lost.is_some() {
-                        self.decided.push((s.will, s.verdict(self.now)));
+                        self.decided.push((s.will, s.verdict(self.now, self.slack)));
                     } else {
                         s.confirmed = true;
                         self.standing.entry(by).or_default().push(s);
@@ -130,7 +123,7 @@ impl Wills {
         None
     }
 
-    fn see(&mut self, of: ClientNo, n: u32, qos: u8) -> Option<String> {
+    fn see(&mut self, of: Name, n: u64, qos: u8) -> Option<String> {
         let Some(will) = self.known.iter().find(|w| (w.of, w.n, w.qos) == (of, n, qos)).copied() else {
             return Some(format!("will {n} of client {of} came, which nobody has sent"));
         };
@@ -144,7 +137,9 @@ impl Wills {
             None if standing.confirmed && !standing.leaving => {
                 Some(format!("{will:?} came, and its connection is not lost"))
             }
-            Some((first, _)) if standing.clean_attempts == 0 && self.now < first + will.delay_ms => {
+            Some((first, _))
+                if standing.clean_attempts == 0 && self.now + self.slack < first + will.delay_ms =>
+            {
                 Some(format!("{will:?} came before its delay had passed"))
             }
             _ => None,
@@ -170,13 +165,22 @@ mod tests {
     use super::*;
     use crate::checker::check;
 
-    const W: Will = Will { of: 1, n: 1, qos: 2, delay_ms: 0 };
-    const DELAYED: Will = Will { delay_ms: 3000, ..W };
-    const SEEN: Event = Event::WillSeen { of: 1, n: 1, qos: 2 };
-    const LOST: Event = Event::Lost { by: 1, since: 0 };
+    fn w(delay_ms: u64) -> Will {
+        Will { of: "1".into(), n: 1, qos: 2, delay_ms }
+    }
+
+    fn seen(n: u64) -> Event {
+        Event::WillSeen { of: "1".into(), n, qos: 2 }
+    }
+
+    fn lost() -> Event {
+        Event::Lost { by: "1".into(), since: 0 }
+    }
 
     fn connect(clean: bool, present: bool, will: Option<Will>) -> [Event; 2] {
-        [Event::Connecting { by: 1, clean, will }, Event::Connected { by: 1, clean, present }]
+        let by = "1".into();
+        let connecting = Event::Connecting { by, conn: 1, clean, will };
+        [connecting, Event::Connected { by, conn: 1, clean, present }]
     }
 
     fn checked(will: Will, more: &[&[Event]]) -> Vec<String> {
@@ -186,16 +190,16 @@ mod tests {
     #[test]
     fn good_histories_pass() {
         let (back, anew) = (connect(false, true, None), connect(true, false, None));
-        let left = [Event::Leaving { by: 1 }, Event::Left { by: 1 }];
+        let left = [Event::Leaving { by: "1".into() }, Event::Left { by: "1".into() }];
         let good: &[(Will, &[&[Event]])] = &[
-            (W, &[&[LOST, SEEN], &back]),
-            (W, &[&back, &[SEEN]]),
-            (W, &[&left, &back]),
-            (DELAYED, &[&[LOST, Event::Now(2999)], &back]),
-            (DELAYED, &[&[LOST, Event::Now(3000), SEEN], &back]),
-            (DELAYED, &[&[LOST], &anew, &[SEEN]]),
+            (w(0), &[&[lost(), seen(1)], &back]),
+            (w(0), &[&back, &[seen(1)]]),
+            (w(0), &[&left, &back]),
+            (w(3000), &[&[lost(), Event::Now(2999)], &back]),
+            (w(3000), &[&[lost(), Event::Now(3000), seen(1)], &back]),
+            (w(3000), &[&[lost()], &anew, &[seen(1)]]),
             // The server may have died before it knew: the delay begins again.
-            (DELAYED, &[&[LOST, Event::Now(3000), LOST, Event::Now(4000)], &back]),
+            (w(3000), &[&[lost(), Event::Now(3000), lost(), Event::Now(4000)], &back]),
         ];
         for (will, more) in good {
             assert_eq!(checked(*will, more), Vec::<String>::new(), "{will:?} {more:?}");
@@ -205,17 +209,17 @@ mod tests {
     #[test]
     fn every_broken_promise_is_found() {
         let (back, anew) = (connect(false, true, None), connect(true, false, None));
-        let left = [Event::Leaving { by: 1 }, Event::Left { by: 1 }];
+        let left = [Event::Leaving { by: "1".into() }, Event::Left { by: "1".into() }];
         let bad: &[(Will, &[&[Event]], &str)] = &[
-            (W, &[&[LOST], &back], "never came"),
-            (W, &[&[LOST, SEEN, SEEN], &back], "came 2 times"),
-            (W, &[&[SEEN]], "is not lost"),
-            (W, &[&left, &[SEEN]], "said goodbye"),
-            (W, &[&[Event::WillSeen { of: 1, n: 2, qos: 2 }]], "nobody has sent"),
-            (DELAYED, &[&[LOST, Event::Now(2999), SEEN]], "before its delay"),
-            (DELAYED, &[&[LOST, Event::Now(2999)], &back, &[SEEN]], "back in time"),
-            (DELAYED, &[&[LOST, Event::Now(3000)], &back], "never came"),
-            (DELAYED, &[&[LOST], &anew], "never came"),
+            (w(0), &[&[lost()], &back], "never came"),
+            (w(0), &[&[lost(), seen(1), seen(1)], &back], "came 2 times"),
+            (w(0), &[&[seen(1)]], "is not lost"),
+            (w(0), &[&left, &[seen(1)]], "said goodbye"),
+            (w(0), &[&[seen(2)]], "nobody has sent"),
+            (w(3000), &[&[lost(), Event::Now(2999), seen(1)]], "before its delay"),
+            (w(3000), &[&[lost(), Event::Now(2999)], &back, &[seen(1)]], "back in time"),
+            (w(3000), &[&[lost(), Event::Now(3000)], &back], "never came"),
+            (w(3000), &[&[lost()], &anew], "never came"),
         ];
         for (will, more, what) in bad {
             let broken = checked(*will, more);

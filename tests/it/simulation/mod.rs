@@ -4,7 +4,8 @@
 
 mod peer;
 
-use crate::checker::{self, Event};
+use crate::checker;
+use crate::history::Event;
 use crate::random::Random;
 use crate::transcript::world::World;
 use berth::broker::Limits;

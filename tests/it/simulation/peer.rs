@@ -1,10 +1,10 @@
 //! A client as the specification wants it: it repeats what was not acknowledged, in order, and acknowledges what comes.
 
-use crate::checker::{ClientNo, Event, Msg, Will, shared};
+use crate::history::{Event, Msg, Name, Will};
 use crate::random::Random;
 use crate::transcript::world::{START, Seen, World};
 use berth::mqtt::client::{self, AckKind, ServerPacket};
-use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
+use berth::mqtt::packet::{Publish, RetainHandling, SubscribeOptions};
 use berth::mqtt::{Property, QoS, Reason, Version};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -43,7 +43,7 @@ enum State {
 
 /// See the module.
 pub struct Peer {
-    no: ClientNo,
+    name: Name,
     version: Version,
     /// Two network connections, so that one can take over from the other.
     lines: [usize; 2],
@@ -53,7 +53,7 @@ pub struct Peer {
     observer: bool,
     filters: &'static [&'static str],
     /// Connections made.
-    connections: u32,
+    connections: u64,
     /// When the connection was seen alive last; `None` once its loss is written down.
     alive: Option<u64>,
     unheard: VecDeque<Seen>,
@@ -62,22 +62,22 @@ pub struct Peer {
     receiving: BTreeSet<u16>,
     subscribed: bool,
     next_id: u16,
-    numbers: HashMap<(bool, u8, u8), u32>,
+    numbers: HashMap<(Name, u8), u64>,
 }
 
 impl Peer {
     /// A client that only listens.
-    pub fn observer(no: ClientNo, filters: &'static [&'static str], world: &mut World) -> Peer {
+    pub fn observer(no: usize, filters: &'static [&'static str], world: &mut World) -> Peer {
         Peer { observer: true, ..Peer::new(no, Version::V5, filters, world) }
     }
 
-    pub fn new(no: ClientNo, version: Version, filters: &'static [&'static str], world: &mut World) -> Peer {
+    pub fn new(no: usize, version: Version, filters: &'static [&'static str], world: &mut World) -> Peer {
         let lines = [world.client(&format!("{no}a")), world.client(&format!("{no}b"))];
         for at in lines {
             world.clients[at].version = version;
         }
         Peer {
-            no,
+            name: no.to_string().as_str().into(),
             version,
             lines,
             line: 0,
@@ -112,7 +112,7 @@ impl Peer {
             self.alive = Some(elapsed(world));
         } else if !matches!(self.state, State::Leaving { .. }) {
             self.alive = None;
-            history.push(Event::Lost { by: self.no, since });
+            history.push(Event::Lost { by: self.name, since });
         }
     }
 
@@ -120,14 +120,14 @@ impl Peer {
     pub fn bereave(&mut self, world: &World, history: &mut Vec<Event>) {
         self.cut_off();
         self.alive = None;
-        history.push(Event::Lost { by: self.no, since: elapsed(world) });
+        history.push(Event::Lost { by: self.name, since: elapsed(world) });
     }
 
     pub fn lose(&mut self, world: &mut World, history: &mut Vec<Event>) -> String {
         world.lose(self.lines[self.line]);
         self.cut_off();
         if self.alive.take().is_some() {
-            history.push(Event::Lost { by: self.no, since: elapsed(world) });
+            history.push(Event::Lost { by: self.name, since: elapsed(world) });
         }
         "lost".to_owned()
     }
@@ -141,7 +141,7 @@ impl Peer {
             self.say(&[0xE0, 2, Reason::DisconnectWithWill as u8, 0], world);
             return format!("disconnect with will, {}", self.lose(world, history));
         }
-        history.push(Event::Leaving { by: self.no });
+        history.push(Event::Leaving { by: self.name });
         self.state = State::Leaving { since: elapsed(world) };
         let mut bytes = Vec::new();
         client::disconnect_plain(&mut bytes);
@@ -155,7 +155,7 @@ impl Peer {
         }
         let delay_s = [0, 0, 1, 3][rng.below(4) as usize];
         let delay_ms = if self.version.is_v5() { delay_s * 1000 } else { 0 };
-        Some(Will { of: self.no, n: self.connections, qos: 1 + rng.below(2) as u8, delay_ms })
+        Some(Will { of: self.name, n: self.connections, qos: 1 + rng.below(2) as u8, delay_ms })
     }
 
     /// Connects, over another network connection if there is one.
@@ -171,7 +171,7 @@ impl Peer {
         world.lose(self.lines[self.line]);
         self.connections += 1;
         let will = self.will(rng);
-        let (will_topic, will_payload) = (format!("w/{}", self.no), self.connections.to_string());
+        let (will_topic, will_payload) = (format!("w/{}", self.name), self.connections.to_string());
         let mut will_properties = Vec::new();
         if let Some(w) = will.filter(|w| w.delay_ms > 0) {
             let delay_s = (w.delay_ms / 1000) as u32;
@@ -193,7 +193,7 @@ impl Peer {
                 clean_start: clean,
                 keep_alive_s: 0,
                 properties: &properties,
-                client_id: &format!("peer-{}", self.no),
+                client_id: &format!("peer-{}", self.name),
                 will: will.map(|w| client::Will {
                     topic: &will_topic,
                     payload: will_payload.as_bytes(),
@@ -208,7 +208,7 @@ impl Peer {
         if clean {
             self.forget();
         }
-        history.push(Event::Connecting { by: self.no, clean, will });
+        history.push(Event::Connecting { by: self.name, conn: self.connections, clean, will });
         self.state = State::Connecting { clean };
         world.open(self.lines[self.line]);
         self.alive = Some(elapsed(world));
@@ -227,11 +227,17 @@ impl Peer {
             return "nothing to publish".to_owned();
         }
         let retain = rng.chance(20);
-        let topic = if retain { 0 } else { rng.below(3) as u8 };
+        let which = rng.below(3);
         let qos = 1 + rng.below(2) as u8;
-        let n = self.numbers.entry((retain, topic, qos)).or_default();
+        let topic = match which {
+            _ if retain => format!("r/{}/{qos}", self.name),
+            2 => "s/2".to_owned(),
+            _ => format!("t/{which}"),
+        };
+        let topic = Name::from(topic.as_str());
+        let n = self.numbers.entry((topic, qos)).or_default();
         *n += 1;
-        let msg = Msg { from: self.no, topic, qos, n: *n, retain };
+        let msg = Msg { from: self.name, topic, qos, n: *n, retain };
         while self.sending.iter().any(|s| s.id == self.next_id) || self.next_id == 0 {
             self.next_id = self.next_id.wrapping_add(1);
         }
@@ -245,19 +251,14 @@ impl Peer {
     }
 
     fn publish_bytes(&self, s: &Sending, dup: bool) -> Vec<u8> {
-        let Msg { from, topic, qos, n, retain } = s.msg;
-        let topic = match topic {
-            _ if retain => format!("r/{from}/{qos}"),
-            shared::TOPIC => format!("s/{topic}"),
-            _ => format!("t/{topic}"),
-        };
-        let mut payload = format!("{from} {qos} {n}");
+        let Msg { topic, qos, retain, .. } = s.msg;
+        let mut payload = s.msg.payload();
         if retain && s.msg.clears() {
             payload.clear();
         }
         let mut bytes = Vec::new();
         let publish = client::Publish {
-            topic: &topic,
+            topic: topic.as_str(),
             payload: payload.as_bytes(),
             qos: QoS::from_bits(qos).unwrap(),
             retain,
@@ -298,8 +299,8 @@ impl Peer {
         if let Some(alive) = self.alive.take() {
             history.push(match self.state {
                 // Later the broker may have closed for want of durability, or of patience.
-                State::Leaving { since } if since == elapsed(world) => Event::Left { by: self.no },
-                _ => Event::Lost { by: self.no, since: alive },
+                State::Leaving { since } if since == elapsed(world) => Event::Left { by: self.name },
+                _ => Event::Lost { by: self.name, since: alive },
             });
         }
         self.cut_off();
@@ -325,7 +326,7 @@ impl Peer {
             ServerPacket::SubAck(_) => {
                 self.subscribed = true;
                 if self.filters.contains(&ALL) {
-                    history.push(Event::Subscribed { by: self.no });
+                    history.push(Event::Subscribed { by: self.name, filter: ALL.into() });
                 }
             }
             ServerPacket::Publish(p) => {
@@ -334,7 +335,7 @@ impl Peer {
                     _ => (AckKind::PubAck, true),
                 };
                 if new {
-                    history.push(received(self.no, p.topic, p.payload, p.qos));
+                    history.push(received(self.name, self.connections, &p));
                 }
                 client::ack(&mut out, version, kind, p.packet_id, Reason::Success, None);
             }
@@ -362,7 +363,7 @@ impl Peer {
     fn welcome(&mut self, present: bool, out: &mut Vec<u8>, history: &mut Vec<Event>) {
         let clean = self.state == State::Connecting { clean: true };
         self.state = State::Connected;
-        history.push(Event::Connected { by: self.no, clean, present });
+        history.push(Event::Connected { by: self.name, conn: self.connections, clean, present });
         if !present {
             self.forget();
         }
@@ -374,7 +375,7 @@ impl Peer {
                 retain_handling: RetainHandling::DoNotSend,
             };
             if self.filters.contains(&SHARED) {
-                history.push(Event::Joining { by: self.no });
+                history.push(Event::Joining { by: self.name, filter: SHARED.into() });
             }
             let filters: Vec<_> = self.filters.iter().map(|f| (*f, options)).collect();
             client::subscribe(out, self.version, u16::MAX, &[], &filters);
@@ -444,28 +445,21 @@ pub fn look(world: &mut World, history: &mut Vec<Event>) -> String {
     }
     assert!(subscribed, "a looker got no SUBACK");
     world.lose(at);
-    history.push(Event::Looked { found });
+    history.push(Event::Looked { by: "looker".into(), found });
     "look".to_owned()
 }
 
-fn received(by: ClientNo, topic: &str, payload: &[u8], qos: QoS) -> Event {
-    if let Some(of) = topic.strip_prefix("w/") {
-        let n = std::str::from_utf8(payload).unwrap().parse().unwrap();
-        return Event::WillSeen { of: of.parse().unwrap(), n, qos: qos as u8 };
+fn received(by: Name, conn: u64, p: &Publish<'_>) -> Event {
+    if let Some(of) = p.topic.strip_prefix("w/") {
+        let n = std::str::from_utf8(p.payload).unwrap().parse().unwrap();
+        return Event::WillSeen { of: of.into(), n, qos: p.qos as u8 };
     }
-    let msg = parse(topic, payload);
-    assert_eq!(msg.qos, qos as u8, "delivered at another QoS");
-    Event::Received { by, msg }
+    let msg = parse(p.topic, p.payload);
+    assert_eq!(msg.qos, p.qos as u8, "delivered at another QoS");
+    Event::Received { by, conn, dup: p.dup, msg }
 }
 
 fn parse(topic: &str, payload: &[u8]) -> Msg {
-    let numbers: Vec<u32> =
-        std::str::from_utf8(payload).unwrap().split(' ').map(|n| n.parse().unwrap()).collect();
-    Msg {
-        from: numbers[0] as usize,
-        topic: if topic.starts_with("r/") { 0 } else { topic[2..].parse().unwrap() },
-        qos: numbers[1] as u8,
-        n: numbers[2],
-        retain: topic.starts_with("r/"),
-    }
+    let msg = Msg::parse(topic, payload).unwrap();
+    Msg { retain: topic.starts_with("r/"), ..msg }
 }

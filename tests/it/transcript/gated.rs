@@ -1,8 +1,8 @@
 //! A journal in memory whose durability can be held back, and that forgets at a crash what was not durable.
 
 use berth::broker::ports::{
-    Change, Journal, JournalHealth, Lsn, OutboundState, ReadDone, Recipient, Recovered, Seq, SessionNo,
-    SessionRecord, SubscriptionRecord,
+    Change, Journal, JournalHealth, Lsn, MessageId, NodeRecord, OutboundState, ParkedRetain, ReadDone,
+    Recipient, Recovered, Seq, SessionNo, SessionRecord, SubscriptionRecord,
 };
 use berth::mqtt::Message;
 use berth::storage::{MemoryJournal, MemoryOptions};
@@ -83,7 +83,7 @@ impl GatedJournal {
     /// What a process finds that starts after this one has died: all that was durable, and nothing else.
     pub fn crash(&self) -> (Arc<GatedJournal>, Recovered) {
         let durable = std::mem::take(&mut self.gate.lock().durable);
-        let copy = MemoryJournal::new(MemoryOptions::default());
+        let copy = MemoryJournal::named(MemoryOptions::default(), self.live.name());
         let seq = self.live.next_seq();
         while copy.next_seq() < seq {}
         for batch in &durable {
@@ -152,7 +152,12 @@ impl Journal for GatedJournal {
 
 /// A [`Change`] that owns what it says.
 enum Owned {
-    Message(Seq, Message, Vec<Recipient>),
+    Message(Seq, Option<MessageId>, Message, Vec<Recipient>),
+    Seen(MessageId, Vec<SessionNo>),
+    Unseen(MessageId),
+    Node(NodeRecord),
+    Park(ParkedRetain),
+    Unpark(String),
     Settle(Seq, SessionNo),
     Outbound(SessionNo, u16, Seq, OutboundState),
     InboundBegin(SessionNo, u16),
@@ -168,8 +173,8 @@ enum Owned {
 impl From<&Change<'_>> for Owned {
     fn from(change: &Change<'_>) -> Owned {
         match *change {
-            Change::Message { seq, message, recipients } => {
-                Owned::Message(seq, message.clone(), recipients.to_vec())
+            Change::Message { seq, id, message, recipients } => {
+                Owned::Message(seq, id, message.clone(), recipients.to_vec())
             }
             Change::Settle { seq, session } => Owned::Settle(seq, session),
             Change::Outbound { session, packet_id, seq, state } => {
@@ -183,6 +188,11 @@ impl From<&Change<'_>> for Owned {
             Change::Unsubscribe { session, filter } => Owned::Unsubscribe(session, filter.to_owned()),
             Change::Retain(message) => Owned::Retain(message.clone()),
             Change::ClearRetained { topic } => Owned::ClearRetained(topic.to_owned()),
+            Change::Seen { id, sessions } => Owned::Seen(id, sessions.to_vec()),
+            Change::Unseen { id } => Owned::Unseen(id),
+            Change::Node(node) => Owned::Node(node.clone()),
+            Change::Park(parked) => Owned::Park(parked.clone()),
+            Change::Unpark { topic } => Owned::Unpark(topic.to_owned()),
         }
     }
 }
@@ -190,7 +200,14 @@ impl From<&Change<'_>> for Owned {
 impl Owned {
     fn borrow(&self) -> Change<'_> {
         match self {
-            Owned::Message(seq, message, recipients) => Change::Message { seq: *seq, message, recipients },
+            Owned::Message(seq, id, message, recipients) => {
+                Change::Message { seq: *seq, id: *id, message, recipients }
+            }
+            Owned::Seen(id, sessions) => Change::Seen { id: *id, sessions },
+            Owned::Unseen(id) => Change::Unseen { id: *id },
+            Owned::Node(node) => Change::Node(node),
+            Owned::Park(parked) => Change::Park(parked),
+            Owned::Unpark(topic) => Change::Unpark { topic },
             Owned::Settle(seq, session) => Change::Settle { seq: *seq, session: *session },
             Owned::Outbound(session, packet_id, seq, state) => {
                 Change::Outbound { session: *session, packet_id: *packet_id, seq: *seq, state: *state }

@@ -8,7 +8,6 @@ use berth::broker::link::WIRE_BYTES_MAX;
 use berth::broker::ports::{Authorizer, Credentials, EnhancedAuth, Identity, Recovered};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
-use berth::cluster::Standalone;
 use berth::mqtt::{Reason, Version, frame_len};
 use berth::telemetry::Metrics;
 use std::net::SocketAddr;
@@ -354,10 +353,6 @@ impl Client {
 }
 
 fn start(limits: Limits, journal: &Arc<GatedJournal>, recovered: Recovered, now: Time) -> Arc<Broker> {
-    let ports = Ports {
-        journal: journal.clone(),
-        coordinator: Arc::new(Standalone::default()),
-        authorizer: Arc::new(Doorman),
-    };
+    let ports = Ports { journal: journal.clone(), cluster: None, authorizer: Arc::new(Doorman) };
     Broker::new(limits, ports, Arc::new(Metrics::new()), recovered, now)
 }

@@ -1,8 +1,9 @@
-//! What the broker needs from outside: a few small traits, implemented in `storage`, `cluster` and `auth`.
+//! Where sessions, queues and retained messages are kept.
 
+use super::index::{Epoch, Incarnation, MessageId, Revision};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
-use crate::mqtt::{Message, QoS, Reason};
+use crate::mqtt::{Message, QoS};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::task::Waker;
@@ -47,6 +48,10 @@ pub struct SessionRecord {
     pub will: Option<WillRecord>,
     /// When the session was made.
     pub created_at: Time,
+    /// The epoch under which this node owns the session (0 without a cluster).
+    pub epoch: Epoch,
+    /// The claim is under way: void unless the cluster names this node as the owner under `epoch`.
+    pub pending: bool,
 }
 
 /// A will waiting for its connection to be lost.
@@ -71,6 +76,33 @@ pub struct SubscriptionRecord {
     pub subscription_id: Option<u32>,
 }
 
+/// A session number that is no session: the recipient that stands for the origin's own duty to bring a QoS 2 publish to the
+/// other nodes. While it is not settled, the message stays and is sent again after a restart, under the same ID; of a message
+/// without an ID it is forgotten then.
+pub const ORIGIN_DUTY: SessionNo = 0;
+
+/// Whose journal this is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// The node.
+    pub node: Arc<str>,
+    /// The incarnations whose state is here, oldest first; the last one is the process that wrote this.
+    pub incarnations: Vec<Incarnation>,
+}
+
+/// An update of a retained message that the cluster has not taken yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParkedRetain {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The message; `None` clears.
+    pub message: Option<Message>,
+    /// Names the update.
+    pub id: MessageId,
+    /// The topic's revision known when it was accepted.
+    pub known: Revision,
+}
+
 /// How far an outbound message has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutboundState {
@@ -87,6 +119,8 @@ pub enum Change<'a> {
     Message {
         /// From [`Journal::next_seq`].
         seq: Seq,
+        /// Names the publish in the cluster, if it has to be recognized when it comes again.
+        id: Option<MessageId>,
         /// The message.
         message: &'a Message,
         /// Who must receive it.
@@ -125,6 +159,27 @@ pub enum Change<'a> {
         /// The packet identifier.
         packet_id: u16,
     },
+    /// These sessions have had publish `id`, whatever became of its row. Adds to what was recorded before under the same ID.
+    Seen {
+        /// The publish.
+        id: MessageId,
+        /// The sessions.
+        sessions: &'a [SessionNo],
+    },
+    /// Publish `id` will not come again: what [`Change::Seen`] recorded of it goes.
+    Unseen {
+        /// The publish.
+        id: MessageId,
+    },
+    /// Whose journal this is.
+    Node(&'a NodeRecord),
+    /// Keep an update of a retained message until the cluster has taken it; replaces the one before of the same topic.
+    Park(&'a ParkedRetain),
+    /// The cluster has taken the update of this topic, or it is void.
+    Unpark {
+        /// The topic.
+        topic: &'a str,
+    },
     /// Insert or replace a session's record.
     Session(&'a SessionRecord),
     /// The session is gone: record, subscriptions, inbound and outbound steps. Its unsettled messages are settled.
@@ -160,6 +215,8 @@ pub enum Change<'a> {
 pub struct Stored {
     /// Its number.
     pub seq: Seq,
+    /// Names the publish in the cluster.
+    pub id: Option<MessageId>,
     /// The message.
     pub message: Message,
     /// How this session is to receive it.
@@ -177,7 +234,8 @@ pub struct RecoveredSession {
     pub inbound: Vec<u16>,
     /// Outbound steps `(packet_id, seq, state)`, in the order in which they were first sent.
     pub outbound: Vec<(u16, Seq, OutboundState)>,
-    /// Unsettled messages in order, those with an outbound step left out.
+    /// Unsettled messages in order, those with an outbound step left out. Those of one origin (with IDs) are in the order of
+    /// their IDs.
     pub pending: Vec<Seq>,
     /// Bytes of the messages in `pending` ([`Message::size`]).
     pub pending_bytes: u64,
@@ -190,6 +248,18 @@ pub struct Recovered {
     pub sessions: Vec<RecoveredSession>,
     /// The retained messages.
     pub retained: Vec<Message>,
+    /// Which sessions have had which publishes: what [`Change::Seen`] recorded, and the recipients (settled ones too) of
+    /// messages with an ID that somebody has not settled. Ascending, each publish and each session of it once.
+    pub seen: Vec<(MessageId, Vec<SessionNo>)>,
+    /// Messages with an unsettled [`ORIGIN_DUTY`], in the order of their IDs.
+    pub duties: Vec<(Seq, MessageId)>,
+    /// Updates of retained messages that the cluster has not taken.
+    pub parked: Vec<ParkedRetain>,
+    /// Whose journal this is, if it was ever said.
+    pub node: Option<NodeRecord>,
+    /// Names this journal: a random number, chosen when it was made (or first opened by a version that knows clusters).
+    /// Durable before the journal is opened; 0 only in [`Recovered::default`].
+    pub journal: u64,
     /// The smallest session number never used.
     pub next_session: SessionNo,
 }
@@ -240,84 +310,3 @@ pub trait Journal: Send + Sync + 'static {
     /// Makes everything appended durable, then stops. Later appends are ignored; `durable` never reaches them.
     fn close(&self);
 }
-
-/// Who a client says it is.
-#[derive(Clone, Copy, Debug)]
-pub struct Credentials<'a> {
-    /// Client identifier; empty if one is still to be assigned.
-    pub client_id: &'a str,
-    /// User name.
-    pub username: Option<&'a str>,
-    /// Password.
-    pub password: Option<&'a [u8]>,
-    /// The peer's address.
-    pub peer: std::net::SocketAddr,
-}
-
-/// What a client is, once let in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Client identifier.
-    pub client_id: Arc<str>,
-    /// User name.
-    pub username: Option<Box<str>>,
-}
-
-/// Decides who may connect, publish and subscribe.
-pub trait Authorizer: Send + Sync + 'static {
-    /// Whether the client may connect.
-    ///
-    /// # Errors
-    /// The reason for CONNACK.
-    fn connect(&self, who: &Credentials<'_>) -> Result<(), Reason>;
-
-    /// Whether `who` may publish to `topic`.
-    fn publish(&self, who: &Identity, topic: &str) -> bool;
-
-    /// Whether `who` may subscribe to `filter` (without its `$share/<group>/`).
-    fn subscribe(&self, who: &Identity, filter: &str) -> bool;
-
-    /// Starts enhanced authentication (MQTT 5.0 section 4.12) with the method a CONNECT names.
-    ///
-    /// # Errors
-    /// 0x8C if there is no such method.
-    fn enhanced(&self, method: &str) -> Result<Box<dyn EnhancedAuth>, Reason>;
-}
-
-/// One exchange of an enhanced authentication method.
-pub trait EnhancedAuth: Send {
-    /// Takes the client's data and says how to go on.
-    fn step(&mut self, data: Option<&[u8]>) -> AuthStep;
-}
-
-/// How an exchange goes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AuthStep {
-    /// Send AUTH 0x18 with this data and wait for the client's.
-    Continue(Vec<u8>),
-    /// The client is who it says; this data goes into CONNACK or AUTH 0x00.
-    Accept(Vec<u8>),
-    /// Refused.
-    Refuse(Reason),
-}
-
-/// How far the owner of a session has changed; a higher epoch fences a lower one.
-pub type Epoch = u64;
-
-/// Decides which node owns a session.
-pub trait Coordinator: Send + Sync + 'static {
-    /// Makes this node the owner of `client_id`, whoever had it before. `done` is called once, from any thread.
-    fn claim(&self, client_id: &str, done: ClaimDone);
-
-    /// Gives up ownership: the session is over.
-    fn release(&self, client_id: &str, epoch: Epoch);
-
-    /// Whether this node may serve clients now, and if not, why.
-    ///
-    /// # Errors
-    /// The reason in words, naming what to do.
-    fn may_serve(&self) -> Result<(), String>;
-}
-
-/// Receives the outcome of [`Coordinator::claim`]: the new epoch, or the reason for CONNACK.
-pub type ClaimDone = Box<dyn FnOnce(Result<Epoch, Reason>) + Send>;

@@ -1,0 +1,425 @@
+//! This node as part of a cluster: how it joins, in which order, and how it leaves.
+//!
+//! The steps that [`super::serve`] takes: [`Joining::prepare`] (files and addresses: what can be refused is refused first),
+//! [`Joining::register`] once the journal is open, [`Member::follow`] once the broker is made, [`Member::leave`] at the end.
+
+use super::VERSION;
+use super::desk::Progress;
+use crate::broker::ports::{Change, Inbox, Index, Journal, MemberId, NodeRecord, Recovered};
+use crate::broker::{Broker, ClusterPorts, ports};
+use crate::clock::{self, Time};
+use crate::cluster::TokioTasks;
+use crate::cluster::etcd::client::{Etcd, EtcdOptions};
+use crate::cluster::etcd::coordinator::{EtcdCoordinator, EtcdStatus, Limits, Registered};
+use crate::cluster::etcd::custody::{self, ForgetError, Forgotten};
+use crate::cluster::etcd::election::Election;
+use crate::cluster::etcd::error::{EtcdError, StoreError};
+use crate::cluster::etcd::keys::Keys;
+use crate::cluster::etcd::leader::{Leader, LeaderOptions};
+use crate::cluster::etcd::member::{Membership, Standing};
+use crate::cluster::etcd::register::RegisterError;
+use crate::cluster::etcd::snapshot::SnapshotError;
+use crate::cluster::etcd::tls::{EtcdTls, Pem};
+use crate::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile};
+use crate::config::Config;
+use crate::telemetry::Metrics;
+use parking_lot::Mutex;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+/// Between two attempts to reach etcd at the start.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How often a start that waits for etcd says so.
+const REMIND: Duration = Duration::from_secs(10);
+
+/// Between two rounds of the leader's duties.
+const DUTIES_EVERY: Duration = Duration::from_secs(5);
+
+/// How long custody records that were adopted stay, so that every node has seen who has them.
+const COLLECT_AFTER: Duration = Duration::from_secs(60);
+
+/// Why this node cannot join its cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// A file that an option names cannot be read.
+    #[error("cannot read {path:?} ({option}): {source}")]
+    File {
+        /// The option.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The listener for other nodes.
+    #[error(transparent)]
+    Listen(#[from] crate::cluster::peers::BindError),
+    /// etcd refuses this node for good.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    /// This node cannot register.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// What is in etcd cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The journal is another node's.
+    #[error(
+        "the journal in {dir:?} (storage.dir) is that of node {found:?}, and this one is {me:?}: set node.id to {found:?}, or \
+         give this node a directory of its own"
+    )]
+    OtherNode {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Who this is.
+        me: String,
+    },
+}
+
+/// What can be checked before the journal is opened.
+pub(super) struct Joining {
+    server: PeerServer,
+    etcd: EtcdOptions,
+    tls: Option<PeerTls>,
+    member: ports::Member,
+}
+
+/// This node in its cluster.
+pub(super) struct Member {
+    pub(super) membership: Arc<Membership>,
+    pub(super) coordinator: Arc<EtcdCoordinator>,
+    pub(super) peers: Arc<GrpcPeers>,
+    pub(super) election: Arc<Election>,
+    pub(super) etcd: Etcd,
+    pub(super) keys: Keys,
+    /// The store is older than this node's journal: it was restored from a backup.
+    store_went_back: bool,
+    server: Mutex<Option<PeerServer>>,
+    stop: Arc<Notify>,
+    background: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Joining {
+    /// Reads the files that options name and opens the address for other nodes. `mqtt` and `http` are where this node listens
+    /// for clients and for its operator.
+    ///
+    /// # Errors
+    /// The option and the file or address that cannot be used.
+    pub(super) async fn prepare(
+        config: &Config,
+        mqtt: Option<SocketAddr>,
+        http: Option<SocketAddr>,
+    ) -> Result<Joining, JoinError> {
+        let cluster = &config.cluster.node;
+        let server = PeerServer::bind(&cluster.peer_address.to_string()).await?;
+        let advertised = |given: &Option<String>, address: Option<SocketAddr>| {
+            given.clone().or_else(|| address.map(reachable_as)).unwrap_or_default()
+        };
+        let member = ports::Member {
+            id: MemberId { node: config.node.id.as_str().into(), incarnation: 0 },
+            peer_address: advertised(&cluster.advertise_peer, Some(server.address())),
+            mqtt_address: advertised(&cluster.advertise_mqtt, mqtt),
+            http_address: http.map(reachable_as),
+            zone: cluster.zone.clone(),
+            version: VERSION.to_owned(),
+            started_ms: clock::now().as_millis(),
+            draining: false,
+        };
+        Ok(Joining { server, etcd: etcd_options(config)?, tls: peer_tls(config)?, member })
+    }
+
+    /// Registers this process, however long etcd takes to come. `journal` must be open, which proves that no other process of
+    /// this node runs.
+    ///
+    /// # Errors
+    /// What waiting would not mend.
+    pub(super) async fn register(
+        self,
+        config: &Config,
+        journal: &Arc<dyn Journal>,
+        recovered: &mut Recovered,
+        metrics: &Arc<Metrics>,
+        progress: &Progress,
+    ) -> Result<Member, JoinError> {
+        let me = &config.node.id;
+        if let Some(found) = recovered.node.as_ref().filter(|n| *n.node != **me && !n.node.is_empty()) {
+            return Err(JoinError::OtherNode {
+                dir: config.storage.dir.clone(),
+                found: found.node.to_string(),
+                me: me.clone(),
+            });
+        }
+        let (etcd, membership) = enter(self.etcd, &self.member, recovered.journal, progress).await?;
+        let membership = Arc::new(membership);
+        let last = recovered.node.iter().flat_map(|n| n.incarnations.iter().copied()).max();
+        let store_went_back = last.is_some_and(|last| membership.me().incarnation <= last);
+        note_incarnation(journal, recovered, &membership);
+        let cluster = &config.cluster.node;
+        let keys = Keys::new(&config.etcd.prefix, &cluster.name);
+        let registered = Registered {
+            me: membership.me().clone(),
+            fence: {
+                let fence = membership.fence();
+                Arc::new(move || fence.compare())
+            },
+            lease_until: {
+                let membership = membership.clone();
+                Arc::new(move || membership.lease_until())
+            },
+        };
+        let limits = Limits { stale_after: cluster.stale_after, claim_timeout: cluster.takeover_timeout };
+        let coordinator = EtcdCoordinator::new(etcd.clone(), registered, limits, metrics.clone());
+        let options = PeerOptions {
+            peer_timeout: cluster.peer_timeout,
+            keepalive: cluster.peer_timeout * 2 / 5,
+            request_timeout: cluster.takeover_timeout.max(cluster.peer_timeout),
+            ..PeerOptions::default()
+        };
+        let identity = PeerIdentity { cluster: cluster.name.as_str().into(), me: membership.me().clone() };
+        let changes = metrics.clone();
+        let election = Election::start(&membership, Box::new(move |_| changes.leader_changes.inc()));
+        Ok(Member {
+            peers: GrpcPeers::new(options, identity, self.tls, metrics.clone()),
+            coordinator: Arc::new(coordinator),
+            election: Arc::new(election),
+            membership,
+            etcd,
+            keys,
+            store_went_back,
+            server: Mutex::new(Some(self.server)),
+            stop: Arc::default(),
+            background: Mutex::default(),
+        })
+    }
+}
+
+impl Member {
+    /// What the broker needs of the cluster.
+    pub(super) fn ports(&self) -> ClusterPorts {
+        ClusterPorts {
+            coordinator: self.coordinator.clone(),
+            peers: self.peers.clone(),
+            tasks: Arc::new(TokioTasks::new(tokio::runtime::Handle::current())),
+        }
+    }
+
+    /// Learns what the cluster knows and opens the links. Completes when the broker knows of all other nodes and what every
+    /// session that it recovered has become meanwhile.
+    ///
+    /// # Errors
+    /// What is in etcd cannot be read.
+    pub(super) async fn follow(
+        &self,
+        broker: &Arc<Broker>,
+        config: &Config,
+        progress: &Progress,
+    ) -> Result<(), JoinError> {
+        let weak: Weak<Broker> = Arc::downgrade(broker);
+        self.peers.attach(weak.clone() as Weak<dyn Inbox>);
+        let server = self.server.lock().take();
+        if let Some(server) = server {
+            let (peers, stop) = (self.peers.clone(), self.stop.clone());
+            let stopped = async move { stop.notified().await };
+            self.background.lock().push(tokio::spawn(async move {
+                if let Err(error) = server.serve(&peers, stopped).await {
+                    tracing::error!(%error, "other nodes cannot reach this one");
+                }
+            }));
+        }
+        let weak = weak as Weak<dyn Index>;
+        let mut waiting = Waiting::new("reading what the cluster knows", progress);
+        while let Err(error) = self.coordinator.follow(weak.clone()).await {
+            waiting.pause(&error.to_string()).await;
+        }
+        let index = broker.clone();
+        let cluster = &config.cluster.node;
+        let options = LeaderOptions {
+            interval: DUTIES_EVERY,
+            forget_after: cluster.forget_after,
+            collect_after: COLLECT_AFTER,
+            expired: Arc::new(move |now: Time, max| index.expired_retained(now, max)),
+        };
+        let leader = Leader::new(&self.etcd, &self.keys, &self.election, options);
+        self.background.lock().push(tokio::spawn(leader.run(self.election.clone())));
+        progress.say("comparing the sessions of the journal with etcd");
+        broker.reconcile(self.store_went_back).await;
+        progress.say("telling the other nodes what this node's sessions subscribe to");
+        broker.when_routes_known().await;
+        self.drop_old_routes();
+        Ok(())
+    }
+
+    /// Removes the routes of this node's earlier processes once those of the sessions that this one has recovered are written.
+    fn drop_old_routes(&self) {
+        for of in self.membership.adopted() {
+            tokio::spawn(self.coordinator.drop_incarnation_routes(of.clone()));
+        }
+    }
+
+    /// Completes when this process must stop, with the reason: another has taken its place.
+    pub(super) async fn replaced(&self) -> Arc<str> {
+        let mut standing = self.membership.standing();
+        match standing.wait_for(|s| matches!(s, Standing::Replaced(_))).await.as_deref() {
+            Ok(Standing::Replaced(why)) => why.clone(),
+            // Whoever kept the registration is gone: only at the end of the process.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Says goodbye to the other nodes and to etcd.
+    pub(super) async fn leave(&self) {
+        self.election.resign().await;
+        self.membership.leave().await;
+        self.stop.notify_one();
+        self.background.lock().drain(..).for_each(|t| t.abort());
+    }
+
+    /// Gives up what a node that will not come back had.
+    ///
+    /// # Errors
+    /// Why not: it lives, nothing of it is known, or etcd fails.
+    pub(super) async fn forget(&self, node: &str) -> Result<Forgotten, ForgetError> {
+        custody::forget(&self.etcd, &self.keys, &self.membership.fence(), node).await
+    }
+
+    /// How etcd is, as far as this node can tell.
+    pub(super) fn etcd_status(&self) -> EtcdStatus {
+        self.coordinator.status()
+    }
+
+    /// Who leads.
+    pub(super) fn leader(&self) -> Option<MemberId> {
+        self.election.leader()
+    }
+}
+
+/// Says now and then what a start is waiting for.
+struct Waiting<'a> {
+    what: &'static str,
+    said: Option<Time>,
+    progress: &'a Progress,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(what: &'static str, progress: &'a Progress) -> Waiting<'a> {
+        progress.say(what);
+        Waiting { what, said: None, progress }
+    }
+
+    async fn pause(&mut self, error: &str) {
+        let now = clock::now();
+        self.progress.say(format!("{} is tried again until it succeeds: {error}", self.what));
+        if self.said.is_none_or(|at| now.since_ms(at) >= REMIND.as_millis() as u64) {
+            tracing::warn!(error, "{} is tried again until it succeeds", self.what);
+            self.said = Some(now);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Connects to etcd and registers; waits for what may come by itself.
+async fn enter(
+    options: EtcdOptions,
+    member: &ports::Member,
+    journal: u64,
+    progress: &Progress,
+) -> Result<(Etcd, Membership), JoinError> {
+    let keys = Keys::new(&options.prefix, &options.cluster);
+    let etcd = Etcd::new(options)?;
+    let mut waiting = Waiting::new("registering this node in etcd", progress);
+    loop {
+        let error = match Membership::register(&etcd, &keys, member, journal).await {
+            Ok(membership) => return Ok((etcd, membership)),
+            Err(error) => error,
+        };
+        match &error {
+            RegisterError::Store(StoreError::Etcd(e)) if !e.is_permanent() => {}
+            RegisterError::Store(StoreError::Fenced) | RegisterError::TooSlow(_) => {}
+            _ => return Err(error.into()),
+        }
+        waiting.pause(&error.to_string()).await;
+    }
+}
+
+/// Writes into the journal whose it is now: the incarnations whose state it holds, this process's last.
+fn note_incarnation(journal: &Arc<dyn Journal>, recovered: &Recovered, membership: &Membership) {
+    let me = membership.me();
+    let adopted = membership.adopted();
+    let known = recovered.node.iter().flat_map(|n| n.incarnations.iter().copied());
+    let kept = known.filter(|i| adopted.iter().any(|a| a.incarnation == *i));
+    let incarnations = kept.chain([me.incarnation]).collect();
+    // Durable before anything that this process acknowledges: the journal keeps the order.
+    journal.append(&[Change::Node(&NodeRecord { node: me.node.clone(), incarnations })]);
+}
+
+/// How others reach what listens on `address`: by this machine's name if it listens everywhere.
+fn reachable_as(address: SocketAddr) -> String {
+    if !address.ip().is_unspecified() {
+        return address.to_string();
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}:{}", name.trim(), address.port())
+}
+
+fn read(path: &Path, option: &'static str) -> Result<Vec<u8>, JoinError> {
+    std::fs::read(path).map_err(|source| JoinError::File { option, path: path.to_owned(), source })
+}
+
+fn etcd_options(config: &Config) -> Result<EtcdOptions, JoinError> {
+    let etcd = &config.etcd;
+    let cluster = &config.cluster.node;
+    let pem = |path: &Path, option| -> Result<Pem, JoinError> {
+        Ok(Pem { file: path.display().to_string(), bytes: read(path, option)? })
+    };
+    let password = match (&etcd.password, &etcd.password_file) {
+        (Some(secret), _) => Some(secret.reveal().to_owned()),
+        (None, Some(path)) => {
+            let bytes = read(path, "etcd.password_file")?;
+            Some(String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned())
+        }
+        (None, None) => None,
+    };
+    let secure = etcd.endpoints.iter().any(|e| e.starts_with("https://"));
+    let tls = if secure {
+        let ca = etcd.ca_file.as_deref().map(|p| pem(p, "etcd.ca_file")).transpose()?;
+        let identity = match (&etcd.cert_file, &etcd.key_file) {
+            (Some(cert), Some(key)) => Some((pem(cert, "etcd.cert_file")?, pem(key, "etcd.key_file")?)),
+            _ => None,
+        };
+        Some(EtcdTls { ca, identity })
+    } else {
+        None
+    };
+    Ok(EtcdOptions {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone(),
+        cluster: cluster.name.clone(),
+        user: password.map(|p| (etcd.username.clone(), p)),
+        tls,
+        connect_timeout: etcd.timeout,
+        request_timeout: etcd.timeout,
+        lease_ttl: cluster.lease,
+    })
+}
+
+fn peer_tls(config: &Config) -> Result<Option<PeerTls>, JoinError> {
+    let tls = &config.cluster.tls;
+    let (Some(ca), Some(cert), Some(key)) = (&tls.ca_file, &tls.cert_file, &tls.key_file) else {
+        return Ok(None);
+    };
+    let pem = |path: &Path, option| -> Result<PemFile, JoinError> {
+        Ok(PemFile { path: path.display().to_string(), pem: read(path, option)? })
+    };
+    Ok(Some(PeerTls {
+        ca: pem(ca, "cluster.tls.ca_file")?,
+        cert: pem(cert, "cluster.tls.cert_file")?,
+        key: pem(key, "cluster.tls.key_file")?,
+    }))
+}

@@ -1,0 +1,174 @@
+//! A mailbox whose session moves to another node, or has come from one.
+
+use super::{Frozen, Inner, Mailbox, OrderHold, Place, Wakes};
+use crate::broker::ports::{Incarnation, Revision, Seq};
+use crate::broker::remote::Once;
+use crate::session::{CloseCause, Session};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Who of a shared subscription's members is asked first; lower is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// A client is there.
+    Online,
+    /// Dormant: messages wait.
+    Dormant,
+    /// On its way to another node.
+    Moving,
+    /// With another node, or over.
+    Away,
+}
+
+impl Mailbox {
+    /// Puts a session that was taken out ([`Mailbox::claim`], [`Mailbox::check_out`]) back as one that may be about to move:
+    /// from now on nothing is taken. Under the closed gate, so that whoever was admitted has pushed. Returns the numbers of all journaled messages that wait, in order.
+    pub fn freeze(&self, session: Box<Session>, wakes: &mut Wakes) -> Vec<Seq> {
+        let mut inner = self.inner.lock();
+        inner.release_order();
+        inner.queue_to_backlog();
+        inner.queue.clear();
+        inner.queue_bytes = 0;
+        inner.place = Place::Frozen(Box::new(Frozen::new(session)));
+        self.online.store(false, Relaxed);
+        self.load.store(inner.backlog.len(), Relaxed);
+        inner.leave(wakes);
+        inner.backlog.iter().copied().collect()
+    }
+
+    /// The frozen session stays here: takes it out. What comes waits for [`Mailbox::park`] or [`Mailbox::end`]. `None` if it
+    /// is not frozen.
+    pub fn thaw(&self) -> Option<Box<Session>> {
+        let mut inner = self.inner.lock();
+        match std::mem::replace(&mut inner.place, Place::Attached) {
+            Place::Frozen(frozen) => {
+                drop(inner);
+                let Frozen { session, outcome } = *frozen;
+                if let Some(outcome) = outcome {
+                    outcome.set(None);
+                }
+                Some(session)
+            }
+            other => {
+                inner.place = other;
+                None
+            }
+        }
+    }
+
+    /// The frozen session is with another node since `at`. Returns it; `None` if it is not frozen.
+    pub fn depart(&self, at: Revision, wakes: &mut Wakes) -> Option<Box<Session>> {
+        let mut inner = self.inner.lock();
+        let frozen = match std::mem::replace(&mut inner.place, Place::Departed(at)) {
+            Place::Frozen(frozen) => *frozen,
+            other => {
+                inner.place = other;
+                return None;
+            }
+        };
+        inner.backlog = Default::default();
+        inner.backlog_bytes = 0;
+        self.load.store(0, Relaxed);
+        inner.leave(wakes);
+        drop(inner);
+        if let Some(outcome) = frozen.outcome {
+            outcome.set(Some(at));
+        }
+        Some(frozen.session)
+    }
+
+    /// Looks at the frozen session, if it is.
+    pub fn frozen<R>(&self, f: impl FnOnce(&Session) -> R) -> Option<R> {
+        match &self.inner.lock().place {
+            Place::Frozen(frozen) => Some(f(&frozen.session)),
+            _ => None,
+        }
+    }
+
+    /// Since when the session is with another node, if it is.
+    pub fn departed(&self) -> Option<Revision> {
+        match &self.inner.lock().place {
+            Place::Departed(at) => Some(*at),
+            _ => None,
+        }
+    }
+
+    /// Whether the session is neither over nor with another node.
+    pub fn present(&self) -> bool {
+        !matches!(self.inner.lock().place, Place::Departed(_) | Place::Gone)
+    }
+
+    /// While the session is frozen: how that comes out ([`Refusal::Moving`](super::Refusal::Moving)).
+    pub fn moving(&self) -> Option<Arc<Once<Option<Revision>>>> {
+        match &mut self.inner.lock().place {
+            Place::Frozen(frozen) => Some(frozen.outcome.get_or_insert_with(Once::new).clone()),
+            _ => None,
+        }
+    }
+
+    /// Asks the connection that has the session to close and to send its client to `reference`.
+    pub fn hand_over(&self, reference: Arc<str>, wakes: &mut Wakes) {
+        let mut inner = self.inner.lock();
+        if matches!(inner.place, Place::Attached) {
+            inner.close.get_or_insert(CloseCause::HandedOver);
+            inner.reference = Some(reference);
+            inner.signal(wakes);
+        }
+    }
+
+    /// How good a choice the session is for a message of a shared subscription.
+    pub fn rank(&self) -> Rank {
+        if self.online() {
+            return Rank::Online;
+        }
+        match &self.inner.lock().place {
+            Place::Attached | Place::Parked(_) => Rank::Dormant,
+            Place::Frozen(_) => Rank::Moving,
+            Place::Departed(_) | Place::Gone => Rank::Away,
+        }
+    }
+
+    /// Keeps journaled messages that have an ID back until their origin is released: older ones may be on their way by the
+    /// last owner of the session.
+    pub fn hold_order(&self) {
+        self.inner.lock().order = Some(Box::new(OrderHold::default()));
+    }
+
+    /// Nothing of this origin is on its way by the last owner any more.
+    pub fn release_origin(&self, origin: Incarnation, wakes: &mut Wakes) {
+        let mut inner = self.inner.lock();
+        let Some(order) = inner.order.as_mut() else { return };
+        for (seq, size) in order.release(origin) {
+            inner.push_kept(seq, size);
+        }
+        inner.signal(wakes);
+    }
+
+    /// Nothing is kept back any more.
+    pub fn release_order(&self, wakes: &mut Wakes) {
+        let mut inner = self.inner.lock();
+        inner.release_order();
+        inner.signal(wakes);
+    }
+
+    /// Whether messages are kept back, or would be.
+    pub fn keeps_back(&self) -> bool {
+        self.inner.lock().order.is_some()
+    }
+}
+
+impl Inner {
+    fn push_kept(&mut self, seq: Seq, size: usize) {
+        if let Some(seq) = NonZeroU64::new(seq) {
+            self.backlog_push(seq, size);
+        }
+    }
+
+    pub(super) fn release_order(&mut self) {
+        let Some(order) = self.order.take() else { return };
+        for (seq, size) in order.release_all() {
+            self.push_kept(seq, size);
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! What an operator asks one node and other nodes have to answer: the commands of `Request::Operate`, and who is asked.
+
+use super::Broker;
+use super::inspect::{SessionDetails, SessionPage, SessionQuery, Unanswered};
+use super::ports::{BoxFuture, MemberId, Request, Response};
+use super::remote::Remote;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A command of one node to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Command {
+    /// List your sessions.
+    Sessions(SessionQuery),
+    /// Describe a session of yours.
+    Session {
+        /// Client identifier.
+        client_id: String,
+    },
+    /// Close the connection of a client of yours.
+    Kick {
+        /// Client identifier.
+        client_id: String,
+    },
+}
+
+/// What a node says to a [`Command`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Reply {
+    /// Its sessions.
+    Sessions(SessionPage),
+    /// The session, if it is here.
+    Session {
+        /// The session.
+        session: Option<Box<SessionDetails>>,
+    },
+    /// What became of a kick.
+    Kicked {
+        /// Whether the session is here.
+        known: bool,
+        /// Whether it had a connection, which is told to close.
+        closed: bool,
+    },
+}
+
+/// Where a session lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Located {
+    /// Client identifier.
+    pub client_id: String,
+    /// The process that has it, `node@incarnation`; missing if the asked node is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// How often its owner has changed.
+    pub epoch: u64,
+    /// The session as its node describes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Box<SessionDetails>>,
+    /// Why there is no description.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What became of a kick.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kicked {
+    /// Client identifier.
+    pub client_id: String,
+    /// The node that has the session; missing if the asked node is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Whether there was a connection, which is told to close.
+    pub closed: bool,
+}
+
+/// Why an operator's question has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OperateError {
+    /// There is no such session.
+    #[error("no session of client {0:?} is known")]
+    NoSession(String),
+    /// Nobody can tell now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Broker {
+    /// Carries out a command of another node (JSON).
+    pub(super) fn operate(&self, json: &str) -> Response {
+        let command = match serde_json::from_str(json) {
+            Ok(command) => command,
+            Err(e) => return Response::Refused(format!("this node does not know the command: {e}").into()),
+        };
+        match serde_json::to_string(&self.command_here(command)) {
+            Ok(json) => Response::Operated(json.into()),
+            Err(e) => Response::Refused(e.to_string().into()),
+        }
+    }
+
+    fn command_here(&self, command: Command) -> Reply {
+        match command {
+            Command::Sessions(query) => Reply::Sessions(self.sessions_of(&query)),
+            Command::Session { client_id } => {
+                Reply::Session { session: self.session_of(&client_id).map(Box::new) }
+            }
+            Command::Kick { client_id } => {
+                let closed = self.kick(&client_id);
+                if closed {
+                    tracing::info!(client = client_id, "an operator closed the client's connection");
+                }
+                let known = closed || self.session(&client_id).is_some_and(|h| h.mailbox.present());
+                Reply::Kicked { known, closed }
+            }
+        }
+    }
+
+    /// The sessions of this node, or with `everywhere` of all nodes.
+    pub fn list_sessions(&self, query: SessionQuery, everywhere: bool) -> BoxFuture<SessionPage> {
+        let mut page = self.sessions_of(&query);
+        let remote = self.remote.clone().filter(|_| everywhere);
+        Box::pin(async move {
+            let Some(remote) = remote else { return page };
+            let asked = remote.others().into_iter().map(|node| {
+                let (remote, command) = (remote.clone(), Command::Sessions(query.clone()));
+                async move {
+                    let answer = remote.command(&node, &command).await;
+                    (node, answer)
+                }
+            });
+            for (node, answer) in futures_util::future::join_all(asked).await {
+                match answer {
+                    Ok(Reply::Sessions(theirs)) => page.add(theirs),
+                    Ok(_) => page.miss(&node, "it answered another question"),
+                    Err(why) => page.miss(&node, &why),
+                }
+            }
+            page.finish(query.room());
+            page
+        })
+    }
+
+    /// Where a session lives, and how it is.
+    pub fn find_session(&self, client_id: &str) -> BoxFuture<Result<Located, OperateError>> {
+        let client_id = client_id.to_owned();
+        if let Some(session) = self.session_of(&client_id) {
+            let holder = self.remote.as_ref().map(|r| r.me.to_string());
+            let epoch = session.epoch;
+            let found = Located { client_id, holder, epoch, session: Some(Box::new(session)), problem: None };
+            return Box::pin(std::future::ready(Ok(found)));
+        }
+        let remote = self.remote.clone();
+        Box::pin(async move {
+            let Some(remote) = remote else { return Err(OperateError::NoSession(client_id)) };
+            remote.find_session(client_id).await
+        })
+    }
+
+    /// Closes the connection of a client, wherever it is. Its session stays.
+    pub fn kick_anywhere(&self, client_id: &str) -> BoxFuture<Result<Kicked, OperateError>> {
+        let client_id = client_id.to_owned();
+        let remote = self.remote.clone();
+        let here = self.command_here(Command::Kick { client_id: client_id.clone() });
+        Box::pin(async move {
+            if let Reply::Kicked { known: true, closed } = here {
+                let node = remote.as_ref().map(|r| r.me.node.to_string());
+                return Ok(Kicked { client_id, node, closed });
+            }
+            let Some(remote) = remote else { return Err(OperateError::NoSession(client_id)) };
+            let node = remote.node_of(&client_id).await?;
+            match remote.command(&node, &Command::Kick { client_id: client_id.clone() }).await {
+                Ok(Reply::Kicked { known: true, closed }) => {
+                    Ok(Kicked { client_id, node: Some(node.to_string()), closed })
+                }
+                Ok(_) => Err(OperateError::NoSession(client_id)),
+                Err(why) => Err(OperateError::Unavailable(format!(
+                    "the session of client {client_id:?} is on node {node}, which does not answer: {why}"
+                ))),
+            }
+        })
+    }
+}
+
+impl SessionPage {
+    fn add(&mut self, theirs: SessionPage) {
+        self.sessions.extend(theirs.sessions);
+        // Beyond the smallest of these some node has sessions that are not here.
+        self.next = match (self.next.take(), theirs.next) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+
+    fn miss(&mut self, node: &str, error: &str) {
+        self.unanswered.push(Unanswered { node: node.to_owned(), error: error.to_owned() });
+    }
+
+    /// Puts what several nodes have in order and keeps a page of it.
+    fn finish(&mut self, room: usize) {
+        self.sessions.sort_by(|a, b| (&a.client_id, &a.node).cmp(&(&b.client_id, &b.node)));
+        if let Some(next) = &self.next {
+            self.sessions.retain(|s| s.client_id <= *next);
+        }
+        if self.sessions.len() > room {
+            self.sessions.truncate(room);
+            self.next = self.sessions.last().map(|s| s.client_id.clone());
+        }
+    }
+}
+
+impl Remote {
+    /// The other nodes that are registered.
+    fn others(&self) -> Vec<Arc<str>> {
+        let nodes = self.members.live().into_iter().map(|m| m.id.node);
+        nodes.filter(|n| *n != self.me.node).collect()
+    }
+
+    /// Has another node carry out a command.
+    async fn command(&self, node: &Arc<str>, command: &Command) -> Result<Reply, String> {
+        let json = serde_json::to_string(command).map_err(|e| e.to_string())?;
+        match self.ports.peers.request(node, Request::Operate(json.into())).await {
+            Ok(Response::Operated(json)) => serde_json::from_str(&json).map_err(|e| e.to_string()),
+            Ok(Response::Refused(why)) => Err(why.to_string()),
+            Ok(_) => Err("it answered another question".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn find_session(&self, client_id: String) -> Result<Located, OperateError> {
+        let asks = Command::Session { client_id: client_id.clone() };
+        let owner = match self.ports.coordinator.owner(&client_id).await {
+            Ok(Some(owner)) => owner,
+            Ok(None) => return Err(OperateError::NoSession(client_id)),
+            Err(why) => {
+                // Without etcd whoever has it can still tell.
+                for node in self.others() {
+                    if let Ok(Reply::Session { session: Some(session) }) = self.command(&node, &asks).await {
+                        let (holder, epoch) = (Some(node.to_string()), session.epoch);
+                        return Ok(Located {
+                            client_id,
+                            holder,
+                            epoch,
+                            session: Some(session),
+                            problem: None,
+                        });
+                    }
+                }
+                return Err(OperateError::Unavailable(format!(
+                    "no node that answers has a session of client {client_id:?}, and etcd cannot be asked: {}",
+                    why.0
+                )));
+            }
+        };
+        let (holder, epoch) = (owner.holder.clone(), owner.session.epoch);
+        let (session, problem) = match self.command(&holder.node, &asks).await {
+            Ok(Reply::Session { session: Some(session) }) => (Some(session), None),
+            answer => (None, Some(self.absence(&holder, answer.err()))),
+        };
+        Ok(Located { client_id, holder: Some(holder.to_string()), epoch, session, problem })
+    }
+
+    /// Why the process that has a session by etcd's record did not describe it; `error` = it did not answer.
+    fn absence(&self, holder: &MemberId, error: Option<String>) -> String {
+        let node = &holder.node;
+        if *holder == self.me {
+            return "the session is just arriving or ending here".to_owned();
+        }
+        match (self.members.get(node).map(|m| m.id), error) {
+            (None, _) => format!(
+                "node {node} is gone: the session waits until it is back, or is given up by berth ctl cluster forget {node}"
+            ),
+            (Some(other), _) if other != *holder => format!(
+                "it was in another journal of node {node} than {other} has: the session waits for that one, or is given up by \
+                 berth ctl cluster forget {node}"
+            ),
+            (_, Some(why)) => format!("node {node} does not answer: {why}"),
+            (_, None) => format!("node {node} is just taking or leaving it"),
+        }
+    }
+
+    /// The node that speaks for a session.
+    async fn node_of(&self, client_id: &str) -> Result<Arc<str>, OperateError> {
+        match self.ports.coordinator.owner(client_id).await {
+            Ok(Some(owner)) => Ok(owner.holder.node),
+            Ok(None) => Err(OperateError::NoSession(client_id.to_owned())),
+            Err(why) => {
+                let asks = Command::Session { client_id: client_id.to_owned() };
+                for node in self.others() {
+                    if let Ok(Reply::Session { session: Some(_) }) = self.command(&node, &asks).await {
+                        return Ok(node);
+                    }
+                }
+                Err(OperateError::Unavailable(format!("etcd cannot be asked who has the session: {}", why.0)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::inspect::{SessionState, SessionSummary};
+
+    fn page(ids: &[&str], next: Option<&str>) -> SessionPage {
+        let one = |id: &&str| SessionSummary {
+            client_id: (*id).to_owned(),
+            node: "n".to_owned(),
+            state: SessionState::Dormant,
+            persistent: true,
+            subscriptions: 0,
+            queued: 0,
+            in_flight: 0,
+        };
+        SessionPage {
+            sessions: ids.iter().map(one).collect(),
+            next: next.map(str::to_owned),
+            unanswered: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn pages_of_several_nodes_leave_nothing_out() {
+        // The pages, how many sessions fit, what is found, and where it goes on.
+        type Case<'a> = (&'a [SessionPage], usize, &'a [&'a str], Option<&'a str>);
+        let cases: &[Case<'_>] = &[
+            (&[page(&["a", "c"], None), page(&["b"], None)], 5, &["a", "b", "c"], None),
+            (&[page(&["a", "c"], None), page(&["b"], None)], 2, &["a", "b"], Some("b")),
+            // One node has more after d: e of the other must wait, or what comes between would be skipped.
+            (&[page(&["a", "d"], Some("d")), page(&["b", "e"], Some("e"))], 10, &["a", "b", "d"], Some("d")),
+            (&[page(&[], None), page(&[], None)], 2, &[], None),
+        ];
+        for (pages, room, expected, next) in cases {
+            let mut all = pages[0].clone();
+            pages[1..].iter().for_each(|p| all.add(p.clone()));
+            all.finish(*room);
+            let ids: Vec<_> = all.sessions.iter().map(|s| &*s.client_id).collect();
+            assert_eq!((&*ids, all.next.as_deref()), (*expected, *next));
+        }
+    }
+
+    #[test]
+    fn commands_are_plain_json() {
+        let kick = Command::Kick { client_id: "x".to_owned() };
+        assert_eq!(serde_json::to_string(&kick).unwrap(), r#"{"do":"kick","client_id":"x"}"#);
+        let query = SessionQuery { limit: 2, after: "a".to_owned(), prefix: String::new() };
+        let json = serde_json::to_string(&Command::Sessions(query.clone())).unwrap();
+        assert_eq!(serde_json::from_str::<Command>(&json).unwrap(), Command::Sessions(query));
+        let reply = Reply::Sessions(page(&["a"], Some("a")));
+        let json = serde_json::to_string(&reply).unwrap();
+        assert_eq!(serde_json::from_str::<Reply>(&json).unwrap(), reply);
+    }
+}

@@ -1,0 +1,27 @@
+//! What the broker needs from outside: a few small traits, implemented in `storage`, `cluster` and `auth`.
+
+mod auth;
+mod coordinator;
+mod index;
+mod journal;
+mod peers;
+mod tasks;
+
+pub use auth::{AuthStep, Authorizer, Credentials, EnhancedAuth, Identity};
+pub use coordinator::{
+    Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, Unavailable,
+};
+pub use index::{
+    Custody, Epoch, Incarnation, Index, IndexEvent, Member, MemberId, MessageId, Owner, RetainedRecord,
+    Revision, Route, SessionOwner,
+};
+pub use journal::{
+    Change, Journal, JournalHealth, Lsn, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, ReadDone,
+    Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored, SubscriptionRecord,
+    WillRecord,
+};
+pub use peers::{
+    Answer, Answers, Frame, GroupTry, Inbox, LinkState, LinkStatus, PeerError, Peers, Report, Request,
+    Response,
+};
+pub use tasks::{BoxFuture, Tasks};

@@ -1,0 +1,235 @@
+//! The other nodes: an ordered stream of publishes to each, and requests with one answer.
+
+use super::index::{Epoch, Incarnation, Member, MemberId, MessageId, Revision};
+use super::tasks::BoxFuture;
+use crate::clock::Time;
+use crate::mqtt::Message;
+use std::sync::Arc;
+
+/// A shared subscription that a frame's receiver is asked to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupTry {
+    /// `$share/<group>/<filter>`.
+    pub name: Arc<str>,
+    /// Nobody is online anywhere: queue the message with a persistent member.
+    pub queue: bool,
+}
+
+/// One publish on its way to one node.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Names it; `None` at QoS 0, which is not answered and never sent again.
+    pub id: Option<MessageId>,
+    /// The index revision at which it was matched.
+    pub matched_at: Revision,
+    /// Whether the receiver's own (not shared) subscriptions are meant.
+    pub direct: bool,
+    /// The shared subscriptions that the receiver is asked to serve.
+    pub groups: Vec<GroupTry>,
+    /// The message, RETAIN as published.
+    pub message: Message,
+}
+
+/// What a node says to a frame with an ID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is safe for all sessions it matched there.
+    Accepted {
+        /// Whether any session matched.
+        matched: bool,
+        /// Shared subscriptions without a member online there: try another node.
+        declined: Vec<Arc<str>>,
+    },
+    /// A session it may have been for left: apply this revision, match again.
+    Moved(Revision),
+    /// It cannot be made safe there (queue full of QoS 2 state, journal failing); says why.
+    Failed(Arc<str>),
+}
+
+/// What a node tells all others, in order with its frames: whoever has received it has received every frame that was
+/// matched on an older index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// How far the sender's index has come.
+    pub applied: Revision,
+    /// Publishes of the sender's incarnation with a lower number are done with: nobody will send them again.
+    pub low_water: u64,
+    /// For each node: every frame to it that was matched before this revision is answered, and sent on if it had moved.
+    pub settled: Vec<(Arc<str>, Revision)>,
+    /// Earlier incarnations of the sender's node whose publishes are done with, all of them.
+    pub retired: Vec<Incarnation>,
+    /// The sender's clock when it made the report.
+    pub sent_at: Time,
+    /// For each process: `sent_at` of the latest report that the sender had received from it. Tells that process, by its own
+    /// clock, how old this report can be at most.
+    pub heard: Vec<(MemberId, Time)>,
+}
+
+/// A question to another node.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Freeze this session and hand its state over to the asker.
+    Freeze {
+        /// Client identifier.
+        client_id: Arc<str>,
+        /// The epoch under which the asked node has it.
+        epoch: Epoch,
+        /// Found in both nodes' logs.
+        correlation: Arc<str>,
+    },
+    /// More of the state of a frozen session.
+    Next {
+        /// Client identifier.
+        client_id: Arc<str>,
+        /// Of the takeover.
+        correlation: Arc<str>,
+        /// Which part: 0, 1, ….
+        part: u32,
+    },
+    /// The takeover came to its end: the asker owns the session since this revision, or (`None`) gave up.
+    Taken {
+        /// Client identifier.
+        client_id: Arc<str>,
+        /// Of the takeover.
+        correlation: Arc<str>,
+        /// The revision of the claim.
+        claimed_at: Option<Revision>,
+    },
+    /// The session was replaced over your head under this epoch: close its connection, forget it.
+    Evict {
+        /// Client identifier.
+        client_id: Arc<str>,
+        /// The epoch that replaced it.
+        epoch: Epoch,
+    },
+    /// Take this session over (I am leaving).
+    Adopt {
+        /// Client identifier.
+        client_id: Arc<str>,
+    },
+    /// Index events after this revision, for a node that lags.
+    Events {
+        /// The last revision applied.
+        after: Revision,
+    },
+    /// Something for the operator: a command of the HTTP API, carried out by the asked node (JSON).
+    Operate(Arc<str>),
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug)]
+pub enum Response {
+    /// Done.
+    Done,
+    /// A part of a session's state (see `broker::remote::transfer`), and whether it is the last.
+    State {
+        /// The part.
+        bytes: bytes::Bytes,
+        /// Whether it is the last.
+        last: bool,
+    },
+    /// Index events, encoded as the store has them, up to a revision; `None` = too old, the ring no longer has them.
+    Events(Option<(bytes::Bytes, Revision)>),
+    /// The asked node does not have the session under that epoch.
+    NotHere,
+    /// Refused or failed, with the reason in words.
+    Refused(Arc<str>),
+    /// The answer to [`Request::Operate`] (JSON).
+    Operated(Arc<str>),
+}
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// No working link to the node.
+    #[error("no working link to node {0}")]
+    Unreachable(Arc<str>),
+    /// The node did not answer in time.
+    #[error("node {0} did not answer in time")]
+    TimedOut(Arc<str>),
+}
+
+/// How a link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Being opened.
+    Connecting,
+    /// Works.
+    Up,
+    /// Failed; the next attempt comes after a pause.
+    Down,
+    /// Refused by the other side (identity, certificate, superseded); tried rarely.
+    Refused,
+}
+
+/// A link as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// The other node.
+    pub node: Arc<str>,
+    /// How it is.
+    pub state: LinkState,
+    /// Why it is not up.
+    pub error: Option<String>,
+    /// Frames sent that are not answered.
+    pub unanswered: u64,
+    /// Frames not sent yet.
+    pub queued: u64,
+    /// The last round trip, microseconds.
+    pub rtt_us: Option<u64>,
+}
+
+/// The links to other nodes. A frame with an ID stays with the link until it is answered or cancelled: when the link breaks
+/// it is sent again, in order and before all later ones.
+pub trait Peers: Send + Sync + 'static {
+    /// Keep a link to these nodes (this node left out) and close all others. A node whose record is gone but whose link
+    /// works is kept by the caller for as long as it wants to.
+    fn keep(&self, members: Vec<Member>);
+
+    /// Queues a frame. Never waits. A frame without ID is dropped when the link is down or its queue is full; one with an ID is
+    /// always kept (the caller bounds them).
+    fn send(&self, node: &Arc<str>, frame: Frame);
+
+    /// The frame need not be answered any more, and not be sent if it was not yet.
+    fn cancel(&self, node: &Arc<str>, id: MessageId);
+
+    /// Tells all nodes; a later report replaces one not sent yet only if no frame was queued between them.
+    fn report(&self, report: Report);
+
+    /// Asks a node.
+    fn request(&self, node: &Arc<str>, request: Request) -> BoxFuture<Result<Response, PeerError>>;
+
+    /// All links.
+    fn links(&self) -> Vec<LinkStatus>;
+}
+
+/// Where answers to received frames go.
+pub trait Answers: Send + Sync + 'static {
+    /// Answers frames of one link. The order is free; each frame with an ID is answered once.
+    fn answer(&self, answers: Vec<(MessageId, Answer)>);
+}
+
+/// Receives what other nodes send. Implemented by the broker.
+pub trait Inbox: Send + Sync + 'static {
+    /// Frames of one node, in order. They are answered through `answers`, now or later. Returns whether so much waits for the
+    /// journal that reading should pause; [`Inbox::relieved`] completes when it may go on.
+    fn frames(&self, from: &MemberId, frames: Vec<Frame>, answers: &Arc<dyn Answers>) -> bool;
+
+    /// Completes when more frames may be read.
+    fn relieved(&self) -> BoxFuture<()>;
+
+    /// A report of one node, in order with its frames.
+    fn report(&self, from: &MemberId, report: Report);
+
+    /// What a node said to frames of this one.
+    fn answered(&self, node: &Arc<str>, answers: Vec<(MessageId, Answer)>);
+
+    /// The link to a node came up with this process of it, or (`None`) went down.
+    fn link(&self, node: &Arc<str>, process: Option<MemberId>);
+
+    /// A question of another node.
+    fn request(&self, from: MemberId, request: Request) -> BoxFuture<Response>;
+
+    /// Whether a process is known to be superseded: its frames and calls are refused.
+    fn superseded(&self, process: &MemberId) -> bool;
+}

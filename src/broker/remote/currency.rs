@@ -1,0 +1,150 @@
+//! Whether this node knows recent enough of the others for its acknowledgements to count (`docs/decisions/0006-currency.md`).
+//!
+//! It is current at a time if, at some instant no longer than `stale_after` before, it had applied all that the store
+//! showed, or all that every other node had applied. A node that is alone in its index always is.
+
+use super::level::Flag;
+use crate::broker::ports::BoxFuture;
+use crate::clock::Time;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// What shows that a node was current at an instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// There is no other node.
+    Alone,
+    /// There are others, and it was current at this instant as far as is known.
+    At(Time),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Currency {
+    stale_after_ms: u64,
+    alone: AtomicBool,
+    /// The latest instant at which it was current.
+    at: AtomicU64,
+    waiting: Mutex<Vec<Arc<Flag>>>,
+}
+
+impl Currency {
+    /// Not current yet.
+    pub fn new(stale_after_ms: u64) -> Currency {
+        Currency {
+            stale_after_ms,
+            alone: AtomicBool::new(false),
+            at: AtomicU64::new(0),
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// Until when this node is current, if nothing more is heard.
+    pub fn until(&self) -> Time {
+        if self.alone.load(Ordering::Acquire) {
+            return Time(u64::MAX);
+        }
+        match self.at.load(Ordering::Acquire) {
+            0 => Time(0),
+            at => Time(at).plus_ms(self.stale_after_ms),
+        }
+    }
+
+    /// Whether it is current.
+    pub fn is_current(&self, now: Time) -> bool {
+        now < self.until()
+    }
+
+    /// Completes when it is.
+    pub fn when_current(&self, now: Time) -> BoxFuture<()> {
+        let mut waiting = self.waiting.lock();
+        // Under the lock: whoever makes it current afterwards finds this one waiting.
+        if self.is_current(now) {
+            return Box::pin(std::future::ready(()));
+        }
+        waiting.retain(|f| Arc::strong_count(f) > 1);
+        let flag = Arc::new(Flag::default());
+        waiting.push(flag.clone());
+        Box::pin(flag.wait())
+    }
+
+    /// Takes note of evidence. What was shown before stays shown.
+    pub fn shown(&self, evidence: Evidence, now: Time) {
+        match evidence {
+            Evidence::Alone => self.alone.store(true, Ordering::Release),
+            Evidence::At(at) => {
+                // First the instant, so that nobody sees neither.
+                self.at.fetch_max(at.0, Ordering::AcqRel);
+                self.alone.store(false, Ordering::Release);
+            }
+        }
+        self.wake(now);
+    }
+
+    /// All that the store showed at this instant is applied.
+    pub fn store_showed(&self, at: Time, now: Time) {
+        self.at.fetch_max(at.0, Ordering::AcqRel);
+        self.wake(now);
+    }
+
+    fn wake(&self, now: Time) {
+        if self.is_current(now) {
+            let waiting = std::mem::take(&mut *self.waiting.lock());
+            waiting.iter().for_each(|f| f.raise());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn evidence_counts_for_as_long_as_it_is_recent() {
+        // Evidence in order, and then whether it is current at a time. Evidence stays good for 5,000 ms.
+        let rules: &[(&[Evidence], u64, bool)] = &[
+            (&[], 0, false),
+            (&[Evidence::At(Time(0))], 0, false), // none
+            (&[Evidence::At(Time(1_000))], 5_999, true),
+            (&[Evidence::At(Time(1_000))], 6_000, false),
+            (&[Evidence::At(Time(1_000)), Evidence::At(Time(3_000))], 7_999, true),
+            (&[Evidence::At(Time(3_000)), Evidence::At(Time(1_000))], 7_999, true), // what was shown stays shown
+            (&[Evidence::Alone], 1 << 50, true),
+            (&[Evidence::Alone, Evidence::At(Time(0))], 1, false), // others came, and have shown nothing
+            (&[Evidence::At(Time(1_000)), Evidence::Alone, Evidence::At(Time(0))], 5_999, true),
+            (&[Evidence::At(Time(1_000)), Evidence::Alone, Evidence::At(Time(0))], 6_000, false),
+        ];
+        for (evidence, now, current) in rules {
+            let currency = Currency::new(5_000);
+            evidence.iter().for_each(|e| currency.shown(*e, Time(*now)));
+            assert_eq!(currency.is_current(Time(*now)), *current, "{evidence:?} at {now}");
+            // The store's word is worth the same.
+            let currency = Currency::new(5_000);
+            for e in *evidence {
+                match e {
+                    Evidence::At(at) if at.0 > 0 => currency.store_showed(*at, Time(*now)),
+                    e => currency.shown(*e, Time(*now)),
+                }
+            }
+            let alone = evidence.last() == Some(&Evidence::Alone);
+            let lost_alone = evidence.contains(&Evidence::Alone) && !alone;
+            if !lost_alone {
+                assert_eq!(currency.is_current(Time(*now)), *current, "{evidence:?} of the store at {now}");
+            }
+        }
+    }
+
+    #[test]
+    fn those_who_wait_are_woken_by_evidence_that_is_recent() {
+        let currency = Currency::new(5_000);
+        let mut wait = currency.when_current(Time(10_000));
+        currency.store_showed(Time(1_000), Time(10_000)); // too old
+        assert!((&mut wait).now_or_never().is_none());
+        currency.shown(Evidence::At(Time(9_000)), Time(10_000));
+        assert!(wait.now_or_never().is_some());
+        assert!(currency.when_current(Time(10_000)).now_or_never().is_some());
+        assert!(currency.when_current(Time(14_000)).now_or_never().is_none());
+    }
+}

@@ -1,0 +1,373 @@
+//! The life of a publish that this node owns, after it was matched: its record becomes durable, nodes answer, the index moves
+//! on, time passes, the node restarts.
+
+use super::Remote;
+use super::origin::entry::{Entry, OpenGroup, Stage};
+use crate::broker::Broker;
+use crate::broker::ports::{
+    Answer, Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recipient, Recovered, Revision, Seq, SessionNo,
+};
+use crate::broker::publish::Way;
+use crate::broker::router::Group;
+use crate::clock::Time;
+use crate::mqtt::{QoS, Reason};
+use std::future::poll_fn;
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+
+/// What waits for the journal.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Recorded {
+    /// A publish whose frames may leave.
+    Begun(MessageId),
+    /// A publish that every node has.
+    Finished(MessageId),
+}
+
+/// How often the table of publishes is looked through, milliseconds: at most, and as a part of `publish_timeout`.
+const SWEEP_MS: u64 = 1_000;
+const SWEEPS: u64 = 10;
+
+/// Publishes matched in a row before others get a turn.
+const LANE_BATCH: usize = 256;
+
+/// Duties that are read from the journal at a time after a restart.
+const DUTIES_BATCH_MAX: usize = 128;
+
+impl Broker {
+    /// Frames of a publish leave once the journal is durable up to `lsn`.
+    pub(super) fn when_recorded(&self, remote: &Arc<Remote>, lsn: Lsn, id: MessageId) {
+        self.after_durable(remote, |r| &r.recorded, lsn, Recorded::Begun(id), Broker::recorded);
+    }
+
+    fn recorded(&self, remote: &Arc<Remote>, what: Vec<Recorded>) {
+        let inside = remote.gate.enter();
+        let applied = remote.applied();
+        for what in what {
+            match what {
+                Recorded::Begun(id) => {
+                    let next = remote.origins.recorded([id], applied);
+                    self.carry_on(remote, next);
+                }
+                Recorded::Finished(id) => self.forget_publish(remote, id),
+            }
+        }
+        drop(inside);
+        self.run_lane(remote);
+    }
+
+    /// Every node has a publish. Nobody is promised that it will not come again before that is durable here.
+    pub(super) fn finish(&self, remote: &Arc<Remote>, id: MessageId, duty: Option<Seq>) {
+        match duty {
+            Some(seq) => {
+                let lsn = self.journal.append(&[Change::Settle { seq, session: ORIGIN_DUTY }]);
+                self.after_durable(remote, |r| &r.recorded, lsn, Recorded::Finished(id), Broker::recorded);
+            }
+            None => self.forget_publish(remote, id),
+        }
+    }
+
+    fn forget_publish(&self, remote: &Remote, id: MessageId) {
+        remote.origins.remove(id);
+        if remote.seen.done(id) {
+            self.journal.append(&[Change::Unseen { id }]);
+        }
+        self.metrics.publishes_held.set(remote.origins.held() as u64);
+    }
+
+    /// Matches what waits in the lane as soon as this node is current, in order.
+    pub(super) fn run_lane(&self, remote: &Arc<Remote>) {
+        if !remote.origins.lane_open() || !remote.origins.attend_lane() {
+            return;
+        }
+        let (broker, remote) = (self.me.clone(), remote.clone());
+        let tasks = remote.ports.tasks.clone();
+        tasks.spawn(Box::pin(async move {
+            loop {
+                remote.when_current().await;
+                let Some(broker) = broker.upgrade() else { return };
+                if broker.match_lane(&remote) {
+                    remote.origins.leave_lane();
+                    if !remote.origins.attend_lane() {
+                        return;
+                    }
+                }
+                drop(broker);
+                yield_now().await;
+            }
+        }));
+    }
+
+    /// Matches some of the lane; true if there is nothing (more) that can be matched.
+    fn match_lane(&self, remote: &Arc<Remote>) -> bool {
+        for _ in 0..LANE_BATCH {
+            if !remote.is_current(remote.now()) {
+                return false;
+            }
+            let Some(id) = remote.origins.lane_next() else { return true };
+            if let Some(next) = self.match_again(remote, id) {
+                self.carry_on(remote, next);
+            }
+            remote.origins.lane_done(id);
+        }
+        false
+    }
+
+    /// The index has come to `applied`: publishes that waited for that are matched again.
+    pub(super) fn match_due(&self, applied: Revision) {
+        let Some(remote) = &self.remote else { return };
+        self.match_each(remote, remote.origins.due(applied));
+    }
+
+    fn match_each(&self, remote: &Arc<Remote>, ids: Vec<MessageId>) {
+        for id in ids {
+            if let Some(next) = self.match_again(remote, id) {
+                self.carry_on(remote, next);
+            }
+        }
+    }
+
+    /// Registrations, custody or links have changed: publishes for nodes that went, or came back,
+    /// are matched again.
+    pub(super) fn nodes_changed(&self) {
+        let Some(remote) = &self.remote else { return };
+        let mut away = remote.origins.asked_nodes();
+        away.retain(|n| *n != remote.me.node && !remote.members.reachable(n));
+        self.match_each(remote, remote.origins.nodes_changed(&away));
+        self.prune_given_up(remote);
+    }
+
+    /// What a node said to publishes of this one.
+    pub(super) fn take_answers(
+        &self,
+        remote: &Arc<Remote>,
+        node: &Arc<str>,
+        answers: Vec<(MessageId, Answer)>,
+    ) {
+        for (id, answer) in &answers {
+            match answer {
+                Answer::Accepted { declined, .. } => self.metrics.groups_declined.add(declined.len() as u64),
+                Answer::Moved(_) => {}
+                Answer::Failed(why) => {
+                    tracing::warn!(node = &**node, origin = id.origin, seq = id.seq, %why, "another node cannot store a publish");
+                }
+            }
+        }
+        let inside = remote.gate.enter();
+        let (next, failed) = remote.origins.answered(node, answers, remote.applied());
+        self.carry_on(remote, next);
+        drop(inside);
+        if !failed.is_empty() {
+            self.give_up(remote, Time(0), &failed);
+        }
+    }
+
+    /// Gives publishes at QoS 1 up that are older than `before` or have failed: their publishers are told so.
+    fn give_up(&self, remote: &Remote, before: Time, failed: &[MessageId]) {
+        let reason = Reason::ImplementationSpecificError;
+        for (id, nodes) in remote.origins.give_up(before, failed, reason) {
+            self.metrics.publishes_given_up.inc();
+            for node in &nodes {
+                remote.ports.peers.cancel(node, id);
+            }
+            self.forget_publish(remote, id);
+        }
+    }
+
+    /// What has to be done from time to time.
+    fn sweep(&self, remote: &Arc<Remote>) {
+        let now = remote.now();
+        self.give_up(remote, Time(now.0.saturating_sub(self.limits.publish_timeout_ms)), &[]);
+        self.match_each(remote, remote.origins.retry());
+        let own = remote.gate.closed(|| remote.origins.low_water());
+        self.unsee_below(remote, remote.me.incarnation, own);
+        let (forgotten, recorded) = remote.seen.overflow();
+        if forgotten > 0 {
+            self.metrics.seen_forgotten.add(forgotten as u64);
+            tracing::warn!(
+                forgotten,
+                "too many publishes are not done with elsewhere: the oldest may come twice"
+            );
+        }
+        self.unsee_all(&recorded);
+        self.metrics.publishes_held.set(remote.origins.held() as u64);
+    }
+
+    fn unsee_all(&self, ids: &[MessageId]) {
+        for id in ids {
+            self.journal.append(&[Change::Unseen { id: *id }]);
+        }
+    }
+
+    /// Publishes of `origin` below `low` will not come again.
+    pub(super) fn unsee_below(&self, remote: &Remote, origin: Incarnation, low: u64) {
+        self.unsee_all(&remote.seen.prune(origin, low));
+    }
+
+    /// Incarnations that were given up send nothing again.
+    fn prune_given_up(&self, remote: &Remote) {
+        for origin in remote.seen.origins() {
+            let low = remote.members.low_water(origin);
+            self.unsee_below(remote, origin, low);
+        }
+    }
+
+    /// Takes up what earlier processes with this journal have begun. `Broker::new` calls it before anybody publishes.
+    pub(in crate::broker) fn recover_publishes(&self, recovered: &mut Recovered) {
+        let Some(remote) = &self.remote else { return };
+        let node = recovered.node.take().unwrap_or_default();
+        let earlier: Vec<Incarnation> =
+            node.incarnations.iter().copied().filter(|i| *i != remote.me.incarnation).collect();
+        recovered.node = Some(node);
+        let duties = std::mem::take(&mut recovered.duties);
+        let own = |origin: Incarnation| earlier.contains(&origin) || origin == remote.me.incarnation;
+        let open = |id: &MessageId| {
+            duties.binary_search_by_key(id, |(_, d)| *d).is_ok() || duties.iter().any(|(_, d)| d == id)
+        };
+        let seen = std::mem::take(&mut recovered.seen);
+        let (alive, over): (Vec<_>, Vec<_>) =
+            seen.into_iter().partition(|(id, _)| !own(id.origin) || open(id));
+        remote.seen.recover(alive);
+        for (id, _) in over {
+            self.journal.append(&[Change::Unseen { id }]);
+        }
+        remote.origins.recovering(earlier, !duties.is_empty());
+        if !duties.is_empty() {
+            tracing::info!(publishes = duties.len(), "publishes begun before the restart are sent again");
+            self.read_duties(duties.into_iter().map(|(seq, _)| seq).collect());
+        }
+    }
+
+    /// Reads duties a batch at a time and queues them.
+    fn read_duties(&self, mut seqs: std::collections::VecDeque<Seq>) {
+        let n = seqs.len().min(DUTIES_BATCH_MAX);
+        let batch: Vec<Seq> = seqs.drain(..n).collect();
+        let broker = self.me.clone();
+        self.journal.read(
+            ORIGIN_DUTY,
+            batch,
+            Box::new(move |found| {
+                let Some(broker) = broker.upgrade() else { return };
+                let Some(remote) = &broker.remote else { return };
+                for s in found {
+                    let Some(id) = s.id else { continue };
+                    let mut entry = Entry::new(s.message, 0, remote.now());
+                    (entry.duty, entry.stage) = (Some(s.seq), Stage::Lane);
+                    if let Some(name) = s.recipient.shared {
+                        entry.groups.push(OpenGroup::new(name));
+                        (entry.direct, entry.groups_known) = (false, true);
+                    }
+                    broker.metrics.publishes_resent.inc();
+                    let _ = remote.origins.queue(id, entry, true);
+                }
+                if seqs.is_empty() {
+                    remote.origins.recovered();
+                    remote.report_soon();
+                } else {
+                    broker.read_duties(seqs);
+                }
+                broker.run_lane(remote);
+            }),
+        );
+    }
+
+    /// Starts what goes on by itself.
+    pub(in crate::broker) fn start_publishing(&self) {
+        let Some(remote) = &self.remote else { return };
+        let pause = (self.limits.publish_timeout_ms / SWEEPS).clamp(1, SWEEP_MS);
+        remote.ports.tasks.spawn(Box::pin(sweeps(self.me.clone(), pause)));
+    }
+
+    /// Whether a session gets a publish that may have been here before for the first time.
+    pub(in crate::broker) fn is_first(&self, way: &Way<'_>, session: SessionNo) -> bool {
+        let (Some(remote), Some(id)) = (&self.remote, way.id) else { return true };
+        let first = remote.seen.insert(id, session);
+        if !first {
+            self.metrics.duplicates_dropped.inc();
+        }
+        first
+    }
+
+    /// A session did not get it after all.
+    pub(in crate::broker) fn unsee(&self, way: &Way<'_>, session: SessionNo) {
+        if let (true, Some(remote), Some(id)) = (way.repeated || way.tracked, &self.remote, way.id) {
+            remote.seen.remove(id, session);
+        }
+    }
+
+    /// Row `seq` has the publish for `recipients`: who settles it must be remembered.
+    pub(in crate::broker) fn keep_seen(
+        &self,
+        way: &Way<'_>,
+        qos: QoS,
+        seq: Seq,
+        lsn: Lsn,
+        recipients: &[Recipient],
+    ) {
+        let (Some(remote), Some(id)) = (&self.remote, way.id) else { return };
+        for r in recipients {
+            remote.seen.insert(id, r.session);
+        }
+        remote.seen.journaled(id, seq, lsn, qos == QoS::ExactlyOnce);
+    }
+
+    /// Whether a shared subscription was served with a publish that may have been here before.
+    pub(super) fn has_served(&self, way: &Way<'_>, group: &Group) -> bool {
+        let (Some(remote), Some(id)) = (&self.remote, way.id) else { return false };
+        remote.seen.served(id, &group.name, |no| group.has(no))
+    }
+
+    /// A session is done with a journaled message.
+    pub(in crate::broker) fn settle_row(&self, seq: Seq, session: SessionNo) {
+        let settle = Change::Settle { seq, session };
+        let seen = self.remote.as_ref().and_then(|r| r.seen.settled(seq));
+        match seen {
+            Some(id) => self.journal.append(&[settle, Change::Seen { id, sessions: &[session] }]),
+            None => self.journal.append(&[settle]),
+        };
+    }
+
+    /// Publishes of this node's clients that not every other node has yet.
+    pub fn remote_held(&self) -> usize {
+        self.remote.as_ref().map_or(0, |r| r.origins.held())
+    }
+
+    /// Whether publishers should pause since too many publishes wait for other nodes.
+    pub(in crate::broker) fn publishers_pause(&self) -> bool {
+        self.remote.as_ref().is_some_and(|r| r.origins.full())
+    }
+}
+
+impl Broker {
+    /// Wakes a publisher that pauses when there is room again.
+    pub(in crate::broker) fn wake_publisher(&self, waker: &Waker) {
+        if let Some(remote) = self.remote.as_ref().filter(|r| r.origins.full()) {
+            remote.origins.wake_when_room(waker);
+        }
+    }
+}
+
+async fn sweeps(broker: Weak<Broker>, pause_ms: u64) {
+    loop {
+        let sleep = {
+            let Some(broker) = broker.upgrade() else { return };
+            let Some(remote) = &broker.remote else { return };
+            broker.sweep(remote);
+            remote.ports.tasks.sleep(pause_ms)
+        };
+        sleep.await;
+    }
+}
+
+/// Lets other tasks of the thread have a turn.
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}

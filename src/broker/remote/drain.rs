@@ -1,0 +1,146 @@
+//! This node leaves: its sessions go to other nodes, its MQTT 5 clients are told where (0x9D, MQTT 5.0 section 4.13), and no will is
+//! published because of it.
+
+use super::Remote;
+use super::freeze::Out;
+use crate::broker::Broker;
+use crate::broker::handle::Handle;
+use crate::broker::mailbox::Wakes;
+use crate::broker::ports::{BoxFuture, Member, Request, Response};
+use crate::broker::publish::Scratch;
+use crate::telemetry::metrics::HandOver;
+use futures_util::StreamExt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+/// Sessions handed over at a time.
+const HAND_OVER_AT_ONCE: usize = 64;
+
+/// Between two looks whether a session that was taken is gone, milliseconds.
+const DEPARTED_LOOK_MS: u64 = 5;
+
+/// Nodes that are asked to take one session.
+const NODES_ASKED_MAX: usize = 2;
+
+impl Broker {
+    /// Hands all sessions to other nodes and closes their clients; call [`Broker::drain`] before. Completes with the number of
+    /// sessions that stay, because no other node lives or takes them; those keep their connections.
+    pub fn hand_over(self: &Arc<Broker>) -> BoxFuture<usize> {
+        let broker = self.clone();
+        Box::pin(async move {
+            let mut handles = Vec::new();
+            broker.registry.for_each(|h| handles.push(h.clone()));
+            let Some(remote) = broker.remote.clone() else { return handles.len() };
+            if remote.takers("").is_empty() {
+                tracing::info!(
+                    sessions = handles.len(),
+                    "no other node takes sessions: they stay in the journal"
+                );
+                return handles.len();
+            }
+            let gone = futures_util::stream::iter(handles)
+                .map(|h| broker.hand_over_one(remote.clone(), h))
+                .buffer_unordered(HAND_OVER_AT_ONCE)
+                .filter(|gone| std::future::ready(!gone))
+                .count();
+            let left = gone.await;
+            // Who has taken a session says so to its asker and to this node at the same time.
+            let leaving: Vec<_> = remote.sessions.outgoing.lock().values().cloned().collect();
+            for out in leaving {
+                out.settled.wait().await;
+            }
+            // Of a node that is gone, routes for persistent sessions hold publishes until it is back: those of sessions that
+            // left must not be among them.
+            let deadline = remote.now().plus_ms(remote.limits.takeover_timeout_ms);
+            match remote.until(deadline, remote.local.tell_now()).await {
+                Some(written) => {
+                    remote.when_all_applied(written, remote.limits.suback_wait_ms).await;
+                }
+                None => tracing::warn!(
+                    "the routes of sessions handed over could not be taken back: publishes may wait for this node"
+                ),
+            }
+            left
+        })
+    }
+
+    /// True if the session is with another node, or over.
+    async fn hand_over_one(self: &Arc<Broker>, remote: Arc<Remote>, handle: Arc<Handle>) -> bool {
+        let takers = remote.takers(&handle.client_id);
+        let Some(first) = takers.first() else { return false };
+        handle.mailbox.hand_over(first.mqtt_address.as_str().into(), &mut Wakes::default());
+        if handle.mailbox.online() {
+            let deadline = remote.now().plus_ms(remote.limits.takeover_timeout_ms);
+            match remote.until(deadline, self.take_out_boxed(&handle)).await {
+                Some(Out::Session(session)) => self.park(&handle, session, &mut Scratch::default()),
+                Some(Out::Gone) => return true,
+                None => return false,
+            }
+        }
+        for taker in takers.iter().take(NODES_ASKED_MAX) {
+            let request = Request::Adopt { client_id: handle.client_id.clone() };
+            let deadline = remote.now().plus_ms(remote.limits.takeover_timeout_ms);
+            let answer = remote.until(deadline, remote.ports.peers.request(&taker.id.node, request)).await;
+            if !handle.mailbox.present() || matches!(answer, Some(Ok(Response::Done))) {
+                // Its routes are taken back only once this node knows as well that it is gone.
+                let gone = departed(remote.clone(), handle.clone());
+                if remote.until(deadline, Box::pin(gone)).await.is_none() {
+                    tracing::warn!(client = %handle.client_id, "session taken, but etcd has not told this node so");
+                }
+                remote.metrics.handed_over.of(HandOver::Moved).inc();
+                return true;
+            }
+            tracing::info!(client = %handle.client_id, node = %taker.id.node, ?answer, "session not taken");
+        }
+        remote.metrics.handed_over.of(HandOver::Stayed).inc();
+        false
+    }
+
+    /// Takes a session over from a node that leaves.
+    pub(super) async fn adopt(self: &Arc<Broker>, from: super::MemberId, client_id: Arc<str>) -> Response {
+        let Some(remote) = self.remote.clone() else { return Response::NotHere };
+        if self.draining() {
+            return Response::Refused("this node leaves too".into());
+        }
+        remote.sessions.when_reconciled().await;
+        let deadline = remote.now().plus_ms(remote.limits.takeover_timeout_ms);
+        let lane = remote.sessions.lanes.join(&client_id);
+        if remote.until(deadline, lane.turn()).await.is_none() {
+            return Response::Refused("the session is busy".into());
+        }
+        if self.session(&client_id).is_some_and(|h| h.mailbox.present()) {
+            return Response::Done;
+        }
+        let owner = match remote.ports.coordinator.owner(&client_id).await {
+            Ok(Some(owner)) if owner.holder == from => owner,
+            Ok(_) => return Response::NotHere,
+            Err(why) => return Response::Refused(why.0),
+        };
+        match self.take_over(&client_id, &owner, deadline).await {
+            super::takeover::Moved::Here => Response::Done,
+            _ => Response::Refused("the takeover did not succeed".into()),
+        }
+    }
+}
+
+/// Completes when a session that another node has taken is gone from here.
+async fn departed(remote: Arc<Remote>, handle: Arc<Handle>) {
+    while handle.mailbox.present() {
+        remote.ports.tasks.sleep(DEPARTED_LOOK_MS).await;
+    }
+}
+
+impl Remote {
+    /// Nodes that take sessions, the first choice for this one first (the highest hash of both names wins).
+    fn takers(&self, client_id: &str) -> Vec<Member> {
+        let weight = |m: &Member| {
+            let mut hasher = DefaultHasher::new();
+            (client_id, &m.id.node).hash(&mut hasher);
+            hasher.finish()
+        };
+        let mut takers = self.members.live();
+        takers.retain(|m| m.id.node != self.me.node && !m.draining && self.linked_to(&m.id));
+        takers.sort_by_key(|m| std::cmp::Reverse(weight(m)));
+        takers
+    }
+}

@@ -1,0 +1,424 @@
+//! The old owner's side of a takeover: the session is frozen, its state handed over in parts, and it leaves once it is known
+//! who owns it (section 7 of the design, "Takeover").
+//!
+//! Whatever is lost between the two nodes, the store decides: this node serves the session again only after it has claimed it
+//! anew, and drops it only when the store, or the new owner, has said that it is the new owner's.
+
+use super::Once;
+use super::Remote;
+use super::lanes::Lane;
+use super::parts::{Head, encode_head, encode_messages};
+use super::sessions::Departed;
+use crate::broker::Broker;
+use crate::broker::handle::{Handle, Subscriptions};
+use crate::broker::mailbox::{Found, Wakes};
+use crate::broker::ports::{
+    BoxFuture, Change, Claim, ClaimOutcome, Epoch, Expected, MemberId, OutboundState, Response, Revision,
+    Seq, Stored, SubscriptionRecord,
+};
+use crate::broker::publish::Scratch;
+use crate::clock::Time;
+use crate::session::Session;
+use crate::telemetry::metrics::{MoveResult, SessionState};
+use crate::topic::Filter;
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// Messages read from the journal at a time for a part of a session's state.
+const PART_MESSAGES_MAX: usize = 128;
+
+/// A session taken out of its mailbox, so that no connection has it.
+pub(super) enum Out {
+    /// The session.
+    Session(Box<Session>),
+    /// It is over, or with another node.
+    Gone,
+}
+
+/// A session that is being handed over.
+#[derive(Debug)]
+pub struct Outgoing {
+    correlation: Arc<str>,
+    to: MemberId,
+    handle: Arc<Handle>,
+    since: Time,
+    parts: Mutex<Parts>,
+    /// What the new owner said: the revision of its claim, or `None` = it gave up.
+    taken: Arc<Once<Option<Revision>>>,
+    /// The session is served again, or gone.
+    pub(super) settled: Arc<Once<()>>,
+    #[allow(dead_code)] // held until the end
+    lane: Lane,
+}
+
+#[derive(Debug)]
+struct Parts {
+    /// The last part that was given, for the case that it got lost.
+    last: (u32, Bytes, bool),
+    /// What is still to be read.
+    left: VecDeque<Seq>,
+    touched: Time,
+}
+
+impl Broker {
+    /// Takes a session out of its mailbox; a connection that has it is closed.
+    pub(super) async fn take_out(&self, handle: &Arc<Handle>) -> Out {
+        self.take_out_boxed(handle).await
+    }
+
+    /// The same as a future that owns what it needs.
+    pub(super) fn take_out_boxed(&self, handle: &Arc<Handle>) -> BoxFuture<Out> {
+        let (handle, metrics) = (handle.clone(), self.metrics.clone());
+        let mut ticket = 0;
+        Box::pin(poll_fn(move |cx| {
+            let mut wakes = Wakes::default();
+            match handle.mailbox.claim(&mut ticket, cx.waker(), &mut wakes) {
+                Found::Session(session) => {
+                    metrics.sessions.of(SessionState::Dormant).sub(1);
+                    metrics.sessions.of(SessionState::Active).add(1);
+                    Poll::Ready(Out::Session(session))
+                }
+                Found::Gone => Poll::Ready(Out::Gone),
+                Found::Busy => Poll::Pending,
+                Found::Superseded => {
+                    // A connection on this node was faster; it has to leave too.
+                    ticket = 0;
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            }
+        }))
+    }
+
+    /// Freezes a session for `to` and begins to hand it over.
+    pub(super) async fn freeze(
+        self: &Arc<Broker>,
+        to: MemberId,
+        client_id: Arc<str>,
+        epoch: Epoch,
+        correlation: Arc<str>,
+    ) -> Response {
+        let Some(remote) = self.remote.clone() else { return Response::NotHere };
+        if let Some(first) = remote.sessions.first_part(&client_id, &correlation) {
+            return first;
+        }
+        let since = remote.now();
+        let deadline = since.plus_ms(remote.limits.takeover_timeout_ms);
+        let lane = remote.sessions.lanes.join(&client_id);
+        let (reconciled, turn) = (remote.sessions.when_reconciled(), lane.turn());
+        let ready = Box::pin(async move {
+            reconciled.await;
+            turn.await;
+        });
+        if remote.until(deadline, ready).await.is_none() {
+            return Response::Refused("the session is busy".into());
+        }
+        let here = |h: &Arc<Handle>| h.mailbox.present() && h.epoch() == epoch && !h.disowned();
+        let Some(handle) = self.session(&client_id).filter(here) else { return Response::NotHere };
+        if !handle.durable {
+            return Response::Refused("the session is not kept beyond its connection".into());
+        }
+        remote.ordered(&handle, deadline).await;
+        let Out::Session(session) = self.take_out(&handle).await else { return Response::NotHere };
+        if let Some(open) = remote.origins.publishes_settled(handle.no)
+            && remote.until(deadline, open.wait()).await.is_none()
+        {
+            self.park(&handle, session, &mut Scratch::default());
+            return Response::Refused("QoS 2 publishes of the session wait for other nodes".into());
+        }
+        let Some((first, left)) = self.freeze_out(&remote, &handle, session) else {
+            return Response::NotHere;
+        };
+        let parts = Parts { last: (0, first.clone(), left.is_empty()), left, touched: remote.now() };
+        let last = parts.last.2;
+        let outgoing = Arc::new(Outgoing {
+            correlation,
+            to,
+            handle,
+            since,
+            parts: Mutex::new(parts),
+            taken: Once::new(),
+            settled: Once::new(),
+            lane,
+        });
+        tracing::info!(
+            client = %client_id, correlation = %outgoing.correlation, to = %outgoing.to, epoch,
+            "session frozen for another node"
+        );
+        remote.metrics.sessions_frozen.add(1);
+        remote.sessions.outgoing.lock().insert(client_id, outgoing.clone());
+        let broker = self.clone();
+        remote.ports.tasks.spawn(Box::pin(async move { broker.see_off(outgoing).await }));
+        Response::State { bytes: first, last }
+    }
+
+    /// Freezes a session that was taken out: the first part of its state, and the messages still to be read.
+    fn freeze_out(
+        &self,
+        remote: &Remote,
+        handle: &Arc<Handle>,
+        mut session: Box<Session>,
+    ) -> Option<(Bytes, VecDeque<Seq>)> {
+        let mut scratch = Scratch::default();
+        if self.run_timers(handle, &mut session, remote.now(), &mut scratch) {
+            return None;
+        }
+        let steps = session.outbound_steps();
+        let subscriptions = handle.subscriptions.lock();
+        let mut head = Head {
+            record: self.record(handle, &session),
+            subscriptions: subscriptions
+                .iter()
+                .map(|(filter, s)| SubscriptionRecord {
+                    filter: filter.clone(),
+                    options: s.options,
+                    subscription_id: s.id,
+                })
+                .collect(),
+            inbound: session.inbound_ids(),
+            outbound: steps
+                .iter()
+                .map(|(id, seq, released)| {
+                    let state = if *released { OutboundState::Released } else { OutboundState::Sent };
+                    (*id, seq.get(), state)
+                })
+                .collect(),
+            seen: Vec::new(),
+        };
+        drop(subscriptions);
+        let mut left: VecDeque<Seq> = head.outbound.iter().map(|(_, seq, _)| *seq).collect();
+        // Nobody is between the note that the session has a publish and its mailbox: both are handed over, or neither is.
+        let waiting = remote.gate.closed(|| {
+            head.seen = remote.seen.take_for(handle.no);
+            handle.mailbox.freeze(session, &mut scratch.wakes)
+        });
+        left.extend(waiting);
+        Some((encode_head(&head), left))
+    }
+
+    /// More of the state of a frozen session.
+    pub(super) async fn next_part(&self, client_id: &str, correlation: &str, part: u32) -> Response {
+        let Some(remote) = &self.remote else { return Response::NotHere };
+        let Some(outgoing) = remote.sessions.outgoing(client_id, correlation) else {
+            return Response::NotHere;
+        };
+        let batch: Vec<Seq> = {
+            let mut parts = outgoing.parts.lock();
+            parts.touched = remote.now();
+            let (n, bytes, last) = &parts.last;
+            if *n == part {
+                return Response::State { bytes: bytes.clone(), last: *last };
+            }
+            if n + 1 != part || *last {
+                return Response::Refused("that part was not due".into());
+            }
+            parts.left.iter().take(PART_MESSAGES_MAX).copied().collect()
+        };
+        let found = self.read(outgoing.handle.no, batch.clone()).await;
+        let bytes = encode_messages(&found);
+        let mut parts = outgoing.parts.lock();
+        // Asked for twice at once: the second time it is there.
+        if parts.last.0 + 1 == part {
+            parts.left.drain(..batch.len());
+            parts.last = (part, bytes, parts.left.is_empty());
+        }
+        Response::State { bytes: parts.last.1.clone(), last: parts.last.2 }
+    }
+
+    /// Reads messages of a session from the journal.
+    fn read(&self, session: u64, seqs: Vec<Seq>) -> BoxFuture<Vec<Stored>> {
+        if seqs.is_empty() {
+            return Box::pin(std::future::ready(Vec::new()));
+        }
+        let found = Once::new();
+        let read = found.clone();
+        self.journal.read(
+            session,
+            seqs,
+            Box::new(move |stored| {
+                read.set(stored);
+            }),
+        );
+        found.wait()
+    }
+
+    /// The new owner says how its takeover came out.
+    pub(super) async fn taken(&self, client_id: &str, correlation: &str, at: Option<Revision>) -> Response {
+        let Some(remote) = &self.remote else { return Response::Done };
+        if let Some(outgoing) = remote.sessions.outgoing(client_id, correlation) {
+            outgoing.taken.set(at);
+            outgoing.settled.wait().await;
+        }
+        Response::Done
+    }
+
+    /// Sees a frozen session to wherever it goes.
+    async fn see_off(self: Arc<Broker>, out: Arc<Outgoing>) {
+        let Some(remote) = self.remote.clone() else { return };
+        let said = match select(out.taken.wait(), Box::pin(remote.silence(&out))).await {
+            Either::Left((said, _)) => said,
+            Either::Right(_) => {
+                tracing::warn!(
+                    client = %out.handle.client_id, correlation = %out.correlation, to = %out.to,
+                    "nothing heard of a takeover any more; asking etcd whose the session is"
+                );
+                None
+            }
+        };
+        let moved = match said {
+            Some(at) => Some(at),
+            None => self.claim_back(&remote, &out.handle).await,
+        };
+        let ms = remote.now().since_ms(out.since);
+        match moved {
+            Some(at) => {
+                tracing::info!(client = %out.handle.client_id, correlation = %out.correlation, to = %out.to, at, ms, "session left");
+                remote.metrics.moves.of(MoveResult::Left).inc();
+                self.depart(&out.handle, at);
+            }
+            None => {
+                tracing::info!(client = %out.handle.client_id, correlation = %out.correlation, ms, "session stays");
+                remote.metrics.moves.of(MoveResult::Stayed).inc();
+                self.stay(&out.handle);
+            }
+        }
+        remote.metrics.sessions_frozen.sub(1);
+        remote.sessions.outgoing.lock().remove(&out.handle.client_id);
+        out.settled.set(());
+    }
+
+    /// Serves a session again that was frozen.
+    pub(super) fn stay(&self, handle: &Arc<Handle>) {
+        let Some(session) = handle.mailbox.thaw() else { return };
+        self.save(handle, &session);
+        self.park(handle, session, &mut Scratch::default());
+    }
+
+    /// Claims a frozen session anew, so that nobody else can any more. `Some` if somebody had already: it is theirs since then.
+    async fn claim_back(&self, remote: &Remote, handle: &Handle) -> Option<Revision> {
+        loop {
+            let owner = remote.owner_certainly(&handle.client_id).await;
+            let (expected, epoch, expiry_s) = match owner {
+                Some(o) if o.holder == remote.me => {
+                    let (epoch, expiry_s) = (o.session.epoch + 1, o.session.expiry_s);
+                    (Expected::Read(o), epoch, expiry_s)
+                }
+                Some(o) => return Some(o.revision),
+                // Nobody gives up what this node has: the record went with an incarnation that was forgotten.
+                None => (Expected::Absent, handle.epoch() + 1, 1),
+            };
+            let client_id = handle.client_id.clone();
+            let claim = Claim { client_id, expected, epoch, expiry_s, evict: None };
+            if let ClaimOutcome::Granted(_) = remote.claim_certainly(claim).await {
+                handle.set_epoch(epoch);
+                return None;
+            }
+        }
+    }
+
+    /// A frozen session is with another node since `at`.
+    pub(super) fn depart(self: &Arc<Broker>, handle: &Arc<Handle>, at: Revision) {
+        let Some(remote) = self.remote.clone() else { return };
+        handle.disown();
+        if handle.mailbox.depart(at, &mut Wakes::default()).is_none() {
+            return;
+        }
+        if self.registry_remove(handle) {
+            self.metrics.sessions.of(SessionState::Active).sub(1);
+        }
+        let subscriptions = self.forget_subscriptions(handle);
+        remote.metrics.sessions_departed.add(1);
+        let entry = Departed { handle: handle.clone(), subscriptions };
+        let key = (at, handle.no);
+        let mut departed = remote.sessions.departed.lock();
+        departed.insert(key, entry);
+        let oldest = (departed.len() > remote.limits.departed).then(|| departed.pop_first()).flatten();
+        drop(departed);
+        if let Some(((at, _), oldest)) = oldest {
+            // Before it goes: who looks for it from now on has to look again elsewhere.
+            remote.forget_move(at);
+            self.unroute(&remote, oldest);
+        }
+        let (broker, handle) = (self.clone(), handle.clone());
+        let tasks = remote.ports.tasks.clone();
+        tasks.spawn(Box::pin(async move {
+            remote.when_applied(at).await;
+            remote.seen.forget_session(handle.no);
+            broker.journal.append(&[Change::SessionEnd { session: handle.no }]);
+            if !remote.when_all_applied(at, remote.limits.suback_wait_ms).await {
+                remote.forget_move(at);
+            }
+            let entry = remote.sessions.departed.lock().remove(&key);
+            if let Some(entry) = entry {
+                broker.unroute(&remote, entry);
+            }
+        }));
+    }
+
+    fn unroute(&self, remote: &Remote, departed: Departed) {
+        remote.metrics.sessions_departed.sub(1);
+        self.unsubscribe_all(&departed.handle, &departed.subscriptions);
+    }
+
+    /// Counts a session's subscriptions out, here and in the cluster; the router keeps them.
+    pub(super) fn forget_subscriptions(&self, handle: &Handle) -> Subscriptions {
+        let subscriptions = std::mem::take(&mut *handle.subscriptions.lock());
+        self.metrics.subscriptions_active.sub(subscriptions.len() as u64);
+        let shared = subscriptions.keys().filter(|name| name.starts_with("$share/")).count();
+        self.metrics.shared_subscriptions.sub(shared as u64);
+        self.routes_removed(subscriptions.keys(), handle.durable);
+        subscriptions
+    }
+
+    /// Takes subscriptions out of the router.
+    pub(super) fn unsubscribe_all(&self, handle: &Handle, subscriptions: &Subscriptions) {
+        for name in subscriptions.keys() {
+            if let Ok(filter) = Filter::parse(name) {
+                self.router.unsubscribe(&filter, name, handle.no);
+            }
+        }
+    }
+}
+
+impl Remote {
+    /// Completes when nothing has been heard of a takeover for too long.
+    async fn silence(&self, out: &Outgoing) {
+        loop {
+            let end = out.parts.lock().touched.plus_ms(self.limits.takeover_timeout_ms);
+            let now = self.now();
+            if end <= now {
+                return;
+            }
+            self.ports.tasks.sleep(end.since_ms(now)).await;
+        }
+    }
+
+    /// Waits until nothing is kept back for the sake of order: what is handed over must be complete up to some point.
+    async fn ordered(&self, handle: &Handle, deadline: Time) {
+        loop {
+            let reports = self.sessions.reports();
+            if !handle.mailbox.keeps_back() || self.until(deadline, reports).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+impl super::sessions::Sessions {
+    fn outgoing(&self, client_id: &str, correlation: &str) -> Option<Arc<Outgoing>> {
+        self.outgoing.lock().get(client_id).filter(|o| *o.correlation == *correlation).cloned()
+    }
+
+    /// The first part again, if it was the last one given.
+    fn first_part(&self, client_id: &str, correlation: &str) -> Option<Response> {
+        let outgoing = self.outgoing(client_id, correlation)?;
+        let parts = outgoing.parts.lock();
+        let (part, bytes, last) = &parts.last;
+        (*part == 0).then(|| Response::State { bytes: bytes.clone(), last: *last })
+    }
+}

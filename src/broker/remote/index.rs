@@ -1,0 +1,138 @@
+//! The broker takes in what the cluster knows, in the order of the store's revisions.
+
+use super::Remote;
+use crate::broker::Broker;
+use crate::broker::ports::{Index, IndexEvent, Revision};
+use crate::clock::Time;
+use parking_lot::Mutex;
+
+/// Where the stream of events is.
+#[derive(Debug, Default)]
+pub(super) struct Stream(Mutex<Position>);
+
+#[derive(Debug, Default)]
+struct Position {
+    in_snapshot: bool,
+    /// Events whose revision is not complete yet, for those who are told when it is.
+    parts: Vec<IndexEvent>,
+}
+
+impl Index for Broker {
+    fn begin_snapshot(&self) {
+        let Some(remote) = &self.remote else { return };
+        let mut stream = remote.stream.0.lock();
+        stream.in_snapshot = true;
+        stream.parts.clear();
+        remote.members.begin_snapshot();
+        remote.routes.begin_snapshot();
+        self.retained.begin_snapshot();
+    }
+
+    fn apply(&self, events: Vec<IndexEvent>, revision: Option<Revision>) {
+        let Some(remote) = &self.remote else { return };
+        let mut stream = remote.stream.0.lock();
+        let now = remote.now();
+        let mut standings = false;
+        for event in &events {
+            standings |= self.take_in(remote, event, now);
+        }
+        if standings {
+            remote.membership_changed();
+        }
+        if stream.in_snapshot {
+            drop(stream);
+            return self.on_index(&events);
+        }
+        let Some(revision) = revision else {
+            return stream.parts.extend(events);
+        };
+        let mut parts = std::mem::take(&mut stream.parts);
+        drop(stream);
+        remote.advance(revision);
+        if parts.is_empty() {
+            self.on_index(&events);
+        } else {
+            parts.extend(events);
+            self.on_index(&parts);
+        }
+        self.on_advanced(revision);
+    }
+
+    fn end_snapshot(&self, revision: Revision) {
+        let Some(remote) = &self.remote else { return };
+        let mut stream = remote.stream.0.lock();
+        stream.in_snapshot = false;
+        remote.members.end_snapshot(remote.now());
+        remote.routes.end_snapshot();
+        self.retained.end_snapshot();
+        drop(stream);
+        remote.membership_changed();
+        let before = remote.applied();
+        if revision < before {
+            tracing::error!(
+                revision,
+                before,
+                "the store went back in time: was it restored from a backup? This node follows it"
+            );
+        }
+        remote.advance(revision);
+        // What the snapshot did not mention went without an event.
+        self.on_membership(remote);
+        self.on_advanced(revision);
+    }
+
+    fn current_at(&self, at: Time) {
+        if let Some(remote) = &self.remote {
+            remote.currency.store_showed(at, remote.now());
+            remote.serving_changed();
+        }
+    }
+}
+
+impl Broker {
+    /// Puts one event into the tables; true if it may change how others are to be treated.
+    fn take_in(&self, remote: &Remote, event: &IndexEvent, now: Time) -> bool {
+        match event {
+            IndexEvent::Member { node, member } => {
+                remote.members.set_member(node, member.clone(), now);
+                true
+            }
+            IndexEvent::Custody { of, custody } => {
+                remote.members.set_custody(of.clone(), custody.clone());
+                true
+            }
+            IndexEvent::Routes { of, add, del } => {
+                remote.routes.apply(of, add, del, || remote.members.standing(of));
+                false
+            }
+            IndexEvent::Retained { topic, retained, revision } => {
+                self.retained.apply(topic, retained.as_ref().map(|r| &r.message), *revision);
+                false
+            }
+            IndexEvent::Leader(leader) => {
+                remote.members.set_leader(leader.clone());
+                false
+            }
+            IndexEvent::Session { .. } | IndexEvent::Eviction { .. } => false,
+        }
+    }
+
+    /// Tells the other parts what has happened. Outside a snapshot the applied revision has reached these events.
+    fn on_index(&self, events: &[IndexEvent]) {
+        let membership = |e: &IndexEvent| matches!(e, IndexEvent::Member { .. } | IndexEvent::Custody { .. });
+        self.on_session_events(events);
+        if let Some(remote) = self.remote.as_ref().filter(|_| events.iter().any(membership)) {
+            self.on_membership(remote);
+        }
+    }
+
+    fn on_membership(&self, remote: &Remote) {
+        remote.sessions.poke();
+        self.nodes_changed();
+    }
+
+    /// Tells the other parts how far the index has come.
+    fn on_advanced(&self, applied: Revision) {
+        self.match_due(applied);
+    }
+}

@@ -1,0 +1,403 @@
+//! Which processes make up the cluster: who is registered, who is linked, who speaks for whom, and what each has reported.
+
+use crate::broker::ports::{Custody, Incarnation, Member, MemberId, Report, Revision};
+use crate::clock::Time;
+use hashbrown::HashMap;
+use parking_lot::RwLock;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Steps from an incarnation to the process that speaks for it; the leader folds longer chains.
+const CUSTODY_CHAIN_MAX: usize = 64;
+
+/// Reports of one process that wait until this node has come as far.
+const REPORTS_AHEAD_MAX: usize = 64;
+
+/// How what a process has subscribed to is to be treated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// This process speaks for it: the local router has it all.
+    Own,
+    /// The process of this node that speaks for it is registered or linked.
+    Live(Arc<str>),
+    /// That process is neither: publishes for its persistent sessions wait until custody has moved or it is back.
+    Orphan(Arc<str>),
+    /// Given up, and all it owned with it.
+    Gone,
+}
+
+/// What a process has reported, as far as it matters here.
+#[derive(Debug, Default)]
+struct Reported {
+    applied: Revision,
+    settled: HashMap<Arc<str>, Revision>,
+    /// Its clock when it made the latest report.
+    sent_at: Time,
+    /// This node's clock at an instant after which the process had applied no more than this node has now.
+    evidence: Time,
+    /// The same for reports that are ahead of this node: the revision they need.
+    ahead: VecDeque<(Revision, Time)>,
+}
+
+impl Reported {
+    fn note(&mut self, needs: Revision, at: Time) {
+        if self.ahead.len() < REPORTS_AHEAD_MAX {
+            self.ahead.push_back((needs, at));
+        }
+    }
+
+    fn reached(&mut self, applied: Revision) {
+        let evidence = &mut self.evidence;
+        self.ahead.retain(|(needs, at)| {
+            let reached = *needs <= applied;
+            if reached {
+                *evidence = (*evidence).max(*at);
+            }
+            !reached
+        });
+    }
+}
+
+/// A process whose record went: it may not know yet.
+#[derive(Debug)]
+struct Departed {
+    member: Member,
+    at: Time,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    live: BTreeMap<Arc<str>, (Member, u32)>,
+    departed: Vec<Departed>,
+    custody: HashMap<MemberId, (Custody, u32)>,
+    links: HashMap<Arc<str>, MemberId>,
+    reports: HashMap<MemberId, Reported>,
+    low_water: HashMap<Incarnation, u64>,
+    leader: Option<MemberId>,
+    /// Which snapshot what is mentioned now belongs to.
+    snapshot: u32,
+    leader_snapshot: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Members {
+    me: MemberId,
+    table: RwLock<Table>,
+}
+
+impl Members {
+    /// Nobody is known yet.
+    pub fn new(me: MemberId) -> Members {
+        Members { me, table: RwLock::default() }
+    }
+
+    /// All registered nodes, this one included, by name.
+    pub fn live(&self) -> Vec<Member> {
+        self.table.read().live.values().map(|(m, _)| m.clone()).collect()
+    }
+
+    /// The record of a registered node.
+    pub fn get(&self, node: &str) -> Option<Member> {
+        self.table.read().live.get(node).map(|(m, _)| m.clone())
+    }
+
+    /// Whether this very process is registered.
+    pub fn is_live(&self, process: &MemberId) -> bool {
+        self.table.read().is_live(process)
+    }
+
+    /// The process that the working link to a node leads to.
+    pub fn linked(&self, node: &str) -> Option<MemberId> {
+        self.table.read().links.get(node).cloned()
+    }
+
+    /// Whether frames to a node have somewhere to go: it is registered or linked.
+    pub fn reachable(&self, node: &str) -> bool {
+        let table = self.table.read();
+        table.live.contains_key(node) || table.links.contains_key(node)
+    }
+
+    /// Whether a node hands its sessions over and takes no new ones.
+    pub fn draining(&self, node: &str) -> bool {
+        self.table.read().live.get(node).is_some_and(|(m, _)| m.draining)
+    }
+
+    /// The leader.
+    pub fn leader(&self) -> Option<MemberId> {
+        self.table.read().leader.clone()
+    }
+
+    /// Who speaks for an incarnation now: the end of its chain of custody.
+    pub fn holder_of(&self, of: &MemberId) -> MemberId {
+        self.table.read().holder_of(of)
+    }
+
+    /// The custody record of an incarnation.
+    pub fn custody_of(&self, of: &MemberId) -> Option<Custody> {
+        self.table.read().custody.get(of).map(|(c, _)| c.clone())
+    }
+
+    /// Every incarnation with a custody record.
+    pub fn custodies(&self) -> Vec<(MemberId, Custody)> {
+        self.table.read().custody.iter().map(|(of, (c, _))| (of.clone(), c.clone())).collect()
+    }
+
+    /// Whether everything that an incarnation owned was given up.
+    pub fn given_up(&self, of: &MemberId) -> bool {
+        let table = self.table.read();
+        table.given_up(of) || table.given_up(&table.holder_of(of))
+    }
+
+    /// How an incarnation's routes are to be treated.
+    pub fn standing(&self, of: &MemberId) -> Standing {
+        let table = self.table.read();
+        let holder = table.holder_of(of);
+        if holder == self.me {
+            return Standing::Own;
+        }
+        if table.given_up(of) || table.given_up(&holder) {
+            return Standing::Gone;
+        }
+        if table.is_live(&holder) || table.links.get(&holder.node) == Some(&holder) {
+            return Standing::Live(holder.node);
+        }
+        Standing::Orphan(holder.node)
+    }
+
+    /// Whether a process must not be heard any more: another start of its node is registered, or another process speaks
+    /// for it.
+    pub fn superseded(&self, process: &MemberId) -> bool {
+        let table = self.table.read();
+        let newer = |other: &MemberId| other.node == process.node && other.incarnation > process.incarnation;
+        table.live.get(&process.node).is_some_and(|(m, _)| newer(&m.id))
+            || table.holder_of(process) != *process
+    }
+
+    /// How far the process of a node that is registered, or else linked, has applied the index by its latest report.
+    pub fn applied_of(&self, node: &str) -> Revision {
+        let table = self.table.read();
+        let process = table.live.get(node).map(|(m, _)| &m.id).or_else(|| table.links.get(node));
+        process.and_then(|p| table.reports.get(p)).map_or(0, |r| r.applied)
+    }
+
+    /// Every frame of node `origin` to node `of` that was matched before this revision is answered.
+    pub fn settled(&self, origin: &str, of: &str) -> Revision {
+        let table = self.table.read();
+        let process = table.live.get(origin).map(|(m, _)| &m.id).or_else(|| table.links.get(origin));
+        process.and_then(|p| table.reports.get(p)).and_then(|r| r.settled.get(of).copied()).unwrap_or(0)
+    }
+
+    /// Publishes of an incarnation with a lower number will not come again; `u64::MAX` = none of it will.
+    pub fn low_water(&self, incarnation: Incarnation) -> u64 {
+        self.table.read().low_water.get(&incarnation).copied().unwrap_or(0)
+    }
+
+    /// The least that all other processes have applied that must have: those registered, those linked, and those whose
+    /// record went after `since` without their having said goodbye. `u64::MAX` if there is none.
+    pub(super) fn applied_by_all(&self, since: Time) -> Revision {
+        let table = self.table.read();
+        let applied = |p: &MemberId| table.reports.get(p).map_or(0, |r| r.applied);
+        table.required(&self.me, since).iter().map(applied).min().unwrap_or(u64::MAX)
+    }
+
+    /// The process that has applied most by its report, if it is more than `applied`.
+    pub(super) fn ahead_of(&self, applied: Revision) -> Option<(MemberId, Revision)> {
+        let table = self.table.read();
+        let ahead = table.links.values().filter_map(|p| Some((p.clone(), table.reports.get(p)?.applied)));
+        ahead.filter(|(_, a)| *a > applied).max_by_key(|(_, a)| *a)
+    }
+
+    /// By this node's clock, an instant at which it had applied, or has applied since, all that every other process
+    /// registered or linked had. `None` if one of them has not shown it. `Some(None)` if there is no other.
+    pub(super) fn evidence(&self) -> Option<Option<Time>> {
+        let table = self.table.read();
+        let mut least = None;
+        for p in table.required(&self.me, Time(u64::MAX)) {
+            let at = table.reports.get(&p).map(|r| r.evidence).filter(|at| *at > Time(0))?;
+            least = Some(least.map_or(at, |l: Time| l.min(at)));
+        }
+        Some(least)
+    }
+
+    /// What every process was last heard to say by its own clock.
+    pub(super) fn heard(&self) -> Vec<(MemberId, Time)> {
+        self.table.read().reports.iter().map(|(p, r)| (p.clone(), r.sent_at)).collect()
+    }
+
+    /// Records a report; `applied` is how far this node has come.
+    pub(super) fn report(&self, from: &MemberId, report: Report, applied: Revision) {
+        let mut table = self.table.write();
+        if table.superseded(from) {
+            return;
+        }
+        for incarnation in &report.retired {
+            table.low_water.insert(*incarnation, u64::MAX);
+        }
+        let low = table.low_water.entry(from.incarnation).or_default();
+        *low = (*low).max(report.low_water);
+        let echo = report.heard.iter().find(|(p, _)| *p == self.me).map(|(_, at)| *at);
+        let r = table.reports.entry(from.clone()).or_default();
+        r.applied = report.applied;
+        r.settled = report.settled.into_iter().collect();
+        r.sent_at = r.sent_at.max(report.sent_at);
+        if let Some(at) = echo {
+            r.note(report.applied, at);
+            r.reached(applied);
+        }
+    }
+
+    /// This node has come so far.
+    pub(super) fn advanced(&self, applied: Revision) {
+        self.table.write().reports.values_mut().for_each(|r| r.reached(applied));
+    }
+
+    /// The link to a node leads to this process now, or is down.
+    pub(super) fn link(&self, node: &Arc<str>, process: Option<MemberId>) {
+        let mut table = self.table.write();
+        match process {
+            Some(p) => table.links.insert(node.clone(), p),
+            None => table.links.remove(node),
+        };
+        table.forget();
+    }
+
+    /// Nodes to keep links to: those registered, and those whose record went while their link works.
+    pub fn to_keep(&self) -> Vec<Member> {
+        let table = self.table.read();
+        let live = table.live.values().map(|(m, _)| m).filter(|m| m.id.node != self.me.node);
+        let linked = |m: &Member| table.links.get(&m.id.node) == Some(&m.id) && !table.given_up(&m.id);
+        let departed = table.departed.iter().map(|d| &d.member);
+        let departed = departed.filter(|m| linked(m) && !table.live.contains_key(&m.id.node));
+        live.chain(departed).cloned().collect()
+    }
+
+    pub(super) fn begin_snapshot(&self) {
+        let mut table = self.table.write();
+        table.snapshot = table.snapshot.wrapping_add(1);
+    }
+
+    /// Forgets what the snapshot did not mention; true if that was anything.
+    pub(super) fn end_snapshot(&self, now: Time) -> bool {
+        let mut table = self.table.write();
+        let snapshot = table.snapshot;
+        let gone: Vec<_> =
+            table.live.iter().filter(|(_, (_, s))| *s != snapshot).map(|(n, _)| n.clone()).collect();
+        gone.iter().for_each(|node| table.set_member(node, None, now));
+        let before = table.custody.len();
+        table.custody.retain(|_, (_, s)| *s == snapshot);
+        if table.leader_snapshot != snapshot {
+            table.leader = None;
+        }
+        let changed = !gone.is_empty() || table.custody.len() < before;
+        table.forget();
+        changed
+    }
+
+    pub(super) fn set_member(&self, node: &Arc<str>, member: Option<Member>, now: Time) {
+        let mut table = self.table.write();
+        table.set_member(node, member, now);
+        table.forget();
+    }
+
+    pub(super) fn set_custody(&self, of: MemberId, custody: Option<Custody>) {
+        let mut table = self.table.write();
+        match custody {
+            Some(custody) => {
+                let entry = (custody, table.snapshot);
+                table.custody.insert(of, entry);
+            }
+            None => {
+                // Nobody is left who could send its publishes again.
+                table.low_water.insert(of.incarnation, u64::MAX);
+                table.custody.remove(&of);
+            }
+        }
+        table.forget();
+    }
+
+    pub(super) fn set_leader(&self, leader: Option<MemberId>) {
+        let mut table = self.table.write();
+        table.leader = leader;
+        table.leader_snapshot = table.snapshot;
+    }
+}
+
+impl Table {
+    fn is_live(&self, process: &MemberId) -> bool {
+        self.live.get(&process.node).is_some_and(|(m, _)| m.id == *process)
+    }
+
+    fn holder_of(&self, of: &MemberId) -> MemberId {
+        let mut at = of;
+        for _ in 0..CUSTODY_CHAIN_MAX {
+            let Some((custody, _)) = self.custody.get(at) else { break };
+            if custody.holder == *at {
+                break;
+            }
+            at = &custody.holder;
+            // What the holder's own journal does not have all of goes no further with it.
+            if !custody.merged {
+                break;
+            }
+        }
+        at.clone()
+    }
+
+    fn given_up(&self, of: &MemberId) -> bool {
+        !self.custody.contains_key(of) && !self.is_live(of)
+    }
+
+    fn superseded(&self, process: &MemberId) -> bool {
+        let newer = self.live.get(&process.node).is_some_and(|(m, _)| m.id.incarnation > process.incarnation);
+        newer || self.holder_of(process) != *process
+    }
+
+    /// Processes other than `me` that count: see [`Members::applied_by_all`].
+    fn required(&self, me: &MemberId, since: Time) -> Vec<MemberId> {
+        let mut all: Vec<MemberId> = self.live.values().map(|(m, _)| m.id.clone()).collect();
+        all.extend(self.links.values().cloned());
+        all.extend(self.departed.iter().filter(|d| d.at > since).map(|d| d.member.id.clone()));
+        all.sort();
+        all.dedup();
+        all.retain(|p| p.node != me.node && !self.superseded(p));
+        all
+    }
+
+    fn set_member(&mut self, node: &Arc<str>, member: Option<Member>, now: Time) {
+        let snapshot = self.snapshot;
+        let old = match member {
+            Some(m) => {
+                self.departed.retain(|d| d.member.id.node != *node || d.member.id == m.id);
+                self.departed.retain(|d| d.member.id != m.id);
+                self.live.insert(node.clone(), (m, snapshot))
+            }
+            None => self.live.remove(node),
+        };
+        // Who was draining had closed its clients before it left.
+        if let Some((member, _)) = old
+            && !self.live.contains_key(node)
+            && !member.draining
+        {
+            self.departed.retain(|d| d.member.id.node != *node);
+            self.departed.push(Departed { member, at: now });
+        }
+    }
+
+    /// Forgets reports of processes that nobody will ask about. What was said of whole incarnations stays as long as they
+    /// are in custody.
+    fn forget(&mut self) {
+        let Table { live, departed, custody, links, reports, low_water, .. } = self;
+        reports.retain(|p, _| {
+            live.get(&p.node).is_some_and(|(m, _)| m.id == *p)
+                || links.get(&p.node) == Some(p)
+                || departed.iter().any(|d| d.member.id == *p)
+        });
+        if low_water.len() > 2 * (custody.len() + live.len() + 16) {
+            low_water.retain(|i, _| custody.keys().any(|c| c.incarnation == *i));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! Who is who: custody, orphans, reports, and whose word counts.
+
+use super::*;
+
+fn id(node: &str, incarnation: u64) -> MemberId {
+    MemberId { node: node.into(), incarnation }
+}
+
+fn member(node: &str, incarnation: u64) -> Member {
+    Member {
+        id: id(node, incarnation),
+        peer_address: format!("{node}:7948"),
+        mqtt_address: format!("{node}:1883"),
+        http_address: None,
+        zone: String::new(),
+        version: "1".to_owned(),
+        started_ms: 0,
+        draining: false,
+    }
+}
+
+fn held_by(holder: MemberId, merged: bool) -> Option<Custody> {
+    Some(Custody { holder, merged, copies: 1, journal: 7 })
+}
+
+/// This node is `a@1`; `a@1`, `b@2` and `c@3` are registered.
+fn three() -> Members {
+    let members = Members::new(id("a", 1));
+    for (node, incarnation) in [("a", 1), ("b", 2), ("c", 3)] {
+        members.set_member(&node.into(), Some(member(node, incarnation)), Time(1));
+        members.set_custody(id(node, incarnation), held_by(id(node, incarnation), true));
+    }
+    members
+}
+
+fn report(applied: Revision, heard_at: u64) -> Report {
+    Report { applied, heard: vec![(id("a", 1), Time(heard_at))], ..Report::default() }
+}
+
+#[test]
+fn a_vanished_node_is_an_orphan_until_it_is_adopted_or_given_up() {
+    let m = three();
+    let b = id("b", 2);
+    assert_eq!(m.standing(&id("a", 1)), Standing::Own);
+    assert_eq!(m.standing(&b), Standing::Live("b".into()));
+    m.link(&"b".into(), Some(b.clone()));
+    m.set_member(&"b".into(), None, Time(2));
+    assert_eq!(m.standing(&b), Standing::Live("b".into()), "its link works");
+    assert_eq!(m.to_keep().len(), 2, "and is kept");
+    m.link(&"b".into(), None);
+    assert_eq!(m.standing(&b), Standing::Orphan("b".into()));
+    assert_eq!(m.to_keep().len(), 1);
+    m.set_member(&"b".into(), Some(member("b", 9)), Time(3));
+    m.set_custody(id("b", 9), held_by(id("b", 9), true));
+    assert_eq!(m.standing(&b), Standing::Orphan("b".into()), "back, but with what journal?");
+    m.set_custody(b.clone(), held_by(id("b", 9), true));
+    assert_eq!((m.standing(&b), m.holder_of(&b)), (Standing::Live("b".into()), id("b", 9)));
+    assert!(m.superseded(&b) && !m.superseded(&id("b", 9)));
+    m.set_custody(b.clone(), None);
+    assert_eq!((m.standing(&b), m.given_up(&b)), (Standing::Gone, true));
+    assert_eq!(m.low_water(2), u64::MAX, "nobody will send its publishes again");
+}
+
+#[test]
+fn custody_goes_on_through_merged_records_only() {
+    let m = three();
+    let (old, b, c) = (id("b", 1), id("b", 2), id("c", 3));
+    m.set_custody(b.clone(), held_by(c.clone(), true));
+    for (merged, holder) in [(true, &c), (false, &b)] {
+        m.set_custody(old.clone(), held_by(b.clone(), merged));
+        assert_eq!(m.holder_of(&old), *holder);
+    }
+    // A circle is nobody's intention, and no reason to hang.
+    m.set_custody(c.clone(), held_by(b, true));
+    m.holder_of(&c);
+    m.set_custody(old.clone(), held_by(id("a", 1), true));
+    assert_eq!(m.standing(&old), Standing::Own);
+}
+
+#[test]
+fn all_have_applied_what_every_process_that_may_serve_has() {
+    let m = three();
+    let (b, c) = (id("b", 2), id("c", 3));
+    assert_eq!(m.applied_by_all(Time(0)), 0, "nobody has said anything");
+    m.report(&b, report(10, 1), 10);
+    m.report(&c, report(8, 1), 10);
+    assert_eq!((m.applied_by_all(Time(0)), m.applied_of("b"), m.applied_of("c")), (8, 10, 8));
+    // A lost lease does not end a process: it counts for a while, and as long as its link works.
+    m.set_member(&"c".into(), None, Time(100));
+    assert_eq!(m.applied_by_all(Time(99)), 8);
+    assert_eq!(m.applied_by_all(Time(100)), 10);
+    m.link(&"c".into(), Some(c.clone()));
+    assert_eq!(m.applied_by_all(Time(100)), 8);
+    m.link(&"c".into(), None);
+    // Another start of its node does: the old process is gone.
+    m.set_member(&"c".into(), Some(member("c", 20)), Time(101));
+    assert_eq!(m.applied_by_all(Time(0)), 0, "the new one has not reported");
+    m.report(&c, report(30, 1), 10);
+    assert_eq!(m.applied_by_all(Time(0)), 0, "the old one is not heard");
+    m.report(&id("c", 20), report(21, 1), 10);
+    assert_eq!(m.applied_by_all(Time(0)), 10);
+    // Who was draining had closed its clients.
+    m.set_member(&"c".into(), Some(Member { draining: true, ..member("c", 20) }), Time(102));
+    m.set_member(&"c".into(), None, Time(103));
+    m.set_member(&"b".into(), Some(Member { draining: true, ..member("b", 2) }), Time(104));
+    m.set_member(&"b".into(), None, Time(104));
+    assert_eq!(m.applied_by_all(Time(0)), u64::MAX);
+}
+
+#[test]
+fn evidence_is_as_old_as_the_question_that_the_slowest_answer_answers() {
+    let m = three();
+    let (b, c) = (id("b", 2), id("c", 3));
+    assert_eq!(m.evidence(), None);
+    m.report(&b, report(10, 500), 10);
+    assert_eq!(m.evidence(), None, "nothing of c");
+    m.report(&c, report(10, 400), 10);
+    assert_eq!(m.evidence(), Some(Some(Time(400))));
+    // b is ahead: it shows nothing until this node has come as far, and then as of when it said so.
+    m.report(&b, report(12, 900), 10);
+    m.report(&c, report(10, 800), 10);
+    assert_eq!(m.evidence(), Some(Some(Time(500))));
+    m.advanced(11);
+    assert_eq!(m.evidence(), Some(Some(Time(500))));
+    m.advanced(12);
+    assert_eq!(m.evidence(), Some(Some(Time(800))));
+    // Who has not heard of this process, or only of another start of it, shows nothing.
+    m.report(&b, Report { applied: 12, ..Report::default() }, 12);
+    m.report(&c, Report { heard: vec![(id("a", 0), Time(5_000))], ..report(12, 0) }, 12);
+    assert_eq!(m.evidence(), Some(Some(Time(800))));
+    // A process that is linked but not known to be registered counts as well.
+    m.link(&"d".into(), Some(id("d", 4)));
+    assert_eq!(m.evidence(), None);
+    m.link(&"d".into(), None);
+    m.set_member(&"b".into(), None, Time(1));
+    m.set_member(&"c".into(), None, Time(1));
+    assert_eq!(m.evidence(), Some(None), "alone");
+}
+
+#[test]
+fn reports_say_what_is_settled_and_what_will_not_come_again() {
+    let m = three();
+    let b = id("b", 2);
+    let settled = vec![("a".into(), 7), ("c".into(), 9)];
+    m.report(&b, Report { low_water: 41, settled, retired: vec![1], ..report(9, 1) }, 9);
+    assert_eq!(
+        (m.settled("b", "a"), m.settled("b", "c"), m.settled("b", "x"), m.settled("c", "a")),
+        (7, 9, 0, 0)
+    );
+    assert_eq!((m.low_water(2), m.low_water(1), m.low_water(3)), (41, u64::MAX, 0));
+    m.report(&b, Report { low_water: 40, ..report(9, 1) }, 9);
+    assert_eq!(m.low_water(2), 41, "it does not go back");
+}
+
+#[test]
+fn a_snapshot_forgets_what_it_does_not_mention() {
+    let m = three();
+    m.set_leader(Some(id("b", 2)));
+    m.begin_snapshot();
+    m.set_member(&"a".into(), Some(member("a", 1)), Time(5));
+    m.set_custody(id("a", 1), held_by(id("a", 1), true));
+    m.set_member(&"c".into(), Some(member("c", 3)), Time(5));
+    m.set_custody(id("b", 2), held_by(id("b", 2), true));
+    assert_eq!(m.live().len(), 3, "old and new hold together");
+    // Broken off, and begun again: what only the first one mentioned does not count.
+    m.begin_snapshot();
+    m.set_member(&"a".into(), Some(member("a", 1)), Time(6));
+    m.set_custody(id("a", 1), held_by(id("a", 1), true));
+    m.set_custody(id("b", 2), held_by(id("b", 2), true));
+    assert!(m.end_snapshot(Time(7)));
+    let live: Vec<_> = m.live().into_iter().map(|m| m.id).collect();
+    assert_eq!(live, [id("a", 1)]);
+    assert_eq!(m.standing(&id("b", 2)), Standing::Orphan("b".into()));
+    assert_eq!((m.standing(&id("c", 3)), m.leader()), (Standing::Gone, None));
+}

@@ -1,0 +1,284 @@
+//! What this node knows of the other nodes and does with them. A node that is alone has none of it.
+
+pub mod currency;
+pub mod gate;
+pub mod level;
+pub mod local_routes;
+pub mod members;
+pub mod once;
+pub mod origin;
+pub mod routes_index;
+pub mod seen;
+pub mod ticket;
+
+mod claim;
+mod cycle;
+mod drain;
+mod durable;
+mod evict;
+mod freeze;
+mod groups;
+mod index;
+mod lanes;
+mod late;
+mod parts;
+mod receive;
+mod reconcile;
+mod report;
+mod requests;
+mod retained;
+mod send;
+mod serving;
+pub mod sessions;
+mod subscribed;
+mod takeover;
+#[cfg(test)]
+mod testing;
+
+pub use local_routes::RouteWait;
+pub use once::Once;
+pub use retained::Updated;
+pub use routes_index::{RemoteCache, RemoteGroup, RemoteMatches, RemoteNode, RemoteShare};
+pub use ticket::{Kept, Ticket};
+
+use super::ports::{BoxFuture, MemberId, Revision};
+use super::{Broker, ClusterPorts};
+use crate::clock::Time;
+use crate::telemetry::Metrics;
+use currency::{Currency, Evidence};
+use cycle::Recorded;
+use durable::AfterDurable;
+use futures_util::future::{Either, select};
+use gate::Gate;
+use level::{Bell, Level};
+use local_routes::LocalRoutes;
+use members::Members;
+use origin::Origins;
+use parking_lot::Mutex;
+use receive::Due;
+use routes_index::RoutesIndex;
+use seen::Seen;
+use sessions::Sessions;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Limits of what a node does with the others.
+#[derive(Clone, Copy, Debug)]
+pub struct RemoteLimits {
+    /// How old what a node knows may be for it to count as current, milliseconds.
+    pub stale_after_ms: u64,
+    /// How long a CONNECT may wait for a session that another node owns, milliseconds.
+    pub takeover_timeout_ms: u64,
+    /// How long a SUBACK may wait for the other nodes, milliseconds; above `stale_after_ms`.
+    pub suback_wait_ms: u64,
+    /// How long a new owner keeps deliveries back for those that are still on their way by the old one, milliseconds.
+    pub order_wait_ms: u64,
+    /// Publishes of this node that wait for other nodes.
+    pub held_publishes: usize,
+    /// The same in bytes.
+    pub held_bytes: usize,
+    /// Publishes of other nodes that are remembered so that no session has one twice.
+    pub seen: usize,
+    /// Sessions that left and are remembered for publishes that still look for them here.
+    pub departed: usize,
+}
+
+impl Default for RemoteLimits {
+    fn default() -> RemoteLimits {
+        RemoteLimits {
+            stale_after_ms: 5_000,
+            takeover_timeout_ms: 10_000,
+            suback_wait_ms: 8_000,
+            order_wait_ms: 5_000,
+            held_publishes: 100_000,
+            held_bytes: 256 << 20,
+            seen: 1_000_000,
+            departed: 100_000,
+        }
+    }
+}
+
+/// See the module.
+pub struct Remote {
+    /// The outside.
+    pub ports: ClusterPorts,
+    /// This process.
+    pub me: MemberId,
+    /// Its limits.
+    pub limits: RemoteLimits,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+    /// Between publishers and the index.
+    pub gate: Gate,
+    /// The other processes.
+    pub members: Members,
+    /// Where publishes go besides here.
+    pub routes: RoutesIndex,
+    /// What this node tells the others that it wants.
+    pub local: Arc<LocalRoutes>,
+    /// Whether what it knows is recent.
+    pub currency: Currency,
+    applied: Arc<Level>,
+    /// The least that this and all other processes have applied.
+    all_applied: Arc<Level>,
+    stream: index::Stream,
+    weighing: Mutex<()>,
+    report_bell: Arc<Bell>,
+    lag_bell: Arc<Bell>,
+    serve_bell: Arc<Bell>,
+    /// Until when it may serve for sure, milliseconds of [`Time`]; looked at before every write to a client.
+    serve_until: AtomicU64,
+    retains: retained::Retains,
+    /// The publishes that it owns.
+    pub origins: Origins,
+    /// Which of its sessions have had which publishes.
+    pub seen: Seen,
+    /// The newest move that this node has forgotten.
+    forgotten: AtomicU64,
+    /// Sessions that come and go.
+    pub sessions: Sessions,
+    recorded: AfterDurable<Recorded>,
+    /// Frames of other nodes for sessions that may be about to move.
+    late: late::LateFrames,
+    answers: AfterDurable<Due>,
+}
+
+impl Remote {
+    pub(super) fn new(ports: ClusterPorts, limits: RemoteLimits, metrics: Arc<Metrics>) -> Remote {
+        let me = ports.coordinator.me();
+        Remote {
+            members: Members::new(me.clone()),
+            routes: RoutesIndex::default(),
+            local: Arc::new(LocalRoutes::new(ports.coordinator.clone(), ports.tasks.clone())),
+            currency: Currency::new(limits.stale_after_ms),
+            applied: Arc::default(),
+            all_applied: Arc::default(),
+            stream: index::Stream::default(),
+            weighing: Mutex::default(),
+            report_bell: Arc::default(),
+            lag_bell: Arc::default(),
+            serve_bell: Arc::default(),
+            serve_until: AtomicU64::new(0),
+            retains: retained::Retains::default(),
+            gate: Gate::default(),
+            origins: Origins::new(me.clone(), limits.held_publishes, limits.held_bytes),
+            seen: Seen::new(limits.seen),
+            forgotten: AtomicU64::new(0),
+            sessions: Sessions::default(),
+            recorded: AfterDurable::default(),
+            late: late::LateFrames::default(),
+            answers: AfterDurable::default(),
+            ports,
+            me,
+            limits,
+            metrics,
+        }
+    }
+
+    /// The revision of the newest move that this node has forgotten; 0 = none.
+    pub fn forgotten_move(&self) -> Revision {
+        self.forgotten.load(Ordering::Acquire)
+    }
+
+    /// A session that moved at `at` is remembered no more: older frames may still look for it here.
+    pub fn forget_move(&self, at: Revision) {
+        self.forgotten.fetch_max(at, Ordering::AcqRel);
+    }
+
+    /// The time.
+    pub fn now(&self) -> Time {
+        self.ports.tasks.now()
+    }
+
+    /// How far this node's index has followed the store. Read it inside the gate to match a publish.
+    pub fn applied(&self) -> Revision {
+        self.applied.get()
+    }
+
+    /// Completes once the index has come to `revision`.
+    pub fn when_applied(&self, revision: Revision) -> BoxFuture<()> {
+        self.applied.when(revision)
+    }
+
+    /// Completes with true once this node and every other has reported to have applied `revision`; with false `wait_ms`
+    /// milliseconds after this node has: whoever had not by then is no longer current, if that is more than `stale_after`.
+    pub fn when_all_applied(&self, revision: Revision, wait_ms: u64) -> BoxFuture<bool> {
+        let (applied, all, tasks) =
+            (self.applied.clone(), self.all_applied.clone(), self.ports.tasks.clone());
+        Box::pin(async move {
+            applied.when(revision).await;
+            let all = all.when(revision);
+            matches!(select(all, tasks.sleep(wait_ms)).await, Either::Left(_))
+        })
+    }
+
+    /// Whether every process that must has reported to have applied `revision`.
+    pub fn all_applied(&self) -> Revision {
+        self.all_applied.get()
+    }
+
+    /// Whether this node is current (section 7 of the design, "Staleness").
+    pub fn is_current(&self, now: Time) -> bool {
+        self.currency.is_current(now)
+    }
+
+    /// Completes when this node is current.
+    pub fn when_current(&self) -> BoxFuture<()> {
+        self.currency.when_current(self.now())
+    }
+
+    /// Where else `topic` goes. Call it inside the gate.
+    pub fn lookup<'c>(&self, topic: &str, cache: &'c mut RemoteCache) -> &'c RemoteMatches {
+        self.routes.lookup(topic, cache)
+    }
+
+    /// The index has come to `revision`.
+    fn advance(&self, revision: Revision) {
+        // Only when every frame matched below it is queued may anybody hear of it.
+        self.gate.closed(|| self.applied.put(revision));
+        self.applied.wake();
+        self.members.advanced(revision);
+        self.weigh();
+        self.report_soon();
+    }
+
+    /// Registrations, custody or links have changed.
+    fn membership_changed(&self) {
+        self.routes.judge(|of| self.members.standing(of));
+        self.ports.peers.keep(self.members.to_keep());
+        self.weigh();
+    }
+
+    /// Draws conclusions from what everybody has reported.
+    fn weigh(&self) {
+        // One at a time, or an older conclusion might replace a newer one.
+        let _weighing = self.weighing.lock();
+        let now = self.now();
+        let since = Time(now.0.saturating_sub(self.limits.suback_wait_ms));
+        let all = self.members.applied_by_all(since).min(self.applied());
+        if all != self.all_applied.get() {
+            self.all_applied.set(all);
+        }
+        match self.members.evidence() {
+            // Before its own registration it does not know who else there is.
+            Some(None) if self.applied() >= self.me.incarnation && self.applied() > 0 => {
+                self.currency.shown(Evidence::Alone, now);
+            }
+            Some(Some(at)) => self.currency.shown(Evidence::At(at), now),
+            Some(None) | None => self.currency.shown(Evidence::At(Time(0)), now),
+        }
+        self.serving_changed();
+    }
+}
+
+impl Broker {
+    /// Starts what goes on by itself in a node of a cluster.
+    pub(super) fn start_remote(&self) {
+        let Some(remote) = &self.remote else { return };
+        remote.local.start();
+        let tasks = &remote.ports.tasks;
+        tasks.spawn(Box::pin(report::send_reports(self.me.clone(), remote.report_bell.clone())));
+        tasks.spawn(Box::pin(report::catch_up(self.me.clone(), remote.lag_bell.clone())));
+        tasks.spawn(Box::pin(serving::watch(self.me.clone(), remote.serve_bell.clone())));
+    }
+}

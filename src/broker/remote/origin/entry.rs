@@ -1,0 +1,441 @@
+//! One publish that this node owns: which nodes were asked to take it, what they said, and what is still to do. Pure.
+
+use super::floors::Floors;
+use crate::broker::ports::{Answer, GroupTry, Revision, Seq, SessionNo};
+use crate::broker::remote::{Kept, Ticket};
+use crate::clock::Time;
+use crate::mqtt::Message;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// How often all nodes are tried for a shared subscription whose members seem to go away under the hand.
+const GROUP_ROUNDS_MAX: u8 = 3;
+
+/// What a node is asked to do with a publish.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Give it to its own subscribers.
+    pub direct: bool,
+    /// Serve these shared subscriptions.
+    pub groups: SmallVec<[GroupTry; 1]>,
+}
+
+impl Asked {
+    fn is_empty(&self) -> bool {
+        !self.direct && self.groups.is_empty()
+    }
+
+    fn add(&mut self, more: Asked) {
+        self.direct |= more.direct;
+        for g in more.groups {
+            self.groups.retain(|old| old.name != g.name);
+            self.groups.push(g);
+        }
+    }
+}
+
+/// A shared subscription that has not been served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenGroup {
+    /// `$share/<group>/<filter>`.
+    pub name: Arc<str>,
+    /// Nodes without a member online, this one included.
+    pub tried: SmallVec<[Arc<str>; 2]>,
+    /// The node that is asked now.
+    pub at: Option<Arc<str>>,
+    /// Whether it is asked to queue.
+    pub queue: bool,
+    /// How often every node was tried in vain.
+    pub rounds: u8,
+}
+
+impl OpenGroup {
+    /// Nobody was asked.
+    pub fn new(name: Arc<str>) -> OpenGroup {
+        OpenGroup { name, tried: SmallVec::new(), at: None, queue: false, rounds: 0 }
+    }
+
+    /// What to ask a node.
+    pub fn ask(&self) -> GroupTry {
+        GroupTry { name: self.name.clone(), queue: self.queue }
+    }
+
+    fn declined_by(&mut self, node: &Arc<str>) {
+        if self.at.as_ref() == Some(node) {
+            self.at = None;
+        }
+        if !self.tried.contains(node) {
+            self.tried.push(node.clone());
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The node has not answered.
+    Asked,
+    /// It answered that a session moved: nothing is settled before the publish is matched again.
+    Moved,
+    /// It cannot be reached and no link holds the frame; its persistent sessions are waited for.
+    Orphaned,
+}
+
+/// What one node has to do with a publish.
+#[derive(Debug)]
+struct Part {
+    node: Arc<str>,
+    matched_at: Revision,
+    state: State,
+    asked: Asked,
+    /// To be asked once the node has answered, and when that was matched.
+    next: Option<(Revision, Asked)>,
+}
+
+/// How far a publish is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Its record is not durable: nothing leaves.
+    Recording,
+    /// It has not been matched; those before it come first.
+    Lane,
+    /// It has been matched.
+    Open,
+    /// Every node has it; that is not durable here.
+    Settling,
+}
+
+/// Why a publish is to be matched again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// Not before this revision is applied.
+    pub at: Revision,
+    /// Also for sessions that subscribed for themselves, not only for shared subscriptions.
+    pub direct: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Entry {
+    /// The message.
+    pub message: Message,
+    /// Who published it; 0 = nobody of this node any more.
+    pub session: SessionNo,
+    /// Whether it is for sessions that subscribed for themselves, or only for the shared subscriptions in `groups`.
+    pub direct: bool,
+    /// The session whose open QoS 2 publishes it counts among.
+    pub counts_for: Option<SessionNo>,
+    /// What the publisher waits for.
+    pub ticket: Option<Arc<Ticket>>,
+    /// The row that stands for this duty in the journal.
+    pub duty: Option<Seq>,
+    /// Since when it is open.
+    pub since: Time,
+    /// Whether any session matched on another node, or when it was matched late.
+    pub matched: bool,
+    /// How far it is.
+    pub stage: Stage,
+    /// It is being matched.
+    pub busy: bool,
+    /// It has to be matched again.
+    pub again: Option<Again>,
+    /// Shared subscriptions not served yet.
+    pub groups: SmallVec<[OpenGroup; 1]>,
+    /// Whether shared subscriptions have been looked for: later only those that are open matter.
+    pub groups_known: bool,
+    /// The revision at which it was first matched; 0 = never in this process.
+    pub first_matched: Revision,
+    /// Frames that leave once its record is durable.
+    pub deferred: Option<Box<Sends>>,
+    parts: SmallVec<[Part; 2]>,
+}
+
+/// What matching came to.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// The revision of the index that was used.
+    pub matched_at: Revision,
+    /// Nodes and what to ask them.
+    pub ask: SmallVec<[(Arc<str>, Asked); 2]>,
+    /// Shared subscriptions that are not served yet.
+    pub groups: SmallVec<[OpenGroup; 1]>,
+    /// Shared subscriptions that are: nothing more is to be done for them.
+    pub served: SmallVec<[Arc<str>; 1]>,
+    /// Nodes among them that cannot be reached: the publish waits for them.
+    pub away: SmallVec<[Arc<str>; 1]>,
+    /// Nodes that will not answer any more: frames to them are cancelled.
+    pub gone: SmallVec<[Arc<str>; 1]>,
+    /// A session here may be about to move: this node itself has not answered.
+    pub moving: bool,
+    /// Sessions here moved, the last at this revision.
+    pub moved: Option<Revision>,
+    /// Whether any session here matched.
+    pub matched: bool,
+}
+
+/// What is to be done at the links.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Sends {
+    /// Frames to send, with the revision at which each was matched.
+    pub frames: SmallVec<[(Arc<str>, Revision, Asked); 2]>,
+    /// Nodes whose frame is cancelled.
+    pub cancels: SmallVec<[Arc<str>; 1]>,
+}
+
+impl Entry {
+    /// A publish that nobody was asked to take yet.
+    pub fn new(message: Message, session: SessionNo, since: Time) -> Entry {
+        Entry {
+            message,
+            session,
+            direct: true,
+            counts_for: None,
+            ticket: None,
+            duty: None,
+            since,
+            matched: false,
+            stage: Stage::Open,
+            busy: false,
+            again: None,
+            groups: SmallVec::new(),
+            groups_known: false,
+            first_matched: 0,
+            deferred: None,
+            parts: SmallVec::new(),
+        }
+    }
+
+    /// Bytes it counts with.
+    pub fn size(&self) -> usize {
+        self.message.size() + size_of::<Entry>()
+    }
+
+    /// Whether every node has it.
+    pub fn done(&self) -> bool {
+        self.stage == Stage::Open
+            && !self.busy
+            && self.again.is_none()
+            && self.parts.is_empty()
+            && self.groups.is_empty()
+    }
+
+    /// Nodes that have not answered.
+    pub fn asked(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.parts.iter().filter(|p| p.state != State::Moved).map(|p| &p.node)
+    }
+
+    /// Whether it waits for a node that cannot be reached.
+    pub fn orphaned(&self) -> bool {
+        self.parts.iter().any(|p| p.state == State::Orphaned)
+    }
+
+    /// Whether `node` was asked and has not answered.
+    pub fn waits_for(&self, node: &str) -> bool {
+        self.asked().any(|n| **n == *node)
+    }
+
+    /// Keeps the promise made to the publisher.
+    pub fn keep(&self, kept: Kept) {
+        if let Some(ticket) = &self.ticket {
+            ticket.keep(kept);
+        }
+    }
+
+    /// It has to be matched again once `at` is applied.
+    pub fn match_again(&mut self, at: Revision, direct: bool) {
+        let old = self.again.unwrap_or(Again { at: 0, direct: false });
+        self.again = Some(Again { at: old.at.max(at), direct: old.direct || (direct && self.direct) });
+    }
+
+    /// Carries out what matching came to; `me` is this node.
+    pub fn apply(&mut self, plan: Plan, me: &Arc<str>, floors: &mut Floors) -> Sends {
+        let mut sends = Sends::default();
+        self.matched |= plan.matched;
+        self.groups_known = true;
+        if self.first_matched == 0 {
+            self.first_matched = plan.matched_at;
+        }
+        for node in plan.gone {
+            if self.waits_for(&node) {
+                self.remove(&node, floors);
+                self.groups.iter_mut().filter(|g| g.at.as_ref() == Some(&node)).for_each(|g| {
+                    g.declined_by(&node);
+                });
+                if self.groups.iter().any(|g| g.at.is_none()) {
+                    self.match_again(plan.matched_at, false);
+                }
+                sends.cancels.push(node);
+            }
+        }
+        self.groups.retain(|g| !plan.served.contains(&g.name));
+        for g in plan.groups {
+            match self.groups.iter_mut().find(|old| old.name == g.name) {
+                Some(old) => *old = g,
+                None => self.groups.push(g),
+            }
+        }
+        // Old parts stay until the new ones are there: what is settled must not be claimed too early.
+        let moved: SmallVec<[Arc<str>; 2]> =
+            self.parts.iter().filter(|p| p.state == State::Moved).map(|p| p.node.clone()).collect();
+        for (node, asked) in plan.ask {
+            let away = plan.away.contains(&node);
+            if away && self.waits_for(&node) {
+                sends.cancels.push(node.clone()); // it is sent anew when the node is back
+            }
+            if let Some(asked) = self.ask(&node, plan.matched_at, asked, away, floors) {
+                sends.frames.push((node, plan.matched_at, asked));
+            }
+        }
+        for node in moved {
+            if self.parts.iter().any(|p| p.node == node && p.state == State::Moved) {
+                self.remove(&node, floors);
+            }
+        }
+        if plan.moving || plan.moved.is_some() {
+            let asked = Asked { direct: true, ..Asked::default() };
+            self.ask(me, plan.matched_at, asked, false, floors);
+        }
+        if let (false, Some(at)) = (plan.moving, plan.moved) {
+            self.answer(me, Answer::Moved(at), floors);
+        }
+        sends
+    }
+
+    /// Asks a node; what is to be sent now, if anything.
+    fn ask(
+        &mut self,
+        node: &Arc<str>,
+        at: Revision,
+        asked: Asked,
+        away: bool,
+        floors: &mut Floors,
+    ) -> Option<Asked> {
+        if asked.is_empty() {
+            return None;
+        }
+        let state = if away { State::Orphaned } else { State::Asked };
+        match self.parts.iter_mut().find(|p| p.node == *node) {
+            Some(p) if p.state == State::Asked && !away => {
+                let next = p.next.get_or_insert((at, Asked::default()));
+                next.0 = at;
+                next.1.add(asked);
+                return None;
+            }
+            // Still on its way since then.
+            Some(p) if away && p.state != State::Moved => {
+                (p.state, p.next) = (state, None);
+                p.asked.add(asked.clone());
+            }
+            Some(p) => {
+                floors.replace(node, p.matched_at, at);
+                (p.matched_at, p.state, p.asked) = (at, state, asked.clone());
+            }
+            None => {
+                floors.add(node, at);
+                let (node, asked) = (node.clone(), asked.clone());
+                self.parts.push(Part { node, matched_at: at, state, asked, next: None });
+            }
+        }
+        (!away).then_some(asked)
+    }
+
+    fn remove(&mut self, node: &Arc<str>, floors: &mut Floors) {
+        if let Some(at) = self.parts.iter().position(|p| p.node == *node) {
+            let part = self.parts.swap_remove(at);
+            floors.remove(node, part.matched_at);
+        }
+    }
+
+    /// A node has answered. What it is to be asked next, if anything, and when that was matched.
+    pub fn answer(
+        &mut self,
+        node: &Arc<str>,
+        answer: Answer,
+        floors: &mut Floors,
+    ) -> Option<(Revision, Asked)> {
+        let part = self.parts.iter_mut().find(|p| p.node == *node && p.state == State::Asked)?;
+        match answer {
+            Answer::Accepted { matched, declined } => {
+                self.matched |= matched;
+                let asked = std::mem::take(&mut part.asked);
+                let next = part.next.take();
+                match &next {
+                    Some((at, more)) => {
+                        floors.replace(node, part.matched_at, *at);
+                        (part.matched_at, part.asked) = (*at, more.clone());
+                    }
+                    None => self.remove(node, floors),
+                }
+                for g in asked.groups {
+                    if declined.contains(&g.name) {
+                        self.declined(&g, node);
+                    } else {
+                        self.groups.retain(|old| old.name != g.name);
+                    }
+                }
+                if self.groups.iter().any(|g| g.at.is_none()) {
+                    self.match_again(0, false);
+                }
+                next
+            }
+            Answer::Moved(at) => {
+                part.state = State::Moved;
+                part.next = None; // matching again finds out
+                self.match_again(at, true);
+                None
+            }
+            // Whoever calls decides whether to try again.
+            Answer::Failed(_) => {
+                part.state = State::Moved;
+                part.next = None;
+                None
+            }
+        }
+    }
+
+    /// A node has no member online for a shared subscription; nobody even to queue for, if that was asked.
+    fn declined(&mut self, asked: &GroupTry, node: &Arc<str>) {
+        for g in self.groups.iter_mut().filter(|g| g.name == asked.name) {
+            g.declined_by(node);
+            if asked.queue {
+                // The persistent member it was to be queued for is gone: begin anew.
+                (g.queue, g.tried) = (false, SmallVec::new());
+                g.rounds += 1;
+            }
+        }
+        self.groups.retain(|g| g.rounds < GROUP_ROUNDS_MAX);
+    }
+
+    /// Its record is durable: the frames that waited for that, or `None` if it has to be matched anew since the index has
+    /// moved on from what they were matched on.
+    pub fn recorded(&mut self, applied: Revision) -> Option<Sends> {
+        let sends = *self.deferred.take()?;
+        if sends.frames.iter().all(|(_, at, _)| *at == applied) {
+            return Some(sends);
+        }
+        for (node, _, _) in &sends.frames {
+            self.parts.iter_mut().filter(|p| p.node == *node).for_each(|p| p.state = State::Moved);
+        }
+        self.match_again(0, true);
+        None
+    }
+
+    /// Gives up: no node is asked any more. Returns those that were.
+    pub fn give_up(&mut self, floors: &mut Floors) -> SmallVec<[Arc<str>; 2]> {
+        let asked = self.asked().cloned().collect();
+        for p in self.parts.drain(..) {
+            floors.remove(&p.node, p.matched_at);
+        }
+        self.groups.clear();
+        self.again = None;
+        asked
+    }
+
+    /// Shared subscriptions whose node must be asked again: it answered [`Answer::Moved`] for all of a frame, or never got it.
+    pub fn ask_same_again(&self) -> impl Iterator<Item = (&Arc<str>, GroupTry)> {
+        self.groups.iter().filter_map(|g| {
+            let at = g.at.as_ref()?;
+            let moved = self.parts.iter().any(|p| p.node == *at && p.state != State::Asked);
+            moved.then(|| (at, g.ask()))
+        })
+    }
+}

@@ -1,0 +1,327 @@
+//! The state of a session on its way to another node: one part with its record, then its messages, some at a time. Version 1.
+
+use crate::broker::ports::{
+    MessageId, OutboundState, Recipient, Seq, SessionRecord, Stored, SubscriptionRecord, WillRecord,
+};
+use crate::clock::Time;
+use crate::mqtt::message::Parts;
+use crate::mqtt::packet::SubscribeOptions;
+use crate::mqtt::{Message, QoS};
+use bytes::{BufMut, Bytes, BytesMut};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+const VERSION: u8 = 1;
+const HEAD: u8 = 1;
+const MESSAGES: u8 = 2;
+
+/// Everything of a session but its messages.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Head {
+    /// Its record as the old owner has it.
+    pub record: SessionRecord,
+    /// Its subscriptions.
+    pub subscriptions: Vec<SubscriptionRecord>,
+    /// Inbound QoS 2 packet identifiers in use.
+    pub inbound: Vec<u16>,
+    /// Outbound steps, with the old owner's numbers of the messages, in order. Their messages come first.
+    pub outbound: Vec<(u16, Seq, OutboundState)>,
+    /// Publishes that it has had.
+    pub seen: Vec<MessageId>,
+}
+
+/// One part.
+#[derive(Debug, PartialEq)]
+pub(super) enum Part {
+    /// The first.
+    Head(Box<Head>),
+    /// All others.
+    Messages(Vec<Stored>),
+}
+
+/// The first part.
+pub(super) fn encode_head(head: &Head) -> Bytes {
+    let mut out = Writer::new(HEAD);
+    let r = &head.record;
+    out.text(&r.client_id);
+    out.0.put_u32(r.expiry_s);
+    out.option(r.disconnected_at, |o, t| o.0.put_u64(t.0));
+    out.option(r.will.as_ref(), |o, w| {
+        o.message(&w.message);
+        o.0.put_u32(w.delay_s);
+        o.option(w.message_expiry_s, |o, s| o.0.put_u32(s));
+    });
+    out.0.put_u64(r.created_at.0);
+    out.0.put_u64(r.epoch);
+    out.list(&head.subscriptions, |o, s| {
+        o.text(&s.filter);
+        o.0.put_u8(s.options.to_bits());
+        o.option(s.subscription_id, |o, id| o.0.put_u32(id));
+    });
+    out.list(&head.inbound, |o, id| o.0.put_u16(*id));
+    out.list(&head.outbound, |o, (id, seq, state)| {
+        o.0.put_u16(*id);
+        o.0.put_u64(*seq);
+        o.0.put_u8(u8::from(*state == OutboundState::Released));
+    });
+    out.list(&head.seen, |o, id| o.id(*id));
+    out.0.freeze()
+}
+
+/// A further part.
+pub(super) fn encode_messages(messages: &[Stored]) -> Bytes {
+    let mut out = Writer::new(MESSAGES);
+    out.list(messages, |o, s| {
+        o.0.put_u64(s.seq);
+        o.option(s.id, |o, id| o.id(id));
+        o.message(&s.message);
+        o.0.put_u8(s.recipient.qos as u8);
+        o.0.put_u8(u8::from(s.recipient.retain));
+        o.list(&s.recipient.subscription_ids, |o, id| o.0.put_u32(*id));
+        o.option(s.recipient.shared.as_ref(), |o, name| o.text(name));
+    });
+    out.0.freeze()
+}
+
+/// Reads a part. Sessions in it have the number 0.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub(super) fn decode(bytes: &[u8]) -> Result<Part, String> {
+    let mut reader = Reader(bytes);
+    let part = reader.part().ok_or_else(|| "cut off, or not of this version".to_owned())?;
+    if reader.0.is_empty() { Ok(part) } else { Err(format!("{} bytes too many", reader.0.len())) }
+}
+
+struct Writer(BytesMut);
+
+impl Writer {
+    fn new(kind: u8) -> Writer {
+        let mut out = BytesMut::with_capacity(1024);
+        out.put_u8(VERSION);
+        out.put_u8(kind);
+        Writer(out)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.0.put_slice(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Writer, T)) {
+        self.0.put_u8(u8::from(value.is_some()));
+        if let Some(value) = value {
+            write(self, value);
+        }
+    }
+
+    fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Writer, &T)) {
+        self.0.put_u32(u32::try_from(items.len()).unwrap_or(u32::MAX));
+        items.iter().for_each(|item| write(self, item));
+    }
+
+    fn id(&mut self, id: MessageId) {
+        self.0.put_u64(id.origin);
+        self.0.put_u64(id.seq);
+    }
+
+    fn message(&mut self, message: &Message) {
+        let p = message.parts();
+        self.text(p.topic);
+        self.bytes(p.payload);
+        self.bytes(p.properties);
+        self.0.put_u8(p.qos as u8);
+        self.0.put_u8(u8::from(p.retain));
+        self.option(p.expires_at, |o, t| o.0.put_u64(t.0));
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn part(&mut self) -> Option<Part> {
+        if self.u8()? != VERSION {
+            return None;
+        }
+        match self.u8()? {
+            HEAD => Some(Part::Head(Box::new(self.head()?))),
+            MESSAGES => Some(Part::Messages(self.list(Reader::stored)?)),
+            _ => None,
+        }
+    }
+
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (first, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        Some(self.take::<1>()?[0])
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.take().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_be_bytes)
+    }
+
+    fn flag(&mut self) -> Option<bool> {
+        match self.u8()? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let n = usize::try_from(self.u32()?).ok()?;
+        let (bytes, rest) = self.0.split_at_checked(n)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn text(&mut self) -> Option<&'a str> {
+        std::str::from_utf8(self.bytes()?).ok()
+    }
+
+    fn option<T>(&mut self, read: impl FnOnce(&mut Reader<'a>) -> Option<T>) -> Option<Option<T>> {
+        if self.flag()? { read(self).map(Some) } else { Some(None) }
+    }
+
+    fn list<T>(&mut self, mut read: impl FnMut(&mut Reader<'a>) -> Option<T>) -> Option<Vec<T>> {
+        // Not reserved: the number may be anything.
+        (0..self.u32()?).map(|_| read(self)).collect()
+    }
+
+    fn id(&mut self) -> Option<MessageId> {
+        Some(MessageId { origin: self.u64()?, seq: self.u64()? })
+    }
+
+    fn message(&mut self) -> Option<Message> {
+        let (topic, payload, properties) = (self.text()?, self.bytes()?, self.bytes()?);
+        let (qos, retain) = (QoS::from_bits(self.u8()?)?, self.flag()?);
+        let expires_at = self.option(|r| r.u64().map(Time))?;
+        Some(Message::new(Parts { topic, payload, properties, qos, retain, expires_at }))
+    }
+
+    fn will(&mut self) -> Option<WillRecord> {
+        let (message, delay_s) = (self.message()?, self.u32()?);
+        Some(WillRecord { message, delay_s, message_expiry_s: self.option(Reader::u32)? })
+    }
+
+    fn head(&mut self) -> Option<Head> {
+        let record = SessionRecord {
+            no: 0,
+            client_id: self.text()?.into(),
+            expiry_s: self.u32()?,
+            disconnected_at: self.option(|r| r.u64().map(Time))?,
+            will: self.option(Reader::will)?,
+            created_at: Time(self.u64()?),
+            epoch: self.u64()?,
+            pending: false,
+        };
+        Some(Head {
+            record,
+            subscriptions: self.list(|r| {
+                Some(SubscriptionRecord {
+                    filter: r.text()?.into(),
+                    options: SubscribeOptions::from_bits(r.u8()?)?,
+                    subscription_id: r.option(Reader::u32)?,
+                })
+            })?,
+            inbound: self.list(Reader::u16)?,
+            outbound: self.list(|r| {
+                let (id, seq) = (r.u16()?, r.u64()?);
+                let state = if r.flag()? { OutboundState::Released } else { OutboundState::Sent };
+                Some((id, seq, state))
+            })?,
+            seen: self.list(Reader::id)?,
+        })
+    }
+
+    fn stored(&mut self) -> Option<Stored> {
+        let (seq, id, message) = (self.u64()?, self.option(Reader::id)?, self.message()?);
+        let (qos, retain) = (QoS::from_bits(self.u8()?)?, self.flag()?);
+        let subscription_ids: SmallVec<[u32; 2]> = self.list(Reader::u32)?.into();
+        let shared = self.option(|r| r.text().map(Arc::from))?;
+        let recipient = Recipient { session: 0, qos, retain, subscription_ids, shared };
+        Some(Stored { seq, id, message, recipient })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(topic: &str) -> Message {
+        Message::new(Parts {
+            topic,
+            payload: b"body",
+            properties: &[],
+            qos: QoS::ExactlyOnce,
+            retain: true,
+            expires_at: Some(Time(77)),
+        })
+    }
+
+    fn head() -> Head {
+        Head {
+            record: SessionRecord {
+                no: 0,
+                client_id: "client".into(),
+                expiry_s: 60,
+                disconnected_at: Some(Time(5)),
+                will: Some(WillRecord { message: message("will"), delay_s: 3, message_expiry_s: Some(9) }),
+                created_at: Time(1),
+                epoch: 4,
+                pending: false,
+            },
+            subscriptions: vec![SubscriptionRecord {
+                filter: "$share/g/a/+".into(),
+                options: SubscribeOptions::from_bits(1).unwrap(),
+                subscription_id: Some(7),
+            }],
+            inbound: vec![1, 9],
+            outbound: vec![(3, 30, OutboundState::Sent), (4, 31, OutboundState::Released)],
+            seen: vec![MessageId { origin: 2, seq: 8 }],
+        }
+    }
+
+    #[test]
+    fn parts_come_back_as_they_were_and_no_cut_is_taken_for_one() {
+        let stored = Stored {
+            seq: 30,
+            id: Some(MessageId { origin: 2, seq: 8 }),
+            message: message("a/b"),
+            recipient: Recipient {
+                session: 0,
+                qos: QoS::AtLeastOnce,
+                retain: false,
+                subscription_ids: [7, 8, 9].into_iter().collect(),
+                shared: Some("$share/g/a/+".into()),
+            },
+        };
+        let messages = encode_messages(&[stored.clone(), stored.clone()]);
+        for (bytes, part) in [
+            (encode_head(&head()), Part::Head(Box::new(head()))),
+            (messages, Part::Messages(vec![stored.clone(), stored])),
+        ] {
+            assert_eq!(decode(&bytes).unwrap(), part);
+            for cut in 0..bytes.len() {
+                assert!(decode(&bytes[..cut]).is_err(), "cut at {cut}");
+            }
+            assert!(decode(&[&bytes[..], &[0]].concat()).is_err());
+        }
+    }
+}

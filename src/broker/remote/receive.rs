@@ -1,0 +1,246 @@
+//! Publishes of other nodes: given to the sessions here that must have them, each once, and answered when that is safe.
+
+use super::Remote;
+use super::groups::{self, Fit};
+use super::late::LateFrame;
+use crate::broker::Broker;
+use crate::broker::handle::Handle;
+use crate::broker::ports::{
+    Answer, Answers, BoxFuture, Frame, GroupTry, Inbox, Lsn, MemberId, MessageId, Report, Request, Response,
+    Revision,
+};
+use crate::broker::publish::{Cache, Leaving, Scratch, Way};
+use crate::broker::remote::durable::durable;
+use crate::broker::router::Matches;
+use crate::mqtt::QoS;
+use std::sync::Arc;
+
+/// An answer that waits for the journal.
+pub(super) struct Due {
+    to: Arc<dyn Answers>,
+    id: MessageId,
+    answer: Answer,
+}
+
+/// What became of one frame.
+struct Received {
+    /// When it is safe here.
+    lsn: Lsn,
+    matched: bool,
+    declined: Vec<Arc<str>>,
+    leaving: Leaving,
+}
+
+impl Broker {
+    /// Takes one frame; `false` in the result's `leaving` means it can be answered.
+    fn receive(&self, remote: &Remote, frame: &Frame, cache: &mut Cache, scratch: &mut Scratch) -> Received {
+        // No session freezes between the look at it and its mailbox.
+        let _inside = remote.gate.enter();
+        let way = Way {
+            id: frame.id,
+            matched_at: frame.matched_at,
+            repeated: frame.id.is_some(),
+            tracked: frame.id.is_some(),
+            ..Way::default()
+        };
+        let message = &frame.message;
+        scratch.given.clear();
+        scratch.leaving = Leaving::default();
+        let matches = self.router.lookup(message.topic(), &mut cache.local);
+        let mut received =
+            Received { lsn: 0, matched: false, declined: Vec::new(), leaving: Leaving::default() };
+        if frame.direct {
+            for t in &matches.targets {
+                received.matched |= self.to_target(message, t, &way, scratch);
+            }
+        }
+        for ask in &frame.groups {
+            if self.serve_asked(remote, frame, ask, matches, &way, scratch) {
+                received.matched = true;
+            } else {
+                received.declined.push(ask.name.clone());
+            }
+        }
+        let lsn = self.journal_message(message, &way, None, scratch).unwrap_or(0);
+        // Sessions that have had it before: their rows may not be durable yet.
+        let before = frame.id.map_or(0, |id| remote.seen.lsn(id));
+        received.lsn = lsn.max(before);
+        received.leaving = std::mem::take(&mut scratch.leaving);
+        received
+    }
+
+    /// Serves a shared subscription that another node asks for; false if nobody here can have the message.
+    fn serve_asked(
+        &self,
+        remote: &Remote,
+        frame: &Frame,
+        ask: &GroupTry,
+        matches: &Matches,
+        way: &Way<'_>,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let Some(group) = matches.groups.iter().find(|g| g.name == ask.name) else { return false };
+        if way.repeated && self.has_served(way, group) {
+            self.metrics.duplicates_dropped.inc();
+            return true;
+        }
+        let Some(member) = group.pick(0) else { return false };
+        let handle = &member.handle;
+        match groups::fit(handle.mailbox.rank(), handle.durable, ask.queue) {
+            Fit::Yes => {
+                self.to_target(&frame.message, &Broker::target_of(&member), way, scratch);
+                if let Some(id) = frame.id {
+                    remote.seen.serve(id, &ask.name);
+                }
+                true
+            }
+            Fit::Moving => {
+                scratch.leaving.moving.push(member.handle);
+                true
+            }
+            Fit::No => false,
+        }
+    }
+
+    /// Takes a frame that has an ID and answers it, now or later. `moved`: a session it was for is known to have moved at this
+    /// revision, and may have left the router since.
+    #[allow(clippy::too_many_arguments)]
+    fn take_frame(
+        &self,
+        remote: &Arc<Remote>,
+        frame: Frame,
+        id: MessageId,
+        moved: Option<Revision>,
+        answers: &Arc<dyn Answers>,
+        cache: &mut Cache,
+        scratch: &mut Scratch,
+    ) {
+        let mut received = self.receive(remote, &frame, cache, scratch);
+        received.leaving.moved = received.leaving.moved.max(moved);
+        if !received.leaving.moving.is_empty() {
+            return self.take_later(remote, frame, id, answers, received.leaving);
+        }
+        // A frame that is older than the newest move this node has forgotten may have been for that session.
+        let forgotten = Some(remote.forgotten_move()).filter(|m| frame.matched_at < *m);
+        let answer = match received.leaving.moved.max(forgotten) {
+            Some(at) => Answer::Moved(at),
+            None => Answer::Accepted { matched: received.matched, declined: received.declined },
+        };
+        self.answer(remote, answers, id, answer, received.lsn);
+    }
+
+    /// A session here may be about to move: looks again when that is known. Later frames for others do not wait.
+    fn take_later(
+        &self,
+        remote: &Arc<Remote>,
+        frame: Frame,
+        id: MessageId,
+        answers: &Arc<dyn Answers>,
+        leaving: Leaving,
+    ) {
+        let (moving, moved) = (leaving.moving, leaving.moved);
+        let outcomes: Vec<_> = moving.iter().map(Handle::moving).collect();
+        remote.late.push(LateFrame { frame, id, answers: answers.clone(), moved, moving });
+        let (broker, remote) = (self.me.clone(), remote.clone());
+        let tasks = remote.ports.tasks.clone();
+        tasks.spawn(Box::pin(async move {
+            for outcome in outcomes {
+                outcome.await;
+            }
+            let Some(broker) = broker.upgrade() else { return };
+            broker.take_late(&remote, &mut Cache::default(), &mut Scratch::default());
+        }));
+    }
+
+    /// Takes the frames that have waited long enough. Sessions that have them are known by now; the others say where they are.
+    fn take_late(&self, remote: &Arc<Remote>, cache: &mut Cache, scratch: &mut Scratch) {
+        if remote.late.is_empty() {
+            return;
+        }
+        let _turn = remote.late.turn();
+        for late in remote.late.ready() {
+            let LateFrame { frame, id, answers, moved, moving } = late;
+            // Whoever matched on a newer index has found it where it is.
+            let left = moving.iter().filter_map(|h| h.mailbox.departed()).filter(|at| frame.matched_at < *at);
+            let moved = moved.max(left.max());
+            self.take_frame(remote, frame, id, moved, &answers, cache, scratch);
+        }
+    }
+
+    /// Answers once the journal is durable up to `lsn`.
+    fn answer(&self, remote: &Arc<Remote>, to: &Arc<dyn Answers>, id: MessageId, answer: Answer, lsn: Lsn) {
+        let due = Due { to: to.clone(), id, answer };
+        self.after_durable(remote, |r| &r.answers, lsn, due, Broker::answer_due);
+    }
+
+    fn answer_due(&self, _: &Arc<Remote>, due: Vec<Due>) {
+        let mut due = due.into_iter().peekable();
+        while let Some(Due { to, id, answer }) = due.next() {
+            let mut answers = vec![(id, answer)];
+            while let Some(next) = due.next_if(|d| Arc::ptr_eq(&d.to, &to)) {
+                answers.push((next.id, next.answer));
+            }
+            to.answer(answers);
+        }
+    }
+}
+
+impl Inbox for Broker {
+    fn frames(&self, from: &MemberId, frames: Vec<Frame>, answers: &Arc<dyn Answers>) -> bool {
+        let Some(remote) = &self.remote else { return false };
+        self.metrics.frames_received.add(frames.len() as u64);
+        let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
+        for frame in frames {
+            self.take_late(remote, &mut cache, &mut scratch);
+            match frame.id.filter(|_| frame.message.qos() > QoS::AtMostOnce) {
+                Some(id) => self.take_frame(remote, frame, id, None, answers, &mut cache, &mut scratch),
+                None => {
+                    self.receive(remote, &frame, &mut cache, &mut scratch);
+                }
+            }
+        }
+        if !scratch.full.is_empty() {
+            self.purge_full(&mut scratch, remote.now());
+        }
+        tracing::trace!(%from, "frames taken");
+        self.journal.congested()
+    }
+
+    fn relieved(&self) -> BoxFuture<()> {
+        let journal = self.journal.clone();
+        // What is appended now is behind all that is queued.
+        let lsn = journal.append(&[]);
+        Box::pin(durable(journal, lsn))
+    }
+
+    fn report(&self, from: &MemberId, report: Report) {
+        let Some(remote) = &self.remote else { return };
+        self.unsee_below(remote, from.incarnation, report.low_water);
+        for origin in &report.retired {
+            self.unsee_below(remote, *origin, u64::MAX);
+        }
+        remote.heard(from, report);
+        remote.sessions.reported();
+    }
+
+    fn answered(&self, node: &Arc<str>, answers: Vec<(MessageId, Answer)>) {
+        if let Some(remote) = &self.remote {
+            self.take_answers(remote, node, answers);
+        }
+    }
+
+    fn link(&self, node: &Arc<str>, process: Option<MemberId>) {
+        let Some(remote) = &self.remote else { return };
+        remote.link_changed(node, process);
+        remote.sessions.poke();
+        self.nodes_changed();
+    }
+
+    fn request(&self, from: MemberId, request: Request) -> BoxFuture<Response> {
+        self.peer_request(from, request)
+    }
+
+    fn superseded(&self, process: &MemberId) -> bool {
+        self.remote.as_ref().is_some_and(|r| r.members.superseded(process))
+    }
+}

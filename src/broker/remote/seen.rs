@@ -1,0 +1,324 @@
+//! Which sessions of this node have had which publishes, so that a publish that comes again goes to nobody twice.
+//!
+//! An ID is remembered until its origin says that nobody will send it again. What a session has settled before that is in the
+//! journal too, with QoS 2 publishes only: others may come twice after a crash.
+
+use crate::broker::ports::{Incarnation, Lsn, MessageId, Seq, SessionNo};
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[derive(Debug, Default)]
+struct Entry {
+    sessions: SmallVec<[SessionNo; 2]>,
+    /// Shared subscriptions that were served.
+    groups: SmallVec<[Arc<str>; 1]>,
+    /// Rows of the journal, if they have to be remembered beyond their settlement.
+    rows: SmallVec<[Seq; 1]>,
+    /// When the last row is durable.
+    lsn: Lsn,
+    /// Known from before the last start: shared subscriptions are then known by their members.
+    recovered: bool,
+    /// The journal has a record of it besides its rows.
+    recorded: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ids: BTreeMap<MessageId, Entry>,
+    /// Publishes of an incarnation with a lower number are done with.
+    low: HashMap<Incarnation, u64>,
+    rows: HashMap<Seq, MessageId>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Seen {
+    inner: Mutex<Inner>,
+    max: usize,
+    rows: AtomicUsize,
+}
+
+impl Seen {
+    /// Remembers up to `max` publishes.
+    pub fn new(max: usize) -> Seen {
+        Seen { inner: Mutex::default(), max, rows: AtomicUsize::new(0) }
+    }
+
+    /// What the journal knew at the start.
+    pub fn recover(&self, seen: impl IntoIterator<Item = (MessageId, Vec<SessionNo>)>) {
+        let mut inner = self.inner.lock();
+        for (id, sessions) in seen {
+            let e = inner.ids.entry(id).or_default();
+            (e.recovered, e.recorded) = (true, true);
+            for no in sessions {
+                e.add(no);
+            }
+        }
+    }
+
+    /// Notes that `session` has the publish; false if it has had it before, or the publish is done with.
+    pub fn insert(&self, id: MessageId, session: SessionNo) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.past(id) {
+            return false;
+        }
+        inner.ids.entry(id).or_default().add(session)
+    }
+
+    /// It has not had it after all.
+    pub fn remove(&self, id: MessageId, session: SessionNo) {
+        if let Some(e) = self.inner.lock().ids.get_mut(&id) {
+            e.sessions.retain(|no| *no != session);
+        }
+    }
+
+    /// Whether `session` has had the publish.
+    pub fn has(&self, id: MessageId, session: SessionNo) -> bool {
+        let inner = self.inner.lock();
+        inner.past(id) || inner.ids.get(&id).is_some_and(|e| e.sessions.contains(&session))
+    }
+
+    /// Notes that shared subscription `group` is served.
+    pub fn serve(&self, id: MessageId, group: &Arc<str>) {
+        let mut inner = self.inner.lock();
+        if !inner.past(id) {
+            let e = inner.ids.entry(id).or_default();
+            if !e.groups.contains(group) {
+                e.groups.push(group.clone());
+            }
+        }
+    }
+
+    /// Whether shared subscription `group` was served, or one of the members that `is_member` names has had the publish before
+    /// the last start.
+    pub fn served(&self, id: MessageId, group: &str, is_member: impl Fn(SessionNo) -> bool) -> bool {
+        let inner = self.inner.lock();
+        let known = |e: &Entry| {
+            e.groups.iter().any(|g| **g == *group)
+                || (e.recovered && e.sessions.iter().any(|no| is_member(*no)))
+        };
+        inner.past(id) || inner.ids.get(&id).is_some_and(known)
+    }
+
+    /// The publish is in row `seq`, durable at `lsn`; `keep` = who has settled it must be remembered (QoS 2).
+    pub fn journaled(&self, id: MessageId, seq: Seq, lsn: Lsn, keep: bool) {
+        let mut inner = self.inner.lock();
+        let Some(e) = inner.ids.get_mut(&id) else { return };
+        e.lsn = e.lsn.max(lsn);
+        if keep {
+            e.rows.push(seq);
+            inner.rows.insert(seq, id);
+            self.rows.store(inner.rows.len(), Ordering::Release);
+        }
+    }
+
+    /// When what is known of the publish is durable.
+    pub fn lsn(&self, id: MessageId) -> Lsn {
+        self.inner.lock().ids.get(&id).map_or(0, |e| e.lsn)
+    }
+
+    /// A session is done with row `seq`: the publish that has to be recorded as seen in the same step, if any.
+    pub fn settled(&self, seq: Seq) -> Option<MessageId> {
+        if self.rows.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut inner = self.inner.lock();
+        let id = *inner.rows.get(&seq)?;
+        inner.ids.get_mut(&id)?.recorded = true;
+        Some(id)
+    }
+
+    /// The publishes that a session has had, for its next owner. They stay until [`Seen::forget_session`].
+    pub fn take_for(&self, session: SessionNo) -> Vec<MessageId> {
+        let inner = self.inner.lock();
+        inner.ids.iter().filter(|(_, e)| e.sessions.contains(&session)).map(|(id, _)| *id).collect()
+    }
+
+    /// The session is with another node.
+    pub fn forget_session(&self, session: SessionNo) {
+        for e in self.inner.lock().ids.values_mut() {
+            e.sessions.retain(|no| *no != session);
+        }
+    }
+
+    /// Publishes that `session` has had with its last owner. Returns those that are not done with: the journal must have
+    /// them ([`crate::broker::ports::Change::Seen`]) before the session is served.
+    pub fn add_for(&self, session: SessionNo, ids: &[MessageId]) -> Vec<MessageId> {
+        let mut inner = self.inner.lock();
+        let mut added = Vec::new();
+        for id in ids.iter().copied().filter(|id| !inner.past(*id)).collect::<Vec<_>>() {
+            let e = inner.ids.entry(id).or_default();
+            e.add(session);
+            e.recorded = true;
+            added.push(id);
+        }
+        added
+    }
+
+    /// The publish is done with. Whether the journal has a record of it.
+    #[must_use]
+    pub fn done(&self, id: MessageId) -> bool {
+        let mut inner = self.inner.lock();
+        let recorded = inner.drop_id(id);
+        self.rows.store(inner.rows.len(), Ordering::Release);
+        recorded
+    }
+
+    /// The origins of the publishes that are remembered.
+    pub fn origins(&self) -> Vec<Incarnation> {
+        let inner = self.inner.lock();
+        let mut origins = Vec::new();
+        let mut from = Bound::Unbounded;
+        while let Some((id, _)) = inner.ids.range((from, Bound::Unbounded)).next() {
+            origins.push(id.origin);
+            from = Bound::Excluded(MessageId { origin: id.origin, seq: u64::MAX });
+        }
+        origins
+    }
+
+    /// Publishes of `origin` numbered below `low` are done with. Returns those that the journal has a record of.
+    #[must_use]
+    pub fn prune(&self, origin: Incarnation, low: u64) -> Vec<MessageId> {
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        let known = inner.low.entry(origin).or_default();
+        if *known >= low {
+            return Vec::new();
+        }
+        *known = low;
+        let range =
+            (Bound::Included(MessageId { origin, seq: 0 }), Bound::Excluded(MessageId { origin, seq: low }));
+        let over: Vec<MessageId> = inner.ids.range(range).map(|(id, _)| *id).collect();
+        let recorded = over.into_iter().filter(|id| inner.drop_id(*id)).collect();
+        self.rows.store(inner.rows.len(), Ordering::Release);
+        recorded
+    }
+
+    /// The oldest publishes beyond the limit: they are forgotten. Returns how many, and those that the journal has a record of.
+    #[must_use]
+    pub fn overflow(&self) -> (usize, Vec<MessageId>) {
+        let mut inner = self.inner.lock();
+        let (mut n, mut recorded) = (0, Vec::new());
+        while inner.ids.len() > self.max {
+            let Some((id, _)) = inner.ids.first_key_value() else { break };
+            let id = *id;
+            n += 1;
+            if inner.drop_id(id) {
+                recorded.push(id);
+            }
+        }
+        self.rows.store(inner.rows.len(), Ordering::Release);
+        (n, recorded)
+    }
+
+    /// Publishes that are remembered.
+    pub fn len(&self) -> usize {
+        self.inner.lock().ids.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Inner {
+    fn past(&self, id: MessageId) -> bool {
+        self.low.get(&id.origin).is_some_and(|low| id.seq < *low)
+    }
+
+    /// Forgets a publish; true if the journal has a record of it.
+    fn drop_id(&mut self, id: MessageId) -> bool {
+        let Some(e) = self.ids.remove(&id) else { return false };
+        for seq in &e.rows {
+            self.rows.remove(seq);
+        }
+        e.recorded
+    }
+}
+
+impl Entry {
+    fn add(&mut self, session: SessionNo) -> bool {
+        let is_new = !self.sessions.contains(&session);
+        if is_new {
+            self.sessions.push(session);
+        }
+        is_new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(seq: u64) -> MessageId {
+        MessageId { origin: 7, seq }
+    }
+
+    #[test]
+    fn a_session_has_a_publish_once() {
+        let s = Seen::new(100);
+        assert!(s.insert(id(1), 10) && s.insert(id(1), 11) && s.insert(id(2), 10));
+        assert!(!s.insert(id(1), 10));
+        s.remove(id(1), 10);
+        assert!(s.insert(id(1), 10));
+    }
+
+    #[test]
+    fn what_the_origin_is_done_with_is_forgotten_and_never_taken_again() {
+        let s = Seen::new(100);
+        for n in 1..=3 {
+            assert!(s.insert(id(n), 10));
+            s.journaled(id(n), 100 + n, 5, true);
+        }
+        assert_eq!(s.settled(101), Some(id(1)));
+        assert_eq!(s.settled(999), None);
+        assert_eq!(s.prune(7, 3), [id(1)], "2 was not settled, so the journal has only its row");
+        assert_eq!(s.len(), 1);
+        assert!(!s.insert(id(2), 10), "late");
+        assert_eq!(s.settled(102), None);
+        assert!(s.prune(7, 2).is_empty(), "a low-water mark does not fall");
+        assert!(!s.insert(id(2), 12));
+        assert_eq!(s.prune(7, u64::MAX), []);
+        assert!(s.is_empty());
+    }
+
+    #[test]
+    fn a_session_takes_what_it_has_seen_along() {
+        let (a, b) = (Seen::new(100), Seen::new(100));
+        assert!(a.insert(id(1), 10) && a.insert(id(2), 10) && a.insert(id(2), 11));
+        let taken = a.take_for(10);
+        assert_eq!(taken, [id(1), id(2)]);
+        a.forget_session(10);
+        assert!(a.take_for(10).is_empty() && !a.insert(id(2), 11));
+        assert!(b.prune(7, 2).is_empty());
+        assert_eq!(b.add_for(3, &taken), [id(2)]);
+        assert!(!b.insert(id(2), 3) && b.insert(id(2), 4));
+    }
+
+    #[test]
+    fn a_shared_subscription_is_served_once_also_after_a_restart() {
+        let s = Seen::new(100);
+        let group: Arc<str> = "$share/g/t".into();
+        assert!(!s.served(id(1), &group, |_| true));
+        s.serve(id(1), &group);
+        assert!(s.served(id(1), &group, |_| false));
+        s.recover([(id(2), vec![10])]);
+        assert!(s.served(id(2), &group, |no| no == 10));
+        assert!(!s.served(id(2), &group, |no| no == 11));
+    }
+
+    #[test]
+    fn beyond_the_limit_the_oldest_are_forgotten() {
+        let s = Seen::new(2);
+        s.recover([(id(1), vec![10])]);
+        assert!(s.insert(id(2), 10) && s.insert(id(3), 10));
+        assert_eq!(s.overflow(), (1, vec![id(1)]));
+        assert_eq!(s.overflow(), (0, vec![]));
+    }
+}

@@ -1,0 +1,104 @@
+//! Whether this node may serve clients: while its lease is certainly alive, or it is current ("Who may serve").
+
+use super::Remote;
+use super::level::Bell;
+use crate::broker::Broker;
+use crate::broker::mailbox::Wakes;
+use crate::clock::Time;
+use crate::session::CloseCause;
+use futures_util::future::select;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+/// How often the lease is looked at while nothing else happens, milliseconds.
+const LOOK_MS: u64 = 1_000;
+
+impl Remote {
+    /// Whether this node may serve clients now.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    pub fn may_serve(&self) -> Result<(), String> {
+        if self.serves(self.now()) {
+            return Ok(());
+        }
+        Err(format!(
+            "node {} has not reached etcd for longer than its lease, and not every other node in time either: it \
+             cannot know who owns its sessions now. It serves again by itself once it reaches etcd (etcd.endpoints) \
+             or all nodes of the cluster",
+            self.me.node
+        ))
+    }
+
+    /// The same for a moment just read from the clock; cheap.
+    pub fn serves(&self, now: Time) -> bool {
+        if now.0 < self.serve_until.load(Ordering::Acquire) {
+            return true;
+        }
+        let until = self.ports.coordinator.lease_until().max(self.currency.until());
+        self.serve_until.store(until.0, Ordering::Release);
+        now < until
+    }
+
+    /// What is known of currency has changed.
+    pub(super) fn serving_changed(&self) {
+        let until = self.ports.coordinator.lease_until().max(self.currency.until());
+        let before = self.serve_until.swap(until.0, Ordering::AcqRel);
+        if until.0 < before || before <= self.now().0 {
+            self.serve_bell.ring();
+        }
+    }
+}
+
+/// Closes all clients when this node may no longer serve, and says when it may again.
+pub(super) async fn watch(broker: Weak<Broker>, bell: Arc<Bell>) {
+    let mut served = None;
+    loop {
+        let pause = {
+            let Some(broker) = broker.upgrade() else { return };
+            let Some(remote) = &broker.remote else { return };
+            let serves = remote.may_serve();
+            match (served, &serves) {
+                (Some(true), Err(why)) => {
+                    let closed = broker.close_all(CloseCause::NotServing);
+                    remote.metrics.serving_lost.inc();
+                    tracing::warn!(
+                        closed,
+                        why,
+                        "this node may not serve: its clients are closed, their sessions kept"
+                    );
+                }
+                (Some(false), Ok(())) => tracing::info!("this node may serve again"),
+                _ => {}
+            }
+            let serves = serves.is_ok();
+            served = Some(serves);
+            remote.metrics.serving.set(u64::from(serves));
+            let now = remote.now();
+            let until = Time(remote.serve_until.load(Ordering::Acquire));
+            let left = u64::try_from(now.until(until).as_millis()).unwrap_or(u64::MAX);
+            remote.ports.tasks.sleep(if serves { left.clamp(1, LOOK_MS) } else { LOOK_MS })
+        };
+        select(bell.heard(), pause).await;
+    }
+}
+
+impl Broker {
+    /// Closes the connections of all clients; returns how many there were.
+    fn close_all(&self, cause: CloseCause) -> usize {
+        let (mut closed, mut wakes) = (0, Wakes::default());
+        self.registry.for_each(|h| {
+            if h.mailbox.online() {
+                closed += 1;
+                h.mailbox.close(cause, &mut wakes);
+            }
+        });
+        wakes.flush();
+        closed
+    }
+
+    /// Whether bytes may go to clients; looked at before every write.
+    pub fn serves(&self, now: Time) -> bool {
+        self.remote.as_ref().is_none_or(|r| r.serves(now))
+    }
+}

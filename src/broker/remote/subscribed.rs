@@ -1,0 +1,106 @@
+//! SUBSCRIBE in a cluster: SUBACK means that every node routes to the session, and retained messages are read as new as the
+//! SUBSCRIBE is (G6, G7).
+
+use super::local_routes::RouteWait;
+use super::{Kept, Remote, Ticket};
+use crate::broker::Broker;
+use crate::broker::ports::BoxFuture;
+use crate::telemetry::metrics::SubackWait;
+use futures_util::future::{Either, select};
+use std::sync::Arc;
+
+/// How often those that wait for the store look whether it still answers, milliseconds.
+const STORE_LOOK_MS: u64 = 100;
+
+impl Broker {
+    /// Counts routes of a session in; filters with `true` are new to it. `None` if this node is alone.
+    pub(in crate::broker) fn routes_added(
+        &self,
+        filters: &[(Arc<str>, bool)],
+        persistent: bool,
+    ) -> Option<RouteWait> {
+        let remote = self.remote.as_ref().filter(|_| !filters.is_empty())?;
+        Some(remote.local.add(filters, persistent))
+    }
+
+    /// Counts routes of a session out.
+    pub(in crate::broker) fn routes_removed<'f>(
+        &self,
+        filters: impl IntoIterator<Item = &'f Arc<str>>,
+        persistent: bool,
+    ) {
+        if let Some(remote) = &self.remote {
+            remote.local.remove(filters, persistent);
+        }
+    }
+
+    /// Completes when the cluster knows the routes of all sessions there are now, and this node's index has them and its own
+    /// registration: before that it should not be called ready.
+    pub fn when_routes_known(&self) -> BoxFuture<()> {
+        let Some(remote) = self.remote.clone() else { return Box::pin(std::future::ready(())) };
+        Box::pin(async move {
+            let written = remote.local.all_written().written().await;
+            remote.when_applied(written.max(remote.me.incarnation)).await;
+        })
+    }
+
+    /// What SUBACK has to wait for; `None` = nothing. With `fresh` also for an index as new as this call.
+    pub(in crate::broker) fn when_routed(&self, wait: RouteWait, fresh: bool) -> Option<Arc<Ticket>> {
+        let remote = self.remote.as_ref()?;
+        if !fresh && wait.known().is_some_and(|r| r <= remote.all_applied()) {
+            return None;
+        }
+        let waits = &remote.metrics.suback_waits;
+        if !remote.ports.coordinator.reachable() {
+            waits.of(SubackWait::Skipped).inc();
+            return None;
+        }
+        let (ticket, remote) = (Ticket::new(), remote.clone());
+        let given = ticket.clone();
+        let tasks = remote.ports.tasks.clone();
+        tasks.spawn(Box::pin(async move {
+            let outcome = remote.routed(wait, fresh).await;
+            remote.metrics.suback_waits.of(outcome).inc();
+            ticket.keep(Kept::Done { matched: false });
+        }));
+        Some(given)
+    }
+}
+
+impl Remote {
+    async fn routed(self: &Arc<Remote>, wait: RouteWait, fresh: bool) -> SubackWait {
+        let wrote = wait.wrote();
+        let Some(written) = self.while_reachable(wait.written()).await else { return SubackWait::Skipped };
+        let all = self.when_all_applied(written, self.limits.suback_wait_ms);
+        let Some(all) = self.while_reachable(all).await else { return SubackWait::Skipped };
+        // What was written for this very SUBSCRIBE is as new as it is; other routes may be older.
+        if fresh && !wrote && !self.when_fresh().await {
+            return SubackWait::Skipped;
+        }
+        if all { SubackWait::Done } else { SubackWait::TimedOut }
+    }
+
+    /// `f`, unless the store stops answering meanwhile.
+    async fn while_reachable<T>(&self, f: BoxFuture<T>) -> Option<T> {
+        let mut f = f;
+        loop {
+            match select(f, self.ports.tasks.sleep(STORE_LOOK_MS)).await {
+                Either::Left((done, _)) => return Some(done),
+                Either::Right(((), rest)) => f = rest,
+            }
+            if !self.ports.coordinator.reachable() {
+                return None;
+            }
+        }
+    }
+
+    /// Completes when the index is as new as this call; false if the store does not answer.
+    pub fn when_fresh(self: &Arc<Remote>) -> BoxFuture<bool> {
+        let remote = self.clone();
+        Box::pin(async move {
+            let read = remote.while_reachable(remote.ports.coordinator.read_revision()).await;
+            let Some(Ok(revision)) = read else { return false };
+            remote.while_reachable(remote.when_applied(revision)).await.is_some()
+        })
+    }
+}

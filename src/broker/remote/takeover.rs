@@ -1,0 +1,375 @@
+//! The new owner's side of a takeover: the state comes in parts and is put into the journal as a pending session, its routes are
+//! published, the session is claimed, and the old owner told (section 7 of the design, "Takeover").
+//!
+//! Until the claim is granted everything here is void; from then on everything is here. Between the two only the store knows,
+//! so the claim is repeated until it has answered, and nothing is thrown away before.
+
+use super::parts::{Head, Part, decode};
+use super::{Remote, durable};
+use crate::broker::Broker;
+use crate::broker::ending::delivery;
+use crate::broker::handle::Handle;
+use crate::broker::mailbox::{Mailbox, Place, Wakes};
+use crate::broker::ports::{
+    Change, Claim, ClaimOutcome, Expected, Incarnation, MemberId, OutboundState, Owner, Recipient, Request,
+    Response, Revision, Seq, SessionNo, SessionRecord, Stored,
+};
+use crate::broker::recover::will_of;
+use crate::broker::subscribe::{Added, subscriber};
+use crate::clock::Time;
+use crate::session::Session;
+use crate::telemetry::metrics::{MoveResult, SessionState};
+use crate::topic::Filter;
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+/// How a takeover came out.
+pub(super) enum Moved {
+    /// The session is here.
+    Here,
+    /// Somebody else was faster: this is there, or nothing is known.
+    Lost(Option<Owner>),
+    /// The old owner does not have it, cannot give it away now, or does not answer.
+    NotNow,
+}
+
+/// State as it comes in.
+struct Incoming {
+    head: Head,
+    no: SessionNo,
+    /// In-flight messages: the old owner's number of each, and the new one.
+    steps: HashMap<Seq, Seq>,
+    backlog: VecDeque<Seq>,
+    bytes: u64,
+}
+
+/// What both nodes log.
+struct Trip<'a> {
+    client_id: &'a Arc<str>,
+    from: &'a MemberId,
+    correlation: Arc<str>,
+    since: Time,
+    deadline: Time,
+}
+
+impl Broker {
+    /// Moves a session from the node that holds it to this one. The caller has the lane of the client identifier.
+    pub(super) async fn take_over(
+        self: &Arc<Broker>,
+        client_id: &Arc<str>,
+        owner: &Owner,
+        deadline: Time,
+    ) -> Moved {
+        let Some(remote) = self.remote.clone() else { return Moved::NotNow };
+        let since = remote.now();
+        let correlation = remote.sessions.correlation(&remote.me);
+        let trip = Trip { client_id, from: &owner.holder, correlation, since, deadline };
+        tracing::info!(client = %client_id, correlation = %trip.correlation, from = %trip.from, "takeover begins");
+        let (outcome, at) = self.carry_over(&remote, &trip, owner).await;
+        let (result, ms) = (outcome.result(), remote.now().since_ms(since));
+        remote.metrics.moves.of(result).inc();
+        if matches!(outcome, Moved::Here) {
+            remote.metrics.move_seconds.record(ms as f64 / 1000.0);
+        }
+        tracing::info!(client = %client_id, correlation = %trip.correlation, from = %trip.from, ?result, ms, at, "takeover ended");
+        self.tell(&remote, &trip, at);
+        outcome
+    }
+
+    async fn carry_over(
+        self: &Arc<Broker>,
+        remote: &Arc<Remote>,
+        trip: &Trip<'_>,
+        owner: &Owner,
+    ) -> (Moved, Option<Revision>) {
+        let incoming = match self.fetch(remote, trip, owner).await {
+            Ok(incoming) => incoming,
+            Err(why) => {
+                tracing::info!(client = %trip.client_id, correlation = %trip.correlation, why, "takeover does not succeed now");
+                return (Moved::NotNow, None);
+            }
+        };
+        let (no, expiry_s) = (incoming.no, incoming.head.record.expiry_s);
+        let handle = self.settle_in(remote, incoming, owner);
+        let routed = handle.1;
+        let handle = handle.0;
+        if !self.ready(remote, trip, routed).await {
+            self.discard(remote, &handle);
+            return (Moved::NotNow, None);
+        }
+        let claim = Claim {
+            client_id: trip.client_id.clone(),
+            expected: Expected::Read(owner.clone()),
+            epoch: handle.epoch(),
+            expiry_s,
+            evict: None,
+        };
+        match remote.claim_certainly(claim).await {
+            ClaimOutcome::Granted(at) => {
+                self.registry_insert(&handle);
+                self.save_parked(&handle);
+                self.watch_parked(&handle);
+                self.put_in_order(remote, &handle, &owner.holder, at);
+                tracing::debug!(client = %trip.client_id, no, at, "session claimed");
+                (Moved::Here, Some(at))
+            }
+            ClaimOutcome::Found(found) => {
+                self.discard(remote, &handle);
+                (Moved::Lost(found), None)
+            }
+        }
+    }
+
+    /// Gets all parts and puts them into the journal.
+    async fn fetch(&self, remote: &Remote, trip: &Trip<'_>, owner: &Owner) -> Result<Incoming, String> {
+        let (client_id, correlation) = (trip.client_id.clone(), trip.correlation.clone());
+        let epoch = owner.session.epoch;
+        let mut request = Request::Freeze { client_id, epoch, correlation };
+        let mut incoming: Option<Incoming> = None;
+        let mut part = 0;
+        loop {
+            let (bytes, last) = match self.ask(remote, trip, request).await {
+                Ok(state) => state,
+                Err(why) => {
+                    if let Some(incoming) = &incoming {
+                        self.journal.append(&[Change::SessionEnd { session: incoming.no }]);
+                    }
+                    return Err(why);
+                }
+            };
+            match (decode(&bytes), &mut incoming) {
+                (Ok(Part::Head(head)), None) => incoming = Some(self.begin_incoming(*head, trip, owner)),
+                (Ok(Part::Messages(messages)), Some(incoming)) => self.add_messages(incoming, messages),
+                (Ok(_), _) => return Err("the parts do not come in order".to_owned()),
+                (Err(why), _) => return Err(format!("a part cannot be read: {why}")),
+            }
+            if last {
+                return incoming.ok_or_else(|| "the first part did not come".to_owned());
+            }
+            part += 1;
+            let (client_id, correlation) = (trip.client_id.clone(), trip.correlation.clone());
+            request = Request::Next { client_id, correlation, part };
+        }
+    }
+
+    /// One request, repeated while it is in time and gets no answer.
+    async fn ask(
+        &self,
+        remote: &Remote,
+        trip: &Trip<'_>,
+        request: Request,
+    ) -> Result<(bytes::Bytes, bool), String> {
+        loop {
+            let answer = remote.ports.peers.request(&trip.from.node, request.clone());
+            match remote.until(trip.deadline, answer).await {
+                None => return Err(format!("node {} did not answer in time", trip.from.node)),
+                Some(Ok(Response::State { bytes, last })) => return Ok((bytes, last)),
+                Some(Ok(Response::NotHere)) => {
+                    return Err(format!("node {} does not have it", trip.from.node));
+                }
+                Some(Ok(Response::Refused(why))) => return Err(why.to_string()),
+                Some(Ok(other)) => return Err(format!("node {} answered {other:?}", trip.from.node)),
+                Some(Err(e)) if !remote.linked_to(trip.from) => return Err(e.to_string()),
+                Some(Err(_)) if remote.now() < trip.deadline => {}
+                Some(Err(e)) => return Err(e.to_string()),
+            }
+        }
+    }
+
+    fn begin_incoming(&self, head: Head, trip: &Trip<'_>, owner: &Owner) -> Incoming {
+        let no = self.new_session_no();
+        let record = SessionRecord {
+            no,
+            client_id: trip.client_id.clone(),
+            epoch: owner.session.epoch + 1,
+            pending: true,
+            // Counted from when its client went, which the old owner knows.
+            disconnected_at: Some(head.record.disconnected_at.unwrap_or(trip.since)),
+            ..head.record.clone()
+        };
+        let mut changes = vec![Change::Session(&record)];
+        changes.extend(head.subscriptions.iter().map(|s| Change::Subscribe { session: no, subscription: s }));
+        changes.extend(head.inbound.iter().map(|id| Change::InboundBegin { session: no, packet_id: *id }));
+        let session = [no];
+        let added = self.remote.as_ref().map(|r| r.seen.add_for(no, &head.seen)).unwrap_or_default();
+        changes.extend(added.iter().map(|id| Change::Seen { id: *id, sessions: &session }));
+        self.journal.append(&changes);
+        drop(changes);
+        let (steps, backlog) = (HashMap::new(), VecDeque::new());
+        Incoming { head: Head { record, ..head }, no, steps, backlog, bytes: 0 }
+    }
+
+    fn add_messages(&self, incoming: &mut Incoming, messages: Vec<Stored>) {
+        for stored in messages {
+            let seq = self.journal.next_seq();
+            let recipients = [Recipient { session: incoming.no, ..stored.recipient.clone() }];
+            let message =
+                Change::Message { seq, id: stored.id, message: &stored.message, recipients: &recipients };
+            let step = incoming.head.outbound.iter().find(|(_, old, _)| *old == stored.seq);
+            match step {
+                Some((packet_id, old, state)) => {
+                    let (session, packet_id, state) = (incoming.no, *packet_id, *state);
+                    self.journal.append(&[message, Change::Outbound { session, packet_id, seq, state }]);
+                    incoming.steps.insert(*old, seq);
+                }
+                None => {
+                    self.journal.append(&[message]);
+                    incoming.backlog.push_back(seq);
+                    incoming.bytes += delivery(Stored { seq, ..stored }).size() as u64;
+                }
+            }
+        }
+    }
+
+    /// Makes the session that came in: dormant, not in the registry, and with all its subscriptions. Publishes find it from here
+    /// on; what they bring waits behind what is still on its way by the old owner.
+    fn settle_in(
+        &self,
+        remote: &Remote,
+        incoming: Incoming,
+        owner: &Owner,
+    ) -> (Arc<Handle>, Option<super::RouteWait>) {
+        let Incoming { head, no, steps, backlog, bytes } = incoming;
+        let record = head.record;
+        let outbound = head.outbound.into_iter().filter_map(|(packet_id, old, state)| {
+            let seq = NonZeroU64::new(*steps.get(&old)?)?;
+            Some((packet_id, seq, state == OutboundState::Released))
+        });
+        let detached_at = record.disconnected_at.unwrap_or_else(|| remote.now());
+        let will = record.will.map(will_of);
+        let session = Session::recovered(record.expiry_s, detached_at, will, &head.inbound, outbound);
+        let mailbox = Mailbox::new(Place::Parked(Box::new(session)), backlog, bytes);
+        mailbox.hold_order();
+        let handle = Arc::new(Handle::new(no, record.client_id, true, record.created_at, mailbox));
+        handle.set_epoch(owner.session.epoch + 1);
+        handle.set_recorded();
+        let (mut added, mut routes) = (Added::default(), Vec::new());
+        let mut subscriptions = handle.subscriptions.lock();
+        for s in head.subscriptions {
+            if let Ok(filter) = Filter::parse(&s.filter) {
+                let entry = subscriber(&handle, &filter, &s.filter, s.options, s.subscription_id);
+                let is_new =
+                    self.add(&mut subscriptions, &filter, &s.filter, entry, s.subscription_id, &mut added);
+                routes.push((s.filter, is_new));
+            }
+        }
+        drop(subscriptions);
+        self.count_added(&added);
+        let routed = self.routes_added(&routes, true);
+        (handle, routed)
+    }
+
+    /// Waits until the routes are written and the state is durable; false if that does not come about in time.
+    async fn ready(&self, remote: &Remote, trip: &Trip<'_>, routed: Option<super::RouteWait>) -> bool {
+        if let Some(routed) = routed
+            && remote.until(trip.deadline, routed.written()).await.is_none()
+        {
+            return false;
+        }
+        // All that was appended before this.
+        let lsn = self.journal.append(&[]);
+        remote.until(trip.deadline, Box::pin(durable::durable(self.journal.clone(), lsn))).await.is_some()
+    }
+
+    /// The session that came in is void.
+    fn discard(&self, remote: &Remote, handle: &Arc<Handle>) {
+        handle.disown();
+        let subscriptions = self.forget_subscriptions(handle);
+        self.unsubscribe_all(handle, &subscriptions);
+        handle.mailbox.end(&mut Wakes::default());
+        remote.seen.forget_session(handle.no);
+        self.journal.append(&[Change::SessionEnd { session: handle.no }]);
+    }
+
+    /// Tells the old owner how it came out, until it has heard it or is gone: then it asks the store.
+    fn tell(&self, remote: &Arc<Remote>, trip: &Trip<'_>, at: Option<Revision>) {
+        let (client_id, correlation) = (trip.client_id.clone(), trip.correlation.clone());
+        let taken = Request::Taken { client_id, correlation, claimed_at: at };
+        let (remote, to) = (remote.clone(), trip.from.clone());
+        let tasks = remote.ports.tasks.clone();
+        let deadline = remote.now().plus_ms(remote.limits.takeover_timeout_ms);
+        tasks.spawn(Box::pin(async move {
+            while remote.now() < deadline && remote.linked_to(&to) {
+                let answer =
+                    remote.until(deadline, remote.ports.peers.request(&to.node, taken.clone())).await;
+                if matches!(answer, Some(Ok(_))) {
+                    return;
+                }
+                let news = remote.sessions.news();
+                remote.until(remote.now().plus_ms(100), news).await;
+            }
+        }));
+    }
+
+    /// Lets messages that came straight to the new owner pass once those that went to the old one before are here (G3).
+    fn put_in_order(&self, remote: &Arc<Remote>, handle: &Arc<Handle>, old: &MemberId, at: Revision) {
+        let (remote, handle, old) = (remote.clone(), handle.clone(), old.clone());
+        let tasks = remote.ports.tasks.clone();
+        tasks.spawn(Box::pin(async move {
+            let mut open: Vec<MemberId> = remote.members.live().into_iter().map(|m| m.id).collect();
+            if !open.contains(&remote.me) {
+                open.push(remote.me.clone());
+            }
+            let deadline = remote.now().plus_ms(remote.limits.order_wait_ms);
+            loop {
+                let reports = remote.sessions.reports();
+                open.retain(|origin| {
+                    let settled = remote.settled_by(origin, &old) >= at;
+                    if settled {
+                        handle.mailbox.release_origin(origin.incarnation, &mut Wakes::default());
+                    }
+                    !settled
+                });
+                if open.is_empty() {
+                    break;
+                }
+                if remote.until(deadline, reports).await.is_none() {
+                    remote.metrics.order_timeouts.inc();
+                    let waited_for: Vec<String> = open.iter().map(ToString::to_string).collect();
+                    tracing::warn!(
+                        client = %handle.client_id, ?waited_for,
+                        "messages of these nodes may reach a moved session out of order"
+                    );
+                    break;
+                }
+            }
+            handle.mailbox.release_order(&mut Wakes::default());
+            remote.sessions.reported();
+        }));
+    }
+
+    /// Puts a session into the registry that is dormant.
+    pub(super) fn registry_insert(&self, handle: &Arc<Handle>) {
+        self.registry.insert(handle.clone());
+        self.metrics.sessions.of(SessionState::Dormant).add(1);
+    }
+}
+
+impl Remote {
+    /// Every frame of a process to the node of `old` that was matched before this revision is answered.
+    fn settled_by(&self, origin: &MemberId, old: &MemberId) -> Revision {
+        if *origin == self.me {
+            return self.origins.settled_floor(&old.node, self.applied());
+        }
+        let current: Option<Incarnation> = self.members.get(&origin.node).map(|m| m.id.incarnation);
+        match current {
+            Some(i) if i == origin.incarnation => {
+                // A node's publishes for its own sessions are its own frames to itself.
+                self.members.settled(&origin.node, &old.node)
+            }
+            // It is gone: what it sent is for whoever speaks for it to send again.
+            _ => Revision::MAX,
+        }
+    }
+}
+
+impl Moved {
+    fn result(&self) -> MoveResult {
+        match self {
+            Moved::Here => MoveResult::Came,
+            Moved::Lost(_) => MoveResult::Lost,
+            Moved::NotNow => MoveResult::Failed,
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A promise of the rest of the cluster: an answer to a client waits for it besides waiting for the journal.
+
+use crate::mqtt::Reason;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::task::Waker;
+
+/// What became of what was promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It holds. For a publish: whether any subscription matched on another node.
+    Done {
+        /// Whether another node had a subscriber.
+        matched: bool,
+    },
+    /// It cannot be kept; the client is told this.
+    Failed(Reason),
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    kept: Option<Kept>,
+    /// Parts besides the first that must be kept as well.
+    more: usize,
+    matched: bool,
+    waker: Option<Waker>,
+}
+
+/// See the module. Shared by the one who waits and the one who keeps it.
+#[derive(Debug, Default)]
+pub struct Ticket(Mutex<Inner>);
+
+impl Ticket {
+    /// A promise not kept yet.
+    pub fn new() -> Arc<Ticket> {
+        Arc::default()
+    }
+
+    /// Makes it a promise of one part more: [`Ticket::keep`] must be called once more. Before anybody waits for it only.
+    pub fn add_part(&self) {
+        let mut inner = self.0.lock();
+        match inner.kept {
+            Some(Kept::Done { .. }) => inner.kept = None,
+            Some(Kept::Failed(_)) => {}
+            None => inner.more += 1,
+        }
+    }
+
+    /// Keeps one part of it. The last part settles it, or the first that fails, and wakes whoever waits; later calls do not
+    /// count.
+    pub fn keep(&self, kept: Kept) {
+        let mut inner = self.0.lock();
+        if inner.kept.is_some() {
+            return;
+        }
+        let kept = match kept {
+            Kept::Done { matched } => {
+                inner.matched |= matched;
+                if inner.more > 0 {
+                    inner.more -= 1;
+                    return;
+                }
+                Kept::Done { matched: inner.matched }
+            }
+            failed @ Kept::Failed(_) => failed,
+        };
+        inner.kept = Some(kept);
+        let waker = inner.waker.take();
+        drop(inner);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// What became of it, if that is known.
+    pub fn kept(&self) -> Option<Kept> {
+        self.0.lock().kept
+    }
+
+    /// Wakes `waker` once it is settled; false, and nothing is kept, if it is already. One waiter: the last one counts.
+    pub fn wake_when_kept(&self, waker: &Waker) -> bool {
+        let mut inner = self.0.lock();
+        if inner.kept.is_some() {
+            return false;
+        }
+        match &mut inner.waker {
+            Some(w) => w.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_first_outcome_counts_and_wakes_once() {
+        let (ticket, count) = (Ticket::new(), Arc::new(Count::default()));
+        let waker = Waker::from(count.clone());
+        assert!(ticket.wake_when_kept(&waker));
+        assert_eq!(ticket.kept(), None);
+        ticket.keep(Kept::Done { matched: true });
+        ticket.keep(Kept::Failed(Reason::UnspecifiedError));
+        assert_eq!(ticket.kept(), Some(Kept::Done { matched: true }));
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert!(!ticket.wake_when_kept(&waker));
+    }
+
+    #[test]
+    fn a_promise_of_parts_is_kept_with_the_last_or_fails_with_the_first() {
+        let ticket = Ticket::new();
+        ticket.add_part();
+        ticket.keep(Kept::Done { matched: true });
+        assert_eq!(ticket.kept(), None);
+        ticket.keep(Kept::Done { matched: false });
+        assert_eq!(ticket.kept(), Some(Kept::Done { matched: true }));
+        ticket.add_part();
+        assert_eq!(ticket.kept(), None);
+        ticket.keep(Kept::Failed(Reason::QuotaExceeded));
+        assert_eq!(ticket.kept(), Some(Kept::Failed(Reason::QuotaExceeded)));
+    }
+}

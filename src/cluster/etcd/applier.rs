@@ -1,0 +1,127 @@
+//! Hands events to the index in the order of their revisions, whoever they came from: the watch, a snapshot, a peer.
+
+use super::decode::{Decoder, RawEvent};
+use super::ring::{self, Ring};
+use crate::broker::ports::{Index, MemberId, Revision};
+use crate::telemetry::Metrics;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// See the module.
+pub struct Applier {
+    index: Arc<dyn Index>,
+    metrics: Arc<Metrics>,
+    inner: Mutex<Inner>,
+    applied: watch::Sender<Revision>,
+}
+
+struct Inner {
+    decoder: Decoder,
+    ring: Ring,
+    /// Everything up to this revision has been applied; 0 = nothing yet.
+    applied: Revision,
+    snapshot: bool,
+}
+
+impl Applier {
+    /// Applies to `index`.
+    pub fn new(index: Arc<dyn Index>, decoder: Decoder, metrics: Arc<Metrics>) -> Applier {
+        let inner = Inner { decoder, ring: Ring::default(), applied: 0, snapshot: false };
+        Applier { index, metrics, inner: Mutex::new(inner), applied: watch::Sender::new(0) }
+    }
+
+    /// Up to which revision everything has been applied; 0 = nothing yet.
+    pub fn applied(&self) -> Revision {
+        *self.applied.borrow()
+    }
+
+    /// Follows [`Applier::applied`].
+    pub fn subscribe(&self) -> watch::Receiver<Revision> {
+        self.applied.subscribe()
+    }
+
+    /// Where the index is told that it is current.
+    pub fn index(&self) -> &Arc<dyn Index> {
+        &self.index
+    }
+
+    /// A snapshot begins (again).
+    pub fn begin_snapshot(&self) {
+        let mut inner = self.inner.lock();
+        inner.snapshot = true;
+        inner.decoder.begin_snapshot();
+        self.index.begin_snapshot();
+    }
+
+    /// A page of the snapshot.
+    pub fn page(&self, page: &[RawEvent]) {
+        let mut inner = self.inner.lock();
+        let mut events = Vec::with_capacity(page.len());
+        for raw in page {
+            inner.decoder.event(raw, &mut events);
+        }
+        self.index.apply(events, None);
+    }
+
+    /// The snapshot of `revision` is complete.
+    pub fn end_snapshot(&self, revision: Revision) {
+        let mut inner = self.inner.lock();
+        let mut events = Vec::new();
+        inner.decoder.end_snapshot(revision, &mut events);
+        self.index.apply(events, None);
+        self.index.end_snapshot(revision);
+        inner.ring.restart(revision);
+        inner.snapshot = false;
+        self.set(&mut inner, revision);
+    }
+
+    /// Events in order. They are all there is between what has been applied and `revision`; those already applied do nothing.
+    pub fn events(&self, mut raw: Vec<RawEvent>, revision: Revision) {
+        let mut inner = self.inner.lock();
+        if inner.snapshot || revision <= inner.applied {
+            return;
+        }
+        raw.retain(|event| event.revision > inner.applied && event.revision <= revision);
+        let mut events = Vec::with_capacity(raw.len());
+        for event in &raw {
+            inner.decoder.event(event, &mut events);
+        }
+        inner.decoder.applied(revision);
+        self.index.apply(events, Some(revision));
+        inner.ring.push(raw, revision);
+        self.set(&mut inner, revision);
+    }
+
+    fn set(&self, inner: &mut Inner, revision: Revision) {
+        inner.applied = revision;
+        self.metrics.applied_revision.set(revision);
+        self.applied.send_replace(revision);
+    }
+
+    /// What a node that has applied `after` lacks; `None` if the ring no longer has it.
+    pub fn events_after(&self, after: Revision) -> Option<(Bytes, Revision)> {
+        let inner = self.inner.lock();
+        (inner.applied > 0 && !inner.snapshot).then(|| inner.ring.after(after)).flatten()
+    }
+
+    /// Applies what a peer had.
+    ///
+    /// # Errors
+    /// If it cannot be read, or if events between what has been applied here and what it begins with are missing.
+    pub fn from_peer(&self, bytes: Bytes) -> Result<(), String> {
+        let lacking = ring::decode(bytes).ok_or("events that cannot be read (of another release?)")?;
+        let applied = self.applied();
+        if lacking.after > applied {
+            return Err(format!("events after {} are of no use at {applied}", lacking.after));
+        }
+        self.events(lacking.events, lacking.up_to);
+        Ok(())
+    }
+
+    /// Who leads, as far as has been applied.
+    pub fn leader(&self) -> Option<MemberId> {
+        self.inner.lock().decoder.leader()
+    }
+}

@@ -1,0 +1,95 @@
+//! Shows the index again and again that it is current: a linearizable read names the store's revision, and when an event at
+//! that revision or later has been applied, everything was known here that was there when the read was sent.
+
+use super::applier::Applier;
+use super::batch::{Op, Proposer};
+use super::reads::Reads;
+use super::watch::Follower;
+use crate::broker::ports::Revision;
+use crate::clock::{self, Time};
+use crate::telemetry::Metrics;
+use etcd_client::{PutOptions, Txn, TxnOp};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// How long an event may take before this node makes one.
+const EVENT_WAIT: Duration = Duration::from_millis(200);
+
+/// See the module.
+pub struct Currency {
+    /// Reads the store's revision.
+    pub reads: Arc<Reads>,
+    /// Writes the nudge.
+    pub proposer: Arc<Proposer>,
+    /// Knows what has been applied.
+    pub applier: Arc<Applier>,
+    /// Starts over when the store is another one.
+    pub follower: Arc<Follower>,
+    /// This node's member key.
+    pub member_key: String,
+    /// For how long a proof of being current holds.
+    pub stale_after: Duration,
+    /// Where the lag is shown.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Currency {
+    /// Goes on for ever.
+    pub async fn run(&self) {
+        let mut ticks = interval(self.stale_after / 3);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut current_at = clock::now();
+        loop {
+            ticks.tick().await;
+            if let Some(at) = self.prove().await {
+                current_at = at;
+                self.applier.index().current_at(at);
+            }
+            self.metrics.watch_lag_seconds.set(clock::now().since_ms(current_at) / 1000);
+        }
+    }
+
+    /// Since when everything is known here, if that can be shown now.
+    async fn prove(&self) -> Option<Time> {
+        let at = clock::now();
+        // Before the read: what is applied while it is under way may be newer than what it shows.
+        let applied = self.applier.applied();
+        let revision = self.reads.revision().await.ok()?;
+        if revision < applied {
+            tracing::error!(
+                revision,
+                applied,
+                "etcd's revision is older than what was seen of it (restored from a backup?); all keys are read again"
+            );
+            self.follower.start_over();
+            return None;
+        }
+        if self.reaches(revision, EVENT_WAIT).await {
+            return Some(at);
+        }
+        // Something else in this etcd was written, or the watch lags. An event of our own tells which.
+        self.nudge();
+        self.reaches(revision, self.stale_after / 2).await.then_some(at)
+    }
+
+    async fn reaches(&self, revision: Revision, limit: Duration) -> bool {
+        let mut applied = self.applier.subscribe();
+        let reached = applied.wait_for(|applied| *applied >= revision);
+        matches!(timeout(limit, reached).await, Ok(Ok(_)))
+    }
+
+    /// Writes this node's member record again, as it is.
+    fn nudge(&self) {
+        let options = PutOptions::new().with_ignore_value().with_ignore_lease();
+        let put = TxnOp::put(&*self.member_key, "", Some(options));
+        let until = clock::now().plus_ms(u64::try_from(self.stale_after.as_millis()).unwrap_or(u64::MAX) / 2);
+        self.proposer.submit(Op {
+            keys: vec![self.member_key.clone()],
+            txn: Txn::new().and_then([put]),
+            bytes: self.member_key.len(),
+            until: Some(until),
+            done: Box::new(|_| ()),
+        });
+    }
+}

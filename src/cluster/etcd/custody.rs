@@ -1,0 +1,250 @@
+//! Custody records: who may speak for everything an incarnation owns. Adopting one's own incarnations after a restart, and
+//! giving up those that will not come back.
+//!
+//! Giving up goes in this order: first the custody record is marked `"given_up":true` (from then on it reads like a missing
+//! one, and nobody can adopt it), then the sessions' records go, at last routes and custody record in one transaction. A crash
+//! in between leaves a marked record, and the leader goes on from there: no session ever points to a record that could be
+//! taken for a holder.
+
+use super::client::Etcd;
+use super::error::StoreError;
+use super::fence::{Fence, exists_since, unchanged_since};
+use super::keys::{Key, Keys};
+use super::members::{Members, Node};
+use super::records::{self, CustodyRecord};
+use super::scan::Scan;
+use super::sweep::{Guard, Sweep};
+use crate::broker::ports::MemberId;
+use etcd_client::{Compare, Txn, TxnOp, TxnOpResponse};
+
+/// Independent changes in one transaction: etcd takes 128 operations by default (`--max-txn-ops`).
+pub const CHANGES_MAX: usize = 100;
+
+/// Rounds of reading and comparing before somebody else's changes are given as the reason of a failure.
+const ROUNDS_MAX: usize = 10;
+
+/// A custody record as read.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The incarnation.
+    pub of: MemberId,
+    /// Its record.
+    pub record: CustodyRecord,
+    /// The revision at which it was written.
+    pub revision: i64,
+}
+
+/// Reads all custody records.
+///
+/// # Errors
+/// If etcd does not answer, or a record cannot be read.
+pub async fn read_all(etcd: &Etcd, keys: &Keys) -> Result<Vec<Stored>, StoreError> {
+    let mut found = Vec::new();
+    let mut scan = Scan::new(keys.custodies());
+    while let Some(page) = scan.page(etcd).await? {
+        for kv in page {
+            if let Some(Key::Custody { of }) = keys.parse(kv.key()) {
+                let record = records::read(kv.key(), kv.value())?;
+                found.push(Stored { of, record, revision: kv.mod_revision() });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A record to be written if nobody has changed it.
+pub(super) struct Change {
+    pub stored: Stored,
+    pub record: CustodyRecord,
+    /// What else must hold.
+    pub also: Vec<Compare>,
+}
+
+/// Writes records, each by a comparison of its own. Returns how many were as read.
+pub(super) async fn write(
+    etcd: &Etcd,
+    keys: &Keys,
+    guard: &Guard,
+    changes: &[Change],
+) -> Result<usize, StoreError> {
+    let mut written = 0;
+    for chunk in changes.chunks(CHANGES_MAX) {
+        let one = |change: &Change| {
+            let key = keys.custody(&change.stored.of);
+            let mut when = change.also.clone();
+            when.push(unchanged_since(&*key, change.stored.revision));
+            let put = TxnOp::put(key, records::write(&change.record), None);
+            TxnOp::txn(Txn::new().when(when).and_then([put]))
+        };
+        let nested: Vec<_> = chunk.iter().map(one).collect();
+        written += nested_successes(etcd, guard, nested).await?;
+    }
+    Ok(written)
+}
+
+/// Runs independent transactions in one. Returns how many of them did what they were to do.
+pub(super) async fn nested_successes(
+    etcd: &Etcd,
+    guard: &Guard,
+    nested: Vec<TxnOp>,
+) -> Result<usize, StoreError> {
+    let Some(when) = guard() else { return Err(StoreError::Fenced) };
+    let answer = etcd.txn(Txn::new().when(when).and_then(nested)).await?;
+    if !answer.succeeded() {
+        return Err(StoreError::Fenced);
+    }
+    let done = |op: &TxnOpResponse| matches!(op, TxnOpResponse::Txn(txn) if txn.succeeded());
+    Ok(answer.op_responses().iter().filter(|op| done(op)).count())
+}
+
+/// The guard of a node that acts for itself.
+pub(super) fn own_guard(fence: &Fence) -> Guard {
+    let fence = fence.clone();
+    Box::new(move || Some(vec![fence.compare()?]))
+}
+
+/// Adopts everything whose holder was an earlier process of this node with the journal that `me` has opened. Returns the
+/// incarnations that `me` speaks for now, itself left out.
+///
+/// # Errors
+/// If etcd does not answer, or this process is not registered any more.
+pub async fn adopt(
+    etcd: &Etcd,
+    keys: &Keys,
+    fence: &Fence,
+    me: &MemberId,
+    journal: u64,
+) -> Result<Vec<MemberId>, StoreError> {
+    let guard = own_guard(fence);
+    for _ in 0..ROUNDS_MAX {
+        let mut mine = Vec::new();
+        let mut changes = Vec::new();
+        for stored in read_all(etcd, keys).await? {
+            let record = &stored.record;
+            let same_journal = record.holder.node == me.node && record.journal == journal;
+            if !same_journal || record.given_up || stored.of == *me {
+                continue;
+            }
+            mine.push(stored.of.clone());
+            if record.holder != *me || record.gone.is_some() {
+                let record = CustodyRecord { holder: me.clone(), gone: None, ..record.clone() };
+                changes.push(Change { stored, record, also: Vec::new() });
+            }
+        }
+        if changes.is_empty() {
+            return Ok(mine);
+        }
+        // Whatever the outcome, the next reading tells.
+        match write(etcd, keys, &guard, &changes).await {
+            Ok(_) => {}
+            Err(StoreError::Etcd(e)) if e.is_endpoint() => tracing::debug!(%e, "adopting again"),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(StoreError::Contended(keys.custodies_of(&me.node)))
+}
+
+/// What was given up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The incarnations.
+    pub incarnations: Vec<MemberId>,
+    /// Number of sessions.
+    pub sessions: usize,
+}
+
+/// Why a node is not forgotten.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ForgetError {
+    /// It lives.
+    #[error(
+        "node {node} is a live member (incarnation {incarnation}, {peer}) and its sessions are with it: to give up what it \
+         has, stop it first, wait until its lease has run out, then forget it"
+    )]
+    Alive {
+        /// The node.
+        node: String,
+        /// Which start of it.
+        incarnation: u64,
+        /// Its address.
+        peer: String,
+    },
+    /// There is nothing of it.
+    #[error("nothing of a node {node} is known; there is something of: {known}")]
+    Unknown {
+        /// The node.
+        node: String,
+        /// Nodes of which there is something.
+        known: String,
+    },
+    /// Something failed; what was done is kept, and the command may be given again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Whether custody as read may be given up: its holder neither lives nor can be brought back by a process that lives.
+pub(super) fn is_orphan(stored: &Stored, members: &Members) -> bool {
+    match members.node(&stored.record.holder.node) {
+        Node::Absent => true,
+        // A live node with another journal cannot have what the record says; one that registers just now may be about to adopt.
+        Node::Live { record, .. } => {
+            record.journal != stored.record.journal
+                && record.incarnation != Some(stored.record.holder.incarnation)
+        }
+    }
+}
+
+/// The change that gives up an orphan.
+pub(super) fn giving_up(stored: &Stored, keys: &Keys, members: &Members) -> Change {
+    let node = &stored.record.holder.node;
+    let created = match members.node(node) {
+        Node::Absent => 0,
+        Node::Live { created, .. } => created,
+    };
+    Change {
+        stored: stored.clone(),
+        record: CustodyRecord { given_up: true, ..stored.record.clone() },
+        also: vec![exists_since(keys.member(node), created)],
+    }
+}
+
+/// Gives up everything that processes of `node` have custody of and that cannot come back by a live one: all of it when the
+/// node is gone, what is on lost journals when it runs again with a new one.
+///
+/// # Errors
+/// See [`ForgetError`].
+pub async fn forget(etcd: &Etcd, keys: &Keys, fence: &Fence, node: &str) -> Result<Forgotten, ForgetError> {
+    let guard = own_guard(fence);
+    for round in 0..ROUNDS_MAX {
+        let members = Members::read(etcd, keys).await?;
+        let all = read_all(etcd, keys).await?;
+        let theirs: Vec<_> = all.iter().filter(|s| *s.record.holder.node == *node).collect();
+        let orphans: Vec<_> = theirs.iter().filter(|s| is_orphan(s, &members)).collect();
+        if orphans.is_empty() && round == 0 {
+            return Err(refusal(node, &members, &all));
+        }
+        let left = orphans.iter().filter(|s| !s.record.given_up);
+        let changes: Vec<_> = left.map(|s| giving_up(s, keys, &members)).collect();
+        if !changes.is_empty() {
+            write(etcd, keys, &guard, &changes).await?;
+            continue;
+        }
+        let mut sweep = Sweep::begin(etcd, keys, Vec::new()).await?;
+        while !sweep.step(etcd, keys, &guard).await? {}
+        let incarnations = orphans.iter().map(|s| s.of.clone()).collect();
+        return Ok(Forgotten { incarnations, sessions: sweep.removed() });
+    }
+    Err(StoreError::Contended(keys.custodies_of(node)).into())
+}
+
+fn refusal(node: &str, members: &Members, all: &[Stored]) -> ForgetError {
+    if let Node::Live { record, created } = members.node(node) {
+        let incarnation = record.incarnation.unwrap_or_else(|| u64::try_from(created).unwrap_or(0));
+        return ForgetError::Alive { node: node.to_owned(), incarnation, peer: record.peer.clone() };
+    }
+    let mut known: Vec<_> = all.iter().map(|s| &*s.record.holder.node).collect();
+    known.sort_unstable();
+    known.dedup();
+    let known = if known.is_empty() { "no node".to_owned() } else { known.join(", ") };
+    ForgetError::Unknown { node: node.to_owned(), known }
+}

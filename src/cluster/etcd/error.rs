@@ -1,0 +1,359 @@
+//! What can go wrong with etcd, in words for whoever runs the broker: which endpoint, file or user, and what to do.
+
+use etcd_client::Error;
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Code;
+
+/// A request to etcd failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EtcdError {
+    /// No endpoint is configured, or one is not an address.
+    #[error("etcd.endpoints: {0}: give the addresses of the etcd members, such as http://etcd-1:2379")]
+    Endpoint(String),
+    /// Nobody answers there.
+    #[error(
+        "cannot reach etcd at {endpoint} ({what}): check that etcd runs there, that etcd.endpoints is right, and that no \
+         firewall is between"
+    )]
+    Unreachable {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// What the system says.
+        what: String,
+    },
+    /// No answer in time.
+    #[error(
+        "etcd at {endpoint} did not answer within {after:?}: check that this member runs, that its disk is not too slow, \
+         and that a majority of the members is up (etcdctl endpoint status --cluster)"
+    )]
+    TimedOut {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The etcd cluster has no leader.
+    #[error(
+        "etcd at {endpoint} has no leader ({what}): check that a majority of the etcd members is up and can reach each \
+         other (etcdctl endpoint status --cluster)"
+    )]
+    NoLeader {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// What etcd says.
+        what: String,
+    },
+    /// User or password is wrong.
+    #[error(
+        "etcd at {endpoint} refuses user {user:?}: wrong user name or password: check etcd.username and etcd.password \
+         (etcdctl user get {user})"
+    )]
+    WrongPassword {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// The user.
+        user: String,
+    },
+    /// etcd wants a user and none is configured.
+    #[error(
+        "etcd at {endpoint} requires a user: set etcd.username and etcd.password (or etcd.password_file)"
+    )]
+    UserMissing {
+        /// The endpoint.
+        endpoint: Arc<str>,
+    },
+    /// A user is configured and etcd does not know users.
+    #[error(
+        "etcd at {endpoint} has no authentication, but etcd.username is {user:?}: turn it on (etcdctl auth enable), or \
+         remove etcd.username"
+    )]
+    UserUnwanted {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// The user.
+        user: String,
+    },
+    /// The user may not read or write the cluster's keys.
+    #[error(
+        "etcd user {user:?} may not read and write {prefix}: grant it that (etcdctl role grant-permission ROLE readwrite \
+         {prefix} --prefix=true)"
+    )]
+    NotPermitted {
+        /// The user.
+        user: String,
+        /// What all keys begin with.
+        prefix: String,
+    },
+    /// A file of this node cannot be used.
+    #[error("{file} ({option}) cannot be used: {what}")]
+    Certificate {
+        /// The file.
+        file: String,
+        /// The option that names it.
+        option: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A certificate of this node has expired.
+    #[error(
+        "the certificate in {file} ({option}) expired on {when}: replace it by a new one and restart this node"
+    )]
+    Expired {
+        /// The file.
+        file: String,
+        /// The option that names it.
+        option: &'static str,
+        /// When.
+        when: String,
+    },
+    /// etcd's certificate is not accepted.
+    #[error("the certificate of etcd at {endpoint} is not accepted: {what}")]
+    ServerCertificate {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// Why, and what to do.
+        what: String,
+    },
+    /// etcd does not accept this node's certificate.
+    #[error(
+        "etcd at {endpoint} does not accept the certificate in {file} (etcd.cert_file; {what}): have it signed by the \
+         authority that etcd trusts (its --trusted-ca-file), for client authentication"
+    )]
+    ClientCertificate {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// The file.
+        file: String,
+        /// What the TLS library says.
+        what: String,
+    },
+    /// etcd closed a TLS connection without a word. It may also have refused the certificate: that it says after the handshake,
+    /// and the end of the connection may overtake it.
+    #[error(
+        "etcd at {endpoint} closed the connection ({what}): check that it runs; if it does so at every attempt, it does not \
+         accept the certificate in {file} (etcd.cert_file): have it signed by the authority that etcd trusts (its \
+         --trusted-ca-file), for client authentication"
+    )]
+    Closed {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// The file of this node's certificate, or that none is set.
+        file: String,
+        /// What the system says.
+        what: String,
+    },
+    /// etcd wants a certificate and none is configured.
+    #[error(
+        "etcd at {endpoint} requires a certificate of this node, and none is set: set etcd.cert_file and etcd.key_file \
+         ({what})"
+    )]
+    CertificateMissing {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// What the TLS library says.
+        what: String,
+    },
+    /// The database is full.
+    #[error(
+        "etcd's database is full: it takes no writes until its quota is raised (--quota-backend-bytes) or it is compacted \
+         and defragmented, and then the alarm is cleared (etcdctl alarm disarm)"
+    )]
+    NoSpace,
+    /// The lease is gone: it ran out, or somebody revoked it.
+    #[error("etcd at {endpoint} does not know this node's lease any more: it ran out or was revoked")]
+    LeaseGone {
+        /// The endpoint.
+        endpoint: Arc<str>,
+    },
+    /// The revision asked for is no longer there.
+    #[error("etcd at {endpoint} has compacted the revision asked for")]
+    Compacted {
+        /// The endpoint.
+        endpoint: Arc<str>,
+    },
+    /// etcd answered, and says no.
+    #[error("etcd at {endpoint} refuses a request: {what}")]
+    Refused {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// What it says.
+        what: String,
+    },
+    /// Anything else that etcd answers.
+    #[error("etcd at {endpoint}: {what}")]
+    Other {
+        /// The endpoint.
+        endpoint: Arc<str>,
+        /// What it says.
+        what: String,
+    },
+}
+
+/// What is known about the connection that an error came from.
+pub(super) struct Context<'a> {
+    pub endpoint: &'a Arc<str>,
+    pub user: Option<&'a str>,
+    pub prefix: &'a str,
+    pub ca_file: Option<&'a str>,
+    pub cert_file: Option<&'a str>,
+}
+
+impl EtcdError {
+    /// Tells apart what the client library reports.
+    pub(super) fn of(error: &Error, at: &Context<'_>) -> EtcdError {
+        match error {
+            Error::GRpcStatus(status) => of_status(status, at),
+            Error::TransportError(transport) => of_transport(&chain(transport), at),
+            Error::InvalidUri(_) | Error::InvalidArgs(_) => {
+                EtcdError::Endpoint(format!("{} ({error})", at.endpoint))
+            }
+            Error::LeaseKeepAliveError(what) if what == "lease not found" => {
+                EtcdError::LeaseGone { endpoint: at.endpoint.clone() }
+            }
+            other => EtcdError::Other { endpoint: at.endpoint.clone(), what: other.to_string() },
+        }
+    }
+
+    /// Whether another endpoint may do better.
+    pub fn is_endpoint(&self) -> bool {
+        use EtcdError::{
+            CertificateMissing, ClientCertificate, Closed, NoLeader, Other, ServerCertificate, TimedOut,
+            Unreachable,
+        };
+        matches!(
+            self,
+            Unreachable { .. }
+                | TimedOut { .. }
+                | NoLeader { .. }
+                | ServerCertificate { .. }
+                | ClientCertificate { .. }
+                | CertificateMissing { .. }
+                | Closed { .. }
+                | Other { .. }
+        )
+    }
+
+    /// Whether only a person can help: a retry will fail in the same way.
+    pub fn is_permanent(&self) -> bool {
+        use EtcdError::{Closed, NoLeader, NoSpace, Other, TimedOut, Unreachable};
+        !matches!(
+            self,
+            Closed { .. } | Unreachable { .. } | TimedOut { .. } | NoLeader { .. } | NoSpace | Other { .. }
+        )
+    }
+}
+
+/// An error and all that caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn of_status(status: &tonic::Status, at: &Context<'_>) -> EtcdError {
+    let endpoint = at.endpoint.clone();
+    let user = at.user.unwrap_or_default().to_owned();
+    let message = status.message();
+    if status.source().is_some() {
+        return of_transport(&chain(status), at);
+    }
+    if message.contains("authentication failed") {
+        return EtcdError::WrongPassword { endpoint, user };
+    }
+    if message.contains("authentication is not enabled") {
+        return EtcdError::UserUnwanted { endpoint, user };
+    }
+    if message.contains("user name is empty") {
+        return EtcdError::UserMissing { endpoint };
+    }
+    if message.contains("permission denied") {
+        return EtcdError::NotPermitted { user, prefix: at.prefix.to_owned() };
+    }
+    if message.contains("database space exceeded") {
+        return EtcdError::NoSpace;
+    }
+    let what = format!("{message} ({:?})", status.code());
+    if message.contains("no leader") || message.contains("leader changed") {
+        return EtcdError::NoLeader { endpoint, what: message.to_owned() };
+    }
+    if message.contains("lease not found") {
+        return EtcdError::LeaseGone { endpoint };
+    }
+    if message.contains("has been compacted") {
+        return EtcdError::Compacted { endpoint };
+    }
+    // A new connection with a new token helps against the last one.
+    let refused = [Code::InvalidArgument, Code::NotFound, Code::AlreadyExists, Code::FailedPrecondition];
+    if refused.contains(&status.code()) && !message.contains("auth store is old") {
+        return EtcdError::Refused { endpoint, what };
+    }
+    match status.code() {
+        Code::Unavailable => EtcdError::Unreachable { endpoint, what },
+        _ => EtcdError::Other { endpoint, what },
+    }
+}
+
+/// What a failed connection says: the words are those of the TLS library.
+fn of_transport(text: &str, at: &Context<'_>) -> EtcdError {
+    let endpoint = at.endpoint.clone();
+    let server =
+        |what: &str| EtcdError::ServerCertificate { endpoint: endpoint.clone(), what: what.to_owned() };
+    if text.contains("invalid peer certificate") {
+        let ca = match at.ca_file {
+            Some(file) => format!("{file} (etcd.ca_file)"),
+            None => "the system's certificates (etcd.ca_file is not set)".to_owned(),
+        };
+        if text.contains("certificate expired") || text.contains(": Expired") {
+            return server("it has expired: replace it on that etcd member (--cert-file)");
+        }
+        if text.contains("not valid for") || text.contains("NotValidForName") {
+            return server(
+                "it is for another host name: use a name that it lists in etcd.endpoints, or issue one for this name",
+            );
+        }
+        if text.contains("UnknownIssuer") || text.contains("BadSignature") {
+            return server(&format!("it was not signed by an authority in {ca}: set the one that signed it"));
+        }
+        return server(text);
+    }
+    if text.contains("received fatal alert") {
+        let what = text.to_owned();
+        return match at.cert_file {
+            Some(file) => EtcdError::ClientCertificate { endpoint, file: file.to_owned(), what },
+            None => EtcdError::CertificateMissing { endpoint, what },
+        };
+    }
+    let closed = ["connection closed", "operation was canceled", "Broken pipe", "Connection reset"];
+    if endpoint.starts_with("https://") && closed.iter().any(|what| text.contains(what)) {
+        let file = at.cert_file.unwrap_or("no file, as none is set").to_owned();
+        return EtcdError::Closed { endpoint, file, what: text.to_owned() };
+    }
+    EtcdError::Unreachable { endpoint, what: text.to_owned() }
+}
+
+/// A change of what the cluster has in etcd was not made.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A request failed.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    /// A value cannot be read.
+    #[error(transparent)]
+    Record(#[from] super::records::RecordError),
+    /// This node may not write now.
+    #[error("this node's lease in etcd has run out: it registers again and writes nothing meanwhile")]
+    Fenced,
+    /// Others kept changing the same keys.
+    #[error("other nodes keep changing {0} in etcd: try again")]
+    Contended(String),
+}

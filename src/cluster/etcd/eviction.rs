@@ -1,0 +1,20 @@
+//! The value of `evictions/<node>/<client>`.
+
+use super::records::VALUE_VERSION;
+use crate::broker::ports::Epoch;
+use serde::{Deserialize, Serialize};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictionRecord {
+    v: u32,
+    /// The epoch that replaced the session.
+    pub epoch: Epoch,
+}
+
+impl EvictionRecord {
+    /// Replaced under `epoch`.
+    pub fn new(epoch: Epoch) -> EvictionRecord {
+        EvictionRecord { v: VALUE_VERSION, epoch }
+    }
+}

@@ -1,0 +1,248 @@
+//! What the leader does, every few seconds, each duty a bounded piece at a time:
+//!
+//! 1. *Fold chains of custody*: where a holder's own record names another holder that has it all, records name that one.
+//! 2. *Note who is gone*: `gone` in a custody record tells since when its holder has been away.
+//! 3. *Give up* what has been away for longer than `forget_after`, if that is set.
+//! 4. *Expire retained messages* whose time is up.
+//! 5. *Remove session records* of incarnations that were given up.
+//! 6. *Collect* custody records, routes and evictions that nothing refers to any more.
+//!
+//! Everything it writes compares its member key, its election key, and the records it was judged by. 5 and 6 are one pass over
+//! the sessions: see [`super::sweep`].
+
+use super::client::Etcd;
+use super::custody::{self, CHANGES_MAX, Change, Stored, giving_up, is_orphan, nested_successes};
+use super::election::Election;
+use super::error::StoreError;
+use super::fence::{exists_since, unchanged_since};
+use super::keys::Keys;
+use super::members::{Members, Node};
+use super::records::CustodyRecord;
+use super::sweep::{Guard, Sweep, Unused};
+use crate::broker::ports::{MemberId, Revision};
+use crate::clock::{self, Time};
+use etcd_client::{Txn, TxnOp};
+use hashbrown::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Pages of sessions looked at in one round.
+const PAGES_PER_ROUND: usize = 20;
+
+/// Retained messages expired in one round.
+const EXPIRED_PER_ROUND: usize = 1_000;
+
+/// How long after a pass over all sessions the next one may be for the same incarnations.
+const PASS_PAUSE: Duration = Duration::from_secs(600);
+
+/// Retained messages whose time is up: topics with the revision of the value that has expired, at most so many.
+pub type ExpiredRetained = Arc<dyn Fn(Time, usize) -> Vec<(Arc<str>, Revision)> + Send + Sync>;
+
+/// How a leader does its duties.
+pub struct LeaderOptions {
+    /// Between two rounds.
+    pub interval: Duration,
+    /// How long a node may be away before what it has is given up; `None` = for ever.
+    pub forget_after: Option<Duration>,
+    /// How long an incarnation that was adopted is kept, so that all nodes have seen who has it.
+    pub collect_after: Duration,
+    /// Retained messages that have expired, from this node's index.
+    pub expired: ExpiredRetained,
+}
+
+/// The leader's duties.
+pub struct Leader {
+    etcd: Etcd,
+    keys: Keys,
+    guard: Guard,
+    options: LeaderOptions,
+    sweep: Option<Sweep>,
+    /// Since when incarnations have been out of use, as far as this process has seen.
+    unused_since: HashMap<MemberId, Time>,
+    /// What the last pass was for, and when the next one for the same may be.
+    last_pass: (HashSet<MemberId>, Time),
+}
+
+/// What a round looks at.
+struct World {
+    members: Members,
+    custody: Vec<Stored>,
+    now: Time,
+}
+
+impl Leader {
+    /// Ready to do the duties of the winner of `election`.
+    pub fn new(etcd: &Etcd, keys: &Keys, election: &Election, options: LeaderOptions) -> Leader {
+        Leader {
+            etcd: etcd.clone(),
+            keys: keys.clone(),
+            guard: election.guard(),
+            options,
+            sweep: None,
+            unused_since: HashMap::new(),
+            last_pass: (HashSet::new(), Time(0)),
+        }
+    }
+
+    /// Does the duties for ever, whenever this process leads.
+    pub async fn run(mut self, election: Arc<Election>) {
+        let mut failing = false;
+        loop {
+            election.elected().await;
+            match self.round().await {
+                Ok(()) => failing = false,
+                Err(StoreError::Fenced) => self.sweep = None,
+                Err(error) => {
+                    self.sweep = None;
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "the leader's duties have to wait");
+                    }
+                }
+            }
+            tokio::time::sleep(self.options.interval).await;
+        }
+    }
+
+    /// Each duty once, bounded.
+    ///
+    /// # Errors
+    /// If etcd does not answer or this process does not lead; the next round goes on.
+    pub async fn round(&mut self) -> Result<(), StoreError> {
+        let mut world = self.look().await?;
+        let mut changed = self.change(folded(&world, &self.keys)).await?;
+        changed += self.change(gone(&world, &self.keys)).await?;
+        changed += self.change(self.too_long_gone(&world)).await?;
+        self.expire_retained(world.now).await?;
+        if changed > 0 {
+            world = self.look().await?;
+        }
+        self.sweep(&world).await
+    }
+
+    async fn look(&self) -> Result<World, StoreError> {
+        // Members are read first: whoever adopts meanwhile is judged by what was true before, and then finds its record changed.
+        let members = Members::read(&self.etcd, &self.keys).await?;
+        let custody = custody::read_all(&self.etcd, &self.keys).await?;
+        Ok(World { members, custody, now: clock::now() })
+    }
+
+    /// Writes what is still as read. Returns how many.
+    async fn change(&self, mut changes: Vec<Change>) -> Result<usize, StoreError> {
+        changes.truncate(CHANGES_MAX);
+        custody::write(&self.etcd, &self.keys, &self.guard, &changes).await
+    }
+
+    fn too_long_gone(&self, world: &World) -> Vec<Change> {
+        let Some(limit) = self.options.forget_after else { return Vec::new() };
+        let limit = limit.as_millis() as u64;
+        let over = |s: &&Stored| s.record.gone.is_some_and(|since| world.now.since_ms(Time(since)) > limit);
+        let orphans = world.custody.iter().filter(|s| !s.record.given_up && is_orphan(s, &world.members));
+        let log = |s: &&Stored| {
+            tracing::warn!(incarnation = %s.of, holder = %s.record.holder,
+                "gone for longer than cluster.forget_after: given up with all its sessions");
+        };
+        orphans.filter(over).inspect(log).map(|s| giving_up(s, &self.keys, &world.members)).collect()
+    }
+
+    async fn expire_retained(&self, now: Time) -> Result<(), StoreError> {
+        let expired = (self.options.expired)(now, EXPIRED_PER_ROUND);
+        let one = |(topic, revision): &(Arc<str>, Revision)| {
+            let key = self.keys.retained(topic);
+            let same = unchanged_since(&*key, i64::try_from(*revision).unwrap_or(0));
+            TxnOp::txn(Txn::new().when([same]).and_then([TxnOp::delete(key, None)]))
+        };
+        for chunk in expired.chunks(CHANGES_MAX) {
+            nested_successes(&self.etcd, &self.guard, chunk.iter().map(one).collect()).await?;
+        }
+        Ok(())
+    }
+
+    async fn sweep(&mut self, world: &World) -> Result<(), StoreError> {
+        if self.sweep.is_none() {
+            self.sweep = self.begin_pass(world).await?;
+        }
+        let Some(mut sweep) = self.sweep.take() else { return Ok(()) };
+        for _ in 0..PAGES_PER_ROUND {
+            if sweep.step(&self.etcd, &self.keys, &self.guard).await? {
+                return Ok(());
+            }
+        }
+        self.sweep = Some(sweep);
+        Ok(())
+    }
+
+    /// A pass over all sessions, if there is a reason for one.
+    async fn begin_pass(&mut self, world: &World) -> Result<Option<Sweep>, StoreError> {
+        let unused = self.unused(world);
+        let given_up = world.custody.iter().filter(|s| s.record.given_up);
+        let reasons: HashSet<_> =
+            unused.iter().map(|u| &u.stored).chain(given_up).map(|s| s.of.clone()).collect();
+        if reasons.is_empty() || (reasons == self.last_pass.0 && world.now < self.last_pass.1) {
+            return Ok(None);
+        }
+        self.last_pass = (reasons, world.now.plus_ms(PASS_PAUSE.as_millis() as u64));
+        Sweep::begin(&self.etcd, &self.keys, unused).await.map(Some)
+    }
+
+    /// Incarnations that may go if no session refers to them: those that a live process has adopted, and those of a live node
+    /// that has lost the journal. Nothing of a node that is gone: its journal may still have use for them.
+    fn unused(&mut self, world: &World) -> Vec<Unused> {
+        let held: HashSet<_> =
+            world.custody.iter().filter(|s| s.of != s.record.holder).map(|s| &s.record.holder).collect();
+        let judge = |s: &Stored| {
+            let in_use = world.members.is_live(&s.of) || held.contains(&s.of) || s.record.given_up;
+            let adopted = s.record.merged && world.members.is_live(&s.record.holder);
+            let lost = s.of.node == s.record.holder.node
+                && matches!(world.members.node(&s.of.node), Node::Live { .. })
+                && is_orphan(s, &world.members);
+            (!in_use && (adopted || lost)).then(|| Unused { stored: s.clone(), lost })
+        };
+        let mut unused: Vec<_> = world.custody.iter().filter_map(judge).collect();
+        self.unused_since.retain(|of, _| unused.iter().any(|u| u.stored.of == *of));
+        let wait = self.options.collect_after.as_millis() as u64;
+        unused.retain(|u| {
+            let since = *self.unused_since.entry(u.stored.of.clone()).or_insert(world.now);
+            world.now.since_ms(since) >= wait
+        });
+        unused
+    }
+}
+
+/// Duty 1. The holder's own record must be as read.
+fn folded(world: &World, keys: &Keys) -> Vec<Change> {
+    let records: HashMap<_, _> = world.custody.iter().map(|s| (&s.of, s)).collect();
+    let fold = |stored: &Stored| {
+        let through = records.get(&stored.record.holder)?;
+        let whole = through.record.merged && !through.record.given_up;
+        if stored.record.given_up || through.of == through.record.holder || !whole {
+            return None;
+        }
+        let record = CustodyRecord {
+            holder: through.record.holder.clone(),
+            journal: through.record.journal,
+            ..stored.record.clone()
+        };
+        let also = vec![unchanged_since(keys.custody(&through.of), through.revision)];
+        Some(Change { stored: stored.clone(), record, also })
+    };
+    world.custody.iter().filter_map(fold).collect()
+}
+
+/// Duty 2. The member key must be as read.
+fn gone(world: &World, keys: &Keys) -> Vec<Change> {
+    let judge = |stored: &Stored| {
+        let holder = &stored.record.holder;
+        let gone = !world.members.is_live(holder);
+        if stored.record.given_up || gone == stored.record.gone.is_some() {
+            return None;
+        }
+        let created = match world.members.node(&holder.node) {
+            Node::Absent => 0,
+            Node::Live { created, .. } => created,
+        };
+        let record = CustodyRecord { gone: gone.then_some(world.now.as_millis()), ..stored.record.clone() };
+        let also = vec![exists_since(keys.member(&holder.node), created)];
+        Some(Change { stored: stored.clone(), record, also })
+    };
+    world.custody.iter().filter_map(judge).collect()
+}

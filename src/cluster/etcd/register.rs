@@ -1,0 +1,235 @@
+//! The first registration of a process: its node ID must be free, or held by an earlier process with the same journal.
+
+use super::client::Etcd;
+use super::error::{EtcdError, StoreError};
+use super::fence::exists_since;
+use super::keys::Keys;
+use super::member::{ATTEMPTS, incarnation};
+use super::records::{self, CustodyRecord, MemberRecord};
+use crate::broker::ports::{Incarnation, MemberId};
+use crate::clock::{self, Time};
+use etcd_client::{KeyValue, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse};
+use std::time::Duration;
+
+/// Between two looks at a registration that may be a dead process's.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How long after its lease's time a registration must be there still to be taken for a live one: etcd removes expired
+/// leases twice a second.
+const SLACK: Duration = Duration::from_millis(2_000);
+
+/// A process cannot register.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// The node ID is taken.
+    #[error(
+        "node.id {node:?} is in use: a process with another journal is registered as {node} in etcd (incarnation \
+         {incarnation}, peers reach it at {peer}, clients at {mqtt}, HTTP at {http}) and keeps its lease alive. Give each \
+         broker a node.id of its own; if that process is a left-over, stop it and start this one again"
+    )]
+    Clash {
+        /// The node.
+        node: String,
+        /// Its incarnation.
+        incarnation: Incarnation,
+        /// Where other nodes reach it.
+        peer: String,
+        /// Where clients reach it.
+        mqtt: String,
+        /// Where its admin HTTP listens.
+        http: String,
+    },
+    /// The lease ran out in the middle.
+    #[error("etcd was too slow: the lease ran out before node {0} was registered. Start it again")]
+    TooSlow(String),
+    /// A request failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<EtcdError> for RegisterError {
+    fn from(error: EtcdError) -> RegisterError {
+        RegisterError::Store(error.into())
+    }
+}
+
+/// What a registration is.
+pub(super) struct Registered {
+    /// The lease.
+    pub lease: i64,
+    /// When the last answered sign of life was sent.
+    pub sent: Time,
+    /// The member key's create-revision.
+    pub incarnation: Incarnation,
+    /// The member record as it is in etcd.
+    pub record: MemberRecord,
+}
+
+/// A new lease, and when it was asked for.
+pub(super) async fn grant(etcd: &Etcd) -> Result<(i64, Time), EtcdError> {
+    let ttl = i64::try_from(etcd.options().lease_ttl.as_secs()).unwrap_or(i64::MAX).max(1);
+    let limit = etcd.options().request_timeout;
+    let mut tries = 1;
+    loop {
+        let sent = clock::now();
+        match etcd.lease(limit, |mut leases| async move { leases.grant(ttl, None).await }).await {
+            Ok(answer) => return Ok((answer.id(), sent)),
+            Err(e) if e.is_endpoint() && tries < etcd.members() => tries += 1,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Revokes a lease; one that is gone already is fine.
+pub(super) async fn revoke(etcd: &Etcd, lease: i64) -> Result<(), EtcdError> {
+    let limit = etcd.options().request_timeout;
+    let mut tries = 1;
+    loop {
+        match etcd.lease(limit, |mut leases| async move { leases.revoke(lease).await }).await {
+            Ok(_) | Err(EtcdError::LeaseGone { .. }) => return Ok(()),
+            Err(e) if e.is_endpoint() && tries < etcd.members() => tries += 1,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Registers a process. The record's incarnation is filled in.
+pub(super) async fn register(
+    etcd: &Etcd,
+    keys: &Keys,
+    node: &str,
+    record: MemberRecord,
+) -> Result<Registered, RegisterError> {
+    let (lease, sent) = grant(etcd).await?;
+    let outcome = enter(etcd, keys, node, record, lease).await;
+    match outcome {
+        Ok((incarnation, record)) => Ok(Registered { lease, sent, incarnation, record }),
+        Err(e) => {
+            // Not left to run out: the next attempt should not have to wait for it.
+            if let Err(error) = revoke(etcd, lease).await {
+                tracing::debug!(%error, "a lease is left to run out");
+            }
+            Err(e)
+        }
+    }
+}
+
+/// Both transactions of a registration.
+async fn enter(
+    etcd: &Etcd,
+    keys: &Keys,
+    node: &str,
+    mut record: MemberRecord,
+    lease: i64,
+) -> Result<(Incarnation, MemberRecord), RegisterError> {
+    let created = take_key(etcd, keys, node, &record, lease).await?;
+    let me = MemberId { node: node.into(), incarnation: incarnation(created) };
+    record.incarnation = Some(me.incarnation);
+    let member = keys.member(node);
+    let puts = [
+        TxnOp::put(keys.custody(&me), records::write(&CustodyRecord::own(&me, record.journal)), None),
+        TxnOp::put(&*member, records::write(&record), Some(PutOptions::new().with_lease(lease))),
+    ];
+    let txn = Txn::new().when([exists_since(&*member, created)]).and_then(puts);
+    let mut attempts = 1;
+    loop {
+        match etcd.txn(txn.clone()).await {
+            Ok(answer) if answer.succeeded() => return Ok((me.incarnation, record)),
+            Ok(_) => return Err(RegisterError::TooSlow(node.to_owned())),
+            Err(e) if e.is_endpoint() && attempts < ATTEMPTS => attempts += 1,
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Makes the member key, when it is free. Returns its create-revision.
+async fn take_key(
+    etcd: &Etcd,
+    keys: &Keys,
+    node: &str,
+    record: &MemberRecord,
+    lease: i64,
+) -> Result<i64, RegisterError> {
+    let key = keys.member(node);
+    let put = TxnOp::put(&*key, records::write(record), Some(PutOptions::new().with_lease(lease)));
+    let get = TxnOp::get(&*key, None);
+    let txn = Txn::new().when([exists_since(&*key, 0)]).and_then([put]).or_else([get]);
+    let mut attempts = 1;
+    loop {
+        let answer = match etcd.txn(txn.clone()).await {
+            Err(e) if e.is_endpoint() && attempts < ATTEMPTS => {
+                attempts += 1;
+                continue;
+            }
+            answer => answer?,
+        };
+        if answer.succeeded() {
+            return Ok(answer.header().map_or(0, ResponseHeader::revision));
+        }
+        let found = answer.op_responses().into_iter().find_map(|op| match op {
+            TxnOpResponse::Get(get) => get.kvs().first().cloned(),
+            _ => None,
+        });
+        let Some(other) = found else { continue };
+        if other.lease() == lease {
+            // An attempt whose answer was lost.
+            return Ok(other.create_revision());
+        }
+        let theirs: MemberRecord = records::read(other.key(), other.value()).map_err(StoreError::from)?;
+        if theirs.journal == record.journal {
+            tracing::info!(node, "an earlier process of this node is still listed: its lease is revoked");
+            revoke(etcd, other.lease()).await?;
+        } else {
+            outlive(etcd, node, &other, &theirs, lease).await?;
+        }
+    }
+}
+
+/// Waits until the lease of another process's registration has run out. A live process renews it: that is a clash.
+async fn outlive(
+    etcd: &Etcd,
+    node: &str,
+    other: &KeyValue,
+    record: &MemberRecord,
+    mine: i64,
+) -> Result<(), RegisterError> {
+    let clash = || RegisterError::Clash {
+        node: node.to_owned(),
+        incarnation: record.incarnation.unwrap_or_else(|| incarnation(other.create_revision())),
+        peer: record.peer.clone(),
+        mqtt: record.mqtt.clone(),
+        http: record.http.clone().unwrap_or_else(|| "none".to_owned()),
+    };
+    let mut least = i64::MAX;
+    let mut deadline = None;
+    loop {
+        let Some(left) = time_to_live(etcd, other.lease()).await? else { return Ok(()) };
+        // It must not run out while this one waits.
+        let limit = etcd.options().request_timeout;
+        etcd.lease(limit, |mut leases| async move { leases.keep_alive(mine).await }).await?;
+        let wait = Duration::from_secs(u64::try_from(left).unwrap_or(0)) + SLACK;
+        let deadline = *deadline.get_or_insert_with(|| {
+            tracing::info!(
+                node,
+                ?wait,
+                "another process is listed as this node: waiting whether its lease runs out"
+            );
+            clock::now().plus_ms(wait.as_millis() as u64)
+        });
+        if left > least || clock::now() > deadline {
+            return Err(clash());
+        }
+        least = left;
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Seconds that a lease has left; `None` if it is gone.
+async fn time_to_live(etcd: &Etcd, lease: i64) -> Result<Option<i64>, EtcdError> {
+    let limit = etcd.options().request_timeout;
+    match etcd.lease(limit, |mut leases| async move { leases.time_to_live(lease, None).await }).await {
+        Ok(answer) => Ok((answer.ttl() >= 0).then(|| answer.ttl())),
+        Err(EtcdError::LeaseGone { .. }) => Ok(None),
+        Err(e) => Err(e),
+    }
+}

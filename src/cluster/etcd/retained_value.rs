@@ -1,0 +1,137 @@
+//! The value of `retained/<topic>`: the message as JSON that a person can read.
+
+use crate::broker::ports::{MessageId, RetainedRecord};
+use crate::clock::Time;
+use crate::mqtt::message::Parts;
+use crate::mqtt::{Message, QoS};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// The version of the format written here.
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Value<'a> {
+    v: u32,
+    /// The incarnation and number of the update that wrote it.
+    id: (u64, u64),
+    qos: u8,
+    /// The payload, if it is UTF-8 …
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    text: Option<Cow<'a, str>>,
+    /// … else in base64.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    base64: Option<Cow<'a, str>>,
+    /// Properties as on the wire, base64.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    properties: Option<Cow<'a, str>>,
+    /// Milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires: Option<u64>,
+}
+
+/// The value for an update of a topic.
+pub fn encode(message: &Message, id: MessageId) -> Vec<u8> {
+    let text = std::str::from_utf8(message.payload()).ok();
+    let bytes = |bytes: &[u8]| Cow::<str>::Owned(STANDARD.encode(bytes));
+    let value = Value {
+        v: VERSION,
+        id: (id.origin, id.seq),
+        qos: message.qos() as u8,
+        text: text.map(Cow::Borrowed),
+        base64: text.is_none().then(|| bytes(message.payload())),
+        properties: (!message.properties().is_empty()).then(|| bytes(message.properties())),
+        expires: message.expires_at().map(Time::as_millis),
+    };
+    // Fails for maps with keys that are no strings only.
+    serde_json::to_vec(&value).unwrap_or_default()
+}
+
+/// Reads the value of `topic`.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn decode(topic: &str, value: &[u8]) -> Result<RetainedRecord, String> {
+    let value: Value<'_> = serde_json::from_slice(value).map_err(|e| e.to_string())?;
+    if value.v != VERSION {
+        return Err(format!("version {} of a retained message; this release reads {VERSION}", value.v));
+    }
+    let bytes = |text: Option<Cow<'_, str>>| match text {
+        Some(text) => STANDARD.decode(text.as_bytes()).map_err(|e| e.to_string()),
+        None => Ok(Vec::new()),
+    };
+    let payload = match value.text {
+        Some(text) => text.into_owned().into_bytes(),
+        None => bytes(value.base64)?,
+    };
+    let properties = bytes(value.properties)?;
+    let qos = QoS::from_bits(value.qos).ok_or_else(|| format!("QoS {}", value.qos))?;
+    let message = Message::new(Parts {
+        topic,
+        payload: &payload,
+        properties: &properties,
+        qos,
+        retain: true,
+        expires_at: value.expires.map(Time),
+    });
+    Ok(RetainedRecord { message, id: MessageId { origin: value.id.0, seq: value.id.1 } })
+}
+
+/// The update that wrote a value, without reading the message; `None` if that cannot be told.
+pub fn id_of(value: &[u8]) -> Option<MessageId> {
+    #[derive(Deserialize)]
+    struct Id {
+        id: (u64, u64),
+    }
+    let Id { id } = serde_json::from_slice(value).ok()?;
+    Some(MessageId { origin: id.0, seq: id.1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(payload: &[u8], properties: &[u8], expires_at: Option<Time>) -> Message {
+        Message::new(Parts {
+            topic: "a/b",
+            payload,
+            properties,
+            qos: QoS::AtLeastOnce,
+            retain: true,
+            expires_at,
+        })
+    }
+
+    #[test]
+    fn a_value_reads_as_written() {
+        let id = MessageId { origin: 9, seq: u64::MAX };
+        for (payload, expires) in
+            [(&b"21.5 \xC2\xB0C"[..], None), (&[0xFF, 0, 7][..], Some(Time(99))), (b"", None)]
+        {
+            let message = message(payload, &[1, 1], expires);
+            let value = encode(&message, id);
+            assert_eq!(id_of(&value), Some(id));
+            assert_eq!(decode("a/b", &value).unwrap(), RetainedRecord { message, id });
+        }
+        let readable = encode(&message(b"on", &[], None), id);
+        assert_eq!(
+            std::str::from_utf8(&readable).unwrap(),
+            r#"{"v":1,"id":[9,18446744073709551615],"qos":1,"text":"on"}"#
+        );
+    }
+
+    #[test]
+    fn what_is_no_value_is_refused_in_words() {
+        for bad in [
+            "",
+            "{}",
+            r#"{"v":2,"id":[1,2],"qos":0}"#,
+            r#"{"v":1,"id":[1,2],"qos":3}"#,
+            r#"{"v":1,"id":[1,2],"qos":0,"base64":"?"}"#,
+        ] {
+            assert!(!decode("t", bad.as_bytes()).unwrap_err().is_empty());
+        }
+    }
+}

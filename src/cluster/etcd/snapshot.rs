@@ -1,0 +1,117 @@
+//! Reads all keys of the cluster as they were at one revision, page by page.
+
+use super::client::Etcd;
+use super::decode::RawEvent;
+use super::error::EtcdError;
+use crate::broker::ports::Revision;
+use bytes::Bytes;
+use etcd_client::GetOptions;
+
+/// Keys of the first page; the next ones are as large as [`PAGE_BYTES`] allows.
+const FIRST_PAGE: usize = 256;
+
+/// Keys of a page, at most.
+pub const PAGE_KEYS_MAX: usize = 10_000;
+
+/// Bytes of a page to aim at.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// etcd did not answer.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    /// The revision was compacted while its pages were read.
+    #[error("etcd compacted revision {0} while it was read")]
+    Compacted(Revision),
+}
+
+/// Reads all keys that begin with `prefix`, in order, and hands them to `page`. Returns the revision that all of them are of.
+///
+/// # Errors
+/// Some pages may have been handed over by then.
+pub async fn read(
+    etcd: &Etcd,
+    prefix: &str,
+    mut page: impl FnMut(Vec<RawEvent>),
+) -> Result<Revision, SnapshotError> {
+    let end = end_of(prefix.as_bytes());
+    let mut from = prefix.as_bytes().to_vec();
+    let mut revision: Option<i64> = None;
+    let mut limit = FIRST_PAGE;
+    loop {
+        let options = GetOptions::new()
+            .with_range(end.clone())
+            .with_limit(limit as i64)
+            .with_revision(revision.unwrap_or(0));
+        let mut response = match etcd.get(from.clone(), Some(options)).await {
+            Ok(response) => response,
+            Err(EtcdError::Other { what, .. }) if what.contains("compacted") => {
+                return Err(SnapshotError::Compacted(revision.unwrap_or(0) as Revision));
+            }
+            Err(EtcdError::Other { what, .. }) if limit > 1 && what.contains("message length too large") => {
+                limit /= 4;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let header = response.header().map_or(0, |header| header.revision());
+        revision.get_or_insert(header);
+        let more = response.more();
+        let events: Vec<RawEvent> =
+            response.take_kvs().into_iter().map(|kv| raw_event!(kv.0, false)).collect();
+        if let Some(last) = events.last() {
+            from = [&last.key[..], &[0]].concat();
+            let bytes: usize = events.iter().map(size).sum();
+            limit = (PAGE_BYTES / (bytes / events.len()).max(1)).clamp(1, PAGE_KEYS_MAX).min(limit * 8);
+        }
+        let done = !more || events.is_empty();
+        page(events);
+        if done {
+            return Ok(revision.unwrap_or(header) as Revision);
+        }
+    }
+}
+
+fn size(event: &RawEvent) -> usize {
+    event.key.len() + event.value.as_ref().map_or(0, Bytes::len)
+}
+
+/// The first key that does not begin with `prefix`.
+pub fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0]
+}
+
+macro_rules! raw_event {
+    ($kv:expr, $deleted:expr) => {{
+        let kv = $kv;
+        let value = (!$deleted).then(|| bytes::Bytes::from(kv.value));
+        RawEvent {
+            key: bytes::Bytes::from(kv.key),
+            value,
+            revision: kv.mod_revision as crate::broker::ports::Revision,
+            created: kv.create_revision as crate::broker::ports::Revision,
+        }
+    }};
+}
+pub(super) use raw_event;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix() {
+        assert_eq!(end_of(b"/a/"), b"/a0");
+        assert_eq!(end_of(b"a\xff\xff"), b"b");
+        assert_eq!(end_of(b"\xff"), b"\0");
+    }
+}

@@ -1,0 +1,178 @@
+//! One pass over all session records: removes those of incarnations that were given up (and those without state behind the
+//! connection whose journal is lost), finds incarnations that no record
+//! refers to, and then collects what both have left in etcd.
+
+use super::client::Etcd;
+use super::custody::{self, CHANGES_MAX, Stored, nested_successes};
+use super::error::StoreError;
+use super::fence::{exists_since, unchanged_since};
+use super::keys::{Key, Keys};
+use super::records::{self, SessionRecord};
+use super::scan::Scan;
+use crate::broker::ports::MemberId;
+use etcd_client::{Compare, DeleteOptions, KeyValue, Txn, TxnOp};
+use hashbrown::{HashMap, HashSet};
+
+/// What every transaction compares; `None` = nothing may be written now.
+pub type Guard = Box<dyn Fn() -> Option<Vec<Compare>> + Send + Sync>;
+
+/// A custody record that may go if no session refers to the incarnation.
+pub struct Unused {
+    /// The record.
+    pub stored: Stored,
+    /// Its journal is lost: its sessions without state behind the connection are over.
+    pub lost: bool,
+}
+
+/// See the module.
+pub struct Sweep {
+    /// The custody records as they were before the first session was read: an incarnation that registers again rewrites its
+    /// record, and then nothing of it is removed.
+    custody: HashMap<MemberId, Stored>,
+    /// To be collected if no session refers to them.
+    unused: HashSet<MemberId>,
+    /// Those of them whose journal is lost.
+    lost: HashSet<MemberId>,
+    scan: Scan,
+    removed: usize,
+}
+
+impl Sweep {
+    /// Begins a pass. `unused` are custody records that may go if no session refers to them.
+    ///
+    /// # Errors
+    /// If etcd does not answer.
+    pub async fn begin(etcd: &Etcd, keys: &Keys, unused: Vec<Unused>) -> Result<Sweep, StoreError> {
+        let mut all: HashMap<_, _> = HashMap::new();
+        for stored in custody::read_all(etcd, keys).await? {
+            all.insert(stored.of.clone(), stored);
+        }
+        // Whoever changed a record since it was judged has a reason.
+        let same = |u: &&Unused| all.get(&u.stored.of).is_some_and(|now| now.revision == u.stored.revision);
+        let of = |u: &Unused| u.stored.of.clone();
+        let lost = unused.iter().filter(same).filter(|u| u.lost).map(of).collect();
+        let unused = unused.iter().filter(same).map(of).collect();
+        Ok(Sweep { custody: all, unused, lost, scan: Scan::new(keys.sessions()), removed: 0 })
+    }
+
+    /// Session records removed so far.
+    pub fn removed(&self) -> usize {
+        self.removed
+    }
+
+    /// Goes on by one page of sessions, or by the collection after the last one. Returns whether the pass is over.
+    ///
+    /// # Errors
+    /// If etcd does not answer or nothing may be written; the pass is to be begun again.
+    pub async fn step(&mut self, etcd: &Etcd, keys: &Keys, guard: &Guard) -> Result<bool, StoreError> {
+        let Some(page) = self.scan.page(etcd).await? else {
+            self.collect(etcd, keys, guard).await?;
+            return Ok(true);
+        };
+        let removals: Vec<_> = page.iter().filter_map(|kv| self.judge(keys, kv)).collect();
+        for chunk in removals.chunks(CHANGES_MAX) {
+            self.removed += nested_successes(etcd, guard, chunk.to_vec()).await?;
+        }
+        Ok(false)
+    }
+
+    /// The transaction that removes a session record, if it is to go.
+    fn judge(&mut self, keys: &Keys, kv: &KeyValue) -> Option<TxnOp> {
+        let SessionRecord { owner, expiry, .. } = match records::read(kv.key(), kv.value()) {
+            Ok(record) => record,
+            Err(e) => {
+                tracing::warn!(error = %e, "a session's record is left as it is");
+                return None;
+            }
+        };
+        let over = expiry == 0 && self.lost.contains(&owner);
+        if !over {
+            self.unused.remove(&owner);
+        }
+        let custody = keys.custody(&owner);
+        let still = match self.custody.get(&owner) {
+            Some(stored) if stored.record.given_up || over => unchanged_since(custody, stored.revision),
+            Some(_) => return None,
+            None => exists_since(custody, 0),
+        };
+        let same = unchanged_since(kv.key(), kv.mod_revision());
+        let delete = TxnOp::delete(kv.key(), None);
+        Some(TxnOp::txn(Txn::new().when([still, same]).and_then([delete])))
+    }
+
+    /// Removes the routes and the custody record of every incarnation that nothing refers to, and the evictions of nodes of
+    /// which nothing is left.
+    async fn collect(&mut self, etcd: &Etcd, keys: &Keys, guard: &Guard) -> Result<(), StoreError> {
+        let goes = |s: &&Stored| s.record.given_up || self.unused.contains(&s.of);
+        let going: Vec<_> = self.custody.values().filter(goes).cloned().collect();
+        let one = |stored: &Stored| {
+            let key = keys.custody(&stored.of);
+            let when = [unchanged_since(&*key, stored.revision)];
+            let prefix = Some(DeleteOptions::new().with_prefix());
+            let pages = TxnOp::delete(keys.routes_of(&stored.of), prefix);
+            TxnOp::txn(Txn::new().when(when).and_then([pages, TxnOp::delete(key, None)]))
+        };
+        for chunk in going.chunks(CHANGES_MAX / 2) {
+            nested_successes(etcd, guard, chunk.iter().map(one).collect()).await?;
+        }
+        for stored in &going {
+            tracing::info!(incarnation = %stored.of, given_up = stored.record.given_up, "collected an incarnation");
+            self.custody.remove(&stored.of);
+        }
+        self.collect_routes(etcd, keys, guard).await?;
+        self.collect_evictions(etcd, keys, guard).await
+    }
+
+    /// Removes route pages of incarnations without a custody record.
+    async fn collect_routes(&self, etcd: &Etcd, keys: &Keys, guard: &Guard) -> Result<(), StoreError> {
+        let owner = |kv: &KeyValue| match keys.parse(kv.key()) {
+            Some(Key::Routes { of, .. }) => Some(of),
+            _ => None,
+        };
+        let known = |of: &MemberId| self.custody.contains_key(of);
+        let lost = key_owners(etcd, keys.routes(), owner, known).await?;
+        let one = |of: &MemberId| {
+            let delete = TxnOp::delete(keys.routes_of(of), Some(DeleteOptions::new().with_prefix()));
+            TxnOp::txn(Txn::new().when([exists_since(keys.custody(of), 0)]).and_then([delete]))
+        };
+        for chunk in lost.chunks(CHANGES_MAX) {
+            nested_successes(etcd, guard, chunk.iter().map(one).collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes evictions of nodes that have neither a member nor a custody record.
+    async fn collect_evictions(&self, etcd: &Etcd, keys: &Keys, guard: &Guard) -> Result<(), StoreError> {
+        let node = |kv: &KeyValue| match keys.parse(kv.key()) {
+            Some(Key::Eviction { node, .. }) => Some(node),
+            _ => None,
+        };
+        let known = |node: &std::sync::Arc<str>| self.custody.keys().any(|of| of.node == *node);
+        let lost = key_owners(etcd, keys.evictions(), node, known).await?;
+        let one = |node: &std::sync::Arc<str>| {
+            let absent = exists_since(keys.member(node), 0);
+            let none = exists_since(keys.custodies_of(node), 0).with_prefix();
+            let delete = TxnOp::delete(keys.evictions_of(node), Some(DeleteOptions::new().with_prefix()));
+            TxnOp::txn(Txn::new().when([absent, none]).and_then([delete]))
+        };
+        for chunk in lost.chunks(CHANGES_MAX) {
+            nested_successes(etcd, guard, chunk.iter().map(one).collect()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whom the keys below `prefix` belong to, those known left out.
+async fn key_owners<T: Eq + std::hash::Hash>(
+    etcd: &Etcd,
+    prefix: String,
+    owner: impl Fn(&KeyValue) -> Option<T>,
+    known: impl Fn(&T) -> bool,
+) -> Result<Vec<T>, StoreError> {
+    let mut found = HashSet::new();
+    let mut scan = Scan::keys_only(prefix);
+    while let Some(page) = scan.page(etcd).await? {
+        found.extend(page.iter().filter_map(&owner).filter(|owner| !known(owner)));
+    }
+    Ok(found.into_iter().collect())
+}

@@ -1,0 +1,204 @@
+//! The queue alone, against what it promises.
+
+use super::*;
+use crate::broker::ports::{MemberId, MessageId};
+use crate::cluster::peers::proto::{Exception, Range};
+use crate::mqtt::message::Parts;
+use crate::mqtt::{Message, QoS};
+
+fn frame(seq: u64) -> Frame {
+    let qos = if seq == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+    let message = Message::new(Parts {
+        topic: "t",
+        payload: &seq.to_be_bytes(),
+        properties: &[],
+        qos,
+        retain: false,
+        expires_at: None,
+    });
+    Frame { id: (seq > 0).then_some(id(seq)), matched_at: 1, direct: true, groups: Vec::new(), message }
+}
+
+fn id(seq: u64) -> MessageId {
+    MessageId { origin: 7, seq }
+}
+
+fn queue() -> Queue {
+    Queue::new(&PeerOptions::default(), None)
+}
+
+fn report(applied: u64) -> Report {
+    Report { applied, ..Report::default() }
+}
+
+/// What is sent: sequence numbers with positions, QoS 0 as 0, reports as their revision.
+#[derive(Debug, PartialEq)]
+enum Sent {
+    Frame(u64, u64),
+    Loose,
+    Report(u64),
+}
+
+fn take(queue: &mut Queue) -> Vec<Sent> {
+    let mut sent = Vec::new();
+    while let Some(batch) = queue.take(Time(1000)) {
+        let mut position = batch.message.first_position;
+        for frame in batch.message.frames {
+            let Some(id) = frame.id else {
+                sent.push(Sent::Loose);
+                continue;
+            };
+            position += u64::from(frame.skipped);
+            sent.push(Sent::Frame(id.seq, position));
+            position += 1;
+        }
+        sent.extend(batch.message.report.map(|r| Sent::Report(r.applied)));
+    }
+    sent
+}
+
+fn accept(queue: &mut Queue, first: u64, count: u64) -> Vec<u64> {
+    let batch = proto::AnswerBatch { accepted: vec![Range { first, count }], ..Default::default() };
+    queue.answered(batch).into_iter().map(|(id, _)| id.seq).collect()
+}
+
+#[test]
+fn what_is_not_answered_comes_again_first_and_the_latest_report_after_it() {
+    let mut queue = queue();
+    queue.open();
+    queue.push(frame(1));
+    queue.report(&report(10));
+    queue.push(frame(2));
+    queue.push(frame(3));
+    assert_eq!(take(&mut queue), [Sent::Frame(1, 1), Sent::Report(10), Sent::Frame(2, 2), Sent::Frame(3, 3)]);
+    assert_eq!(accept(&mut queue, 2, 1), [2]);
+    queue.close();
+    queue.push(frame(4));
+    queue.report(&report(11));
+    queue.report(&report(12));
+    assert_eq!((queue.unanswered(), queue.queued()), (0, 3));
+    assert_eq!(queue.open(), 2);
+    queue.push(frame(5));
+    assert_eq!(
+        take(&mut queue),
+        [Sent::Frame(1, 1), Sent::Frame(3, 3), Sent::Frame(4, 4), Sent::Report(12), Sent::Frame(5, 5)]
+    );
+    assert_eq!((queue.unanswered(), queue.queued()), (4, 0));
+    assert_eq!(accept(&mut queue, 1, 5), [1, 3, 4, 5]);
+    assert_eq!(accept(&mut queue, 1, 5), [0; 0], "answered once");
+}
+
+#[test]
+fn reports_give_way_to_later_ones_only_side_by_side() {
+    let mut queue = queue();
+    queue.open();
+    queue.report(&report(1));
+    queue.report(&report(2));
+    queue.push(frame(0));
+    queue.report(&report(3));
+    queue.report(&report(4));
+    assert_eq!(take(&mut queue), [Sent::Report(2), Sent::Loose, Sent::Report(4)]);
+}
+
+#[test]
+fn a_cancelled_frame_is_not_sent_and_its_answer_is_void() {
+    let mut queue = queue();
+    queue.open();
+    for seq in 1..=4 {
+        queue.push(frame(seq));
+    }
+    queue.cancel(id(2));
+    queue.cancel(id(9));
+    assert_eq!(take(&mut queue), [Sent::Frame(1, 1), Sent::Frame(3, 3), Sent::Frame(4, 4)]);
+    queue.cancel(id(3));
+    assert_eq!((queue.unanswered(), queue.queued()), (2, 0));
+    assert_eq!(accept(&mut queue, 1, 4), [1, 4]);
+}
+
+#[test]
+fn frames_without_id_are_dropped_while_closed_and_beyond_their_limits() {
+    let options = PeerOptions { queued_frames_max: 2, ..PeerOptions::default() };
+    let mut queue = Queue::new(&options, None);
+    assert!(!queue.push(frame(0)));
+    queue.open();
+    assert!(queue.push(frame(0)) && queue.push(frame(0)) && !queue.push(frame(0)));
+    assert!(queue.push(frame(1)), "one with an ID is always kept");
+    assert_eq!(queue.close(), 2);
+    queue.open();
+    assert_eq!(take(&mut queue), [Sent::Frame(1, 1)]);
+    let small = PeerOptions { queued_bytes_max: 10, ..PeerOptions::default() };
+    let mut queue = Queue::new(&small, None);
+    queue.open();
+    assert!(!queue.push(frame(0)));
+}
+
+#[test]
+fn batches_have_limits() {
+    let mut queue = queue();
+    queue.open();
+    for seq in 1..=(BATCH_FRAMES_MAX as u64 + 1) {
+        queue.push(frame(seq));
+    }
+    assert_eq!(queue.take(Time(1)).unwrap().message.frames.len(), BATCH_FRAMES_MAX);
+    assert_eq!(queue.take(Time(1)).unwrap().message.frames.len(), 1);
+    assert!(queue.take(Time(1)).is_none());
+}
+
+#[test]
+fn exceptions_and_what_was_never_sent() {
+    let mut queue = queue();
+    queue.open();
+    queue.push(frame(1));
+    take(&mut queue);
+    queue.push(frame(2));
+    assert_eq!(accept(&mut queue, 1, u64::MAX), [1], "only what was sent can be answered");
+    take(&mut queue);
+    let answer = Some(exception::Answer::Moved(77));
+    let batch = proto::AnswerBatch {
+        exceptions: vec![Exception { position: 2, answer }],
+        ..proto::AnswerBatch::default()
+    };
+    assert_eq!(queue.answered(batch), [(id(2), Answer::Moved(77))]);
+}
+
+#[test]
+fn a_message_travels_unharmed_and_its_expiry_does_not_depend_on_clocks() {
+    let message = Message::new(Parts {
+        topic: "a/ü",
+        payload: b"payload",
+        properties: &[1, 0],
+        qos: QoS::ExactlyOnce,
+        retain: true,
+        expires_at: Some(Time(5_000)),
+    });
+    let groups = vec![crate::broker::ports::GroupTry { name: "$share/g/f".into(), queue: true }];
+    let frame = Frame { id: Some(id(3)), matched_at: 8, direct: false, groups, message: message.clone() };
+    let sent = wire::frame(&frame, 0, Time(2_000));
+    let read = wire::read_frame(sent.clone(), Time(100_000)).unwrap();
+    assert_eq!(read.message.expires_at(), Some(Time(103_000)));
+    let same = wire::read_frame(sent.clone(), Time(2_000)).unwrap();
+    assert_eq!((same.message, same.id, same.matched_at, same.direct), (message, frame.id, 8, false));
+    assert_eq!(same.groups, frame.groups);
+    for wrong in [
+        proto::Frame { body: bytes::Bytes::from_static(&[0]), ..sent.clone() },
+        proto::Frame { body: bytes::Bytes::from_static(&[0, 9, b'a']), ..sent.clone() },
+        proto::Frame { body: bytes::Bytes::from_static(&[0, 1, 0xFF]), payload_len: 0, ..sent.clone() },
+        proto::Frame { payload_len: u32::MAX, ..sent.clone() },
+        proto::Frame { qos: 3, ..sent.clone() },
+    ] {
+        assert!(wire::read_frame(wrong.clone(), Time(1)).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_report_travels_whole() {
+    let report = Report {
+        applied: 9,
+        low_water: 4,
+        settled: vec![("b".into(), 7)],
+        retired: vec![3],
+        sent_at: Time(77),
+        heard: vec![(MemberId { node: "b".into(), incarnation: 5 }, Time(66))],
+    };
+    assert_eq!(wire::read_report(wire::report(report.clone())), report);
+}

@@ -1,0 +1,234 @@
+//! As much of HTTP/1.1 as the broker's admin pages need: one request per connection.
+
+use serde_json::Value;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the broker may take to answer: giving up a node's sessions takes a while.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The largest answer that is read, bytes.
+const ANSWER_MAX: u64 = 256 << 20;
+
+/// How long `--wait` waits for a node to end.
+pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Why there is no answer. Says what to do.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Nothing listens there.
+    NothingListens {
+        /// Where.
+        url: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The connection broke, or what came is not HTTP.
+    Broken {
+        /// Where.
+        url: String,
+        /// What happened.
+        error: String,
+    },
+    /// The broker says no.
+    Refused {
+        /// HTTP status code.
+        status: u16,
+        /// Its words.
+        error: String,
+    },
+    /// A node that was to end has not.
+    StillThere {
+        /// Where.
+        url: String,
+    },
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::NothingListens { url, error } => write!(
+                f,
+                "nothing answers at {url} ({error}): is the broker running, and is this its http.address? --url or BERTH_URL \
+                 names another one"
+            ),
+            Failure::Broken { url, error } => {
+                write!(f, "{url} did not answer as a broker does ({error}): is this the http.address of one?")
+            }
+            Failure::Refused { status: 403, error } => write!(f, "the broker refuses (403): {error}"),
+            Failure::Refused { status: 404, error } if error == "not found" => write!(
+                f,
+                "the broker does not know this question (404): it is of another version than this program ({})",
+                env!("CARGO_PKG_VERSION")
+            ),
+            Failure::Refused { status: 400 | 404 | 409, error } => f.write_str(error),
+            Failure::Refused { status: 503, error } => write!(f, "not now (503): {error}"),
+            Failure::Refused { status, error } => write!(f, "the broker failed ({status}): {error}"),
+            Failure::StillThere { url } => write!(
+                f,
+                "the broker at {url} still runs after {} minutes: its log says what it waits for, SIGTERM ends it at once",
+                DRAIN_PATIENCE.as_secs() / 60
+            ),
+        }
+    }
+}
+
+/// Where to ask.
+#[derive(Debug)]
+pub(super) struct Client {
+    url: String,
+    host: String,
+}
+
+impl Client {
+    /// For `http://host[:port]`.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub(super) fn new(url: &str) -> Result<Client, String> {
+        let url = url.strip_suffix('/').unwrap_or(url);
+        let wrong = |what: &str| format!("--url {url}: {what}; it must be like http://127.0.0.1:8081");
+        let host = match url.split_once("://") {
+            Some(("http", host)) => host,
+            Some(("https", _)) => return Err(wrong("admin HTTP has no TLS")),
+            Some(_) => return Err(wrong("it does not begin with http://")),
+            None => url,
+        };
+        if host.is_empty()
+            || host.starts_with(':')
+            || host.contains(['/', '?', '#', '@'])
+            || host.chars().any(|c| c.is_control() || c == ' ')
+        {
+            return Err(wrong("it must name a host and a port, and nothing else"));
+        }
+        let has_port = host.rsplit_once(':').is_some_and(|(name, port)| {
+            !port.is_empty()
+                && port.bytes().all(|b| b.is_ascii_digit())
+                && (!name.contains(':') || name.ends_with(']'))
+        });
+        let host = if has_port { host.to_owned() } else { format!("{host}:80") };
+        Ok(Client { url: url.to_owned(), host })
+    }
+
+    /// As given.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
+        self.request("GET", path)
+    }
+
+    pub(super) fn post(&self, path: &str) -> Result<Value, Failure> {
+        self.request("POST", path)
+    }
+
+    pub(super) fn delete(&self, path: &str) -> Result<Value, Failure> {
+        self.request("DELETE", path)
+    }
+
+    fn request(&self, method: &str, path: &str) -> Result<Value, Failure> {
+        let mut stream =
+            self.connect().map_err(|error| Failure::NothingListens { url: self.url.clone(), error })?;
+        let broken = |error: String| Failure::Broken { url: self.url.clone(), error };
+        let answer = exchange(&mut stream, method, path, &self.host).map_err(|e| broken(e.to_string()))?;
+        let (status, body) = parse(&answer).ok_or_else(|| broken("what came is not HTTP".to_owned()))?;
+        let body: Result<Value, _> = serde_json::from_slice(body);
+        if !(200..300).contains(&status) {
+            let said = body.ok().and_then(|b| b["error"].as_str().map(str::to_owned));
+            return Err(Failure::Refused {
+                status,
+                error: said.unwrap_or_else(|| "no reason given".to_owned()),
+            });
+        }
+        body.map_err(|e| broken(e.to_string()))
+    }
+
+    fn connect(&self) -> io::Result<TcpStream> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in self.host.to_socket_addrs()?.collect::<Vec<SocketAddr>>() {
+            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+fn exchange(stream: &mut TcpStream, method: &str, path: &str, host: &str) -> io::Result<Vec<u8>> {
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: application/json\r\nContent-Length: 0\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// Status code and body. The broker's answers have a length; one that is cut off is none.
+fn parse(answer: &[u8]) -> Option<(u16, &[u8])> {
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&answer[..end]).ok()?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
+    let length = lines.find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    let body = &answer[end + 4..];
+    match length {
+        Some(length) => Some((status, body.get(..length)?)),
+        None => Some((status, body)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        for (url, host) in [
+            ("http://127.0.0.1:8081", "127.0.0.1:8081"),
+            ("http://127.0.0.1:8081/", "127.0.0.1:8081"),
+            ("localhost:9000", "localhost:9000"),
+            ("http://broker-1", "broker-1:80"),
+            ("http://[::1]:8081", "[::1]:8081"),
+            ("http://[::1]", "[::1]:80"),
+        ] {
+            assert_eq!(Client::new(url).unwrap().host, host, "{url}");
+        }
+        for url in [
+            "",
+            "https://x:1",
+            "ftp://x",
+            "http://",
+            "http://x/y",
+            "http://a b",
+            "http://u@h",
+            "http://h\r\nX: y",
+        ] {
+            assert!(Client::new(url).unwrap_err().contains("http://127.0.0.1:8081"), "{url:?}");
+        }
+    }
+
+    #[test]
+    fn answers() {
+        let whole = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nX: y\r\n\r\n{}";
+        assert_eq!(parse(whole), Some((200, &b"{}"[..])));
+        assert_eq!(parse(b"HTTP/1.0 503 Not now\r\n\r\nx"), Some((503, &b"x"[..])));
+        for n in 0..whole.len() {
+            assert_eq!(parse(&whole[..n]), None, "cut off after {n} bytes");
+        }
+        assert_eq!(parse(b"220 mail.example.org ESMTP\r\n\r\n"), None);
+        assert_eq!(parse(b"HTTP/1.1 abc\r\n\r\n"), None);
+    }
+}

@@ -1,0 +1,223 @@
+//! `berth ctl`: asks a running broker through its admin HTTP, and shows what it says as a table or as JSON.
+
+mod client;
+mod show;
+mod table;
+
+use crate::clock;
+use clap::{Args, Subcommand};
+use client::{Client, Failure};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use std::io::Write;
+use std::time::Duration;
+
+/// The question could not be answered, or the command not be carried out.
+const EXIT_FAILED: u8 = 1;
+
+/// Wrong arguments.
+const EXIT_USAGE: u8 = 2;
+
+/// Between two looks whether a node has ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What stays as it is in a path or query.
+const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// Ask a running broker, or tell it to do something
+#[derive(Debug, Args)]
+pub struct Ctl {
+    /// Admin HTTP of a broker (http.address)
+    #[arg(long, global = true, env = "BERTH_URL", default_value = "http://127.0.0.1:8081")]
+    url: String,
+    /// Print the answer as JSON, as the broker gave it
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The cluster as one node sees it
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// The node that is asked
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Sessions of clients
+    #[command(subcommand)]
+    Sessions(SessionsCommand),
+    /// Where publishes go
+    #[command(subcommand)]
+    Routes(RoutesCommand),
+    /// Retained messages
+    #[command(subcommand)]
+    Retained(RetainedCommand),
+    /// The same as `node drain`
+    Drain(Drain),
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Show members, leader, links, waiting incarnations, held publishes and etcd
+    Status,
+    /// Give up what a node had that will not come back with its journal: sessions, queues, subscriptions
+    Forget {
+        /// The node (node.id)
+        node: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// Hand the sessions to other nodes, tell the clients, and end the process, as SIGTERM does
+    Drain(Drain),
+}
+
+#[derive(Debug, Args)]
+struct Drain {
+    /// Return only when the process has ended
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum SessionsCommand {
+    /// List sessions by client ID
+    List {
+        /// Of all nodes, not only of the one that is asked
+        #[arg(long)]
+        cluster: bool,
+        /// Whose client ID begins so
+        #[arg(long, value_name = "TEXT")]
+        prefix: Option<String>,
+        /// Whose client ID comes after this one
+        #[arg(long, value_name = "CLIENT")]
+        after: Option<String>,
+        /// At most so many (1 to 1000)
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+    },
+    /// Say where a session lives, and how it is
+    Show {
+        /// Client ID
+        client: String,
+    },
+    /// Close a client's connection, wherever it is; its session stays
+    Kick {
+        /// Client ID
+        client: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum RoutesCommand {
+    /// Say which sessions and nodes a publish to a topic goes to
+    Show {
+        /// Topic name
+        topic: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum RetainedCommand {
+    /// List retained messages by topic
+    List {
+        /// Whose topic matches this filter
+        #[arg(default_value = "#")]
+        filter: String,
+        /// At most so many (1 to 1000)
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+    },
+}
+
+/// Carries out a command and prints the answer. Returns the exit code: 0, 1 = failed, 2 = wrong arguments.
+pub fn run(ctl: &Ctl) -> u8 {
+    let client = match Client::new(&ctl.url) {
+        Ok(client) => client,
+        Err(why) => return complain(&why, EXIT_USAGE),
+    };
+    match ask(ctl, &client) {
+        Ok(answer) => {
+            let text = if ctl.json { pretty(&answer.0) } else { (answer.1)(&answer.0) };
+            // A closed pipe (`… | head`) is no failure of ours.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            0
+        }
+        Err(why) => complain(&why.to_string(), EXIT_FAILED),
+    }
+}
+
+type Answer = (Value, fn(&Value) -> String);
+
+fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
+    Ok(match &ctl.command {
+        Command::Cluster(ClusterCommand::Status) => (client.get("/cluster/status")?, show::status),
+        Command::Cluster(ClusterCommand::Forget { node }) => {
+            (client.post(&format!("/api/v1/cluster/forget/{}", escaped(node)))?, show::forgotten)
+        }
+        Command::Node(NodeCommand::Drain(drain)) | Command::Drain(drain) => {
+            let answer = client.post("/api/v1/node/drain")?;
+            if drain.wait {
+                wait_for_the_end(client)?;
+                (answer, show::drained)
+            } else {
+                (answer, show::draining)
+            }
+        }
+        Command::Sessions(SessionsCommand::List { cluster, prefix, after, limit }) => {
+            let mut path = format!("/api/v1/sessions?limit={limit}&cluster={cluster}");
+            for (name, value) in [("prefix", prefix), ("after", after)] {
+                if let Some(value) = value {
+                    path += &format!("&{name}={}", escaped(value));
+                }
+            }
+            (client.get(&path)?, show::sessions)
+        }
+        Command::Sessions(SessionsCommand::Show { client: id }) => {
+            (client.get(&format!("/api/v1/sessions/{}", escaped(id)))?, show::session)
+        }
+        Command::Sessions(SessionsCommand::Kick { client: id }) => {
+            (client.delete(&format!("/api/v1/sessions/{}", escaped(id)))?, show::kicked)
+        }
+        Command::Routes(RoutesCommand::Show { topic }) => {
+            (client.get(&format!("/api/v1/routes?topic={}", escaped(topic)))?, show::routes)
+        }
+        Command::Retained(RetainedCommand::List { filter, limit }) => {
+            let path = format!("/api/v1/retained?limit={limit}&filter={}", escaped(filter));
+            (client.get(&path)?, show::retained)
+        }
+    })
+}
+
+/// Returns when nothing listens any more.
+fn wait_for_the_end(client: &Client) -> Result<(), Failure> {
+    let began = clock::now();
+    loop {
+        match client.get("/health") {
+            Err(Failure::NothingListens { .. }) => return Ok(()),
+            // Cut off while the process ends: the next look tells.
+            Ok(_) | Err(Failure::Broken { .. }) => {}
+            Err(other) => return Err(other),
+        }
+        if clock::now().since_ms(began) > client::DRAIN_PATIENCE.as_millis() as u64 {
+            return Err(Failure::StillThere { url: client.url().to_owned() });
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, KEPT).to_string()
+}
+
+fn pretty(answer: &Value) -> String {
+    serde_json::to_string_pretty(answer).unwrap_or_default() + "\n"
+}
+
+fn complain(why: &str, code: u8) -> u8 {
+    let _ = writeln!(std::io::stderr(), "berth ctl: {why}");
+    code
+}

@@ -1,0 +1,197 @@
+//! `/cluster/status`: what an operator sees of the node and of its cluster.
+
+use serde::Serialize;
+
+/// The cluster as this node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Status {
+    /// `standalone` (this node is alone) or `cluster`.
+    pub mode: &'static str,
+    /// The node that answers.
+    pub node: NodeStatus,
+    /// Its cluster; missing if it is alone, or does not know its cluster yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterStatus>,
+}
+
+/// One node's state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct NodeStatus {
+    /// `node.id`.
+    pub id: String,
+    /// Version of the broker.
+    pub version: &'static str,
+    /// Whether `/ready` says 200.
+    pub ready: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
+    /// Seconds since the start.
+    pub uptime_seconds: u64,
+    /// Network connections.
+    pub connections: u64,
+    /// Sessions, dormant ones included.
+    pub sessions: u64,
+    /// Sessions nobody is connected to.
+    pub sessions_dormant: u64,
+    /// Subscriptions of all sessions.
+    pub subscriptions: u64,
+    /// Retained messages.
+    pub retained_messages: u64,
+    /// QoS 1 and 2 messages that wait for a receiver.
+    pub queued_messages: u64,
+    /// The journal; missing until it is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalStatus>,
+}
+
+/// The journal's state.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JournalStatus {
+    /// `storage.type`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Whether it makes changes durable.
+    pub healthy: bool,
+    /// What is wrong, if it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Bytes on disk; 0 in memory.
+    pub size_bytes: u64,
+}
+
+/// A cluster as one node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClusterStatus {
+    /// `cluster.name`.
+    pub name: String,
+    /// This process, `node@incarnation`.
+    pub me: String,
+    /// Who leads, `node@incarnation`; missing = nobody that this node knows of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    /// How far this node's index has followed etcd.
+    pub applied_revision: u64,
+    /// Whether what it knows is recent enough for its acknowledgements to count.
+    pub current: bool,
+    /// For how long that holds if nothing more is heard, milliseconds; missing = it is alone, and always current.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_for_ms: Option<u64>,
+    /// For how long its lease is certainly alive, milliseconds.
+    pub lease_for_ms: u64,
+    /// Whether it may serve clients.
+    pub may_serve: bool,
+    /// Routes of other nodes in its index.
+    pub routes: u64,
+    /// The registered nodes by name, and those whose registration is gone while their link works.
+    pub members: Vec<MemberStatus>,
+    /// Incarnations of nodes that are gone: their sessions wait for them.
+    pub waiting: Vec<CustodyStatus>,
+    /// Publishes of this node's clients that wait for other nodes.
+    pub held: HeldStatus,
+    /// etcd as this node reaches it.
+    pub etcd: EtcdStatus,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MemberStatus {
+    /// Its name.
+    pub node: String,
+    /// Which start of it.
+    pub incarnation: u64,
+    /// Whether it is registered in etcd.
+    pub registered: bool,
+    /// Where other nodes reach it.
+    pub peer: String,
+    /// Where clients reach it.
+    pub mqtt: String,
+    /// Where its admin HTTP listens, if anywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Where it stands.
+    pub zone: String,
+    /// Its version.
+    pub version: String,
+    /// Seconds since it started, by this node's clock.
+    pub uptime_seconds: u64,
+    /// It hands its sessions over and takes no new ones.
+    pub draining: bool,
+    /// How far its index has followed etcd by its last report.
+    pub applied_revision: u64,
+    /// This node's link to it; missing for the node that answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkInfo>,
+}
+
+/// A link to another node.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LinkInfo {
+    /// `up`, `connecting`, `down` or `refused`.
+    pub state: &'static str,
+    /// Why it is not up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The last round trip, microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u64>,
+    /// Publishes sent there that are not answered.
+    pub unanswered: u64,
+    /// Publishes not sent yet.
+    pub queued: u64,
+}
+
+/// An incarnation whose state waits for its node.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CustodyStatus {
+    /// The incarnation, `node@incarnation`.
+    pub incarnation: String,
+    /// Who speaks for it, `node@incarnation`.
+    pub holder: String,
+    /// Copies of its journal.
+    pub copies: u8,
+    /// The journal that has it; only a process that opens this one may have it back.
+    pub journal: String,
+    /// What to do.
+    pub hint: String,
+}
+
+/// Publishes that wait for other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct HeldStatus {
+    /// All of them.
+    pub publishes: u64,
+    /// Those that have not been matched yet: this node is not current, or others wait before them.
+    pub unmatched: u64,
+    /// Those to be matched again.
+    pub again: u64,
+    /// Those that wait for answers.
+    pub asked: u64,
+    /// Whether publishers are slowed down because there are too many.
+    pub full: bool,
+}
+
+/// etcd as a node reaches it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct EtcdStatus {
+    /// `etcd.endpoints`.
+    pub endpoints: Vec<String>,
+    /// Whether the last request was answered.
+    pub reachable: bool,
+    /// The member that is watched; missing while there is no watch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watching: Option<String>,
+    /// Why the last watch or snapshot failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// How long ago everything that was in etcd then was known here, seconds.
+    pub lag_seconds: u64,
+    /// Watches opened after one failed.
+    pub watch_restarts: u64,
+    /// Snapshots taken.
+    pub snapshots: u64,
+    /// Claims, releases and retained messages that wait for etcd.
+    pub waiting: u64,
+    /// Routes that wait for etcd.
+    pub routes_waiting: u64,
+}

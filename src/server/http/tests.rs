@@ -1,0 +1,191 @@
+use super::*;
+use crate::broker::inspect::{SessionState, SessionSummary};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+#[derive(Default)]
+struct Fake(AtomicBool);
+
+impl Operator for Fake {
+    fn ready(&self) -> Result<(), String> {
+        if self.0.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err("the journal is failing: disk full".to_owned())
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            mode: "standalone",
+            cluster: None,
+            node: NodeStatus {
+                id: "n1".to_owned(),
+                version: "1.2.3",
+                ready: self.ready().is_ok(),
+                queued_messages: 6,
+                journal: Some(JournalStatus { kind: "redb", healthy: true, error: None, size_bytes: 7 }),
+                ..NodeStatus::default()
+            },
+        }
+    }
+
+    fn collect(&self, metrics: &Metrics) {
+        metrics.retained_messages.set(4);
+    }
+
+    fn list_sessions(&self, query: SessionQuery, everywhere: bool) -> Answer<SessionPage> {
+        // Says what it was asked.
+        let session = SessionSummary {
+            client_id: format!("{}/{}/{everywhere}", query.after, query.prefix),
+            node: String::new(),
+            state: SessionState::Dormant,
+            persistent: true,
+            subscriptions: query.limit,
+            queued: 0,
+            in_flight: 0,
+        };
+        Box::pin(async { Ok(SessionPage { sessions: vec![session], ..SessionPage::default() }) })
+    }
+
+    fn find_session(&self, client_id: &str) -> Answer<Located> {
+        let error = ApiError::Unknown(format!("no {client_id:?}"));
+        Box::pin(async { Err(error) })
+    }
+
+    fn kick(&self, client_id: &str) -> Answer<Kicked> {
+        let kicked = Kicked { client_id: client_id.to_owned(), node: None, closed: true };
+        Box::pin(async { Ok(kicked) })
+    }
+
+    fn routes(&self, topic: &str) -> Result<Routes, ApiError> {
+        Err(ApiError::Invalid(topic.to_owned()))
+    }
+
+    fn retained(&self, filter: &str, limit: usize) -> Result<RetainedPage, ApiError> {
+        Err(ApiError::Unavailable(format!("{filter} {limit}")))
+    }
+
+    fn drain(&self) -> Result<Draining, ApiError> {
+        Ok(Draining { node: "n1".to_owned(), already: false, sessions: 3 })
+    }
+
+    fn forget(&self, node: &str) -> Answer<Forgotten> {
+        let error = ApiError::Conflict(format!("{node} lives"));
+        Box::pin(async { Err(error) })
+    }
+}
+
+struct Running {
+    address: SocketAddr,
+    source: Arc<Fake>,
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+async fn start() -> Running {
+    let server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = server.local_addr();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let source = Arc::new(Fake::default());
+    let run = server.run(Arc::clone(&source) as _, Arc::new(Metrics::new()), async move {
+        let _ = stopped.await;
+    });
+    Running { address, source, stop, task: tokio::spawn(run) }
+}
+
+async fn ask(address: SocketAddr, request: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream
+        .write_all(format!("{request} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn json(body: &str) -> serde_json::Value {
+    serde_json::from_str(body).unwrap()
+}
+
+#[tokio::test]
+async fn pages() {
+    let running = start().await;
+    let (code, body) = ask(running.address, "GET /health").await;
+    assert_eq!((code, &json(&body)["status"]), (200, &"ok".into()));
+
+    let (code, body) = ask(running.address, "GET /ready").await;
+    assert_eq!((code, &json(&body)["reason"]), (503, &"the journal is failing: disk full".into()));
+    running.source.0.store(true, Ordering::Relaxed);
+    assert_eq!(ask(running.address, "GET /ready").await.0, 200);
+
+    let (code, body) = ask(running.address, "GET /cluster/status").await;
+    let status = json(&body);
+    assert_eq!((code, &status["mode"], &status["node"]["id"]), (200, &"standalone".into(), &"n1".into()));
+    assert_eq!(
+        status["node"]["journal"],
+        serde_json::json!({"type": "redb", "healthy": true, "size_bytes": 7})
+    );
+
+    let (code, body) = ask(running.address, "GET /metrics").await;
+    assert_eq!(code, 200);
+    assert!(body.contains("\nberth_retained_messages 4\n"), "{body}");
+
+    let (code, body) = ask(running.address, "GET /api").await;
+    assert_eq!((code, &json(&body)["path"]), (404, &"/api".into()));
+    let (code, body) = ask(running.address, "POST /health").await;
+    assert_eq!((code, &json(&body)["error"]), (405, &"method not allowed".into()));
+}
+
+#[tokio::test]
+async fn stops_even_if_a_client_lingers() {
+    let running = start().await;
+    let mut lingering = TcpStream::connect(running.address).await.unwrap();
+    lingering.write_all(b"GET /health HTTP/1.1\r\n").await.unwrap();
+    assert_eq!(ask(running.address, "GET /health").await.0, 200);
+    running.stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(20), running.task).await.unwrap().unwrap();
+    assert!(TcpStream::connect(running.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_taken_address_is_named() {
+    let running = start().await;
+    let error = HttpServer::bind(running.address).await.unwrap_err().to_string();
+    let start = format!("cannot listen on {} (http.address): ", running.address);
+    assert!(error.starts_with(&start), "{error}");
+}
+
+#[tokio::test]
+async fn the_api_passes_on_what_it_is_asked() {
+    let running = start().await;
+    let cases = [
+        ("GET /api/v1/sessions", 200, "//false"),
+        ("GET /api/v1/sessions?limit=7&after=a%2Fb&prefix=x&cluster=true", 200, "a/b/x/true"),
+        ("GET /api/v1/sessions?limit=0", 400, "from 1 to 1000"),
+        ("GET /api/v1/sessions?limit=x", 400, "limit"),
+        ("GET /api/v1/sessions?colour=red", 400, "colour"),
+        ("GET /api/v1/sessions/a%2Fb%20c", 404, "a/b c"),
+        ("DELETE /api/v1/sessions/a%2Fb", 200, "a/b"),
+        ("GET /api/v1/routes?topic=a%2F%23", 400, "a/#"),
+        ("GET /api/v1/routes", 400, "topic"),
+        ("GET /api/v1/retained", 503, "# 100"),
+        ("GET /api/v1/retained?filter=a%2F%2B&limit=3", 503, "a/+ 3"),
+        ("POST /api/v1/node/drain", 202, "\"sessions\":3"),
+        ("POST /api/v1/cluster/forget/n2", 409, "n2 lives"),
+        ("GET /api/v1/node/drain", 405, "method not allowed"),
+        ("GET /api/v1/nothing", 404, "not found"),
+    ];
+    for (request, expected, word) in cases {
+        let (code, body) = ask(running.address, request).await;
+        assert_eq!(code, expected, "{request}: {body}");
+        let body = json(&body).to_string();
+        assert!(body.contains(word), "{request}: {word:?} is not in {body}");
+    }
+    let forbidden = "DELETE /api/v1/sessions/a HTTP/1.1\r\norigin: http://x\r\nx:";
+    assert_eq!(ask(running.address, forbidden).await.0, 403);
+}

@@ -1,0 +1,311 @@
+//! Publishes across nodes: each scenario under several seeds, which decide who works when.
+
+use super::*;
+use crate::broker::remote::RemoteLimits;
+use crate::mqtt::{QoS, Reason};
+
+/// Seeds that every scenario is run with; a failure names the one.
+const SEEDS: std::ops::Range<u64> = 0..60;
+
+fn cluster(n: usize, seed: u64) -> Cluster {
+    eprintln!("seed {seed}");
+    let cluster = Cluster::new(n, seed);
+    start_routes(&cluster, 0..n);
+    cluster
+}
+
+/// Tells the cluster the nodes' routes, as a starting node does.
+fn start_routes(cluster: &Cluster, nodes: impl IntoIterator<Item = usize>) {
+    for no in nodes {
+        let told = cluster.broker(no).unwrap().when_routes_known();
+        assert!(cluster.sim.wait(told, PATIENCE_MS).is_some(), "routes of n{no}");
+    }
+    cluster.advance(3_000);
+}
+
+fn connect(cluster: &Cluster, no: usize, id: &str, expiry_s: u32) -> SimClient {
+    let mut client = SimClient::connect(cluster.open(no), id, false, expiry_s);
+    let connected = |g: &Got| matches!(g, Got::Connected { reason: Reason::Success, .. });
+    assert!(cluster.until(|| client.seen().iter().any(connected)), "{id}: {:?}", client.seen());
+    client
+}
+
+fn subscribe(cluster: &Cluster, client: &mut SimClient, filter: &str, qos: QoS) {
+    let id = client.subscribe(filter, qos);
+    assert!(cluster.until(|| client.seen().iter().any(|g| matches!(g, Got::Subscribed(i, _) if *i == id))));
+}
+
+fn acked(client: &mut SimClient, id: u16) -> bool {
+    client.seen().iter().any(|g| matches!(g, Got::Acked(i, r) if *i == id && !r.is_error()))
+}
+
+#[test]
+fn publishes_reach_sessions_of_other_nodes_once_and_in_order() {
+    for seed in SEEDS {
+        let cluster = cluster(3, seed);
+        cluster.net.latency(20);
+        let mut subs: Vec<_> = (0..3).map(|no| connect(&cluster, no, &format!("s{no}"), 60)).collect();
+        for sub in &mut subs {
+            // Overlapping filters: still once.
+            subscribe(&cluster, sub, "t/#", QoS::ExactlyOnce);
+            subscribe(&cluster, sub, "t/+", QoS::AtLeastOnce);
+        }
+        let mut publisher = connect(&cluster, 0, "p", 60);
+        for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+            let sent: Vec<String> = (0..20).map(|n| format!("{}-{n}", qos as u8)).collect();
+            let ids: Vec<_> = sent.iter().map(|m| publisher.publish("t/a", m, qos, false)).collect();
+            for sub in &mut subs {
+                let prefix = format!("{}-", qos as u8);
+                let got = |s: &mut SimClient| {
+                    s.payloads().into_iter().filter(|m| m.starts_with(&prefix)).collect::<Vec<_>>()
+                };
+                assert!(cluster.until(|| got(sub).len() >= sent.len()), "seed {seed}: {:?}", got(sub));
+                cluster.advance(1_000);
+                assert_eq!(got(sub), sent, "seed {seed}");
+            }
+            if qos > QoS::AtMostOnce {
+                assert!(cluster.until(|| ids.iter().all(|id| acked(&mut publisher, *id))), "seed {seed}");
+            }
+        }
+        assert!(cluster.until(|| cluster.broker(0).unwrap().metrics.publishes_held.get() == 0));
+    }
+}
+
+#[test]
+fn nothing_is_acknowledged_before_the_other_node_has_it() {
+    for seed in SEEDS {
+        let cluster = cluster(2, seed);
+        let mut sub = connect(&cluster, 1, "s", 60);
+        subscribe(&cluster, &mut sub, "t", QoS::ExactlyOnce);
+        let mut publisher = connect(&cluster, 0, "p", 60);
+        cluster.net.stall("n0", "n1", true);
+        let one = publisher.publish("t", "1", QoS::AtLeastOnce, false);
+        let two = publisher.publish("t", "2", QoS::ExactlyOnce, false);
+        cluster.advance(2_000);
+        assert!(!acked(&mut publisher, one) && !acked(&mut publisher, two), "seed {seed}");
+        cluster.net.stall("n0", "n1", false);
+        assert!(cluster.until(|| acked(&mut publisher, one) && acked(&mut publisher, two)), "seed {seed}");
+        assert!(cluster.until(|| sub.payloads().len() == 2), "seed {seed}: {:?}", sub.payloads());
+    }
+}
+
+#[test]
+fn a_broken_link_repeats_frames_and_nobody_gets_one_twice() {
+    for seed in SEEDS {
+        let cluster = cluster(2, seed);
+        cluster.net.latency(30);
+        let mut sub = connect(&cluster, 1, "s", 60);
+        subscribe(&cluster, &mut sub, "t", QoS::ExactlyOnce);
+        let mut publisher = connect(&cluster, 0, "p", 60);
+        let mut ids = Vec::new();
+        for n in 0..30 {
+            ids.push(publisher.publish("t", &format!("{n:02}"), QoS::ExactlyOnce, false));
+            cluster.advance(7);
+            if n % 6 == 5 {
+                cluster.partition(0, 1, true);
+                cluster.advance(25);
+                cluster.partition(0, 1, false);
+            }
+        }
+        assert!(cluster.until(|| ids.iter().all(|id| acked(&mut publisher, *id))), "seed {seed}");
+        assert!(cluster.until(|| sub.payloads().len() >= 30), "seed {seed}");
+        cluster.advance(5_000);
+        let expected: Vec<String> = (0..30).map(|n| format!("{n:02}")).collect();
+        assert_eq!(sub.payloads(), expected, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_message_of_a_shared_subscription_goes_to_one_member_in_the_whole_cluster() {
+    for seed in SEEDS {
+        let cluster = cluster(3, seed);
+        let mut members: Vec<_> = (0..3).map(|no| connect(&cluster, no, &format!("m{no}"), 0)).collect();
+        for m in &mut members {
+            subscribe(&cluster, m, "$share/g/t", QoS::AtLeastOnce);
+        }
+        cluster.advance(3_000);
+        let mut publisher = connect(&cluster, 0, "p", 0);
+        let mut ids: Vec<_> =
+            (0..30).map(|n| publisher.publish("t", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        assert!(cluster.until(|| ids.iter().all(|id| acked(&mut publisher, *id))), "seed {seed}");
+        let all = |members: &mut [SimClient]| members.iter_mut().map(|m| m.payloads().len()).sum::<usize>();
+        assert!(cluster.until(|| all(&mut members) >= 30), "seed {seed}: {}", all(&mut members));
+        assert!(members.iter_mut().all(|m| !m.payloads().is_empty()), "seed {seed}: one had nothing");
+        // A member leaves: the others have the rest.
+        members[2].leave();
+        ids.extend((30..60).map(|n| publisher.publish("t", &n.to_string(), QoS::AtLeastOnce, false)));
+        assert!(cluster.until(|| ids.iter().all(|id| acked(&mut publisher, *id))), "seed {seed}");
+        let each = |members: &mut [SimClient]| {
+            let mut got: Vec<usize> =
+                members.iter_mut().flat_map(|m| m.payloads()).map(|p| p.parse().unwrap()).collect();
+            got.sort_unstable();
+            got
+        };
+        let everything = |members: &mut [SimClient]| {
+            let mut got = each(members);
+            got.dedup();
+            got.len() == 60
+        };
+        assert!(cluster.until(|| everything(&mut members)), "seed {seed}: {:?}", each(&mut members));
+        cluster.advance(2_000);
+        // What the member did not acknowledge before it left went to another one as well; nothing else came twice.
+        let mut stayed = each(&mut members[..2]);
+        let all = stayed.len();
+        stayed.dedup();
+        assert_eq!(stayed.len(), all, "seed {seed}: {stayed:?}");
+        let first = each(&mut members).into_iter().filter(|n| *n < 30).count();
+        assert_eq!(first, 30, "seed {seed}: what was acknowledged came again");
+    }
+}
+
+#[test]
+fn a_shared_subscription_queues_with_a_persistent_member_when_nobody_is_online() {
+    for seed in SEEDS {
+        let cluster = cluster(2, seed);
+        let mut member = connect(&cluster, 1, "m", 600);
+        subscribe(&cluster, &mut member, "$share/g/t", QoS::AtLeastOnce);
+        cluster.advance(3_000);
+        member.wire.lose();
+        cluster.advance(1_000);
+        let mut publisher = connect(&cluster, 0, "p", 0);
+        let id = publisher.publish("t", "kept", QoS::AtLeastOnce, false);
+        assert!(cluster.until(|| acked(&mut publisher, id)), "seed {seed}");
+        let mut member = connect(&cluster, 1, "m", 600);
+        assert!(cluster.until(|| member.payloads() == ["kept"]), "seed {seed}: {:?}", member.seen());
+    }
+}
+
+#[test]
+fn the_receiver_crashes_before_it_answers_and_gets_the_publish_again() {
+    for seed in SEEDS {
+        let mut cluster = cluster(2, seed);
+        cluster.net.latency(10);
+        let mut sub = connect(&cluster, 1, "s", 600);
+        subscribe(&cluster, &mut sub, "t", QoS::ExactlyOnce);
+        let mut publisher = connect(&cluster, 0, "p", 600);
+        let id = publisher.publish("t", "1", QoS::ExactlyOnce, false);
+        cluster.advance(seed * 4); // somewhere between frame and answer
+        cluster.crash(1);
+        cluster.advance(1_000);
+        cluster.restart(1);
+        start_routes(&cluster, [1]);
+        assert!(cluster.until(|| acked(&mut publisher, id)), "seed {seed}");
+        let mut again = connect(&cluster, 1, "s", 600);
+        assert!(cluster.until(|| sub.payloads().len() + again.payloads().len() >= 1), "seed {seed}");
+        cluster.advance(5_000);
+        // MQTT's own repetition (DUP) may show what the lost connection has shown before.
+        let first = again.seen().iter().filter(|g| matches!(g, Got::Message { dup: false, .. })).count();
+        assert!(first <= 1 && sub.payloads().len() <= 1, "seed {seed}: {:?} {:?}", sub.seen(), again.seen());
+    }
+}
+
+#[test]
+fn a_dead_node_holds_publishes_for_its_persistent_sessions_until_it_is_back() {
+    for seed in SEEDS {
+        let mut cluster = cluster(3, seed);
+        let mut sub = connect(&cluster, 1, "s", 600);
+        subscribe(&cluster, &mut sub, "t", QoS::ExactlyOnce);
+        let mut passing = connect(&cluster, 2, "x", 0);
+        subscribe(&cluster, &mut passing, "t", QoS::ExactlyOnce);
+        let mut publisher = connect(&cluster, 0, "p", 600);
+        cluster.crash(1);
+        cluster.crash(2); // its session is transient: nobody waits for it
+        cluster.advance(30_000);
+        let id = publisher.publish("t", "1", QoS::ExactlyOnce, false);
+        cluster.advance(3_000);
+        assert!(!acked(&mut publisher, id), "seed {seed}");
+        assert_eq!(cluster.broker(0).unwrap().metrics.publishes_held.get(), 1, "seed {seed}");
+        cluster.restart(1);
+        start_routes(&cluster, [1]);
+        let held = &cluster.broker(0).unwrap().metrics.publishes_held;
+        assert!(cluster.until(|| held.get() == 0), "seed {seed}");
+        let mut sub = connect(&cluster, 1, "s", 600);
+        assert!(cluster.until(|| sub.payloads() == ["1"]), "seed {seed}: {:?}", sub.seen());
+    }
+}
+
+#[test]
+fn a_crashed_origin_sends_its_qos_2_publishes_again_under_the_same_name() {
+    let mut most = 0;
+    for seed in SEEDS {
+        let mut cluster = cluster(2, seed);
+        cluster.net.latency(10);
+        let mut sub = connect(&cluster, 1, "s", 600);
+        subscribe(&cluster, &mut sub, "t", QoS::ExactlyOnce);
+        let mut publisher = connect(&cluster, 0, "p", 600);
+        let ids: Vec<_> =
+            (0..10).map(|n| publisher.publish("t", &n.to_string(), QoS::ExactlyOnce, false)).collect();
+        cluster.advance(seed * 5); // some have been taken, some answered, some not
+        let safe = ids.iter().filter(|id| acked(&mut publisher, **id)).count();
+        cluster.crash(0);
+        cluster.advance(500);
+        cluster.restart(0);
+        start_routes(&cluster, [0]);
+        let broker = cluster.broker(0).unwrap();
+        assert!(cluster.until(|| broker.remote_held() == 0), "seed {seed}");
+        let resent = usize::try_from(broker.metrics.publishes_resent.get()).unwrap();
+        most = most.max(resent);
+        assert!(
+            cluster.until(|| sub.payloads().len() >= safe.max(resent)),
+            "seed {seed}: {:?}",
+            sub.payloads()
+        );
+        cluster.advance(5_000);
+        let got = sub.payloads();
+        let expected: Vec<String> = (0..got.len()).map(|n| n.to_string()).collect();
+        assert_eq!(got, expected, "seed {seed}: each once, in order");
+    }
+    assert!(most > 0, "no seed left anything to be sent again");
+}
+
+#[test]
+fn a_node_that_is_not_current_holds_publishes_and_matches_them_when_it_has_caught_up() {
+    for seed in SEEDS {
+        let cluster = cluster(2, seed);
+        let mut publisher = connect(&cluster, 0, "p", 600);
+        cluster.cut_from_store(0, true);
+        cluster.partition(0, 1, true);
+        cluster.advance(RemoteLimits::default().stale_after_ms + 1_000);
+        let mut sub = connect(&cluster, 1, "s", 600);
+        let suback = sub.subscribe("t", QoS::AtLeastOnce);
+        let early: Vec<_> =
+            (0..5).map(|n| publisher.publish("t", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        cluster.advance(1_500);
+        assert!(early.iter().all(|id| !acked(&mut publisher, *id)), "seed {seed}: not current");
+        cluster.cut_from_store(0, false);
+        cluster.partition(0, 1, false);
+        assert!(
+            cluster.until(|| sub.seen().iter().any(|g| matches!(g, Got::Subscribed(i, _) if *i == suback)))
+        );
+        let held = &cluster.broker(0).unwrap().metrics.publishes_held;
+        assert!(cluster.until(|| held.get() == 0), "seed {seed}");
+        let got = sub.payloads();
+        assert!(got.is_sorted(), "seed {seed}: {got:?}");
+    }
+}
+
+#[test]
+fn too_many_held_publishes_slow_their_publishers_down() {
+    for seed in SEEDS {
+        eprintln!("seed {seed}");
+        let mut limits = Limits::default();
+        limits.remote.held_publishes = 20;
+        limits.session.receive_maximum = 1_000;
+        let cluster = Cluster::with(2, seed, limits);
+        start_routes(&cluster, 0..2);
+        let mut sub = connect(&cluster, 1, "s", 600);
+        subscribe(&cluster, &mut sub, "t", QoS::AtLeastOnce);
+        let mut publisher = connect(&cluster, 0, "p", 600);
+        cluster.net.stall("n0", "n1", true);
+        let ids: Vec<_> =
+            (0..200).map(|n| publisher.publish("t", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        cluster.advance(500);
+        let held = cluster.broker(0).unwrap().remote_held();
+        assert!((20..=21).contains(&held), "seed {seed}: {held} held");
+        cluster.net.stall("n0", "n1", false);
+        assert!(cluster.until(|| ids.iter().all(|id| acked(&mut publisher, *id))), "seed {seed}");
+        assert!(cluster.until(|| sub.payloads().len() >= 200), "seed {seed}");
+        let expected: Vec<String> = (0..200).map(|n| n.to_string()).collect();
+        assert_eq!(sub.payloads(), expected, "seed {seed}");
+    }
+}

@@ -1,0 +1,164 @@
+//! A client's connection without a socket. It is driven as the server drives it: when bytes came, when it was woken, or when
+//! its time has come; so a wake-up that the broker forgets shows as an answer that is missing.
+
+use crate::broker::ports::{BoxFuture, Tasks};
+use crate::broker::{Admission, Broker, Context, Link};
+use crate::clock::Time;
+use crate::cluster::memory::SimProcess;
+use crate::mqtt::frame_len;
+use parking_lot::Mutex;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+
+#[derive(Default)]
+struct State {
+    to_broker: Vec<u8>,
+    from_broker: Vec<u8>,
+    /// The client does not read.
+    stalled: bool,
+    /// The connection broke.
+    lost: bool,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+/// See the module. A connection whose process has died is closed.
+pub struct Wire {
+    state: Mutex<State>,
+    process: Weak<SimProcess>,
+}
+
+impl Wire {
+    /// A connection to a running broker.
+    pub(super) fn open(broker: Arc<Broker>, process: Arc<SimProcess>) -> Arc<Wire> {
+        let wire = Arc::new(Wire { state: Mutex::default(), process: Arc::downgrade(&process) });
+        let admission = broker.admit_connection();
+        if admission == Admission::Close {
+            wire.state.lock().closed = true;
+            return wire;
+        }
+        let peer = SocketAddr::from(([127, 0, 0, 1], 40_000));
+        let link = Link::new(broker.clone(), peer, admission, process.now());
+        let gone = Gone(wire.clone());
+        process.spawn(Box::pin(drive(gone, link, broker, process.clone())));
+        wire
+    }
+
+    /// A connection that nobody accepts.
+    pub(super) fn refused() -> Arc<Wire> {
+        let state = State { closed: true, ..State::default() };
+        Arc::new(Wire { state: Mutex::new(state), process: Weak::new() })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let waker = {
+            let mut state = self.state.lock();
+            change(&mut state);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Puts bytes into the client's socket.
+    pub fn send(&self, bytes: &[u8]) {
+        self.change(|s| s.to_broker.extend_from_slice(bytes));
+    }
+
+    /// The connection breaks without a goodbye.
+    pub fn lose(&self) {
+        self.change(|s| {
+            s.lost = true;
+            s.from_broker.clear();
+        });
+    }
+
+    /// The client stops reading, or reads again.
+    pub fn stall(&self, stalled: bool) {
+        self.change(|s| s.stalled = stalled);
+    }
+
+    /// Whole packets that came since the last call.
+    pub fn take(&self) -> Vec<Vec<u8>> {
+        let mut state = self.state.lock();
+        let mut frames = Vec::new();
+        while let Ok(Some(len)) = frame_len(&state.from_broker, u32::MAX) {
+            let rest = state.from_broker.split_off(len);
+            frames.push(std::mem::replace(&mut state.from_broker, rest));
+        }
+        frames
+    }
+
+    /// Whether the broker has closed it, or died.
+    pub fn closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
+    /// Whether the process it leads to still runs.
+    pub fn led_to(&self, process: &Arc<SimProcess>) -> bool {
+        self.process.upgrade().is_some_and(|p| Arc::ptr_eq(&p, process))
+    }
+}
+
+/// Closes the wire when the task that drives it goes, also by the end of its process.
+struct Gone(Arc<Wire>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.state.lock().closed = true;
+    }
+}
+
+/// As the server's connection task does it.
+async fn drive(gone: Gone, mut link: Link, broker: Arc<Broker>, tasks: Arc<dyn Tasks>) {
+    let mut cx = Context::default();
+    let mut timer: Option<(Time, BoxFuture<()>)> = None;
+    poll_fn(|task| {
+        loop {
+            let now = tasks.now();
+            gone.0.state.lock().waker = Some(task.waker().clone());
+            if gone.0.state.lock().lost {
+                link.lost(now, &mut cx);
+                cx.actions.wire.clear();
+                cx.scratch.wakes.flush();
+                return Poll::Ready(());
+            }
+            link.poll(task.waker(), now, &mut cx);
+            let segment = match link.wants_read() {
+                true => std::mem::take(&mut gone.0.state.lock().to_broker),
+                false => Vec::new(),
+            };
+            if !segment.is_empty() {
+                link.receive(&segment, task.waker(), now, &mut cx);
+            }
+            cx.scratch.wakes.flush();
+            let wrote = {
+                let mut state = gone.0.state.lock();
+                let before = cx.actions.wire.len();
+                if !state.stalled {
+                    state.from_broker.append(&mut cx.actions.wire);
+                }
+                before > cx.actions.wire.len()
+            };
+            if link.closed() {
+                return Poll::Ready(());
+            }
+            if wrote || !segment.is_empty() {
+                continue;
+            }
+            let Some(due) = link.next_timeout() else { return Poll::Pending };
+            if timer.as_ref().is_none_or(|(at, _)| *at != due) {
+                timer = Some((due, tasks.sleep(due.since_ms(now))));
+            }
+            match timer.as_mut().map(|(_, sleep)| sleep.as_mut().poll(task)) {
+                Some(Poll::Ready(())) => timer = None,
+                _ => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+    broker.dismiss_connection();
+}

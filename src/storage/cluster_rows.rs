@@ -1,0 +1,112 @@
+//! Rows of the log that only a node of a cluster has. Decoding never panics, whatever the bytes.
+
+use super::record::{
+    Body, LogRow, RecordError, begin_node, begin_parked, begin_seen, get_body, get_id, put_body, put_id,
+};
+use super::wire::{Input, put_text, put_varint};
+use crate::broker::ports::{MessageId, NodeRecord, ParkedRetain, Revision, SessionNo};
+use std::sync::Arc;
+
+/// An update of a retained message as stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parked<'a> {
+    pub(super) topic: &'a str,
+    id: MessageId,
+    known: Revision,
+    body: Option<Body<'a>>,
+}
+
+impl Parked<'_> {
+    /// The update.
+    pub(super) fn update(&self) -> ParkedRetain {
+        ParkedRetain {
+            topic: Arc::from(self.topic),
+            message: self.body.map(|body| body.message()),
+            id: self.id,
+            known: self.known,
+        }
+    }
+}
+
+/// Appends the row of a publish that `sessions` have had.
+pub(super) fn put_seen(out: &mut Vec<u8>, id: MessageId, sessions: &[SessionNo]) {
+    begin_seen(out);
+    put_id(out, id);
+    put_varint(out, sessions.len() as u64);
+    for session in sessions {
+        put_varint(out, *session);
+    }
+}
+
+/// Appends the row that says whose journal this is.
+pub(super) fn put_node(out: &mut Vec<u8>, node: &NodeRecord) {
+    begin_node(out);
+    put_text(out, &node.node);
+    put_varint(out, node.incarnations.len() as u64);
+    for incarnation in &node.incarnations {
+        put_varint(out, *incarnation);
+    }
+}
+
+/// Appends the row of an update that the cluster has not taken.
+pub(super) fn put_parked(out: &mut Vec<u8>, parked: &ParkedRetain) {
+    begin_parked(out);
+    put_id(out, parked.id);
+    put_varint(out, parked.known);
+    put_text(out, &parked.topic);
+    out.push(u8::from(parked.message.is_some()));
+    if let Some(message) = &parked.message {
+        put_body(out, message);
+    }
+}
+
+/// Reads the rest of a row of its kind.
+pub(super) fn get_seen(mut input: Input<'_>) -> Result<LogRow<'_>, RecordError> {
+    let id = get_id(&mut input)?;
+    let sessions = get_numbers(&mut input)?;
+    input.end()?;
+    Ok(LogRow::Seen { id, sessions })
+}
+
+/// Reads the rest of a row of its kind.
+pub(super) fn get_node(mut input: Input<'_>) -> Result<LogRow<'_>, RecordError> {
+    let node = Arc::from(input.text()?);
+    let incarnations = get_numbers(&mut input)?;
+    input.end()?;
+    Ok(LogRow::Node(NodeRecord { node, incarnations }))
+}
+
+/// Reads the rest of a row of its kind.
+pub(super) fn get_parked(mut input: Input<'_>) -> Result<LogRow<'_>, RecordError> {
+    let id = get_id(&mut input)?;
+    let known = input.varint()?;
+    let topic = input.text()?;
+    let body = match input.u8()? {
+        0 => {
+            input.end()?;
+            None
+        }
+        1 => Some(get_body(&mut input)?),
+        _ => return Err(RecordError::Value("mark of a message")),
+    };
+    Ok(LogRow::Parked(Parked { topic, id, known, body }))
+}
+
+/// Numbers with their count before them, which is not believed: memory is taken as they come.
+fn get_numbers(input: &mut Input<'_>) -> Result<Vec<u64>, RecordError> {
+    let count = input.len()?;
+    let mut numbers = Vec::new();
+    for _ in 0..count {
+        numbers.push(input.varint()?);
+    }
+    Ok(numbers)
+}
+
+/// What was decoded can be read and encoded again.
+pub(super) fn fuzz_parked(parked: Parked<'_>) {
+    let update = parked.update();
+    let mut row = Vec::new();
+    put_parked(&mut row, &update);
+    let again = super::record::decode_log(&row);
+    assert!(matches!(again, Ok(LogRow::Parked(again)) if again.update() == update));
+}

@@ -1,0 +1,109 @@
+//! Records of sessions and subscriptions as bytes and back. Decoding never panics, whatever the bytes.
+
+use super::migrate::Chain;
+use super::record::{RecordError, get_body, put_body};
+use super::wire::{Input, put_text, put_u32, put_u64, put_varint};
+use crate::broker::ports::{SessionNo, SessionRecord, SubscriptionRecord, WillRecord};
+use crate::clock::Time;
+use crate::mqtt::packet::SubscribeOptions;
+use std::sync::Arc;
+
+/// Versions of session records. Version 2 adds the epoch and whether the claim is under way.
+pub(super) const SESSION_ROWS: Chain = Chain::new(1, &[to_version_2]);
+/// Versions of subscriptions.
+pub(super) const SUBSCRIPTION_ROWS: Chain = Chain::new(1, &[]);
+
+const DISCONNECTED: u8 = 1;
+const WILL: u8 = 2;
+const PENDING: u8 = 4;
+
+/// Where version 2 has the epoch: behind version, flags, expiry and time of making.
+const EPOCH_AT: usize = 1 + 1 + 4 + 8;
+
+/// Appends a session's record.
+pub(super) fn put_session(out: &mut Vec<u8>, record: &SessionRecord) {
+    let flag = |flag, set| if set { flag } else { 0 };
+    let flags = flag(DISCONNECTED, record.disconnected_at.is_some())
+        | flag(WILL, record.will.is_some())
+        | flag(PENDING, record.pending);
+    out.extend_from_slice(&[SESSION_ROWS.current(), flags]);
+    put_u32(out, record.expiry_s);
+    put_u64(out, record.created_at.0);
+    put_varint(out, record.epoch);
+    if let Some(at) = record.disconnected_at {
+        put_u64(out, at.0);
+    }
+    put_text(out, &record.client_id);
+    if let Some(will) = &record.will {
+        put_u32(out, will.delay_s);
+        out.push(u8::from(will.message_expiry_s.is_some()));
+        put_u32(out, will.message_expiry_s.unwrap_or(0));
+        put_body(out, &will.message);
+    }
+}
+
+/// Appends a subscription; its filter is in the key.
+pub(super) fn put_subscription(out: &mut Vec<u8>, subscription: &SubscriptionRecord) {
+    let flags = u8::from(subscription.subscription_id.is_some());
+    out.extend_from_slice(&[SUBSCRIPTION_ROWS.current(), subscription.options.to_bits(), flags]);
+    put_u32(out, subscription.subscription_id.unwrap_or(0));
+}
+
+/// From version 1: a session of a node without a cluster has epoch 0.
+fn to_version_2(row: &[u8]) -> Result<Vec<u8>, RecordError> {
+    let [_, flags, ..] = row else { return Err(RecordError::Truncated) };
+    if flags & !(DISCONNECTED | WILL) != 0 {
+        return Err(RecordError::Value("flags"));
+    }
+    let (head, tail) = row.split_at_checked(EPOCH_AT).ok_or(RecordError::Truncated)?;
+    let mut row = [head, &[0], tail].concat();
+    if let Some(version) = row.first_mut() {
+        *version = 2;
+    }
+    Ok(row)
+}
+
+/// Decodes the record of session `no`.
+pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord, RecordError> {
+    let row = SESSION_ROWS.lift(row)?;
+    let mut input = Input::new(&row);
+    input.u8()?;
+    let flags = input.u8()?;
+    if flags > DISCONNECTED | WILL | PENDING {
+        return Err(RecordError::Value("flags"));
+    }
+    let expiry_s = input.u32()?;
+    let created_at = Time(input.u64()?);
+    let epoch = input.varint()?;
+    let disconnected_at = if flags & DISCONNECTED != 0 { Some(Time(input.u64()?)) } else { None };
+    let client_id = Arc::from(input.text()?);
+    let will = if flags & WILL != 0 {
+        let delay_s = input.u32()?;
+        let expires = input.u8()?;
+        let expiry = input.u32()?;
+        let message = get_body(&mut input)?.message();
+        Some(WillRecord { message, delay_s, message_expiry_s: (expires != 0).then_some(expiry) })
+    } else {
+        None
+    };
+    input.end()?;
+    let pending = flags & PENDING != 0;
+    Ok(SessionRecord { no, client_id, expiry_s, disconnected_at, will, created_at, epoch, pending })
+}
+
+/// Decodes the subscription to `filter`.
+pub(super) fn decode_subscription(filter: &str, row: &[u8]) -> Result<SubscriptionRecord, RecordError> {
+    let row = SUBSCRIPTION_ROWS.lift(row)?;
+    let mut input = Input::new(&row);
+    input.u8()?;
+    let options =
+        SubscribeOptions::from_bits(input.u8()?).ok_or(RecordError::Value("subscription options"))?;
+    let has_id = input.u8()?;
+    let id = input.u32()?;
+    input.end()?;
+    Ok(SubscriptionRecord {
+        filter: Arc::from(filter),
+        options,
+        subscription_id: (has_id != 0).then_some(id),
+    })
+}

@@ -1,0 +1,184 @@
+//! A cluster of real broker processes on a real etcd, on loopback, whose processes and connections fail on demand.
+
+use super::etcd::Etcd;
+use super::proxy::Proxy;
+use crate::broker::{Broker, Setup, free_address};
+use crate::client::{Client, Dial};
+use crate::wait;
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// A node: its process and what lies between it and the others.
+pub struct Node {
+    /// The process, dead or alive.
+    pub broker: Broker,
+    /// Between it and each etcd member.
+    etcd: Vec<Proxy>,
+    /// Between the other nodes and it.
+    peers: Proxy,
+}
+
+/// See the module. Node `i` is called `n<i>`. Everything is killed and removed when it is dropped; what the processes logged
+/// is shown if the test fails.
+pub struct BerthCluster {
+    nodes: Vec<Node>,
+    /// Its etcd.
+    pub etcd: Etcd,
+    dir: TempDir,
+    /// Runs the proxies; goes last.
+    _runtime: Runtime,
+}
+
+impl BerthCluster {
+    /// `n` brokers that are ready and know each other, and one etcd member.
+    pub fn start(n: usize) -> BerthCluster {
+        BerthCluster::with(n, 1, &[])
+    }
+
+    /// As [`BerthCluster::start`] with this many etcd members and these options for every broker.
+    pub fn with(n: usize, etcds: usize, options: &[(&str, &str)]) -> BerthCluster {
+        let etcd = Etcd::start(etcds);
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let memory = PathBuf::from("/dev/shm");
+        let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
+        let dir = tempfile::Builder::new().prefix("berth-cluster-").tempdir_in(parent).unwrap();
+        let node = |i: usize| {
+            let name = format!("n{i}");
+            let own = free_address();
+            let peers = runtime.block_on(Proxy::start(own));
+            let links: Vec<Proxy> =
+                etcd.endpoints().iter().map(|e| runtime.block_on(Proxy::start(address(e)))).collect();
+            let endpoints: Vec<String> = links.iter().map(|p| format!("http://{}", p.address())).collect();
+            let setup = Setup::new()
+                .dir(&dir.path().join(&name))
+                .set("node.id", &name)
+                .set("cluster.enabled", "true")
+                .set("cluster.peer_address", &own.to_string())
+                .set("cluster.advertise_peer", &peers.address().to_string())
+                .set("etcd.endpoints", &endpoints.join(","));
+            let setup = options.iter().fold(setup, |s, (key, value)| s.set(key, value));
+            Node { broker: setup.spawn(), etcd: links, peers }
+        };
+        let nodes = (0..n).map(node).collect();
+        let mut cluster = BerthCluster { nodes, etcd, dir, _runtime: runtime };
+        (0..n).for_each(|i| cluster.nodes[i].broker.wait_ready());
+        cluster.wait_formed();
+        cluster
+    }
+
+    /// How many nodes there are, dead ones included.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Node `i`'s process.
+    pub fn broker(&mut self, i: usize) -> &mut Broker {
+        &mut self.nodes[i].broker
+    }
+
+    /// Where node `i` serves MQTT.
+    pub fn mqtt(&self, i: usize) -> SocketAddr {
+        self.nodes[i].broker.mqtt
+    }
+
+    /// A client on node `i`.
+    pub fn connect(&self, i: usize, dial: &Dial) -> Client {
+        dial.connect(self.mqtt(i))
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, i: usize) {
+        self.nodes[i].broker.sigkill();
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn term(&mut self, i: usize) {
+        let status = self.nodes[i].broker.stop();
+        assert!(status.success(), "node {i} ended with {status}");
+    }
+
+    /// SIGSTOP: it hangs, its connections stay open.
+    pub fn stop(&self, i: usize) {
+        self.nodes[i].broker.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub fn cont(&self, i: usize) {
+        self.nodes[i].broker.signal("CONT");
+    }
+
+    /// Starts a node again that has ended, and waits until it is ready.
+    pub fn restart(&mut self, i: usize) {
+        self.nodes[i].broker.restart();
+    }
+
+    /// Starts a killed node again with an empty disk, and waits until it is ready.
+    pub fn wipe(&mut self, i: usize) {
+        self.kill(i);
+        std::fs::remove_dir_all(self.dir.path().join(format!("n{i}"))).unwrap();
+        self.restart(i);
+    }
+
+    /// Breaks node `i`'s connections to etcd and refuses new ones, or lets it connect again.
+    pub fn cut_from_etcd(&self, i: usize, cut: bool) {
+        self.nodes[i].etcd.iter().for_each(|p| p.refuse(cut));
+    }
+
+    /// Lets no byte pass between node `i` and etcd, while connections stay, or lets them pass again.
+    pub fn stall_etcd(&self, i: usize, stalled: bool) {
+        self.nodes[i].etcd.iter().for_each(|p| p.stall(stalled));
+    }
+
+    /// Breaks the links that other nodes have made to node `i` and refuses new ones, or allows them again. Node `i`'s own
+    /// links to the others stay.
+    pub fn cut_links_to(&self, i: usize, cut: bool) {
+        self.nodes[i].peers.refuse(cut);
+    }
+
+    /// As [`BerthCluster::cut_links_to`], but the links stay, and nothing passes.
+    pub fn stall_links_to(&self, i: usize, stalled: bool) {
+        self.nodes[i].peers.stall(stalled);
+    }
+
+    /// `/cluster/status` of node `i`; `Null` while it does not answer.
+    pub fn status(&self, i: usize) -> Value {
+        let answer = self.nodes[i].broker.try_get("/cluster/status");
+        answer.and_then(|(_, body)| serde_json::from_str(&body).ok()).unwrap_or(Value::Null)
+    }
+
+    /// Whether node `i` says that it is ready.
+    pub fn ready(&self, i: usize) -> bool {
+        self.nodes[i].broker.try_get("/ready").is_some_and(|(code, _)| code == 200)
+    }
+
+    /// Waits until `/cluster/status` of node `i` is as wanted.
+    pub fn wait_status(&self, i: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        wait::until(what, || {
+            last = self.status(i);
+            wanted(&last).then(|| last.clone())
+        })
+    }
+
+    /// The nodes that are registered in etcd.
+    pub fn members(&self) -> Vec<String> {
+        let keys = self.etcd.ctl(&["get", "--prefix", "/berth/berth/v1/members/", "--keys-only"]);
+        keys.lines()
+            .filter_map(|k| k.rsplit('/').next().filter(|n| !n.is_empty()).map(str::to_owned))
+            .collect()
+    }
+
+    /// Waits until every node that answers has links to all members.
+    pub fn wait_formed(&self) {
+        wait::until_true("all nodes are registered", || self.members().len() == self.nodes.len());
+    }
+}
+
+/// The address in `http://address`.
+fn address(endpoint: &str) -> SocketAddr {
+    endpoint.trim_start_matches("http://").parse().unwrap()
+}

@@ -1,0 +1,111 @@
+//! An operator's view of a cluster, from any node.
+
+use super::nodes::BerthCluster;
+use crate::client::Dial;
+use crate::operate::{ctl, ctl_json};
+use crate::wait;
+use berth::mqtt::{QoS, Reason};
+
+fn member<'a>(status: &'a serde_json::Value, node: &str) -> &'a serde_json::Value {
+    let members = status["cluster"]["members"].as_array().unwrap();
+    members.iter().find(|m| m["node"] == node).unwrap_or(&serde_json::Value::Null)
+}
+
+#[test]
+fn every_node_shows_the_cluster_and_its_sessions() {
+    let mut cluster = BerthCluster::start(2);
+    let http: Vec<_> = (0..2).map(|i| cluster.broker(i).http).collect();
+    let status = cluster.wait_status(0, "links are up, one leads, all is applied", |s| {
+        let there = member(s, "n1");
+        there["link"]["state"] == "up"
+            && there["applied_revision"].as_u64().is_some_and(|r| r > 0)
+            && s["cluster"]["leader"].is_string()
+            && s["cluster"]["current"] == true
+    });
+    let view = &status["cluster"];
+    assert_eq!(
+        (&status["mode"], &view["name"], &view["current"]),
+        (&"cluster".into(), &"berth".into(), &true.into())
+    );
+    assert_eq!(view["waiting"], serde_json::json!([]));
+    assert_eq!((&view["etcd"]["reachable"], &view["may_serve"]), (&true.into(), &true.into()));
+    assert!(view["lease_for_ms"].as_u64().unwrap() > 0);
+    assert!(member(&status, "n0")["link"].is_null());
+    let text = ctl(http[0], &["cluster", "status"]).ok();
+    for words in ["cluster berth", "leader n", "n1", "(asked)", "held publishes 0", "answers"] {
+        assert!(text.contains(words), "{words:?} is not in\n{text}");
+    }
+
+    let mut here = cluster.connect(0, &Dial::v5("here").persistent());
+    here.subscribe(&[("a/#", QoS::AtLeastOnce)]);
+    let mut there = cluster.connect(1, &Dial::v5("there").persistent());
+    there.subscribe(&[("a/b", QoS::AtLeastOnce)]);
+    let page = ctl_json(http[0], &["sessions", "list", "--cluster"]);
+    let lives: Vec<_> = page["sessions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| (s["client_id"].clone(), s["node"].clone()))
+        .collect();
+    assert_eq!(lives, [("here".into(), "n0".into()), ("there".into(), "n1".into())]);
+    assert_eq!(ctl_json(http[0], &["sessions", "list"])["sessions"].as_array().unwrap().len(), 1);
+    let shown = ctl_json(http[0], &["sessions", "show", "there"]);
+    assert_eq!(shown["session"]["filters"][0]["filter"], "a/b");
+    assert!(shown["holder"].as_str().unwrap().starts_with("n1@"), "{shown}");
+    let routes = ctl_json(http[0], &["routes", "show", "a/b"]);
+    assert_eq!(routes["sessions"][0]["client_id"], "here");
+    assert_eq!(
+        (&routes["nodes"][0]["node"], &routes["nodes"][0]["persistent"]),
+        (&"n1".into(), &true.into())
+    );
+
+    let said = ctl(http[0], &["sessions", "kick", "there"]).ok();
+    assert_eq!(said, "the connection of there on node n1 is closed; its session stays\n");
+    assert_eq!(there.expect_closed(), Some(Reason::AdministrativeAction));
+    let said = ctl(http[0], &["cluster", "forget", "n1"]).failed(1);
+    assert!(said.contains("node n1 is a live member"), "{said}");
+    assert!(ctl(http[0], &["cluster", "forget", "n9"]).failed(1).contains("nothing of a node n9 is known"));
+    assert!(ctl(http[0], &["sessions", "show", "nobody"]).failed(1).contains("no session"));
+}
+
+#[test]
+fn a_drained_node_hands_its_sessions_over() {
+    let mut cluster = BerthCluster::start(2);
+    let http = cluster.broker(0).http;
+    let dial = Dial::v5("moves").persistent().will("will", "x", 0);
+    let mut client = cluster.connect(0, &dial);
+    client.subscribe(&[("t", QoS::AtLeastOnce)]);
+    assert!(ctl(http, &["node", "drain", "--wait"]).ok().contains("has ended"));
+    assert_eq!(client.expect_closed(), Some(Reason::ServerMoved));
+    assert!(cluster.broker(0).wait().success());
+    let mut client = cluster.connect(1, &dial);
+    assert!(client.present);
+    Dial::v5("p").connect(cluster.mqtt(1)).publish("t", "after", QoS::AtLeastOnce);
+    assert_eq!(client.receive().text(), "after");
+}
+
+#[test]
+fn a_dead_node_is_shown_and_forgotten() {
+    let mut cluster = BerthCluster::with(
+        2,
+        1,
+        &[("cluster.lease", "2s"), ("cluster.stale_after", "1s"), ("cluster.takeover_timeout", "2s")],
+    );
+    let http = cluster.broker(0).http;
+    let mut client = cluster.connect(1, &Dial::v5("lost").persistent());
+    client.subscribe(&[("t", QoS::AtLeastOnce)]);
+    cluster.kill(1);
+    let status = cluster
+        .wait_status(0, "n1 is missed", |s| s["cluster"]["waiting"].as_array().is_some_and(|w| w.len() == 1));
+    assert!(status["cluster"]["waiting"][0]["incarnation"].as_str().unwrap().starts_with("n1@"));
+    let text = ctl(http, &["cluster", "status"]).ok();
+    assert!(text.contains("berth ctl cluster forget n1"), "{text}");
+    let shown = ctl(http, &["sessions", "show", "lost"]).ok();
+    assert!(shown.contains("node n1 is gone"), "{shown}");
+    let said = ctl(http, &["cluster", "forget", "n1"]).ok();
+    assert!(said.starts_with("forgotten: 1 sessions of node n1"), "{said}");
+    wait::until_true("it is gone", || ctl(http, &["sessions", "show", "lost"]).code == 1);
+    let client = cluster.connect(0, &Dial::v5("lost").persistent());
+    assert!(!client.present);
+    cluster.wait_status(0, "nothing waits", |s| s["cluster"]["waiting"] == serde_json::json!([]));
+}

@@ -1,0 +1,114 @@
+//! Mutual TLS between nodes: what works, and what is said when it does not.
+
+use super::peers::{Node, quick};
+use crate::wait::becomes_true;
+use berth::broker::ports::LinkState;
+use berth::cluster::peers::{PeerServer, PeerTls, PemFile};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    date_time_ymd,
+};
+
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+fn authority(name: &str) -> Authority {
+    let mut params = CertificateParams::new(Vec::default()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    Authority { pem, issuer: Issuer::new(params, key) }
+}
+
+/// A node's files: certificate for `host` by `signer`, trusting `ca`.
+fn files(node: &str, ca: &Authority, signer: &Authority, host: &str, expired: bool) -> PeerTls {
+    let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    if expired {
+        params.not_before = date_time_ymd(2000, 1, 1);
+        params.not_after = date_time_ymd(2001, 1, 1);
+    }
+    let key = KeyPair::generate().unwrap();
+    let cert = params.signed_by(&key, &signer.issuer).unwrap();
+    let file =
+        |name: &str, pem: String| PemFile { path: format!("/etc/{node}/{name}.pem"), pem: pem.into_bytes() };
+    PeerTls {
+        ca: file("ca", ca.pem.clone()),
+        cert: file("cert", cert.pem()),
+        key: file("key", key.serialize_pem()),
+    }
+}
+
+async fn node(name: &str, incarnation: u64, tls: Option<PeerTls>) -> Node {
+    Node::with(name, incarnation, quick(), tls, "test", "127.0.0.1:0").await
+}
+
+/// What the link of `a` to `b` says when it is refused.
+async fn refusal(a: Option<PeerTls>, b: Option<PeerTls>) -> String {
+    let (a, b) = (node("a", 1, a).await, node("b", 2, b).await);
+    a.keep(&[(&b, b.address)]);
+    let error = a.error(LinkState::Refused).await;
+    println!("{error}");
+    assert!(error.contains(&b.address.to_string()), "{error}");
+    error
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_one_authority_talk() {
+    let ca = authority("ca");
+    let a = node("a", 1, Some(files("a", &ca, &ca, "127.0.0.1", false))).await;
+    let b = node("b", 2, Some(files("b", &ca, &ca, "127.0.0.1", false))).await;
+    a.keep(&[(&b, b.address)]);
+    a.up().await;
+    a.send(&b, 1);
+    becomes_true("the frame is answered", || a.inbox.answers() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_no_good_is_named_with_the_remedy() {
+    let (ca, foreign) = (authority("ca"), authority("foreign"));
+    let good = |node| Some(files(node, &ca, &ca, "127.0.0.1", false));
+
+    let theirs = refusal(good("a"), Some(files("b", &ca, &foreign, "127.0.0.1", false))).await;
+    assert!(theirs.contains("not signed by /etc/a/ca.pem (cluster.tls.ca_file)"), "{theirs}");
+    let theirs = refusal(good("a"), Some(files("b", &ca, &ca, "127.0.0.1", true))).await;
+    assert!(theirs.contains("has expired: renew it there"), "{theirs}");
+    let theirs = refusal(good("a"), Some(files("b", &ca, &ca, "elsewhere.example", false))).await;
+    assert!(theirs.contains("not valid for that host"), "{theirs}");
+
+    let ours = refusal(Some(files("a", &ca, &foreign, "127.0.0.1", false)), good("b")).await;
+    assert!(ours.contains("does not accept our certificate /etc/a/cert.pem"), "{ours}");
+    let ours = refusal(Some(files("a", &ca, &ca, "127.0.0.1", true)), good("b")).await;
+    assert!(ours.contains("/etc/a/cert.pem: it has expired"), "{ours}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_on_one_side_only_is_told_apart_from_a_dead_node() {
+    let ca = authority("ca");
+    let tls = || Some(files("x", &ca, &ca, "127.0.0.1", false));
+    let error = refusal(tls(), None).await;
+    assert!(error.contains("does not speak TLS"), "{error}");
+    let error = refusal(None, tls()).await;
+    assert!(error.contains("cluster.tls on"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_no_pem_are_named() {
+    let ca = authority("ca");
+    let mut tls = files("a", &ca, &ca, "127.0.0.1", false);
+    tls.key.pem = b"nonsense".to_vec();
+    let peer = node("b", 2, None).await;
+    let server = PeerServer::bind("127.0.0.1:0").await.unwrap();
+    let identity = berth::cluster::peers::PeerIdentity {
+        cluster: "test".into(),
+        me: berth::broker::ports::MemberId { node: "a".into(), incarnation: 1 },
+    };
+    let metrics = peer.metrics.clone();
+    let peers = berth::cluster::peers::GrpcPeers::new(quick(), identity, Some(tls), metrics);
+    let error = server.serve(&peers, std::future::pending()).await.unwrap_err().to_string();
+    assert!(error.contains("/etc/a/key.pem") && error.contains("cluster.tls"), "{error}");
+}

@@ -1,0 +1,154 @@
+//! Route pages in etcd: whatever is added, removed, merged and rewritten, all see the same plain set.
+
+use super::store::{Node, dump, keys, setup};
+use crate::random::Random;
+use berth::broker::ports::{Coordinator, RouteChange};
+use std::collections::BTreeMap;
+
+type Plain = BTreeMap<String, (bool, u32)>;
+
+fn random_changes(random: &mut Random, names: u64, count: u64, plain: &mut Plain) -> Vec<RouteChange> {
+    (0..count)
+        .map(|_| {
+            let filter = format!("site/{}/+/temperature", random.below(names));
+            let route = random.chance(60).then(|| (random.chance(50), 1 + random.below(3) as u32));
+            match route {
+                Some(route) => plain.insert(filter.clone(), route),
+                None => plain.remove(&filter),
+            };
+            RouteChange { filter: filter.into(), route }
+        })
+        .collect()
+}
+
+async fn shows(node: &Node, of: &Node, plain: &Plain, revision: u64) {
+    node.coordinator.applies(revision).await;
+    let content = node.index.content();
+    assert_eq!(content.routes.get(&of.me).cloned().unwrap_or_default(), *plain);
+}
+
+#[test]
+fn random_churn_is_a_plain_set_for_those_who_follow_and_those_who_come_late() {
+    let mut random = Random::seeded("BERTH_ROUTES_SEED");
+    let (etcd, runtime) = setup(1);
+    runtime.block_on(async {
+        let a = Node::start(etcd.endpoints(), "a").await;
+        let b = Node::start(etcd.endpoints(), "b").await;
+        let mut plain = Plain::new();
+        for round in 0..400 {
+            let count = 1 + random.below(if round % 50 == 0 { 3000 } else { 5 });
+            let changes = random_changes(&mut random, 2000, count, &mut plain);
+            let revision = a.coordinator.routes(changes).await;
+            shows(&b, &a, &plain, revision).await;
+            if round % 80 == 79 {
+                b.equals_snapshot().await;
+            }
+        }
+        b.equals_snapshot().await;
+        let pages = dump(&b.etcd, &keys().routes_of(&a.me)).await;
+        assert!(pages.len() < 120, "{} pages", pages.len());
+        let late = Node::start(etcd.endpoints(), "c").await;
+        assert_eq!(late.index.content().routes[&a.me], plain);
+    });
+}
+
+#[test]
+fn endless_churn_of_few_filters_keeps_the_log_short() {
+    let mut random = Random::seeded("BERTH_ROUTES_SEED");
+    let (etcd, runtime) = setup(1);
+    runtime.block_on(async {
+        let a = Node::start(etcd.endpoints(), "a").await;
+        let mut plain = Plain::new();
+        let mut revision = 0;
+        for _ in 0..60 {
+            let changes = random_changes(&mut random, 1500, 3000, &mut plain);
+            revision = a.coordinator.routes(changes).await;
+        }
+        shows(&a, &a, &plain, revision).await;
+        a.equals_snapshot().await;
+        // What is left is at most twice what says something, and the slack.
+        let bytes: usize = dump(&a.etcd, &keys().routes_of(&a.me)).await.values().map(String::len).sum();
+        assert!(bytes < 2 * plain.len() * 60 + (512 << 10), "{bytes} bytes for {} filters", plain.len());
+        // All gone.
+        let gone = plain.keys().map(|f| RouteChange { filter: f.as_str().into(), route: None }).collect();
+        let revision = a.coordinator.routes(gone).await;
+        shows(&a, &a, &Plain::new(), revision).await;
+        a.equals_snapshot().await;
+    });
+}
+
+#[test]
+fn many_filters_at_once_go_into_few_pages_and_callers_share_flushes() {
+    let (etcd, runtime) = setup(1);
+    runtime.block_on(async {
+        let a = Node::start(etcd.endpoints(), "a").await;
+        let before = a.coordinator.read_revision().await.unwrap();
+        let change = |i: usize| RouteChange { filter: format!("many/{i}").into(), route: Some((true, 1)) };
+        let calls = (0..30_000).map(|i| a.coordinator.routes(vec![change(i)])).collect::<Vec<_>>();
+        let last = futures_util::future::join_all(calls).await.into_iter().max().unwrap();
+        assert!(last - before < 50, "{} revisions", last - before);
+        a.coordinator.applies(last).await;
+        assert_eq!(a.index.content().routes[&a.me].len(), 30_000);
+        assert!(dump(&a.etcd, &keys().routes()).await.len() < 100);
+        a.equals_snapshot().await;
+    });
+}
+
+#[test]
+fn routes_of_an_earlier_start_go_for_those_who_follow_too() {
+    let mut random = Random::seeded("BERTH_ROUTES_SEED");
+    let (etcd, runtime) = setup(1);
+    runtime.block_on(async {
+        let b = Node::start(etcd.endpoints(), "b").await;
+        let old = Node::start(etcd.endpoints(), "a").await;
+        let mut plain = Plain::new();
+        for _ in 0..20 {
+            old.coordinator.routes(random_changes(&mut random, 5000, 500, &mut plain)).await;
+        }
+        old.lose_lease().await;
+        let old_id = old.me.clone();
+        drop(old);
+        let new = Node::start(etcd.endpoints(), "a").await;
+        let again = plain.iter().map(|(f, r)| RouteChange { filter: f.as_str().into(), route: Some(*r) });
+        let written = new.coordinator.routes(again.collect());
+        let dropped = new.coordinator.drop_incarnation_routes(old_id.clone());
+        let revision = written.await;
+        dropped.await;
+        shows(&b, &new, &plain, revision).await;
+        b.equals_snapshot().await;
+        assert!(!b.index.content().routes.contains_key(&old_id));
+        assert!(dump(&b.etcd, &keys().routes_of(&old_id)).await.is_empty());
+    });
+}
+
+#[test]
+fn routes_go_on_through_lost_members_and_a_lost_lease() {
+    let mut random = Random::seeded("BERTH_ROUTES_SEED");
+    let (mut etcd, runtime) = setup(3);
+    runtime.block_on(async {
+        let a = Node::start(etcd.endpoints(), "a").await;
+        let b = Node::start(etcd.endpoints(), "b").await;
+        let mut plain = Plain::new();
+        for round in 0..3 {
+            let mut revision = 0;
+            for i in 0..60 {
+                let written = a.coordinator.routes(random_changes(&mut random, 300, 3, &mut plain));
+                if i == 20 {
+                    etcd.kill(round);
+                }
+                if i == 30 {
+                    a.lose_lease().await;
+                }
+                let written = tokio::spawn(written);
+                if i == 30 {
+                    a.register_again().await;
+                }
+                revision = written.await.unwrap();
+            }
+            shows(&b, &a, &plain, revision).await;
+            etcd.restart(round);
+            etcd.wait_healthy(round);
+            b.equals_snapshot().await;
+        }
+    });
+}
