@@ -133,14 +133,14 @@ pub enum EtcdError {
     /// and the end of the connection may overtake it.
     #[error(
         "etcd at {endpoint} closed the connection ({what}): check that it runs; if it does so at every attempt, it does not \
-         accept the certificate in {file} (etcd.cert_file): have it signed by the authority that etcd trusts (its \
-         --trusted-ca-file), for client authentication"
+         accept {shown}: set one that was signed by the authority that etcd trusts (its --trusted-ca-file), for client \
+         authentication"
     )]
     Closed {
         /// The endpoint.
         endpoint: Arc<str>,
-        /// The file of this node's certificate, or that none is set.
-        file: String,
+        /// Which certificate this node showed.
+        shown: String,
         /// What the system says.
         what: String,
     },
@@ -333,10 +333,14 @@ fn of_transport(text: &str, at: &Context<'_>) -> EtcdError {
             None => EtcdError::CertificateMissing { endpoint, what },
         };
     }
-    let closed = ["connection closed", "operation was canceled", "Broken pipe", "Connection reset"];
-    if endpoint.starts_with("https://") && closed.iter().any(|what| text.contains(what)) {
-        let file = at.cert_file.unwrap_or("no file, as none is set").to_owned();
-        return EtcdError::Closed { endpoint, file, what: text.to_owned() };
+    let closed = ["connection closed", "operation was canceled", "broken pipe", "connection reset"];
+    let words = text.to_lowercase();
+    if endpoint.starts_with("https://") && closed.iter().any(|what| words.contains(what)) {
+        let shown = match at.cert_file {
+            Some(file) => format!("the certificate in {file} (etcd.cert_file)"),
+            None => "a node without a certificate (etcd.cert_file is not set)".to_owned(),
+        };
+        return EtcdError::Closed { endpoint, shown, what: text.to_owned() };
     }
     EtcdError::Unreachable { endpoint, what: text.to_owned() }
 }
