@@ -22,6 +22,7 @@ mod proto;
 mod proxy;
 mod retained_store;
 mod routes_store;
+mod speed;
 mod store;
 mod takeover;
 mod watch;

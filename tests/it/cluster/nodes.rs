@@ -172,6 +172,14 @@ impl BerthCluster {
             .collect()
     }
 
+    /// The node that leads: the oldest candidate, as etcd's election has it.
+    pub fn leader(&self) -> Option<usize> {
+        let prefix = "/berth/berth/v1/leader";
+        let args = ["get", "--prefix", prefix, "--sort-by=CREATE", "--limit=1", "--print-value-only"];
+        let (value, ok) = self.etcd.try_ctl(&args);
+        (0..self.len()).find(|i| ok && value.contains(&format!("n{i}")))
+    }
+
     /// Waits until every node that answers has links to all members.
     pub fn wait_formed(&self) {
         wait::until_true("all nodes are registered", || self.members().len() == self.nodes.len());
