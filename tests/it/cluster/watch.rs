@@ -221,12 +221,11 @@ fn what_is_unreadable_is_left_out_and_foreign_writes_do_not_make_stale() {
 }
 
 #[test]
-fn a_transaction_larger_than_a_response_is_applied_as_one() {
+fn large_messages_reach_those_who_follow_and_those_who_come_late() {
     let (etcd, runtime) = setup(1);
     runtime.block_on(async {
         let a = Node::start(etcd.endpoints(), "a").await;
-        // Deleting 40 keys of 90 kB with what they were is not large, putting them is: 15 a transaction, and a new watch
-        // gets many transactions in one response.
+        // 15 of them make a transaction, and many transactions one response.
         let big = "x".repeat(90_000);
         let name = |i: usize| format!("big/{i:03}");
         let waits = (0..60).map(|i| {
