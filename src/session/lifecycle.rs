@@ -10,6 +10,9 @@ use crate::mqtt::message::Parts;
 use crate::topic::{InboundAliases, OutboundAliases};
 use std::num::NonZeroU64;
 
+/// How long at least the will of a session waits that was handed to another node, seconds. Its client has to come back there.
+const HANDED_OVER_WILL_S: u32 = 30;
+
 /// A will waiting for its connection to be lost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Will {
@@ -74,8 +77,12 @@ impl Session {
         self.detached_at = Some(now);
         self.inbound.detach();
         // The server may defer wills at its own shutdown until it is back (3.1.1 section 3.1.2.5).
-        if cause == CloseCause::HandedOver && self.expiry_s == 0 {
-            self.will = None; // nobody has this session after us, and its client did nothing wrong
+        if cause == CloseCause::HandedOver {
+            match &mut self.will {
+                // Its client was told to come back elsewhere, and needs a while for it.
+                Some(will) if self.expiry_s > 0 => will.delay_s = will.delay_s.max(HANDED_OVER_WILL_S),
+                _ => self.will = None, // nobody has this session after us, and its client did nothing wrong
+            }
         }
         if !cause.keeps_will() {
             self.fire_due(now, out);

@@ -331,6 +331,23 @@ impl Client {
         Ok(packet_id)
     }
 
+    /// As [`Client::send_publish`] at QoS 1, of a message to be retained that expires (MQTT 5).
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn send_expiring(&mut self, topic: &str, payload: &[u8], seconds: u32) -> io::Result<u16> {
+        let mut properties = Vec::new();
+        client::put_property(&mut properties, &Property::MessageExpiryInterval(seconds));
+        let packet_id = self.packet_id();
+        let (qos, properties) = (QoS::AtLeastOnce, &properties[..]);
+        let publish =
+            client::Publish { topic, payload, qos, retain: true, dup: false, packet_id, properties };
+        let mut out = Vec::new();
+        client::publish(&mut out, self.version, &publish);
+        self.send(&out)?;
+        Ok(packet_id)
+    }
+
     /// Publishes and sees it through to the last acknowledgement; returns the reason of the first one.
     pub fn publish_with(&mut self, topic: &str, payload: &[u8], qos: QoS, retain: bool) -> Reason {
         let id = self.send_publish(topic, payload, qos, retain).unwrap();

@@ -45,7 +45,7 @@ pub fn finish(stage: &Stage) -> Vec<Event> {
         }
         stage.history.wait_len(1, wait::PATIENCE / 100);
     }
-    Dial::v5("finisher").connect(stage.address).publish(END, "", QoS::AtLeastOnce);
+    Dial::v5("finisher").connect(stage.addresses[0]).publish(END, "", QoS::AtLeastOnce);
     events
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 const KILLS: u64 = 12;
 
 fn options(id: &str, stage: &Stage, inflight: u16) -> MqttOptions {
-    let mut options = MqttOptions::new(id, stage.address.ip().to_string(), stage.address.port());
+    let mut options = MqttOptions::new(id, stage.addresses[0].ip().to_string(), stage.addresses[0].port());
     options.set_clean_session(false).set_inflight(inflight);
     options
 }

@@ -1,5 +1,6 @@
 //! Clients that outlive their broker: persistent sessions that come back, send again what was not acknowledged and write
-//! down what they see. They do what the specification asks of a client; [`crate::history`] judges the broker.
+//! down what they see. They do what the specification asks of a client; [`crate::history`] judges the broker. In a cluster
+//! they go to the next node when they are sent away or lose their connection.
 
 use crate::client::{Client, Dial, In, Out, publish_bytes};
 use crate::history::{Event, History, Msg, Name};
@@ -15,7 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// What all clients of a run share.
 #[derive(Clone)]
 pub struct Stage {
-    pub address: SocketAddr,
+    /// Of the broker, or of every node.
+    pub addresses: Vec<SocketAddr>,
     pub history: Arc<History>,
     /// Publishers begin nothing new.
     pub stop: Arc<AtomicBool>,
@@ -23,19 +25,26 @@ pub struct Stage {
 
 impl Stage {
     pub fn new(address: SocketAddr) -> Stage {
-        Stage { address, history: Arc::default(), stop: Arc::default() }
+        Stage::cluster(vec![address])
+    }
+
+    pub fn cluster(addresses: Vec<SocketAddr>) -> Stage {
+        Stage { addresses, history: Arc::default(), stop: Arc::default() }
     }
 }
 
 /// Says to subscribers that no more comes.
 pub const END: &str = "end";
 
-/// Connects as soon as there is a broker.
+/// Connects as soon as there is a broker, at the next address each time.
 fn reconnect(dial: &Dial, stage: &Stage, conn: u64) -> Client {
     let by = Name::from(dial.client_id.as_str());
     stage.history.add(Event::Connecting { by, conn, clean: false, will: None });
-    let client = wait::until("the broker is back", || match dial.try_connect(stage.address) {
+    let first: usize = dial.client_id.bytes().map(usize::from).sum::<usize>() + conn as usize;
+    let mut addresses = stage.addresses.iter().cycle().skip(first % stage.addresses.len());
+    let client = wait::until("the broker is back", || match dial.try_connect(*addresses.next()?) {
         Ok((client, In::ConnAck { reason: Reason::Success, .. })) => Some(client),
+        Ok((_, In::ConnAck { reason: Reason::ServerUnavailable, .. })) if stage.addresses.len() > 1 => None,
         Ok((_, In::Closed)) | Err(_) => None,
         Ok((_, other)) => panic!("{}: {other:?}", dial.client_id),
     });
@@ -46,7 +55,9 @@ fn reconnect(dial: &Dial, stage: &Stage, conn: u64) -> Client {
 /// The next packet; an error if the connection is lost. That nothing comes for long is no loss, but a failure.
 fn receive(client: &mut Client) -> io::Result<In> {
     match client.try_recv() {
-        Ok(In::Closed) => Err(io::ErrorKind::ConnectionReset.into()),
+        Ok(In::Closed | In::Disconnect(Reason::ServerMoved | Reason::ServerBusy)) => {
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => panic!("nothing comes any more"),
         other => other,
     }
@@ -83,6 +94,7 @@ impl Publisher {
         for conn in 1.. {
             let mut client = reconnect(&self.dial, &self.stage, conn);
             if self.session(&mut client).is_ok() {
+                client.disconnect();
                 return;
             }
         }
@@ -192,6 +204,7 @@ impl Subscriber {
             self.conn += 1;
             let mut client = reconnect(&self.dial, &self.stage, self.conn);
             if self.session(&mut client).is_ok() {
+                client.disconnect();
                 return;
             }
         }

@@ -213,16 +213,19 @@ impl Broker {
     /// Looks at what has happened to sessions. Evictions first: they say that a will stays behind.
     pub(super) fn on_session_events(&self, events: &[IndexEvent]) {
         let Some(remote) = &self.remote else { return };
+        let mut evicted: Vec<(&Arc<str>, Epoch)> = Vec::new();
         for event in events {
             if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch) } = event
                 && *node == remote.me.node
             {
                 self.on_eviction(remote, client_id, *epoch);
+                evicted.push((client_id, *epoch));
             }
         }
         for event in events {
             if let IndexEvent::Session { client_id, session } = event {
-                self.on_session(remote, client_id, session.as_ref());
+                let evicted = session.as_ref().is_some_and(|s| evicted.contains(&(client_id, s.epoch)));
+                self.on_session(remote, client_id, session.as_ref(), evicted);
             }
         }
     }
@@ -240,7 +243,14 @@ impl Broker {
         }));
     }
 
-    fn on_session(&self, remote: &Arc<Remote>, client_id: &Arc<str>, session: Option<&SessionOwner>) {
+    /// `evicted`: its eviction says more, and is under way.
+    fn on_session(
+        &self,
+        remote: &Arc<Remote>,
+        client_id: &Arc<str>,
+        session: Option<&SessionOwner>,
+        evicted: bool,
+    ) {
         let sessions = &remote.sessions;
         if sessions.reconciled.get().is_none() {
             if self.session(client_id).is_some() {
@@ -258,7 +268,7 @@ impl Broker {
         let Some(session) = session else { return };
         let Some(handle) = self.session(client_id).filter(|h| h.epoch() < session.epoch) else { return };
         let theirs = remote.members.holder_of(&session.owner) != remote.me;
-        if !theirs || handle.disowned() || sessions.outgoing.lock().contains_key(client_id) {
+        if !theirs || evicted || handle.disowned() || sessions.outgoing.lock().contains_key(client_id) {
             return;
         }
         let Some(broker) = self.me.upgrade() else { return };

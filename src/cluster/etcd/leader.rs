@@ -30,7 +30,7 @@ use std::time::Duration;
 const PAGES_PER_ROUND: usize = 20;
 
 /// Retained messages expired in one round.
-const EXPIRED_PER_ROUND: usize = 1_000;
+const EXPIRED_PER_ROUND: usize = 20_000;
 
 /// How long after a pass over all sessions the next one may be for the same incarnations.
 const PASS_PAUSE: Duration = Duration::from_secs(600);

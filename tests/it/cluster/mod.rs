@@ -1,6 +1,7 @@
 //! Berth as a cluster, on a real etcd.
 
 mod access;
+mod churn;
 mod claims;
 mod docs_etcd;
 mod duties;
@@ -8,6 +9,7 @@ mod etcd;
 mod failures;
 mod formation;
 mod knowledge;
+mod lease;
 mod members;
 mod netns;
 mod node;
@@ -20,9 +22,12 @@ mod peers_faults;
 mod peers_tls;
 mod proto;
 mod proxy;
+mod retained;
 mod retained_store;
+mod rolling;
 mod routes_store;
 mod speed;
 mod store;
 mod takeover;
 mod watch;
+mod wills;

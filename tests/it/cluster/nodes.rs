@@ -28,8 +28,9 @@ pub struct BerthCluster {
     /// Its etcd.
     pub etcd: Etcd,
     dir: TempDir,
+    options: Vec<(String, String)>,
     /// Runs the proxies; goes last.
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 impl BerthCluster {
@@ -46,28 +47,39 @@ impl BerthCluster {
         let memory = PathBuf::from("/dev/shm");
         let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("berth-cluster-").tempdir_in(parent).unwrap();
-        let node = |i: usize| {
-            let name = format!("n{i}");
-            let own = free_address();
-            let peers = runtime.block_on(Proxy::start(own));
-            let links: Vec<Proxy> =
-                etcd.endpoints().iter().map(|e| runtime.block_on(Proxy::start(address(e)))).collect();
-            let endpoints: Vec<String> = links.iter().map(|p| format!("http://{}", p.address())).collect();
-            let setup = Setup::new()
-                .dir(&dir.path().join(&name))
-                .set("node.id", &name)
-                .set("cluster.enabled", "true")
-                .set("cluster.peer_address", &own.to_string())
-                .set("cluster.advertise_peer", &peers.address().to_string())
-                .set("etcd.endpoints", &endpoints.join(","));
-            let setup = options.iter().fold(setup, |s, (key, value)| s.set(key, value));
-            Node { broker: setup.spawn(), etcd: links, peers }
-        };
-        let nodes = (0..n).map(node).collect();
-        let mut cluster = BerthCluster { nodes, etcd, dir, _runtime: runtime };
+        let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let mut cluster = BerthCluster { nodes: Vec::new(), etcd, dir, options, runtime };
+        (0..n).for_each(|_| cluster.spawn());
         (0..n).for_each(|i| cluster.nodes[i].broker.wait_ready());
         cluster.wait_formed();
         cluster
+    }
+
+    /// Starts one more node without waiting.
+    fn spawn(&mut self) {
+        let name = format!("n{}", self.nodes.len());
+        let own = free_address();
+        let proxy = |to| self.runtime.block_on(Proxy::start(to));
+        let peers = proxy(own);
+        let links: Vec<Proxy> = self.etcd.endpoints().iter().map(|e| proxy(address(e))).collect();
+        let endpoints: Vec<String> = links.iter().map(|p| format!("http://{}", p.address())).collect();
+        let setup = Setup::new()
+            .dir(&self.dir.path().join(&name))
+            .set("node.id", &name)
+            .set("cluster.enabled", "true")
+            .set("cluster.peer_address", &own.to_string())
+            .set("cluster.advertise_peer", &peers.address().to_string())
+            .set("etcd.endpoints", &endpoints.join(","));
+        let setup = self.options.iter().fold(setup, |s, (key, value)| s.set(key, value));
+        self.nodes.push(Node { broker: setup.spawn(), etcd: links, peers });
+    }
+
+    /// Adds a node; its number. Completes when it is ready.
+    pub fn join(&mut self) -> usize {
+        self.spawn();
+        let i = self.nodes.len() - 1;
+        self.nodes[i].broker.wait_ready();
+        i
     }
 
     /// How many nodes there are, dead ones included.
@@ -83,6 +95,21 @@ impl BerthCluster {
     /// Where node `i` serves MQTT.
     pub fn mqtt(&self, i: usize) -> SocketAddr {
         self.nodes[i].broker.mqtt
+    }
+
+    /// Where node `i` serves admin HTTP.
+    pub fn http(&self, i: usize) -> SocketAddr {
+        self.nodes[i].broker.http
+    }
+
+    /// JSON of admin HTTP of node `i`.
+    pub fn get_json(&self, i: usize, path: &str) -> Value {
+        self.nodes[i].broker.get_json(path)
+    }
+
+    /// A number from `/metrics` of node `i`.
+    pub fn metric(&self, i: usize, name: &str) -> f64 {
+        self.nodes[i].broker.metric(name)
     }
 
     /// A client on node `i`.
