@@ -214,3 +214,31 @@ fn the_keep_alive_runs_out_after_one_and_a_half_times_its_length() {
     s.handle(Input::Timeout, NOW.plus_secs(24), &mut out);
     assert!(matches!(out.effects[..], [Effect::Close { cause: CloseCause::KeepAlive, .. }]));
 }
+
+#[test]
+fn a_session_handed_to_another_node_gives_its_client_time_before_the_will() {
+    let wakes = |s: &mut Session, at: Time| {
+        let mut out = Actions::default();
+        s.wake(at, &mut out);
+        out.effects.iter().any(|e| matches!(e, Effect::Will(_)))
+    };
+    let Input::Deliver(d) = delivery(1, QoS::AtLeastOnce) else { unreachable!() };
+    for (expiry_s, delay_s, due_s) in [(60, 0, 30), (60, 10, 30), (60, 40, 40), (20, 0, 20)] {
+        let mut s = Session::new(true);
+        let mut out = Actions::default();
+        let will = Will { message: d.message.clone(), delay_s, message_expiry_s: None };
+        let settings = Settings { expiry_s, will: Some(will), ..settings(Version::V5, 10) };
+        s.attach(&settings, NOW, &mut out);
+        s.detach(CloseCause::HandedOver, NOW, &mut out);
+        assert!(matches!(out.effects[..], [Effect::Save]), "{out:?}");
+        assert!(!wakes(&mut s, NOW.plus_ms(due_s * 1000 - 1)), "{expiry_s} {delay_s}");
+        assert!(wakes(&mut s, NOW.plus_secs(due_s)), "{expiry_s} {delay_s}");
+    }
+    // Nobody has a session after this node that ends with its connection.
+    let mut s = Session::new(false);
+    let mut out = Actions::default();
+    let will = Will { message: d.message.clone(), delay_s: 0, message_expiry_s: None };
+    s.attach(&Settings { expiry_s: 0, will: Some(will), ..settings(Version::V5, 10) }, NOW, &mut out);
+    s.detach(CloseCause::HandedOver, NOW, &mut out);
+    assert!(matches!(out.effects[..], [Effect::End]), "{out:?}");
+}

@@ -55,7 +55,10 @@ impl Churn {
             let node = n % NODES;
             Subscriber { client: cluster.connect(node, &dial), dial, node, filters: BTreeSet::new() }
         };
-        Churn { random: Random::seeded("BERTH_CHURN_SEED"), subscribers: (0..clients).map(subscriber).collect() }
+        Churn {
+            random: Random::seeded("BERTH_CHURN_SEED"),
+            subscribers: (0..clients).map(subscriber).collect(),
+        }
     }
 
     fn filter(&mut self) -> String {
@@ -116,13 +119,11 @@ impl Churn {
                 (self.random.index(NODES), self.random.chance(30), self.random.chance(50));
             let s = &mut self.subscribers[n];
             let dial = if clean { s.dial.clone().clean() } else { s.dial.clone() };
-            let new = if politely {
-                // It is over with the connection then, if it is transient.
-                std::mem::replace(&mut s.client, Client::raw(cluster.mqtt(node), dial.version).unwrap()).disconnect();
-                cluster.connect(node, &dial)
-            } else {
-                cluster.connect(node, &dial)
-            };
+            if politely {
+                s.client.send(&[0xE0, 0]).unwrap();
+                s.client.expect_closed();
+            }
+            let new = cluster.connect(node, &dial);
             if !new.present {
                 s.filters.clear();
             }
@@ -142,7 +143,12 @@ impl Churn {
                         *targets.nodes.entry(node.clone()).or_default() |= s.dial.expiry_s > 0;
                     }
                     Some(shared) if matches(shared.split_once('/').unwrap().1, topic) => {
-                        *targets.groups.entry(filter.clone()).or_default().entry(node.clone()).or_default() += 1;
+                        *targets
+                            .groups
+                            .entry(filter.clone())
+                            .or_default()
+                            .entry(node.clone())
+                            .or_default() += 1;
                     }
                     _ => {}
                 }

@@ -59,8 +59,7 @@ fn a_broker_whose_lease_is_revoked_registers_again_and_loses_nothing() {
     assert_eq!(custody(&cluster), before, "an incarnation changed");
     assert_eq!((0..3).map(|i| cluster.broker(i).pid()).collect::<Vec<_>>(), processes);
     wait::until_true("one leads", || cluster.status(0)["cluster"]["leader"].is_string());
-    let news: Vec<String> =
-        (0..3).flat_map(|i| [i, (i + 1) % 3].map(|at| format!("{i} {at}"))).collect();
+    let news: Vec<String> = (0..3).flat_map(|i| [i, (i + 1) % 3].map(|at| format!("{i} {at}"))).collect();
     for (i, client) in listening.iter_mut().enumerate() {
         // On the connection that it had all the time.
         assert_eq!(client.receive_texts(news.len()), news, "listening, node {i}");

@@ -11,7 +11,7 @@ use berth::mqtt::QoS;
 use std::sync::atomic::Ordering;
 
 /// Things that must be seen between two steps: the load goes on.
-const BETWEEN: usize = 600;
+const BETWEEN: usize = 2000;
 
 /// Clients of every node, and what they did and saw.
 pub struct Load {
@@ -46,8 +46,7 @@ impl Load {
         let Load { stage, publishers, subscribers } = self;
         let mut events = std::thread::scope(|scope| {
             subscribers.into_iter().for_each(|s| drop(scope.spawn(move || s.run())));
-            let publishing: Vec<_> =
-                publishers.into_iter().map(|p| scope.spawn(move || p.run())).collect();
+            let publishing: Vec<_> = publishers.into_iter().map(|p| scope.spawn(move || p.run())).collect();
             meanwhile(&stage);
             stage.stop.store(true, Ordering::Release);
             publishing.into_iter().for_each(|p| p.join().unwrap());

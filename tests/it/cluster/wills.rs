@@ -282,7 +282,13 @@ fn the_wills_of_a_killed_node_fire_once_when_it_is_back() {
     let meanwhile: &[Case] = &[
         ("replaced", v5().persistent(), LONG, comes_back_anew, true),
         ("replaced, no session", v5(), LONG, comes_back_anew, true),
-        ("resumed, no session", v4(), 0, |cluster, dial, _| Some(cluster.connect(2, &back(dial, false))), true),
+        (
+            "resumed, no session",
+            v4(),
+            0,
+            |cluster, dial, _| Some(cluster.connect(2, &back(dial, false))),
+            true,
+        ),
     ];
     let clients = connect(&cluster, before, &[1, 2]);
     let waiting = connect(&cluster, meanwhile, &[1, 2]);
