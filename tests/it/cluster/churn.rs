@@ -2,7 +2,7 @@
 //! subscribed, moved and went at random, and through faults of etcd.
 
 use super::nodes::BerthCluster;
-use crate::client::{Client, Dial, subscribe_bytes};
+use crate::client::{Client, Dial, In, subscribe_bytes};
 use crate::random::Random;
 use crate::wait;
 use berth::mqtt::QoS;
@@ -51,7 +51,7 @@ impl Churn {
     fn start(cluster: &BerthCluster, clients: usize) -> Churn {
         let subscriber = |n: usize| {
             let dial = Dial::v5(&format!("c{n}"));
-            let dial = if n % 2 == 0 { dial.persistent() } else { dial };
+            let dial = if n.is_multiple_of(2) { dial.persistent() } else { dial };
             let node = n % NODES;
             Subscriber { client: cluster.connect(node, &dial), dial, node, filters: BTreeSet::new() }
         };
@@ -262,10 +262,11 @@ fn all_nodes_and_a_fresh_one_know_the_same_subscriptions_after_churn_and_faults(
     cluster.cut_from_etcd(behind, false);
     cluster.cont(behind);
     for n in begun {
-        churn.subscribers[n].client.wait_for("SUBACK", |p| match p {
-            crate::client::In::SubAck(_, codes) => Some(assert_eq!(codes, &[1])),
+        let codes = churn.subscribers[n].client.wait_for("SUBACK", |p| match p {
+            In::SubAck(_, codes) => Some(codes.clone()),
             _ => None,
         });
+        assert_eq!(codes, [1]);
     }
     churn.agreed(&cluster, &all, "after a compaction");
     assert!(cluster.metric(behind, "berth_etcd_snapshots_total") > snapshots, "nothing was missed");

@@ -350,7 +350,7 @@ fn a_node_killed_while_wills_fire_goes_on_where_it_was() {
     for round in 0..3 {
         let name = |n: usize| format!("{round} {n}");
         let dial = |n: usize| {
-            let dial = if n % 2 == 0 { v5().persistent() } else { v5() };
+            let dial = if n.is_multiple_of(2) { v5().persistent() } else { v5() };
             named(&name(n), &dial, 0, 1 + n / 2 % 2)
         };
         let clients: Vec<Client> = (0..WILLS).map(|n| cluster.connect(HOME, &dial(n))).collect();
