@@ -19,7 +19,8 @@ fn registration(cluster: &BerthCluster, i: usize) -> Option<(u64, u64)> {
 #[test]
 fn a_broker_whose_lease_is_revoked_registers_again_and_loses_nothing() {
     let mut cluster = BerthCluster::start(3);
-    let custody = |c: &BerthCluster| c.etcd.ctl(&["get", "--prefix", "/berth/berth/v1/custody/"]);
+    let custody =
+        |c: &BerthCluster| c.etcd.ctl(&["get", "--prefix", "/berth/berth/v1/custody/", "--keys-only"]);
     let before = custody(&cluster);
     let processes: Vec<u32> = (0..3).map(|i| cluster.broker(i).pid()).collect();
     // A session without a connection, and one that only listens, on each node.
