@@ -3,8 +3,10 @@
 
 use super::Broker;
 use super::handle::Handle;
-use super::mailbox::{Refusal, Wakes};
-use super::ports::{Change, Lsn, MessageId, ORIGIN_DUTY, Recipient, Revision, Seq, SessionNo, SessionRecord};
+use super::mailbox::{Refusal, Turn, Wakes};
+use super::ports::{
+    Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recipient, Revision, Seq, SessionNo, SessionRecord,
+};
 use super::remote::{RemoteCache, Ticket, Updated};
 use super::router::{self, Target};
 use crate::clock::Time;
@@ -44,12 +46,23 @@ pub(super) struct Way<'a> {
     pub origin: Origin<'a>,
     /// Names it in the cluster.
     pub id: Option<MessageId>,
+    /// The process that sends it; this one, if it does not come from elsewhere.
+    pub sender: Incarnation,
     /// The revision of the index at which it was matched.
     pub matched_at: Revision,
     /// Whether it may have been here before: then duplicates are looked for.
     pub repeated: bool,
     /// Whether it may come again: then who has had it is remembered.
     pub tracked: bool,
+}
+
+impl Way<'_> {
+    /// What decides when a session takes it. Those that share a subscription take messages in any order.
+    fn turn(&self, t: &Target) -> Option<Turn> {
+        let shared = t.extra.as_ref().is_some_and(|e| e.shared.is_some());
+        let Way { sender, matched_at, .. } = *self;
+        self.id.filter(|_| !shared).map(|id| Turn { sender, id, matched_at })
+    }
 }
 
 /// Sessions of this node that did not take a message because they leave.
@@ -165,7 +178,7 @@ impl Broker {
             return true;
         }
         if qos > QoS::AtMostOnce && t.handle.durable {
-            match t.handle.mailbox.admits(message.size(), &self.limits.mailbox) {
+            match t.handle.mailbox.admits(message.size(), way.turn(t), &self.limits.mailbox) {
                 Ok(()) => {
                     let (subscription_ids, shared) = match &t.extra {
                         Some(e) => (e.subscription_ids.clone(), e.shared.clone()),
@@ -189,7 +202,7 @@ impl Broker {
             return true;
         }
         let d = Delivery { message: message.clone(), seq: None, qos, retain, extra: t.extra.clone() };
-        match t.handle.mailbox.push(d, way.id, &self.limits.mailbox, &mut scratch.wakes) {
+        match t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes) {
             Ok(()) if way.id.is_some() => scratch.given.push(t.handle.no),
             Ok(()) => {}
             Err(refusal) => self.refused(refusal, &t.handle, way, scratch),
@@ -238,7 +251,7 @@ impl Broker {
                 retain: r.retain,
                 extra: t.extra,
             };
-            match t.handle.mailbox.push(d, way.id, &self.limits.mailbox, &mut scratch.wakes) {
+            match t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes) {
                 Ok(()) if way.id.is_some() => scratch.given.push(r.session),
                 Ok(()) => {}
                 Err(refusal) => {
@@ -266,10 +279,10 @@ impl Broker {
         let way = Way::default();
         if qos == QoS::AtMostOnce || !t.handle.durable {
             let d = Delivery { message: message.clone(), seq: None, qos, retain, extra: t.extra.clone() };
-            let pushed = t.handle.mailbox.push(d, None, &self.limits.mailbox, &mut scratch.wakes);
+            let pushed = t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes);
             return pushed.map_err(|r| self.refused(r, &t.handle, &way, scratch)).ok().map(|()| None);
         }
-        if let Err(refusal) = t.handle.mailbox.admits(message.size(), &self.limits.mailbox) {
+        if let Err(refusal) = t.handle.mailbox.admits(message.size(), None, &self.limits.mailbox) {
             self.refused(refusal, &t.handle, &way, scratch);
             return None;
         }

@@ -2,7 +2,7 @@
 
 use super::dormant::Dormant;
 use super::handle::Handle;
-use super::mailbox::{Frozen, Mailbox, Place};
+use super::mailbox::{Frozen, Mailbox, OrderHold, Place};
 use super::ports::{OutboundState, Recovered, RecoveredSession, WillRecord};
 use super::publish::Scratch;
 use super::registry::Registry;
@@ -52,8 +52,10 @@ impl Broker {
         if broker.remote.is_none() {
             recovered.retained.iter().for_each(|message| broker.retained.set(message, || ()));
         }
+        // What others sent here before may come after what they send now.
+        let hold = broker.remote.as_ref().map(|r| r.sessions.hold.clone());
         let handles: Vec<_> =
-            recovered.sessions.into_iter().map(|s| broker.recover_session(s, now)).collect();
+            recovered.sessions.into_iter().map(|s| broker.recover_session(s, &hold, now)).collect();
         // After all are subscribed, so that a will that is due finds every session.
         let mut scratch = Scratch::default();
         // In a cluster only once it is known which of them are still this node's.
@@ -69,7 +71,12 @@ impl Broker {
         broker
     }
 
-    fn recover_session(&self, r: RecoveredSession, now: Time) -> Arc<Handle> {
+    fn recover_session(
+        &self,
+        r: RecoveredSession,
+        hold: &Option<Arc<OrderHold>>,
+        now: Time,
+    ) -> Arc<Handle> {
         let record = r.record;
         let (pending, epoch) = (record.pending, record.epoch);
         let will = record.will.map(will_of);
@@ -84,6 +91,9 @@ impl Broker {
             None => Place::Parked(Box::new(session)),
         };
         let mailbox = Mailbox::new(place, r.pending.into(), r.pending_bytes);
+        if let Some(hold) = hold {
+            mailbox.hold_order(hold.clone());
+        }
         let handle = Arc::new(Handle::new(record.no, record.client_id, true, record.created_at, mailbox));
         handle.set_recorded();
         handle.set_epoch(epoch);

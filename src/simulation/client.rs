@@ -125,22 +125,34 @@ impl SimClient {
         id
     }
 
+    /// A packet identifier for a message that is to be sent later.
+    pub fn packet_id(&mut self) -> u16 {
+        self.id()
+    }
+
     /// Sends PUBLISH; its packet identifier (0 at QoS 0).
     pub fn publish(&mut self, topic: &str, payload: &str, qos: QoS, retain: bool) -> u16 {
         let packet_id = if qos == QoS::AtMostOnce { 0 } else { self.id() };
+        self.send_publish(topic, payload, qos, retain, (packet_id, false));
+        packet_id
+    }
+
+    /// Sends PUBLISH once more, after a reconnect.
+    pub fn publish_again(&mut self, topic: &str, payload: &str, qos: QoS, packet_id: u16) {
+        self.send_publish(topic, payload, qos, false, (packet_id, true));
+    }
+
+    fn send_publish(&self, topic: &str, payload: &str, qos: QoS, retain: bool, (packet_id, dup): (u16, bool)) {
         let mut bytes = Vec::new();
-        let publish = client::Publish {
-            topic,
-            payload: payload.as_bytes(),
-            qos,
-            retain,
-            dup: false,
-            packet_id,
-            properties: &[],
-        };
+        let payload = payload.as_bytes();
+        let publish = client::Publish { topic, payload, qos, retain, dup, packet_id, properties: &[] };
         client::publish(&mut bytes, Version::V5, &publish);
         self.wire.send(&bytes);
-        packet_id
+    }
+
+    /// Sends PUBREL once more, after a reconnect.
+    pub fn release(&self, packet_id: u16) {
+        self.answer(AckKind::PubRel, packet_id);
     }
 
     /// Sends DISCONNECT.

@@ -1,9 +1,13 @@
 //! Several brokers of one cluster in one process and in virtual time: production brokers on a coordination store, links and
 //! journals in memory, and clients without sockets. For tests; a seed replays everything.
 
+#[cfg(test)]
+mod choices;
 mod client;
 #[cfg(test)]
 mod moves_under_load;
+#[cfg(test)]
+mod moves_with_crashes;
 #[cfg(test)]
 mod publish_tests;
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! A session that moves between nodes while it is published to: nothing acknowledged is lost (G2), the order of its publisher
 //! holds (G3), and at QoS 2 nothing comes twice (G4). `BERTH_MOVES_SEEDS=0..200` runs other seeds than the usual.
 
+use super::choices::{Choices, seeds};
 use super::*;
 use crate::mqtt::{QoS, Reason};
 use std::collections::BTreeSet;
-use std::ops::Range;
 
 const EXPIRY_S: u32 = 3_600;
 
@@ -13,22 +13,6 @@ const PUBLISHES: usize = 60;
 
 /// Moves of a run.
 const MOVES: usize = 3;
-
-fn seeds(usual: Range<u64>) -> Range<u64> {
-    let Ok(text) = std::env::var("BERTH_MOVES_SEEDS") else { return usual };
-    let (from, to) = text.split_once("..").expect("BERTH_MOVES_SEEDS is like 0..200");
-    from.parse().unwrap()..to.parse().unwrap()
-}
-
-/// A sequence of choices, the same for a seed.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-}
 
 /// The moving client. It keeps what it has received across its connections, and its side of QoS 2, as the specification wants.
 struct Mover {

@@ -6,20 +6,20 @@
 mod moving;
 mod order;
 
-use super::ports::{MessageId, Revision, Seq};
+use super::ports::{Incarnation, MessageId, Revision, Seq};
 use super::remote::Once;
 use crate::clock::Time;
 use crate::mqtt::QoS;
 use crate::session::{CloseCause, Delivery, DropReason, Session};
-use order::OrderHold;
 use parking_lot::Mutex;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::Waker;
 
 pub use moving::Rank;
+pub use order::{OrderHold, Turn};
 
 /// Wakers of tasks that have something to do, woken together when the publisher is done with its batch.
 #[derive(Debug, Default)]
@@ -125,8 +125,10 @@ struct Inner {
     purging: bool,
     /// Before this time none of the oldest messages expires.
     purge_at: Time,
-    /// What is kept back until older messages, on their way by the session's last owner, are here.
-    order: Option<Box<OrderHold>>,
+    /// Until older messages, on their way by the session's last owner, are here.
+    order: Option<Arc<OrderHold>>,
+    /// Publishes that were refused for now: later ones of their senders wait for them.
+    expected: BTreeSet<(Incarnation, MessageId)>,
 }
 
 /// See the module.
@@ -185,6 +187,7 @@ impl Mailbox {
                 purging: false,
                 purge_at: Time(0),
                 order: None,
+                expected: BTreeSet::new(),
             }),
             online: AtomicBool::new(online),
             load: AtomicUsize::new(0),
@@ -201,47 +204,34 @@ impl Mailbox {
         self.load.load(Relaxed)
     }
 
-    /// Whether a message of `size` bytes may be queued for a persistent session.
+    /// Whether a message of `size` bytes may be queued for a persistent session; `turn`, if its order matters.
     ///
     /// # Errors
     /// Why not.
-    pub fn admits(&self, size: usize, limits: &MailboxLimits) -> Result<(), Refusal> {
-        let inner = self.inner.lock();
+    pub fn admits(&self, size: usize, turn: Option<Turn>, limits: &MailboxLimits) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
         match &inner.place {
             Place::Gone => return Err(Refusal::Dropped(DropReason::SessionEnded)),
-            Place::Frozen(_) => return Err(Refusal::Moving),
             Place::Departed(at) => return Err(Refusal::Moved(*at)),
-            Place::Attached | Place::Parked(_) => {}
+            Place::Frozen(_) | Place::Attached | Place::Parked(_) => {}
         }
-        let bytes = inner.backlog_bytes + inner.kept_bytes() + (inner.queue_bytes + size) as u64;
+        inner.judge(turn)?;
+        let bytes = inner.backlog_bytes + (inner.queue_bytes + size) as u64;
         if inner.waiting() >= limits.queued_messages || bytes > limits.queued_bytes {
             return Err(Refusal::Dropped(DropReason::QueueFull));
         }
         Ok(())
     }
 
-    /// Puts a message in; `id` names its publish in the cluster. Journaled ones are taken unless the session is over or
-    /// moves; others are dropped when there is no room or no client.
+    /// Puts a message in. Journaled ones are taken unless the session is over or moves; others are dropped when there is no
+    /// room or no client.
     ///
     /// # Errors
     /// Why it was not taken.
-    pub fn push(
-        &self,
-        d: Delivery,
-        id: Option<MessageId>,
-        limits: &MailboxLimits,
-        wakes: &mut Wakes,
-    ) -> Result<(), Refusal> {
+    pub fn push(&self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         let size = d.size();
         let full = inner.queue.len() >= limits.messages || inner.queue_bytes + size > limits.bytes;
-        if let (Some(order), Some(seq), Some(id)) = (&mut inner.order, d.seq, id)
-            && order.holds(id.origin)
-        {
-            order.keep(id, seq.get(), size);
-            self.load.fetch_add(1, Relaxed);
-            return Ok(());
-        }
         match (&inner.place, d.seq) {
             (Place::Gone, _) => return Err(Refusal::Dropped(DropReason::SessionEnded)),
             (Place::Frozen(_), Some(_)) => return Err(Refusal::Moving),
@@ -380,7 +370,8 @@ impl Mailbox {
     pub fn end(&self, wakes: &mut Wakes) -> (VecDeque<Seq>, VecDeque<Delivery>) {
         let mut inner = self.inner.lock();
         inner.place = Place::Gone;
-        inner.release_order();
+        inner.order = None;
+        inner.expected = BTreeSet::new();
         inner.queue_bytes = 0;
         inner.backlog_bytes = 0;
         self.online.store(false, Relaxed);
@@ -497,11 +488,34 @@ impl Mailbox {
 
 impl Inner {
     fn waiting(&self) -> usize {
-        self.queue.len() + self.backlog.len() + self.order.as_ref().map_or(0, |o| o.len())
+        self.queue.len() + self.backlog.len()
     }
 
-    fn kept_bytes(&self) -> u64 {
-        self.order.as_ref().map_or(0, |o| o.bytes())
+    /// Whether a publish may be taken now; if it has to wait, it is expected from now on.
+    fn judge(&mut self, turn: Option<Turn>) -> Result<(), Refusal> {
+        let frozen = matches!(self.place, Place::Frozen(_));
+        let Some(turn) = turn else { return if frozen { Err(Refusal::Moving) } else { Ok(()) } };
+        let held = match (&self.order, frozen) {
+            (_, true) => Err(Refusal::Moving),
+            (Some(order), false) => order.judge(&turn),
+            (None, false) => Ok(()),
+        };
+        let held = held.and_then(|()| match self.expects_before(turn.key()) {
+            true => Err(Refusal::Moving),
+            false => Ok(()),
+        });
+        if held == Err(Refusal::Moving) {
+            self.expected.insert(turn.key());
+        } else if !self.expected.is_empty() {
+            self.expected.remove(&turn.key());
+        }
+        held
+    }
+
+    /// Whether an older publish of the same sender is expected.
+    fn expects_before(&self, (sender, id): (Incarnation, MessageId)) -> bool {
+        let first = (sender, MessageId { origin: 0, seq: 0 });
+        !self.expected.is_empty() && self.expected.range(first..(sender, id)).next().is_some()
     }
 
     /// Remembers to wake `waker` when the session is free.

@@ -1,10 +1,9 @@
 //! A mailbox whose session moves to another node, or has come from one.
 
-use super::{Frozen, Inner, Mailbox, OrderHold, Place, Wakes};
-use crate::broker::ports::{Incarnation, Revision, Seq};
+use super::{Frozen, Mailbox, OrderHold, Place, Refusal, Turn, Wakes};
+use crate::broker::ports::{Incarnation, MessageId, Revision, Seq};
 use crate::broker::remote::Once;
 use crate::session::{CloseCause, Session};
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -26,7 +25,6 @@ impl Mailbox {
     /// from now on nothing is taken. Under the closed gate, so that whoever was admitted has pushed. Returns the numbers of all journaled messages that wait, in order.
     pub fn freeze(&self, session: Box<Session>, wakes: &mut Wakes) -> Vec<Seq> {
         let mut inner = self.inner.lock();
-        inner.release_order();
         inner.queue_to_backlog();
         inner.queue.clear();
         inner.queue_bytes = 0;
@@ -129,46 +127,40 @@ impl Mailbox {
         }
     }
 
-    /// Keeps journaled messages that have an ID back until their origin is released: older ones may be on their way by the
-    /// last owner of the session.
-    pub fn hold_order(&self) {
-        self.inner.lock().order = Some(Box::new(OrderHold::default()));
+    /// Lets publishes of other nodes wait for older ones that may be on their way by the last owner of the session.
+    pub fn hold_order(&self, hold: Arc<OrderHold>) {
+        self.inner.lock().order = Some(hold);
     }
 
-    /// Nothing of this origin is on its way by the last owner any more.
-    pub fn release_origin(&self, origin: Incarnation, wakes: &mut Wakes) {
-        let mut inner = self.inner.lock();
-        let Some(order) = inner.order.as_mut() else { return };
-        for (seq, size) in order.release(origin) {
-            inner.push_kept(seq, size);
-        }
-        inner.signal(wakes);
-    }
-
-    /// Nothing is kept back any more.
-    pub fn release_order(&self, wakes: &mut Wakes) {
-        let mut inner = self.inner.lock();
-        inner.release_order();
-        inner.signal(wakes);
-    }
-
-    /// Whether messages are kept back, or would be.
+    /// Whether publishes wait for others, or would.
     pub fn keeps_back(&self) -> bool {
-        self.inner.lock().order.is_some()
+        let inner = self.inner.lock();
+        !inner.expected.is_empty() || inner.order.as_ref().is_some_and(|o| !o.over())
     }
-}
 
-impl Inner {
-    fn push_kept(&mut self, seq: Seq, size: usize) {
-        if let Some(seq) = NonZeroU64::new(seq) {
-            self.backlog_push(seq, size);
+    /// Whether a publish that was refused for now would be so again.
+    pub fn keeps_waiting(&self, (sender, id): (Incarnation, MessageId)) -> bool {
+        let inner = self.inner.lock();
+        let turn = Turn { sender, id, matched_at: Revision::MAX };
+        match &inner.place {
+            Place::Departed(_) | Place::Gone => false,
+            Place::Frozen(_) => true,
+            Place::Attached | Place::Parked(_) => {
+                let held = inner.order.as_ref().map_or(Ok(()), |o| o.judge(&turn));
+                held == Err(Refusal::Moving) || inner.expects_before((sender, id))
+            }
         }
     }
 
-    pub(super) fn release_order(&mut self) {
-        let Some(order) = self.order.take() else { return };
-        for (seq, size) in order.release_all() {
-            self.push_kept(seq, size);
-        }
+    /// Whether a publish that was refused for now is still expected.
+    pub fn expects(&self, key: (Incarnation, MessageId)) -> bool {
+        let inner = self.inner.lock();
+        let here = !matches!(inner.place, Place::Departed(_) | Place::Gone);
+        here && inner.expected.contains(&key)
+    }
+
+    /// It will not come, or has come.
+    pub fn unexpect(&self, key: (Incarnation, MessageId)) {
+        self.inner.lock().expected.remove(&key);
     }
 }

@@ -1,50 +1,74 @@
-//! Order across a takeover (G3): what comes straight to the new owner is kept back until everything that was sent to the old
-//! owner before has found its way here.
+//! Order across a move or a restart (G3): what a node sends straight to the session's new owner waits until everything that
+//! it sent to the old owner before has found its way here.
 
-use crate::broker::ports::{Incarnation, MessageId, Seq};
+use super::Refusal;
+use crate::broker::ports::{Incarnation, MessageId, Revision};
 use hashbrown::HashSet;
-use std::collections::BTreeMap;
+use parking_lot::Mutex;
 
-/// Journaled messages kept back, by origin and in the order of the origin.
-#[derive(Debug, Default)]
-pub(super) struct OrderHold {
-    kept: BTreeMap<MessageId, (Seq, usize)>,
-    bytes: u64,
-    released: HashSet<Incarnation>,
+/// A publish on its way to a session. What one process sends is taken in the order of its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The process that sends it: its origin, or a later start of that.
+    pub sender: Incarnation,
+    /// Its name.
+    pub id: MessageId,
+    /// The revision of the index at which it was matched.
+    pub matched_at: Revision,
 }
 
+impl Turn {
+    /// What orders it.
+    pub fn key(&self) -> (Incarnation, MessageId) {
+        (self.sender, self.id)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    since: Option<Revision>,
+    released: HashSet<Incarnation>,
+    over: bool,
+}
+
+/// Which processes' publishes a session may take, or all sessions of a start.
+#[derive(Debug, Default)]
+pub struct OrderHold(Mutex<Inner>);
+
 impl OrderHold {
-    /// Whether messages of this origin are kept back.
-    pub fn holds(&self, origin: Incarnation) -> bool {
-        !self.released.contains(&origin)
+    /// The session is this node's since this revision.
+    pub fn begin(&self, since: Revision) {
+        self.0.lock().since = Some(since);
     }
 
-    pub fn keep(&mut self, id: MessageId, seq: Seq, size: usize) {
-        self.kept.insert(id, (seq, size));
-        self.bytes += size as u64;
+    /// Nothing of this process is on its way by another node any more.
+    pub fn release(&self, sender: Incarnation) {
+        self.0.lock().released.insert(sender);
     }
 
-    pub fn len(&self) -> usize {
-        self.kept.len()
+    /// Nothing waits any more.
+    pub fn end(&self) {
+        let mut inner = self.0.lock();
+        inner.over = true;
+        inner.released = HashSet::new();
     }
 
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    /// Whether nothing does.
+    pub fn over(&self) -> bool {
+        self.0.lock().over
     }
 
-    /// What was kept back of this origin, in order; from now on its messages pass.
-    pub fn release(&mut self, origin: Incarnation) -> Vec<(Seq, usize)> {
-        self.released.insert(origin);
-        let first = MessageId { origin, seq: 0 };
-        let last = MessageId { origin, seq: u64::MAX };
-        let ids: Vec<MessageId> = self.kept.range(first..=last).map(|(id, _)| *id).collect();
-        let found: Vec<_> = ids.iter().filter_map(|id| self.kept.remove(id)).collect();
-        self.bytes -= found.iter().map(|(_, size)| *size as u64).sum::<u64>();
-        found
-    }
-
-    /// Everything that is kept back, by origin and in order.
-    pub fn release_all(self) -> impl Iterator<Item = (Seq, usize)> {
-        self.kept.into_values()
+    pub(super) fn judge(&self, turn: &Turn) -> Result<(), Refusal> {
+        let inner = self.0.lock();
+        if inner.over {
+            return Ok(());
+        }
+        match inner.since {
+            // Who started later has never known the session elsewhere.
+            Some(since) if turn.sender >= since || inner.released.contains(&turn.sender) => Ok(()),
+            // The old owner was asked as well; a new match says what is left to do.
+            Some(since) if turn.matched_at < since => Err(Refusal::Moved(since)),
+            Some(_) | None => Err(Refusal::Moving),
+        }
     }
 }

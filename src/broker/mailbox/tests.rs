@@ -44,7 +44,7 @@ fn order_holds_when_messages_spill_to_disk() {
     let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
     let mut wakes = Wakes::default();
     for n in 1..=7 {
-        m.push(delivery(n, QoS::AtLeastOnce), None, &small(), &mut wakes).unwrap();
+        m.push(delivery(n, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
     }
     assert_eq!(drain(&m), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(m.waiting(), 0);
@@ -55,7 +55,7 @@ fn what_was_not_sent_comes_first_after_the_client_is_back() {
     let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
     let mut wakes = Wakes::default();
     for n in 1..=6 {
-        m.push(delivery(n, QoS::AtLeastOnce), None, &small(), &mut wakes).unwrap();
+        m.push(delivery(n, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
     }
     let mut local = VecDeque::new();
     m.take(Waker::noop(), true, &mut local); // 1, 2 and 3; the client gets 1
@@ -64,7 +64,7 @@ fn what_was_not_sent_comes_first_after_the_client_is_back() {
     m.put_back(&unsent);
     m.park(session(), &mut wakes);
     m.finish_reading(late.1, vec![delivery(4, QoS::AtLeastOnce)]); // too late, and void
-    m.push(delivery(7, QoS::AtLeastOnce), None, &small(), &mut wakes).unwrap();
+    m.push(delivery(7, QoS::AtLeastOnce), &small(), &mut wakes).unwrap();
     assert!(matches!(m.claim(&mut 0, Waker::noop(), &mut wakes), Found::Session(_)));
     assert_eq!(drain(&m), [2, 3, 4, 5, 6, 7]);
 }
@@ -73,7 +73,7 @@ fn what_was_not_sent_comes_first_after_the_client_is_back() {
 fn limits_and_places_decide_what_is_dropped() {
     let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
     let mut wakes = Wakes::default();
-    let push = |qos, wakes: &mut Wakes| m.push(delivery(1, qos), None, &small(), wakes);
+    let push = |qos, wakes: &mut Wakes| m.push(delivery(1, qos), &small(), wakes);
     for _ in 0..3 {
         push(QoS::AtMostOnce, &mut wakes).unwrap();
     }
@@ -82,13 +82,13 @@ fn limits_and_places_decide_what_is_dropped() {
     assert_eq!(m.park(session(), &mut wakes), 3);
     assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(Refusal::Dropped(DropReason::Offline)));
     for _ in 0..7 {
-        assert_eq!(m.admits(100, &small()), Ok(()));
+        assert_eq!(m.admits(100, None, &small()), Ok(()));
         push(QoS::AtLeastOnce, &mut wakes).unwrap();
     }
-    assert_eq!(m.admits(100, &small()), Err(Refusal::Dropped(DropReason::QueueFull)));
+    assert_eq!(m.admits(100, None, &small()), Err(Refusal::Dropped(DropReason::QueueFull)));
     assert_eq!(m.end(&mut wakes).0.len(), 8);
     assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Err(Refusal::Dropped(DropReason::SessionEnded)));
-    assert_eq!(m.admits(100, &small()), Err(Refusal::Dropped(DropReason::SessionEnded)));
+    assert_eq!(m.admits(100, None, &small()), Err(Refusal::Dropped(DropReason::SessionEnded)));
 }
 
 #[test]
@@ -104,25 +104,21 @@ fn of_several_claims_the_latest_wins() {
     assert!(matches!(m.claim(&mut second, Waker::noop(), &mut wakes), Found::Session(_)));
 }
 
-fn id(origin: u64, seq: u64) -> Option<MessageId> {
-    Some(MessageId { origin, seq })
-}
-
 #[test]
 fn a_frozen_session_takes_nothing_until_it_is_known_where_it_is() {
     let m = Mailbox::new(Place::Parked(session()), VecDeque::from([1, 2]), 20);
     let mut wakes = Wakes::default();
     let frozen = m.check_out().unwrap();
-    m.push(delivery(3, QoS::AtLeastOnce), None, &small(), &mut wakes).unwrap(); // taken out, not yet frozen
+    m.push(delivery(3, QoS::AtLeastOnce), &small(), &mut wakes).unwrap(); // taken out, not yet frozen
     assert_eq!(m.freeze(frozen, &mut wakes), [1, 2, 3]);
-    assert_eq!(m.admits(1, &small()), Err(Refusal::Moving));
-    assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), None, &small(), &mut wakes), Err(Refusal::Moving));
+    assert_eq!(m.admits(1, None, &small()), Err(Refusal::Moving));
+    assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), &small(), &mut wakes), Err(Refusal::Moving));
     let mut ticket = 0;
     assert!(matches!(m.claim(&mut ticket, Waker::noop(), &mut wakes), Found::Busy));
     let outcome = m.moving().unwrap();
     let frozen = m.thaw().unwrap();
     assert_eq!(outcome.get(), Some(None));
-    assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), None, &small(), &mut wakes), Ok(()));
+    assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), &small(), &mut wakes), Ok(()));
     m.park(frozen, &mut wakes);
     assert!(matches!(m.claim(&mut ticket, Waker::noop(), &mut wakes), Found::Session(_)));
     assert_eq!(drain(&m), [1, 2, 3, 4]);
@@ -138,27 +134,36 @@ fn a_departed_session_says_since_when() {
     assert!(m.present() && m.departed().is_none());
     assert!(m.depart(7, &mut wakes).is_some());
     assert_eq!(outcome.get(), Some(Some(7)));
-    assert_eq!(m.admits(1, &small()), Err(Refusal::Moved(7)));
-    assert_eq!(m.push(delivery(2, QoS::AtLeastOnce), None, &small(), &mut wakes), Err(Refusal::Moved(7)));
+    assert_eq!(m.admits(1, None, &small()), Err(Refusal::Moved(7)));
+    assert_eq!(m.push(delivery(2, QoS::AtLeastOnce), &small(), &mut wakes), Err(Refusal::Moved(7)));
     assert_eq!(m.rank(), Rank::Away);
     assert!(matches!(m.claim(&mut 0, Waker::noop(), &mut wakes), Found::Gone));
 }
 
+fn turn(sender: u64, seq: u64, matched_at: u64) -> Turn {
+    Turn { sender, id: MessageId { origin: sender, seq }, matched_at }
+}
+
 #[test]
-fn what_comes_early_to_a_new_owner_is_kept_back_and_put_in_order() {
+fn what_comes_early_to_a_new_owner_waits_and_each_sender_is_taken_in_order() {
     let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
-    let mut wakes = Wakes::default();
-    m.hold_order();
-    for (n, id) in [(12, id(5, 2)), (13, id(5, 3)), (21, id(6, 1)), (11, id(5, 1))] {
-        m.push(delivery(n, QoS::AtLeastOnce), id, &small(), &mut wakes).unwrap();
-    }
-    assert_eq!((m.waiting(), drain(&m)), (4, vec![]));
-    m.release_origin(5, &mut wakes);
-    assert_eq!(drain(&m), [11, 12, 13]);
-    m.push(delivery(14, QoS::AtLeastOnce), id(5, 4), &small(), &mut wakes).unwrap();
-    m.push(delivery(22, QoS::AtLeastOnce), id(6, 2), &small(), &mut wakes).unwrap();
-    assert_eq!(drain(&m), [14]);
-    m.release_order(&mut wakes);
-    assert_eq!(drain(&m), [21, 22]);
+    let admits = |sender, seq, at| m.admits(1, Some(turn(sender, seq, at)), &small());
+    let hold = Arc::new(OrderHold::default());
+    m.hold_order(hold.clone());
+    assert_eq!(admits(5, 2, 30), Err(Refusal::Moving), "it is not known whether the session comes");
+    hold.begin(20);
+    assert_eq!(admits(5, 3, 30), Err(Refusal::Moving));
+    assert_eq!(admits(5, 1, 19), Err(Refusal::Moved(20)), "the old owner was asked as well");
+    assert_eq!(admits(21, 1, 30), Ok(()), "it started later than the session came");
+    assert!(m.keeps_waiting(turn(5, 2, 30).key()) && m.keeps_back());
+    hold.release(5);
+    assert_eq!(admits(5, 3, 30), Err(Refusal::Moving), "2 comes first");
+    assert_eq!(admits(6, 1, 30), Err(Refusal::Moving), "not released");
+    assert!(!m.keeps_waiting(turn(5, 2, 30).key()) && m.keeps_waiting(turn(5, 3, 30).key()));
+    assert_eq!((admits(5, 2, 30), admits(5, 3, 30), admits(5, 4, 30)), (Ok(()), Ok(()), Ok(())));
+    hold.end();
+    assert!(m.keeps_back() && m.expects(turn(6, 1, 30).key()));
+    m.unexpect(turn(6, 1, 30).key());
     assert!(!m.keeps_back());
+    assert_eq!(admits(6, 2, 30), Ok(()));
 }

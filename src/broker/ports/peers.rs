@@ -207,6 +207,9 @@ pub trait Peers: Send + Sync + 'static {
 pub trait Answers: Send + Sync + 'static {
     /// Answers frames of one link. The order is free; each frame with an ID is answered once.
     fn answer(&self, answers: Vec<(MessageId, Answer)>);
+
+    /// Whether answers can still get back. If not, the frames come again or their sender is gone.
+    fn stands(&self) -> bool;
 }
 
 /// Receives what other nodes send. Implemented by the broker.

@@ -179,6 +179,8 @@ impl Broker {
         let now = remote.now();
         self.give_up(remote, Time(now.0.saturating_sub(self.limits.publish_timeout_ms)), &[]);
         self.match_each(remote, remote.origins.retry());
+        // Given up, or their sender gone, without a word.
+        self.late_soon(remote);
         let own = remote.gate.closed(|| remote.origins.low_water());
         self.unsee_below(remote, remote.me.incarnation, own);
         let (forgotten, recorded) = remote.seen.overflow();

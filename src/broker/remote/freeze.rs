@@ -297,6 +297,9 @@ impl Broker {
         let Some(session) = handle.mailbox.thaw() else { return };
         self.save(handle, &session);
         self.park(handle, session, &mut Scratch::default());
+        if let Some(remote) = &self.remote {
+            self.late_soon(remote);
+        }
     }
 
     /// Claims a frozen session anew, so that nobody else can any more. `Some` if somebody had already: it is theirs since then.
@@ -328,6 +331,7 @@ impl Broker {
         if handle.mailbox.depart(at, &mut Wakes::default()).is_none() {
             return;
         }
+        self.late_soon(&remote);
         if self.registry_remove(handle) {
             self.metrics.sessions.of(SessionState::Active).sub(1);
         }

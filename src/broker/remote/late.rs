@@ -1,57 +1,169 @@
-//! Frames that wait until it is known where a session goes. They are taken in the order in which they came, and before what
-//! comes after that is known (G3).
+//! Publishes that wait until sessions here can take them: it is not known where a session goes, or older publishes of the same
+//! sender are on their way. They are taken in the order of their names (G3). Nobody has been told that they are safe.
 
+use super::Remote;
+use crate::broker::Broker;
 use crate::broker::handle::Handle;
-use crate::broker::ports::{Answers, Frame, MessageId, Revision};
+use crate::broker::ports::{Answers, Frame, Incarnation, MessageId, Revision};
+use crate::broker::publish::{Cache, Leaving, Scratch};
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// A frame that waits.
-pub(super) struct LateFrame {
-    pub frame: Frame,
-    pub id: MessageId,
-    pub answers: Arc<dyn Answers>,
+/// The process that sends a publish, and its name.
+type Key = (Incarnation, MessageId);
+
+/// A publish that waits.
+#[derive(Default)]
+pub(super) struct Late {
+    /// Frames that brought it; none if it is this node's own.
+    pub frames: Vec<(Frame, Arc<dyn Answers>)>,
     /// The last revision at which a session it was for moved.
     pub moved: Option<Revision>,
-    /// Sessions that may be about to move.
+    /// Sessions that could not take it.
     pub moving: Vec<Arc<Handle>>,
 }
 
-/// See the module. The frames count among those that their senders bound.
+/// See the module. The publishes count among those that their senders bound.
 #[derive(Default)]
-pub(super) struct LateFrames {
-    waiting: Mutex<VecDeque<LateFrame>>,
+pub(super) struct LatePublishes {
+    waiting: Mutex<BTreeMap<Key, Late>>,
     len: AtomicUsize,
     taking: Mutex<()>,
+    asked: AtomicBool,
 }
 
-impl LateFrames {
+impl LatePublishes {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.len.load(Ordering::Acquire) == 0
     }
 
-    /// Puts one behind the others.
-    pub fn push(&self, late: LateFrame) {
+    fn push(&self, key: Key, late: Late) {
         let mut waiting = self.waiting.lock();
-        waiting.push_back(late);
+        let held = waiting.entry(key).or_default();
+        held.frames.extend(late.frames);
+        held.moved = held.moved.max(late.moved);
+        for handle in late.moving {
+            if !held.moving.iter().any(|h| Arc::ptr_eq(h, &handle)) {
+                held.moving.push(handle);
+            }
+        }
         self.len.store(waiting.len(), Ordering::Release);
     }
 
-    /// One at a time takes frames out.
-    pub fn turn(&self) -> MutexGuard<'_, ()> {
+    /// Takes out the first after `after` that need not wait any more.
+    fn pop_ready(&self, after: Option<Key>) -> Option<(Key, Late)> {
+        let mut waiting = self.waiting.lock();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ready = |(key, late): &(&Key, &Late)| late.gone() || !late.must_wait(**key);
+        let key = *waiting.range((from, Bound::Unbounded)).find(ready)?.0;
+        let late = waiting.remove(&key)?;
+        self.len.store(waiting.len(), Ordering::Release);
+        Some((key, late))
+    }
+
+    /// One at a time takes them out.
+    fn turn(&self) -> MutexGuard<'_, ()> {
         self.taking.lock()
     }
+}
 
-    /// All frames whose sessions have moved or stay, in order.
-    pub fn ready(&self) -> Vec<LateFrame> {
-        let mut waiting = self.waiting.lock();
-        let ready = |late: &LateFrame| late.moving.iter().all(|h| h.mailbox.moving().is_none());
-        let (ready, rest): (Vec<_>, Vec<_>) = waiting.drain(..).partition(ready);
-        waiting.extend(rest);
-        self.len.store(waiting.len(), Ordering::Release);
-        ready
+impl Late {
+    fn must_wait(&self, key: Key) -> bool {
+        self.moving.iter().any(|h| h.mailbox.keeps_waiting(key))
+    }
+
+    /// Whoever sent it is gone, or sends it again over another connection.
+    fn gone(&self) -> bool {
+        !self.frames.is_empty() && self.frames.iter().all(|(_, answers)| !answers.stands())
+    }
+}
+
+impl Broker {
+    /// Keeps a publish until the sessions that could not take it can.
+    pub(super) fn wait_late(
+        &self,
+        remote: &Arc<Remote>,
+        key: Key,
+        frames: Vec<(Frame, Arc<dyn Answers>)>,
+        leaving: Leaving,
+    ) {
+        let late = Late { frames, moved: leaving.moved, moving: leaving.moving };
+        let ready = !late.must_wait(key);
+        remote.late.push(key, late);
+        if ready {
+            self.late_soon(remote);
+        }
+    }
+
+    /// Something has changed that publishes may have waited for.
+    pub(in crate::broker) fn late_soon(&self, remote: &Arc<Remote>) {
+        if remote.late.is_empty() || remote.late.asked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (broker, remote) = (self.me.clone(), remote.clone());
+        let tasks = remote.ports.tasks.clone();
+        tasks.spawn(Box::pin(async move {
+            if let Some(broker) = broker.upgrade() {
+                broker.take_late(&remote);
+            }
+        }));
+    }
+
+    /// Takes what has waited long enough. Sessions that have it are known; the others say where they are.
+    fn take_late(&self, remote: &Arc<Remote>) {
+        let _turn = remote.late.turn();
+        remote.late.asked.store(false, Ordering::Release);
+        let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
+        let mut last = None;
+        while let Some((key, late)) = remote.late.pop_ready(last) {
+            last = Some(key);
+            if late.frames.is_empty() {
+                self.take_own(remote, key, late);
+                continue;
+            }
+            let left = late.moving.iter().filter_map(|h| h.mailbox.departed()).max();
+            for (frame, answers) in late.frames {
+                if !answers.stands() {
+                    continue;
+                }
+                // Whoever matched on a newer index has found it where it is.
+                let moved = late.moved.max(left.filter(|at| frame.matched_at < *at));
+                self.take_frame(remote, frame, key, moved, &answers, &mut cache, &mut scratch);
+            }
+            self.unwait(remote, key, &late.moving);
+        }
+    }
+
+    /// A publish of this node: it is matched again, at once or when that is possible.
+    fn take_own(&self, remote: &Arc<Remote>, key: Key, late: Late) {
+        let id = key.1;
+        if remote.origins.is_open(id) {
+            let left = late.moving.iter().filter_map(|h| h.mailbox.departed()).max();
+            let inside = remote.gate.enter();
+            let at = late.moved.max(left).unwrap_or(0);
+            let next = remote.origins.moved_here(id, at, remote.applied());
+            self.carry_on(remote, next);
+            drop(inside);
+            // Still to be matched: what comes after it waits.
+            if remote.origins.is_open(id) && late.moving.iter().any(|h| h.mailbox.expects(key)) {
+                return remote.late.push(key, late);
+            }
+        }
+        self.unwait(remote, key, &late.moving);
+    }
+
+    /// Sessions do not wait for a publish any more, unless it waits itself.
+    fn unwait(&self, remote: &Arc<Remote>, key: Key, handles: &[Arc<Handle>]) {
+        let waits = |handle: &Arc<Handle>| {
+            let waiting = remote.late.waiting.lock();
+            waiting.get(&key).is_some_and(|l| l.moving.iter().any(|h| Arc::ptr_eq(h, handle)))
+        };
+        for handle in handles.iter().filter(|h| !waits(h)) {
+            handle.mailbox.unexpect(key);
+        }
     }
 }

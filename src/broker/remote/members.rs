@@ -181,11 +181,16 @@ impl Members {
         process.and_then(|p| table.reports.get(p)).map_or(0, |r| r.applied)
     }
 
-    /// Every frame of node `origin` to node `of` that was matched before this revision is answered.
-    pub fn settled(&self, origin: &str, of: &str) -> Revision {
+    /// Every frame of process `origin` to node `of` that was matched before this revision is answered.
+    pub fn settled(&self, origin: &MemberId, of: &str) -> Revision {
         let table = self.table.read();
-        let process = table.live.get(origin).map(|(m, _)| &m.id).or_else(|| table.links.get(origin));
-        process.and_then(|p| table.reports.get(p)).and_then(|r| r.settled.get(of).copied()).unwrap_or(0)
+        table.reports.get(origin).and_then(|r| r.settled.get(of).copied()).unwrap_or(0)
+    }
+
+    /// Every frame of a process to any node that was matched before this revision is answered.
+    pub fn settled_everywhere(&self, origin: &MemberId) -> Revision {
+        let table = self.table.read();
+        table.reports.get(origin).and_then(|r| r.settled.values().min().copied()).unwrap_or(0)
     }
 
     /// Publishes of an incarnation with a lower number will not come again; `u64::MAX` = none of it will.

@@ -138,8 +138,8 @@ pub struct Remote {
     /// Sessions that come and go.
     pub sessions: Sessions,
     recorded: AfterDurable<Recorded>,
-    /// Frames of other nodes for sessions that may be about to move.
-    late: late::LateFrames,
+    /// Publishes for sessions that cannot take them yet.
+    late: late::LatePublishes,
     answers: AfterDurable<Due>,
 }
 
@@ -163,10 +163,11 @@ impl Remote {
             gate: Gate::default(),
             origins: Origins::new(me.clone(), limits.held_publishes, limits.held_bytes),
             seen: Seen::new(limits.seen),
-            forgotten: AtomicU64::new(0),
+            // Nor does it know of those before its start.
+            forgotten: AtomicU64::new(me.incarnation),
             sessions: Sessions::default(),
             recorded: AfterDurable::default(),
-            late: late::LateFrames::default(),
+            late: late::LatePublishes::default(),
             answers: AfterDurable::default(),
             ports,
             me,

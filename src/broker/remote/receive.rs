@@ -2,11 +2,9 @@
 
 use super::Remote;
 use super::groups::{self, Fit};
-use super::late::LateFrame;
 use crate::broker::Broker;
-use crate::broker::handle::Handle;
 use crate::broker::ports::{
-    Answer, Answers, BoxFuture, Frame, GroupTry, Inbox, Lsn, MemberId, MessageId, Report, Request, Response,
+    Answer, Answers, BoxFuture, Frame, GroupTry, Inbox, Incarnation, Lsn, MemberId, MessageId, Report, Request, Response,
     Revision,
 };
 use crate::broker::publish::{Cache, Leaving, Scratch, Way};
@@ -33,11 +31,19 @@ struct Received {
 
 impl Broker {
     /// Takes one frame; `false` in the result's `leaving` means it can be answered.
-    fn receive(&self, remote: &Remote, frame: &Frame, cache: &mut Cache, scratch: &mut Scratch) -> Received {
+    fn receive(
+        &self,
+        remote: &Remote,
+        frame: &Frame,
+        sender: Incarnation,
+        cache: &mut Cache,
+        scratch: &mut Scratch,
+    ) -> Received {
         // No session freezes between the look at it and its mailbox.
         let _inside = remote.gate.enter();
         let way = Way {
             id: frame.id,
+            sender,
             matched_at: frame.matched_at,
             repeated: frame.id.is_some(),
             tracked: frame.id.is_some(),
@@ -102,23 +108,24 @@ impl Broker {
         }
     }
 
-    /// Takes a frame that has an ID and answers it, now or later. `moved`: a session it was for is known to have moved at this
+    /// Takes a frame that has an ID and answers it, now or later. `key`: its sender and its ID. `moved`: a session it was for is known to have moved at this
     /// revision, and may have left the router since.
     #[allow(clippy::too_many_arguments)]
-    fn take_frame(
+    pub(super) fn take_frame(
         &self,
         remote: &Arc<Remote>,
         frame: Frame,
-        id: MessageId,
+        key: (Incarnation, MessageId),
         moved: Option<Revision>,
         answers: &Arc<dyn Answers>,
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) {
-        let mut received = self.receive(remote, &frame, cache, scratch);
+        let mut received = self.receive(remote, &frame, key.0, cache, scratch);
         received.leaving.moved = received.leaving.moved.max(moved);
         if !received.leaving.moving.is_empty() {
-            return self.take_later(remote, frame, id, answers, received.leaving);
+            // Later frames for others do not wait.
+            return self.wait_late(remote, key, vec![(frame, answers.clone())], received.leaving);
         }
         // A frame that is older than the newest move this node has forgotten may have been for that session.
         let forgotten = Some(remote.forgotten_move()).filter(|m| frame.matched_at < *m);
@@ -126,45 +133,7 @@ impl Broker {
             Some(at) => Answer::Moved(at),
             None => Answer::Accepted { matched: received.matched, declined: received.declined },
         };
-        self.answer(remote, answers, id, answer, received.lsn);
-    }
-
-    /// A session here may be about to move: looks again when that is known. Later frames for others do not wait.
-    fn take_later(
-        &self,
-        remote: &Arc<Remote>,
-        frame: Frame,
-        id: MessageId,
-        answers: &Arc<dyn Answers>,
-        leaving: Leaving,
-    ) {
-        let (moving, moved) = (leaving.moving, leaving.moved);
-        let outcomes: Vec<_> = moving.iter().map(Handle::moving).collect();
-        remote.late.push(LateFrame { frame, id, answers: answers.clone(), moved, moving });
-        let (broker, remote) = (self.me.clone(), remote.clone());
-        let tasks = remote.ports.tasks.clone();
-        tasks.spawn(Box::pin(async move {
-            for outcome in outcomes {
-                outcome.await;
-            }
-            let Some(broker) = broker.upgrade() else { return };
-            broker.take_late(&remote, &mut Cache::default(), &mut Scratch::default());
-        }));
-    }
-
-    /// Takes the frames that have waited long enough. Sessions that have them are known by now; the others say where they are.
-    fn take_late(&self, remote: &Arc<Remote>, cache: &mut Cache, scratch: &mut Scratch) {
-        if remote.late.is_empty() {
-            return;
-        }
-        let _turn = remote.late.turn();
-        for late in remote.late.ready() {
-            let LateFrame { frame, id, answers, moved, moving } = late;
-            // Whoever matched on a newer index has found it where it is.
-            let left = moving.iter().filter_map(|h| h.mailbox.departed()).filter(|at| frame.matched_at < *at);
-            let moved = moved.max(left.max());
-            self.take_frame(remote, frame, id, moved, &answers, cache, scratch);
-        }
+        self.answer(remote, answers, key.1, answer, received.lsn);
     }
 
     /// Answers once the journal is durable up to `lsn`.
@@ -191,11 +160,13 @@ impl Inbox for Broker {
         self.metrics.frames_received.add(frames.len() as u64);
         let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
         for frame in frames {
-            self.take_late(remote, &mut cache, &mut scratch);
             match frame.id.filter(|_| frame.message.qos() > QoS::AtMostOnce) {
-                Some(id) => self.take_frame(remote, frame, id, None, answers, &mut cache, &mut scratch),
+                Some(id) => {
+                    let key = (from.incarnation, id);
+                    self.take_frame(remote, frame, key, None, answers, &mut cache, &mut scratch);
+                }
                 None => {
-                    self.receive(remote, &frame, &mut cache, &mut scratch);
+                    self.receive(remote, &frame, from.incarnation, &mut cache, &mut scratch);
                 }
             }
         }

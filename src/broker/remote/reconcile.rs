@@ -83,6 +83,7 @@ impl Broker {
     }
 
     fn serve_recovered(self: &Arc<Broker>, remote: &Arc<Remote>, kept: Vec<(Arc<Handle>, bool)>) {
+        self.put_in_order(remote, remote.sessions.hold.clone(), None, remote.me.incarnation);
         for (handle, changed) in &kept {
             self.registry.insert(handle.clone());
             if let Some(session) = handle.mailbox.thaw() {
@@ -95,6 +96,7 @@ impl Broker {
                 self.park(handle, session, &mut Scratch::default());
             }
         }
+        self.late_soon(remote);
         remote.sessions.named.lock().clear();
         remote.sessions.reconciled.set(());
         // After all are served, so that a will that is due finds every session.
@@ -113,7 +115,7 @@ impl Broker {
     }
 
     /// A session of the journal that is not this node's any more. What was sent to it here has to look for it elsewhere.
-    fn drop_recovered(self: &Arc<Broker>, remote: &Remote, handle: &Arc<Handle>, with_will: bool) {
+    fn drop_recovered(self: &Arc<Broker>, remote: &Arc<Remote>, handle: &Arc<Handle>, with_will: bool) {
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Dormant).sub(1);
         sessions.of(SessionState::Active).add(1);
@@ -124,7 +126,7 @@ impl Broker {
         if with_will && let Some(mut session) = handle.mailbox.thaw() {
             handle.disown();
             self.end_dormant(handle, &mut session, remote.now(), &mut Scratch::default());
-            return;
+            return self.late_soon(remote);
         }
         self.depart(handle, remote.applied());
     }

@@ -11,6 +11,7 @@ use crate::broker::publish::{Cache, Leaving, Origin, Routed, Scratch, Way, duty_
 use crate::broker::router::Group;
 use crate::mqtt::{Message, QoS};
 use smallvec::SmallVec;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 impl Broker {
@@ -43,7 +44,8 @@ impl Broker {
                 Err(given_back) => entry = *given_back,
             }
         }
-        let mut way = Way { origin: *origin, id: Some(id), matched_at: remote.applied(), ..Way::default() };
+        let (sender, matched_at) = (remote.me.incarnation, remote.applied());
+        let mut way = Way { origin: *origin, id: Some(id), sender, matched_at, ..Way::default() };
         scratch.given.clear();
         scratch.leaving = Leaving::default();
         let mut plan = Plan { matched_at: way.matched_at, ..Plan::default() };
@@ -293,25 +295,13 @@ impl Broker {
         if leaving.moving.is_empty() {
             return;
         }
-        let (broker, remote) = (self.me.clone(), remote.clone());
-        let tasks = remote.ports.tasks.clone();
-        tasks.spawn(Box::pin(async move {
-            let mut at = leaving.moved.unwrap_or(0);
-            for handle in leaving.moving {
-                at = at.max(handle.moving().await.unwrap_or(0));
-            }
-            if let Some(broker) = broker.upgrade() {
-                let _inside = remote.gate.enter();
-                let next = remote.origins.moved_here(id, at, remote.applied());
-                broker.carry_on(&remote, next);
-            }
-        }));
+        self.wait_late(remote, (remote.me.incarnation, id), Vec::new(), leaving);
     }
 
     /// Does what is to be done after an answer or a match, and what follows from that.
     pub(super) fn carry_on(&self, remote: &Arc<Remote>, next: Next) {
-        let mut todo = vec![next];
-        while let Some(next) = todo.pop() {
+        let mut todo = VecDeque::from([next]);
+        while let Some(next) = todo.pop_front() {
             for (id, message, sends) in next.sends {
                 self.send_all(remote, id, &message, sends);
             }
@@ -346,7 +336,8 @@ impl Broker {
         self.metrics.publishes_rematched.inc();
         let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
         let origin = Origin { session: view.session, ..Origin::default() };
-        let way = Way { origin, id: Some(id), matched_at: applied, repeated: true, tracked: true };
+        let sender = remote.me.incarnation;
+        let way = Way { origin, id: Some(id), sender, matched_at: applied, repeated: true, tracked: true };
         let mut plan = Plan { matched_at: applied, ..Plan::default() };
         self.match_view(remote, &view, &way, &mut plan, &mut cache, &mut scratch);
         self.journal_message(&view.message, &way, None, &mut scratch);
@@ -359,6 +350,8 @@ impl Broker {
         let leaving = self.leave_out(&mut plan, &mut scratch);
         let next = remote.origins.check_in(id, plan, applied);
         self.wait_for_leaving(remote, id, leaving);
+        // Others may have waited for this one.
+        self.late_soon(remote);
         Some(next)
     }
 

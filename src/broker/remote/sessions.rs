@@ -4,6 +4,7 @@ use super::lanes::Lanes;
 use super::{Once, Remote};
 use crate::broker::Broker;
 use crate::broker::handle::{Handle, Subscriptions};
+use crate::broker::mailbox::OrderHold;
 use crate::broker::ports::{
     BoxFuture, Claim, ClaimOutcome, Epoch, IndexEvent, MemberId, Owner, Revision, SessionNo, SessionOwner,
 };
@@ -65,6 +66,8 @@ pub struct Sessions {
     /// Until then: by which epochs they were replaced over this node's head.
     pub(super) evictions: Mutex<HashMap<Arc<str>, Epoch>>,
     pub(super) reconciled: Arc<Once<()>>,
+    /// When sessions of the journal take what others send.
+    pub(in crate::broker) hold: Arc<OrderHold>,
     /// Sessions of the journal of which it is not known whether they are still this node's.
     pub(super) recovered: Mutex<Vec<super::reconcile::Candidate>>,
     /// Sessions that are being handed over.

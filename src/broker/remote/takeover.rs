@@ -9,9 +9,9 @@ use super::{Remote, durable};
 use crate::broker::Broker;
 use crate::broker::ending::delivery;
 use crate::broker::handle::Handle;
-use crate::broker::mailbox::{Mailbox, Place, Wakes};
+use crate::broker::mailbox::{Mailbox, OrderHold, Place, Wakes};
 use crate::broker::ports::{
-    Change, Claim, ClaimOutcome, Expected, Incarnation, MemberId, OutboundState, Owner, Recipient, Request,
+    Change, Claim, ClaimOutcome, Expected, MemberId, OutboundState, Owner, Recipient, Request,
     Response, Revision, Seq, SessionNo, SessionRecord, Stored,
 };
 use crate::broker::recover::will_of;
@@ -23,6 +23,9 @@ use crate::topic::Filter;
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU64;
 use std::sync::Arc;
+
+/// How long to wait before a request without an answer is repeated, milliseconds.
+const ASK_PAUSE_MS: u64 = 20;
 
 /// How a takeover came out.
 pub(super) enum Moved {
@@ -91,9 +94,8 @@ impl Broker {
             }
         };
         let (no, expiry_s) = (incoming.no, incoming.head.record.expiry_s);
-        let handle = self.settle_in(remote, incoming, owner);
-        let routed = handle.1;
-        let handle = handle.0;
+        let hold = Arc::new(OrderHold::default());
+        let (handle, routed) = self.settle_in(remote, incoming, owner, &hold);
         if !self.ready(remote, trip, routed).await {
             self.discard(remote, &handle);
             return (Moved::NotNow, None);
@@ -110,7 +112,7 @@ impl Broker {
                 self.registry_insert(&handle);
                 self.save_parked(&handle);
                 self.watch_parked(&handle);
-                self.put_in_order(remote, &handle, &owner.holder, at);
+                self.put_in_order(remote, hold, Some(owner.holder.clone()), at);
                 tracing::debug!(client = %trip.client_id, no, at, "session claimed");
                 (Moved::Here, Some(at))
             }
@@ -171,7 +173,9 @@ impl Broker {
                 Some(Ok(Response::Refused(why))) => return Err(why.to_string()),
                 Some(Ok(other)) => return Err(format!("node {} answered {other:?}", trip.from.node)),
                 Some(Err(e)) if !remote.linked_to(trip.from) => return Err(e.to_string()),
-                Some(Err(_)) if remote.now() < trip.deadline => {}
+                Some(Err(_)) if remote.now() < trip.deadline => {
+                    remote.ports.tasks.sleep(ASK_PAUSE_MS).await;
+                }
                 Some(Err(e)) => return Err(e.to_string()),
             }
         }
@@ -229,6 +233,7 @@ impl Broker {
         remote: &Remote,
         incoming: Incoming,
         owner: &Owner,
+        hold: &Arc<OrderHold>,
     ) -> (Arc<Handle>, Option<super::RouteWait>) {
         let Incoming { head, no, steps, backlog, bytes } = incoming;
         let record = head.record;
@@ -240,7 +245,7 @@ impl Broker {
         let will = record.will.map(will_of);
         let session = Session::recovered(record.expiry_s, detached_at, will, &head.inbound, outbound);
         let mailbox = Mailbox::new(Place::Parked(Box::new(session)), backlog, bytes);
-        mailbox.hold_order();
+        mailbox.hold_order(hold.clone());
         let handle = Arc::new(Handle::new(no, record.client_id, true, record.created_at, mailbox));
         handle.set_epoch(owner.session.epoch + 1);
         handle.set_recorded();
@@ -273,13 +278,14 @@ impl Broker {
     }
 
     /// The session that came in is void.
-    fn discard(&self, remote: &Remote, handle: &Arc<Handle>) {
+    fn discard(&self, remote: &Arc<Remote>, handle: &Arc<Handle>) {
         handle.disown();
         let subscriptions = self.forget_subscriptions(handle);
         self.unsubscribe_all(handle, &subscriptions);
         handle.mailbox.end(&mut Wakes::default());
         remote.seen.forget_session(handle.no);
         self.journal.append(&[Change::SessionEnd { session: handle.no }]);
+        self.late_soon(remote);
     }
 
     /// Tells the old owner how it came out, until it has heard it or is gone: then it asks the store.
@@ -302,39 +308,56 @@ impl Broker {
         }));
     }
 
-    /// Lets messages that came straight to the new owner pass once those that went to the old one before are here (G3).
-    fn put_in_order(&self, remote: &Arc<Remote>, handle: &Arc<Handle>, old: &MemberId, at: Revision) {
-        let (remote, handle, old) = (remote.clone(), handle.clone(), old.clone());
+    /// Lets messages that came straight to the new owner pass once those that went to the old one before are here (G3). `old` is
+    /// the old owner; nobody, if that may be any node.
+    pub(super) fn put_in_order(
+        &self,
+        remote: &Arc<Remote>,
+        hold: Arc<OrderHold>,
+        old: Option<MemberId>,
+        at: Revision,
+    ) {
+        hold.begin(at);
+        let (broker, remote) = (self.me.clone(), remote.clone());
         let tasks = remote.ports.tasks.clone();
         tasks.spawn(Box::pin(async move {
-            let mut open: Vec<MemberId> = remote.members.live().into_iter().map(|m| m.id).collect();
-            if !open.contains(&remote.me) {
-                open.push(remote.me.clone());
-            }
             let deadline = remote.now().plus_ms(remote.limits.order_wait_ms);
+            let mut settled: Vec<MemberId> = Vec::new();
             loop {
                 let reports = remote.sessions.reports();
-                open.retain(|origin| {
-                    let settled = remote.settled_by(origin, &old) >= at;
-                    if settled {
-                        handle.mailbox.release_origin(origin.incarnation, &mut Wakes::default());
+                let mut open: Vec<MemberId> = remote.members.to_keep().into_iter().map(|m| m.id).collect();
+                open.push(remote.me.clone());
+                // Who started later has sent nothing to the old owner.
+                open.retain(|sender| sender.incarnation < at && !settled.contains(sender));
+                let before = settled.len();
+                open.retain(|sender| {
+                    let is_settled = remote.settled_by(sender, old.as_ref()) >= at;
+                    if is_settled {
+                        hold.release(sender.incarnation);
+                        settled.push(sender.clone());
                     }
-                    !settled
+                    !is_settled
                 });
                 if open.is_empty() {
                     break;
+                }
+                if let Some(broker) = broker.upgrade().filter(|_| before < settled.len()) {
+                    broker.late_soon(&remote);
                 }
                 if remote.until(deadline, reports).await.is_none() {
                     remote.metrics.order_timeouts.inc();
                     let waited_for: Vec<String> = open.iter().map(ToString::to_string).collect();
                     tracing::warn!(
-                        client = %handle.client_id, ?waited_for,
-                        "messages of these nodes may reach a moved session out of order"
+                        ?waited_for,
+                        "messages of these nodes may reach sessions that came here out of order"
                     );
                     break;
                 }
             }
-            handle.mailbox.release_order(&mut Wakes::default());
+            hold.end();
+            if let Some(broker) = broker.upgrade() {
+                broker.late_soon(&remote);
+            }
             remote.sessions.reported();
         }));
     }
@@ -347,19 +370,13 @@ impl Broker {
 }
 
 impl Remote {
-    /// Every frame of a process to the node of `old` that was matched before this revision is answered.
-    fn settled_by(&self, origin: &MemberId, old: &MemberId) -> Revision {
-        if *origin == self.me {
-            return self.origins.settled_floor(&old.node, self.applied());
-        }
-        let current: Option<Incarnation> = self.members.get(&origin.node).map(|m| m.id.incarnation);
-        match current {
-            Some(i) if i == origin.incarnation => {
-                // A node's publishes for its own sessions are its own frames to itself.
-                self.members.settled(&origin.node, &old.node)
-            }
-            // It is gone: what it sent is for whoever speaks for it to send again.
-            _ => Revision::MAX,
+    /// Every frame of a process to the node of `old`, or to any, that was matched before this revision is answered.
+    fn settled_by(&self, origin: &MemberId, old: Option<&MemberId>) -> Revision {
+        match old {
+            // A node's publishes for its own sessions are its own frames to itself.
+            Some(old) if *origin == self.me => self.origins.settled_floor(&old.node, self.applied()),
+            Some(old) => self.members.settled(origin, &old.node),
+            None => self.members.settled_everywhere(origin),
         }
     }
 }

@@ -72,6 +72,12 @@ impl Answers for Returns {
             link.kick();
         }
     }
+
+    fn stands(&self) -> bool {
+        let Some(link) = self.link.upgrade() else { return false };
+        let state = link.state.lock();
+        !state.closed && state.to.is_some() && state.connection == self.connection
+    }
 }
 
 /// What a link has to do next.

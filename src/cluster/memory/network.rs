@@ -68,6 +68,7 @@ impl Network {
         let gone = {
             let mut state = self.0.state.lock();
             let gone = state.up.remove(node);
+            state.links.iter().filter(|l| l.me.node.as_ref() == node).for_each(|l| l.close());
             state.links.retain(|l| l.me.node.as_ref() != node);
             state.links.iter().for_each(|l| l.kick());
             gone

@@ -92,6 +92,10 @@ impl Answers for StreamAnswers {
             waker.wake();
         }
     }
+
+    fn stands(&self) -> bool {
+        self.state.lock().closed.is_none()
+    }
 }
 
 /// The stream that carries them; polled by the connection.

@@ -144,9 +144,10 @@ fn reports_say_what_is_settled_and_what_will_not_come_again() {
     let settled = vec![("a".into(), 7), ("c".into(), 9)];
     m.report(&b, Report { low_water: 41, settled, retired: vec![1], ..report(9, 1) }, 9);
     assert_eq!(
-        (m.settled("b", "a"), m.settled("b", "c"), m.settled("b", "x"), m.settled("c", "a")),
+        (m.settled(&b, "a"), m.settled(&b, "c"), m.settled(&b, "x"), m.settled(&id("b", 1), "a")),
         (7, 9, 0, 0)
     );
+    assert_eq!((m.settled_everywhere(&b), m.settled_everywhere(&id("c", 3))), (7, 0));
     assert_eq!((m.low_water(2), m.low_water(1), m.low_water(3)), (41, u64::MAX, 0));
     m.report(&b, Report { low_water: 40, ..report(9, 1) }, 9);
     assert_eq!(m.low_water(2), 41, "it does not go back");
