@@ -24,4 +24,6 @@ mod retained_store;
 mod routes_store;
 mod store;
 mod takeover;
+mod takeover_kills;
+mod trap;
 mod watch;
