@@ -71,12 +71,7 @@ impl Broker {
         broker
     }
 
-    fn recover_session(
-        &self,
-        r: RecoveredSession,
-        hold: &Option<Arc<OrderHold>>,
-        now: Time,
-    ) -> Arc<Handle> {
+    fn recover_session(&self, r: RecoveredSession, hold: &Option<Arc<OrderHold>>, now: Time) -> Arc<Handle> {
         let record = r.record;
         let (pending, epoch) = (record.pending, record.epoch);
         let will = record.will.map(will_of);

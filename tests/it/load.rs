@@ -75,6 +75,8 @@ struct Unfinished {
 pub struct Publisher {
     pub dial: Dial,
     pub window: usize,
+    /// `load/<client>/<number below this>`.
+    pub topics: u64,
     stage: Stage,
     unfinished: VecDeque<Unfinished>,
     /// Messages begun so far.
@@ -86,7 +88,7 @@ pub struct Publisher {
 impl Publisher {
     pub fn new(dial: Dial, window: usize, stage: &Stage) -> Publisher {
         let (unfinished, numbers) = (VecDeque::new(), BTreeMap::new());
-        Publisher { dial, window, stage: stage.clone(), unfinished, begun: 0, last_id: 0, numbers }
+        Publisher { dial, window, topics: 2, stage: stage.clone(), unfinished, begun: 0, last_id: 0, numbers }
     }
 
     /// Runs until it is told to stop and everything is acknowledged.
@@ -135,7 +137,7 @@ impl Publisher {
     fn next(&mut self) -> (Msg, u16) {
         self.begun += 1;
         let qos = 1 + (self.begun % 2) as u8;
-        let topic = format!("load/{}/{}", self.dial.client_id, self.begun / 2 % 2);
+        let topic = format!("load/{}/{}", self.dial.client_id, self.begun / 2 % self.topics);
         let n = self.numbers.entry((topic.clone(), qos)).or_default();
         *n += 1;
         let from = self.dial.client_id.as_str().into();

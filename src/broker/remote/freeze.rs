@@ -390,15 +390,15 @@ impl Broker {
 }
 
 impl Remote {
-    /// Completes when nothing has been heard of a takeover for too long.
+    /// Completes when no more is to be heard of a takeover: nothing came for too long, or who asked has been started again.
     async fn silence(&self, out: &Outgoing) {
         loop {
+            let news = self.sessions.news();
             let end = out.parts.lock().touched.plus_ms(self.limits.takeover_timeout_ms);
-            let now = self.now();
-            if end <= now {
+            if end <= self.now() || self.members.superseded(&out.to) {
                 return;
             }
-            self.ports.tasks.sleep(end.since_ms(now)).await;
+            self.until(end, news).await;
         }
     }
 

@@ -11,7 +11,7 @@ use crate::broker::ports::{
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use futures_util::future::{Either, select};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -216,13 +216,13 @@ impl Broker {
     /// Looks at what has happened to sessions. Evictions first: they say that a will stays behind.
     pub(super) fn on_session_events(&self, events: &[IndexEvent]) {
         let Some(remote) = &self.remote else { return };
-        let mut evicted: Vec<(&Arc<str>, Epoch)> = Vec::new();
+        let mut evicted: HashSet<(&Arc<str>, Epoch)> = HashSet::new();
         for event in events {
             if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch) } = event
                 && *node == remote.me.node
             {
                 self.on_eviction(remote, client_id, *epoch);
-                evicted.push((client_id, *epoch));
+                evicted.insert((client_id, *epoch));
             }
         }
         for event in events {

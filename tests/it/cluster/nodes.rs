@@ -2,6 +2,7 @@
 
 use super::etcd::Etcd;
 use super::proxy::Proxy;
+use super::trap::Trap;
 use crate::broker::{Broker, Setup, free_address};
 use crate::client::{Client, Dial};
 use crate::wait;
@@ -169,6 +170,47 @@ impl BerthCluster {
     /// As [`BerthCluster::cut_links_to`], but the links stay, and nothing passes.
     pub fn stall_links_to(&self, i: usize, stalled: bool) {
         self.nodes[i].peers.stall(stalled);
+    }
+
+    /// Sets a trap on the links that other nodes have made to node `i`.
+    pub fn trap_links_to(&self, i: usize, trap: Trap) {
+        self.nodes[i].peers.trap(trap);
+    }
+
+    /// Sets a trap between node `i` and etcd.
+    pub fn trap_etcd(&self, i: usize, trap: &Trap) {
+        self.nodes[i].etcd.iter().for_each(|p| p.trap(trap.clone()));
+    }
+
+    /// Waits until a trap at node `i` holds something.
+    pub fn wait_caught(&self, i: usize, what: &str) {
+        let node = &self.nodes[i];
+        wait::until_true(what, || node.peers.caught() || node.etcd.iter().any(Proxy::caught));
+    }
+
+    /// Removes all traps, and lets pass what they hold.
+    pub fn release(&self) {
+        self.nodes.iter().for_each(|n| {
+            n.peers.release();
+            n.etcd.iter().for_each(Proxy::release);
+        });
+    }
+
+    /// The nodes that say they have the session of a client.
+    pub fn homes(&self, client_id: &str) -> Vec<usize> {
+        let path = format!("/api/v1/sessions?prefix={client_id}");
+        let lists = |i: &usize| {
+            let page = self.nodes[*i].broker.try_get(&path);
+            page.is_some_and(|(_, body)| body.contains(&format!("\"client_id\":\"{client_id}\"")))
+        };
+        (0..self.len()).filter(lists).collect()
+    }
+
+    /// A session's record in etcd.
+    pub fn owner(&self, client_id: &str) -> Value {
+        let key = format!("/berth/berth/v1/sessions/{client_id}");
+        let value = self.etcd.ctl(&["get", &key, "--print-value-only"]);
+        serde_json::from_str(&value).unwrap_or(Value::Null)
     }
 
     /// `/cluster/status` of node `i`; `Null` while it does not answer.

@@ -1,5 +1,6 @@
 //! A TCP proxy that fails on demand.
 
+use super::trap::{Trap, Traps, Way};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,6 +20,7 @@ struct State {
 pub struct Proxy {
     address: SocketAddr,
     state: watch::Sender<State>,
+    traps: Traps,
     accepting: JoinHandle<()>,
 }
 
@@ -33,8 +35,9 @@ impl Proxy {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = watch::Sender::new(State::default());
-        let accepting = tokio::spawn(accept(listener, target, state.subscribe()));
-        Proxy { address, state, accepting }
+        let traps = Traps::default();
+        let accepting = tokio::spawn(accept(listener, target, state.subscribe(), traps.clone()));
+        Proxy { address, state, traps, accepting }
     }
 
     /// Where it listens.
@@ -50,6 +53,21 @@ impl Proxy {
     /// While on, no byte passes in either direction, but connections are accepted and stay.
     pub fn stall(&self, on: bool) {
         self.state.send_modify(|s| s.stalled = on);
+    }
+
+    /// Sets a trap; the one before is released.
+    pub fn trap(&self, trap: Trap) {
+        self.traps.set(Some(trap));
+    }
+
+    /// Whether what the trap waits for has come by, and something is held.
+    pub fn caught(&self) -> bool {
+        self.traps.caught()
+    }
+
+    /// Lets pass what a trap holds, and removes the trap.
+    pub fn release(&self) {
+        self.traps.set(None);
     }
 
     /// While on, new connections are closed at once; those there are end.
@@ -68,39 +86,60 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Receiver<State>) {
+async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Receiver<State>, traps: Traps) {
     loop {
         let Ok((near, _)) = listener.accept().await else { continue };
         let now = *state.borrow();
         if !now.refusing {
-            tokio::spawn(forward(near, target, state.clone(), now.cuts));
+            tokio::spawn(forward(near, target, state.clone(), now.cuts, traps.clone()));
         }
     }
 }
 
-async fn forward(near: TcpStream, target: SocketAddr, state: watch::Receiver<State>, cuts: u64) {
+async fn forward(
+    near: TcpStream,
+    target: SocketAddr,
+    state: watch::Receiver<State>,
+    cuts: u64,
+    traps: Traps,
+) {
     let Ok(far) = TcpStream::connect(target).await else { return };
     let mut cut = state.clone();
     for stream in [&near, &far] {
         stream.set_nodelay(true).unwrap();
     }
     let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+    let connection = traps.connection();
+    let there = Pump { way: Way::There, connection, state: state.clone(), traps: traps.clone() };
+    let back = Pump { way: Way::Back, connection, state, traps };
     tokio::select! {
         _ = cut.wait_for(|s| s.cuts != cuts) => {}
-        () = pump(near_read, far_write, state.clone()) => {}
-        () = pump(far_read, near_write, state) => {}
+        () = there.run(near_read, far_write) => {}
+        () = back.run(far_read, near_write) => {}
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut state: watch::Receiver<State>) {
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let Ok(n) = from.read(&mut buffer).await else { return };
-        if state.wait_for(|s| !s.stalled).await.is_err()
-            || n == 0
-            || to.write_all(&buffer[..n]).await.is_err()
-        {
-            return;
+/// One direction of a connection.
+struct Pump {
+    way: Way,
+    connection: u64,
+    state: watch::Receiver<State>,
+    traps: Traps,
+}
+
+impl Pump {
+    async fn run(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let Ok(n) = from.read(&mut buffer).await else { return };
+            self.traps.look(self.connection, self.way, &buffer[..n]);
+            if self.state.wait_for(|s| !s.stalled).await.is_err() {
+                return;
+            }
+            self.traps.pass(self.connection, self.way).await;
+            if n == 0 || to.write_all(&buffer[..n]).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -1,0 +1,238 @@
+//! A shared subscription with members on every node, some of which leave under load: every message goes to one of them, and to
+//! another only if who had it left without acknowledging it.
+
+use super::nodes::BerthCluster;
+use crate::client::{Client, Dial, In};
+use crate::wait;
+use berth::mqtt::client::AckKind;
+use berth::mqtt::{QoS, Reason};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const GROUP: &str = "$share/g/w/+";
+
+/// Messages of each publisher in a round.
+const ROUND: usize = 30;
+
+const OPTIONS: &[(&str, &str)] =
+    &[("cluster.lease", "3s"), ("cluster.stale_after", "2s"), ("cluster.suback_wait", "3s")];
+
+/// One that works for the group.
+struct Member {
+    dial: Dial,
+    client: Client,
+    /// It acknowledges nothing.
+    idle: bool,
+    /// What it has not acknowledged.
+    held: BTreeMap<String, u16>,
+}
+
+impl Member {
+    fn acknowledge_all(&mut self) {
+        for packet_id in std::mem::take(&mut self.held).into_values() {
+            self.client.ack(AckKind::PubAck, packet_id).unwrap();
+        }
+    }
+}
+
+/// The members and publishers, and what they have seen.
+struct Group {
+    cluster: BerthCluster,
+    members: BTreeMap<&'static str, Member>,
+    publishers: Vec<(usize, Client)>,
+    round: usize,
+    sent: Vec<String>,
+    open: Vec<(usize, u16)>,
+    /// How often each message has come; a repetition to the same session does not count.
+    got: BTreeMap<String, Vec<&'static str>>,
+}
+
+impl Group {
+    fn start() -> Group {
+        let cluster = BerthCluster::with(3, 1, OPTIONS);
+        let (members, round) = (BTreeMap::new(), 0);
+        let publishers = [0, 2].map(|i| (i, cluster.connect(i, &Dial::v5(&format!("pub{i}"))))).into();
+        let (sent, open, got) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut group = Group { cluster, members, publishers, round, sent, open, got };
+        for (i, [kept, passing]) in
+            [["kept0", "passing0"], ["kept1", "passing1"], ["kept2", "passing2"]].into_iter().enumerate()
+        {
+            group.join(i, kept, Dial::v5(kept).persistent());
+            group.join(i, passing, Dial::v5(passing));
+        }
+        group
+    }
+
+    fn join(&mut self, node: usize, id: &'static str, dial: Dial) {
+        let mut client = self.cluster.connect(node, &dial);
+        assert_eq!(client.subscribe(&[(GROUP, QoS::AtLeastOnce)]), [1]);
+        client.patience(Duration::from_millis(1));
+        self.members.insert(id, Member { dial, client, idle: false, held: BTreeMap::new() });
+    }
+
+    fn member(&mut self, id: &str) -> &mut Member {
+        self.members.get_mut(id).unwrap()
+    }
+
+    /// A member gets the next messages, and acknowledges none.
+    fn idle(&mut self, id: &str) {
+        self.member(id).idle = true;
+    }
+
+    /// Publishes without waiting.
+    fn publish(&mut self) {
+        self.round += 1;
+        for n in 0..ROUND {
+            for (at, (i, publisher)) in self.publishers.iter_mut().enumerate() {
+                let text = format!("round {} of {i}: {n}", self.round);
+                let id = publisher.send_publish("w/x", text.as_bytes(), QoS::AtLeastOnce, false).unwrap();
+                self.open.push((at, id));
+                self.sent.push(text);
+            }
+        }
+    }
+
+    /// Waits for PUBACK of everything.
+    fn acknowledged(&mut self) {
+        for (at, id) in std::mem::take(&mut self.open) {
+            self.publishers[at].1.wait_for("PUBACK", |i| match i {
+                In::PubAck(of, reason) if *of == id => {
+                    assert!(matches!(reason, Reason::Success), "{reason:?}");
+                    Some(())
+                }
+                _ => None,
+            });
+        }
+    }
+
+    /// Reads what there is.
+    fn look(&mut self) {
+        for (id, member) in &mut self.members {
+            while let Ok(packet) = member.client.try_recv() {
+                let In::Publish(p) = packet else { panic!("{id}: {packet:?}") };
+                let text = p.text().to_owned();
+                let again = member.held.insert(text.clone(), p.packet_id).is_some();
+                assert_eq!(again, again && p.dup, "{id} got {text:?} twice");
+                if !again {
+                    self.got.entry(text).or_default().push(id);
+                }
+            }
+            if !member.idle {
+                member.acknowledge_all();
+            }
+        }
+    }
+
+    /// Reads until every message has come, and has come to somebody else than `left` if it is among `again`.
+    fn collect(&mut self, left: &[&str], again: &[String]) {
+        wait::until_true("every message comes", || {
+            self.look();
+            let there = |text: &String| self.got[text].iter().any(|id| !left.contains(id));
+            self.got.len() == self.sent.len() && again.iter().all(there)
+        });
+    }
+
+    /// Every message has come to one member, but those in `again` to one more.
+    fn once(&mut self, again: &[String]) {
+        // What is under way to anybody comes before the answer.
+        for member in self.members.values_mut() {
+            member.client.patience(wait::PATIENCE);
+            member.client.send(&[0xC0, 0]).unwrap();
+            let answer = member.client.recv();
+            assert_eq!(answer, In::PingResp, "{:?}", member.dial);
+            member.client.patience(Duration::from_millis(1));
+        }
+        for text in &self.sent {
+            let wanted = if again.contains(text) { 2 } else { 1 };
+            assert_eq!(self.got[text].len(), wanted, "{text:?} came to {:?}", self.got[text]);
+        }
+        self.got.clear();
+        self.sent.clear();
+    }
+
+    fn held(&self, id: &str) -> Vec<String> {
+        self.members[id].held.keys().cloned().collect()
+    }
+}
+
+#[test]
+fn every_message_goes_to_one_member_whoever_leaves() {
+    let mut group = Group::start();
+    group.publish();
+    group.collect(&[], &[]);
+    group.acknowledged();
+    for id in group.members.keys() {
+        assert!(group.got.values().any(|to| to.contains(id)), "{id} got nothing");
+    }
+    group.once(&[]);
+
+    // Sessions that end with their connection, closed or lost; what they have not acknowledged goes to others.
+    group.idle("passing0");
+    group.idle("passing1");
+    group.publish();
+    group.collect(&[], &[]);
+    let again = [group.held("passing0"), group.held("passing1")].concat();
+    assert!(!again.is_empty());
+    group.members.remove("passing0").unwrap().client.disconnect();
+    drop(group.members.remove("passing1"));
+    group.publish();
+    group.collect(&["passing0", "passing1"], &again);
+    group.acknowledged();
+    group.once(&again);
+
+    // Who unsubscribes keeps what it has.
+    group.idle("passing2");
+    group.publish();
+    group.look();
+    let leaver = group.member("passing2");
+    leaver.client.patience(wait::PATIENCE);
+    leaver.client.unsubscribe(&[GROUP]);
+    leaver.client.patience(Duration::from_millis(1));
+    group.acknowledged();
+    group.collect(&[], &[]);
+    group.member("passing2").idle = false;
+    group.look();
+    group.once(&[]);
+    group.publish();
+    group.collect(&[], &[]);
+    group.acknowledged();
+    assert!(group.got.values().flatten().all(|id| *id != "passing2"));
+    group.once(&[]);
+
+    // A member goes to another node: it is still one, and has what it had.
+    group.idle("kept0");
+    group.publish();
+    group.look();
+    let dial = group.member("kept0").dial.clone();
+    let mut client = group.cluster.connect(2, &dial);
+    assert!(client.present);
+    client.patience(Duration::from_millis(1));
+    let member = group.member("kept0");
+    let mut old = std::mem::replace(&mut member.client, client);
+    member.idle = false;
+    assert_eq!(old.expect_closed(), Some(Reason::SessionTakenOver));
+    group.publish();
+    group.collect(&[], &[]);
+    group.acknowledged();
+    group.once(&[]);
+
+    // A node dies with its members. Their sessions are there again when it is.
+    group.idle("kept1");
+    group.publish();
+    wait::until_true("it has work", || {
+        group.look();
+        !group.held("kept1").is_empty()
+    });
+    group.cluster.kill(1);
+    group.publish();
+    group.cluster.restart(1);
+    let dial = group.member("kept1").dial.clone();
+    let mut client = group.cluster.connect(0, &dial);
+    assert!(client.present);
+    client.patience(Duration::from_millis(1));
+    let member = group.member("kept1");
+    (member.client, member.idle) = (client, false);
+    group.acknowledged();
+    group.collect(&[], &[]);
+    group.once(&[]);
+}
