@@ -390,15 +390,16 @@ impl Broker {
 }
 
 impl Remote {
-    /// Completes when nothing has been heard of a takeover for too long.
+    /// Completes when nothing has been heard of a takeover for too long, or nothing can be any more.
     async fn silence(&self, out: &Outgoing) {
         loop {
             let end = out.parts.lock().touched.plus_ms(self.limits.takeover_timeout_ms);
             let now = self.now();
-            if end <= now {
+            let news = self.sessions.news();
+            if end <= now || !self.linked_to(&out.to) {
                 return;
             }
-            self.ports.tasks.sleep(end.since_ms(now)).await;
+            self.until(end, news).await;
         }
     }
 
