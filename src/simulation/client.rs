@@ -142,7 +142,14 @@ impl SimClient {
         self.send_publish(topic, payload, qos, false, (packet_id, true));
     }
 
-    fn send_publish(&self, topic: &str, payload: &str, qos: QoS, retain: bool, (packet_id, dup): (u16, bool)) {
+    fn send_publish(
+        &self,
+        topic: &str,
+        payload: &str,
+        qos: QoS,
+        retain: bool,
+        (packet_id, dup): (u16, bool),
+    ) {
         let mut bytes = Vec::new();
         let payload = payload.as_bytes();
         let publish = client::Publish { topic, payload, qos, retain, dup, packet_id, properties: &[] };

@@ -275,9 +275,8 @@ fn moves_with_crashes(seed: u64, qos: QoS) {
     let mut run = Run::new(seed, qos);
     let mut choices = Choices(seed);
     let publishes = PUBLISHES as u64;
-    let mut moves: Vec<(u64, usize)> = (0..2 * MOVES)
-        .map(|n| (choices.below(publishes), usize::try_from(n % 2).unwrap()))
-        .collect();
+    let mut moves: Vec<(u64, usize)> =
+        (0..2 * MOVES).map(|n| (choices.below(publishes), usize::try_from(n % 2).unwrap())).collect();
     moves.sort_unstable();
     let crashes: Vec<u64> = (0..=choices.below(CRASHES_MAX)).map(|_| choices.below(publishes)).collect();
     for n in 0..publishes {

@@ -4,8 +4,8 @@ use super::Remote;
 use super::groups::{self, Fit};
 use crate::broker::Broker;
 use crate::broker::ports::{
-    Answer, Answers, BoxFuture, Frame, GroupTry, Inbox, Incarnation, Lsn, MemberId, MessageId, Report, Request, Response,
-    Revision,
+    Answer, Answers, BoxFuture, Frame, GroupTry, Inbox, Incarnation, Lsn, MemberId, MessageId, Report,
+    Request, Response, Revision,
 };
 use crate::broker::publish::{Cache, Leaving, Scratch, Way};
 use crate::broker::remote::durable::durable;

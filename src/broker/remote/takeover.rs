@@ -11,8 +11,8 @@ use crate::broker::ending::delivery;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::{Mailbox, OrderHold, Place, Wakes};
 use crate::broker::ports::{
-    Change, Claim, ClaimOutcome, Expected, MemberId, OutboundState, Owner, Recipient, Request,
-    Response, Revision, Seq, SessionNo, SessionRecord, Stored,
+    Change, Claim, ClaimOutcome, Expected, MemberId, OutboundState, Owner, Recipient, Request, Response,
+    Revision, Seq, SessionNo, SessionRecord, Stored,
 };
 use crate::broker::recover::will_of;
 use crate::broker::subscribe::{Added, subscriber};
