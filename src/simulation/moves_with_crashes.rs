@@ -18,10 +18,10 @@ const PUBLISHES: usize = 40;
 const MOVES: u64 = 4;
 
 /// Crashes of a run, at most.
-const CRASHES_MAX: u64 = 3;
+const CRASHES: u64 = 3;
 
 /// How long a node is down, milliseconds, at most.
-const DOWN_MS_MAX: u64 = 600;
+const DOWN_MS: u64 = 600;
 
 /// How long a client waits for CONNACK before it tries elsewhere, milliseconds.
 const CONNECT_MS: u64 = 12_000;
@@ -278,7 +278,7 @@ fn moves_with_crashes(seed: u64, qos: QoS) {
     let mut moves: Vec<(u64, usize)> =
         (0..2 * MOVES).map(|n| (choices.below(publishes), usize::try_from(n % 2).unwrap())).collect();
     moves.sort_unstable();
-    let crashes: Vec<u64> = (0..=choices.below(CRASHES_MAX)).map(|_| choices.below(publishes)).collect();
+    let crashes: Vec<u64> = (0..=choices.below(CRASHES)).map(|_| choices.below(publishes)).collect();
     for n in 0..publishes {
         run.publishers.iter_mut().for_each(Publisher::publish);
         run.advance(choices.below(11));
@@ -292,7 +292,7 @@ fn moves_with_crashes(seed: u64, qos: QoS) {
         for _ in crashes.iter().filter(|at| **at == n) {
             run.advance(choices.below(15));
             let no = usize::try_from(choices.below(NODES as u64)).unwrap();
-            let down_ms = choices.below(DOWN_MS_MAX);
+            let down_ms = choices.below(DOWN_MS);
             if !run.down.contains_key(&no) {
                 run.crash(no, down_ms);
             }

@@ -27,7 +27,11 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
+
+/// How often to look whether publishes from before the start are done, milliseconds.
+const DUTIES_LOOK_MS: u64 = 20;
 
 /// Messages read from the journal at a time for a part of a session's state.
 const PART_MESSAGES_MAX: usize = 128;
@@ -130,6 +134,10 @@ impl Broker {
         {
             self.park(&handle, session, &mut Scratch::default());
             return Response::Refused("QoS 2 publishes of the session wait for other nodes".into());
+        }
+        if !remote.duties_done(&handle, deadline).await {
+            self.park(&handle, session, &mut Scratch::default());
+            return Response::Refused("QoS 2 publishes from before the restart wait for other nodes".into());
         }
         let Some((first, left)) = self.freeze_out(&remote, &handle, session) else {
             return Response::NotHere;
@@ -390,16 +398,32 @@ impl Broker {
 }
 
 impl Remote {
-    /// Completes when no more is to be heard of a takeover: nothing came for too long, or who asked has been started again.
+    /// Completes when nothing has been heard of a takeover for too long, or nothing can be any more: who asked has been started
+    /// again, or cannot be reached.
     async fn silence(&self, out: &Outgoing) {
         loop {
-            let news = self.sessions.news();
             let end = out.parts.lock().touched.plus_ms(self.limits.takeover_timeout_ms);
-            if end <= self.now() || self.members.superseded(&out.to) {
+            let news = self.sessions.news();
+            if end <= self.now() || self.members.superseded(&out.to) || !self.linked_to(&out.to) {
                 return;
             }
             self.until(end, news).await;
         }
+    }
+
+    /// Waits until every node has the QoS 2 publishes that were begun before the start: any session of the journal may have
+    /// published them, and goes on elsewhere only after them (G3). False if that takes too long.
+    async fn duties_done(&self, handle: &Handle, deadline: Time) -> bool {
+        if handle.no >= self.sessions.first_new.load(Ordering::Acquire) {
+            return true;
+        }
+        while self.origins.earlier_open() {
+            if deadline <= self.now() {
+                return false;
+            }
+            self.until(self.now().plus_ms(DUTIES_LOOK_MS), self.sessions.reports()).await;
+        }
+        true
     }
 
     /// Waits until nothing is kept back for the sake of order: what is handed over must be complete up to some point.

@@ -370,14 +370,16 @@ impl Broker {
 }
 
 impl Remote {
-    /// Every frame of a process to the node of `old`, or to any, that was matched before this revision is answered.
+    /// Every frame of a process to the node of `old` and to this one, or to any, that was matched before this revision is answered.
     fn settled_by(&self, origin: &MemberId, old: Option<&MemberId>) -> Revision {
-        match old {
-            // A node's publishes for its own sessions are its own frames to itself.
-            Some(old) if *origin == self.me => self.origins.settled_floor(&old.node, self.applied()),
-            Some(old) => self.members.settled(origin, &old.node),
-            None => self.members.settled_everywhere(origin),
-        }
+        let Some(old) = old else { return self.members.settled_everywhere(origin) };
+        // A node's publishes for its own sessions are its own frames to itself.
+        let settled = |node: &str| match *origin == self.me {
+            true => self.origins.settled_floor(node, self.applied()),
+            false => self.members.settled(origin, node),
+        };
+        // What moved may have to wait until this node has answered an earlier frame of the same publish.
+        settled(&old.node).min(settled(&self.me.node))
     }
 }
 

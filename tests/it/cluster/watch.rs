@@ -2,7 +2,7 @@
 
 use super::store::{Node, dump, keys, setup};
 use crate::random::Random;
-use crate::wait::becomes_true;
+use crate::wait::{self, becomes_true};
 use berth::broker::ports::{Claim, Coordinator, Expected, MessageId, Retain, RouteChange};
 use berth::clock;
 use berth::cluster::etcd::client::kv;
@@ -173,17 +173,18 @@ fn after_a_compaction_during_an_outage_there_is_another_snapshot() {
         let store = berth::cluster::etcd::client::Etcd::new(super::store::options(vec![live])).unwrap();
         let mut last = 0;
         for i in 0..50 {
-            let key = keys().retained(&format!("compacted/{i}"));
-            let value = berth::cluster::etcd::retained_value::encode(
+            let key = &keys().retained(&format!("compacted/{i}"));
+            let value = &berth::cluster::etcd::retained_value::encode(
                 &message("t", b"x"),
                 MessageId { origin: 1, seq: i },
             );
-            let put = move |c: etcd_client::Client| async move { kv(&c).put(key, value, None).await };
-            // The first ones may meet an election.
-            let Ok(put) = store.once(put).await else { continue };
-            last = put.header().unwrap().revision();
+            // The first one may meet an election.
+            let put = wait::eventually("etcd takes a message", || async {
+                let (key, value) = (key.clone(), value.clone());
+                store.once(|c| async move { kv(&c).put(key, value, None).await }).await.ok()
+            });
+            last = put.await.header().unwrap().revision();
         }
-        assert!(last > 0);
         store.once(move |c| async move { kv(&c).compact(last, None).await }).await.unwrap();
         a.equals_snapshot().await;
         assert_eq!(a.index.snapshots(), 2, "{:?}", a.coordinator.status());

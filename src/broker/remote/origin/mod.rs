@@ -165,6 +165,13 @@ impl Origins {
         inner.earlier.iter().copied().filter(|i| !open(*i)).collect()
     }
 
+    /// Whether a publish of an earlier incarnation is not done with.
+    pub fn earlier_open(&self) -> bool {
+        let inner = self.inner.lock();
+        let own = MessageId { origin: self.me.incarnation, seq: 0 };
+        inner.reading || inner.entries.range(..own).next().is_some()
+    }
+
     /// Every publish to `node` that was matched before the result is answered, and sent on if it had moved.
     pub fn settled_floor(&self, node: &str, applied: Revision) -> Revision {
         self.inner.lock().floors.lowest(node).map_or(applied, |floor| floor.min(applied))
