@@ -139,15 +139,14 @@ impl Mailbox {
     }
 
     /// Whether a publish that was refused for now would be so again.
-    pub fn keeps_waiting(&self, (sender, id): (Incarnation, MessageId)) -> bool {
+    pub fn keeps_waiting(&self, turn: &Turn) -> bool {
         let inner = self.inner.lock();
-        let turn = Turn { sender, id, matched_at: Revision::MAX };
         match &inner.place {
             Place::Departed(_) | Place::Gone => false,
             Place::Frozen(_) => true,
             Place::Attached | Place::Parked(_) => {
-                let held = inner.order.as_ref().map_or(Ok(()), |o| o.judge(&turn));
-                held == Err(Refusal::Moving) || inner.expects_before((sender, id))
+                let held = inner.order.as_ref().map_or(Ok(()), |o| o.judge(turn));
+                held == Err(Refusal::Moving) || (held.is_ok() && inner.expects_before(turn.key()))
             }
         }
     }

@@ -155,11 +155,11 @@ fn what_comes_early_to_a_new_owner_waits_and_each_sender_is_taken_in_order() {
     assert_eq!(admits(5, 3, 30), Err(Refusal::Moving));
     assert_eq!(admits(5, 1, 19), Err(Refusal::Moved(20)), "the old owner was asked as well");
     assert_eq!(admits(21, 1, 30), Ok(()), "it started later than the session came");
-    assert!(m.keeps_waiting(turn(5, 2, 30).key()) && m.keeps_back());
+    assert!(m.keeps_waiting(&turn(5, 2, 30)) && m.keeps_back());
     hold.release(5);
     assert_eq!(admits(5, 3, 30), Err(Refusal::Moving), "2 comes first");
     assert_eq!(admits(6, 1, 30), Err(Refusal::Moving), "not released");
-    assert!(!m.keeps_waiting(turn(5, 2, 30).key()) && m.keeps_waiting(turn(5, 3, 30).key()));
+    assert!(!m.keeps_waiting(&turn(5, 2, 30)) && m.keeps_waiting(&turn(5, 3, 30)));
     assert_eq!((admits(5, 2, 30), admits(5, 3, 30), admits(5, 4, 30)), (Ok(()), Ok(()), Ok(())));
     hold.end();
     assert!(m.keeps_back() && m.expects(turn(6, 1, 30).key()));

@@ -4,6 +4,7 @@
 use super::Remote;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
+use crate::broker::mailbox::Turn;
 use crate::broker::ports::{Answers, Frame, Incarnation, MessageId, Revision};
 use crate::broker::publish::{Cache, Leaving, Scratch};
 use parking_lot::{Mutex, MutexGuard};
@@ -24,6 +25,8 @@ pub(super) struct Late {
     pub moved: Option<Revision>,
     /// Sessions that could not take it.
     pub moving: Vec<Arc<Handle>>,
+    /// The revision at which it was matched, the lowest if it came more than once.
+    pub matched_at: Option<Revision>,
 }
 
 /// See the module. The publishes count among those that their senders bound.
@@ -46,12 +49,17 @@ impl LatePublishes {
         let held = waiting.entry(key).or_default();
         held.frames.extend(late.frames);
         held.moved = held.moved.max(late.moved);
+        held.matched_at = held.matched_at.into_iter().chain(late.matched_at).min();
         for handle in late.moving {
             if !held.moving.iter().any(|h| Arc::ptr_eq(h, &handle)) {
                 held.moving.push(handle);
             }
         }
         self.len.store(waiting.len(), Ordering::Release);
+    }
+
+    fn has(&self, key: Key) -> bool {
+        self.waiting.lock().contains_key(&key)
     }
 
     /// Takes out the first after `after` that need not wait any more.
@@ -73,7 +81,9 @@ impl LatePublishes {
 
 impl Late {
     fn must_wait(&self, key: Key) -> bool {
-        self.moving.iter().any(|h| h.mailbox.keeps_waiting(key))
+        let (sender, id) = key;
+        let turn = Turn { sender, id, matched_at: self.matched_at.unwrap_or(Revision::MAX) };
+        self.moving.iter().any(|h| h.mailbox.keeps_waiting(&turn))
     }
 
     /// Whoever sent it is gone, or sends it again over another connection.
@@ -88,10 +98,12 @@ impl Broker {
         &self,
         remote: &Arc<Remote>,
         key: Key,
+        matched_at: Revision,
         frames: Vec<(Frame, Arc<dyn Answers>)>,
         leaving: Leaving,
     ) {
-        let late = Late { frames, moved: leaving.moved, moving: leaving.moving };
+        let Leaving { moved, moving } = leaving;
+        let late = Late { frames, moved, moving, matched_at: Some(matched_at) };
         let ready = !late.must_wait(key);
         remote.late.push(key, late);
         if ready {
@@ -148,6 +160,9 @@ impl Broker {
             let next = remote.origins.moved_here(id, at, remote.applied());
             self.carry_on(remote, next);
             drop(inside);
+            if remote.late.has(key) {
+                return; // it waits again, as matched now
+            }
             // Still to be matched: what comes after it waits.
             if remote.origins.is_open(id) && late.moving.iter().any(|h| h.mailbox.expects(key)) {
                 return remote.late.push(key, late);

@@ -125,7 +125,8 @@ impl Broker {
         received.leaving.moved = received.leaving.moved.max(moved);
         if !received.leaving.moving.is_empty() {
             // Later frames for others do not wait.
-            return self.wait_late(remote, key, vec![(frame, answers.clone())], received.leaving);
+            let (at, frames) = (frame.matched_at, vec![(frame, answers.clone())]);
+            return self.wait_late(remote, key, at, frames, received.leaving);
         }
         // A frame that is older than the newest move this node has forgotten may have been for that session.
         let forgotten = Some(remote.forgotten_move()).filter(|m| frame.matched_at < *m);

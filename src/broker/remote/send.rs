@@ -6,7 +6,7 @@ use super::origin::entry::{Asked, Entry, OpenGroup, Plan, Sends, Stage};
 use super::origin::{self, Next, View};
 use super::{Kept, Remote, RemoteNode, RemoteShare, Ticket};
 use crate::broker::Broker;
-use crate::broker::ports::{Change, Frame, GroupTry, MessageId};
+use crate::broker::ports::{Change, Frame, GroupTry, MessageId, Revision};
 use crate::broker::publish::{Cache, Leaving, Origin, Routed, Scratch, Way, duty_of};
 use crate::broker::router::Group;
 use crate::mqtt::{Message, QoS};
@@ -274,8 +274,9 @@ impl Broker {
         let record = entry.duty.and(lsn);
         entry.stage = if record.is_some() { Stage::Recording } else { Stage::Open };
         let leaving = self.leave_out(&mut plan, scratch);
+        let at = plan.matched_at;
         let next = remote.origins.begin(id, entry, plan);
-        self.wait_for_leaving(remote, id, leaving);
+        self.wait_for_leaving(remote, id, at, leaving);
         self.carry_on(remote, next);
         if let Some(lsn) = record {
             self.when_recorded(remote, lsn, id);
@@ -291,11 +292,11 @@ impl Broker {
     }
 
     /// Matches a publish again once the sessions that are about to leave have done so, or stay.
-    fn wait_for_leaving(&self, remote: &Arc<Remote>, id: MessageId, leaving: Leaving) {
+    fn wait_for_leaving(&self, remote: &Arc<Remote>, id: MessageId, at: Revision, leaving: Leaving) {
         if leaving.moving.is_empty() {
             return;
         }
-        self.wait_late(remote, (remote.me.incarnation, id), Vec::new(), leaving);
+        self.wait_late(remote, (remote.me.incarnation, id), at, Vec::new(), leaving);
     }
 
     /// Does what is to be done after an answer or a match, and what follows from that.
@@ -349,7 +350,7 @@ impl Broker {
         }
         let leaving = self.leave_out(&mut plan, &mut scratch);
         let next = remote.origins.check_in(id, plan, applied);
-        self.wait_for_leaving(remote, id, leaving);
+        self.wait_for_leaving(remote, id, applied, leaving);
         // Others may have waited for this one.
         self.late_soon(remote);
         Some(next)

@@ -318,6 +318,8 @@ impl Broker {
         at: Revision,
     ) {
         hold.begin(at);
+        // What was matched before that has to be matched again.
+        self.late_soon(remote);
         let (broker, remote) = (self.me.clone(), remote.clone());
         let tasks = remote.ports.tasks.clone();
         tasks.spawn(Box::pin(async move {
