@@ -9,7 +9,7 @@ mod status;
 mod tasks;
 
 use crate::auth::Anonymous;
-use crate::broker::{Broker, Ports};
+use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
 use crate::config::Config;
 use crate::server::http::{self, HttpServer};
@@ -168,6 +168,9 @@ async fn serve(config: &Config) -> Result<(), RunError> {
         tokio::spawn(tasks::timers(broker.clone())),
         tokio::spawn(tasks::housekeeping(broker.clone(), config.sys.interval, started)),
     ];
+    if let Some(interval) = config.sys.interval {
+        tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));
+    }
     for listener in listeners {
         tracing::info!(address = %listener.local_addr(), "MQTT listens");
         tasks.push(tokio::spawn(listener.run(broker.clone(), stop.clone())));

@@ -19,10 +19,12 @@ mod recover;
 mod registry;
 mod subscribe;
 mod sys;
+mod totals;
 
 pub use link::{Context, Link};
 pub use registry::{Admission, Claim, Claimant};
 pub use sys::Sys;
+pub use totals::publish_cluster;
 
 use crate::session;
 use crate::telemetry::Metrics;

@@ -1,9 +1,11 @@
-//! What an operator asks one node and other nodes have to answer: the commands of `Request::Operate`, and who is asked.
+//! What an operator asks one node and other nodes have to answer: the commands of `Request::Operate`, and who is asked. Nodes ask
+//! each other for the figures of `$SYS/cluster` in the same way.
 
 use super::Broker;
 use super::inspect::{SessionDetails, SessionPage, SessionQuery, Unanswered};
 use super::ports::{BoxFuture, MemberId, Request, Response};
 use super::remote::Remote;
+use super::totals::{Figures, Totals};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -23,6 +25,10 @@ pub enum Command {
         /// Client identifier.
         client_id: String,
     },
+    /// Tell what you count.
+    Figures,
+    /// You lead: tell what all nodes count.
+    Totals,
 }
 
 /// What a node says to a [`Command`].
@@ -42,6 +48,13 @@ pub enum Reply {
         known: bool,
         /// Whether it had a connection, which is told to close.
         closed: bool,
+    },
+    /// What it counts.
+    Figures(Figures),
+    /// What all nodes count.
+    Totals {
+        /// Missing if it does not lead, or has not asked them yet.
+        totals: Option<Totals>,
     },
 }
 
@@ -113,6 +126,8 @@ impl Broker {
                 let known = closed || self.session(&client_id).is_some_and(|h| h.mailbox.present());
                 Reply::Kicked { known, closed }
             }
+            Command::Figures => Reply::Figures(self.figures()),
+            Command::Totals => Reply::Totals { totals: self.remote.as_ref().and_then(|r| r.totals.of(r)) },
         }
     }
 
@@ -211,13 +226,13 @@ impl SessionPage {
 
 impl Remote {
     /// The other nodes that are registered.
-    fn others(&self) -> Vec<Arc<str>> {
+    pub(super) fn others(&self) -> Vec<Arc<str>> {
         let nodes = self.members.live().into_iter().map(|m| m.id.node);
         nodes.filter(|n| *n != self.me.node).collect()
     }
 
     /// Has another node carry out a command.
-    async fn command(&self, node: &Arc<str>, command: &Command) -> Result<Reply, String> {
+    pub(super) async fn command(&self, node: &Arc<str>, command: &Command) -> Result<Reply, String> {
         let json = serde_json::to_string(command).map_err(|e| e.to_string())?;
         match self.ports.peers.request(node, Request::Operate(json.into())).await {
             Ok(Response::Operated(json)) => serde_json::from_str(&json).map_err(|e| e.to_string()),

@@ -51,17 +51,7 @@ impl Sys {
         topics.push(("version".into(), self.version.clone()));
         topics.push(("uptime".into(), format!("{} seconds", now.since_ms(self.started) / 1000)));
         self.loads(broker, now, &mut topics);
-        for (topic, value) in topics {
-            let message = Message::new(Parts {
-                topic: &format!("$SYS/broker/{topic}"),
-                payload: value.as_bytes(),
-                properties: &[],
-                qos: QoS::AtMostOnce,
-                retain: true,
-                expires_at: None,
-            });
-            broker.publish_own(&message, &mut self.cache, scratch);
-        }
+        publish_below("$SYS/broker/", &topics, broker, &mut self.cache, scratch);
     }
 
     fn loads(&mut self, broker: &Broker, now: Time, topics: &mut Vec<(String, String)>) {
@@ -90,6 +80,27 @@ impl Sys {
             }
         }
         self.history.push_back((now, current));
+    }
+}
+
+/// Publishes values by their topics below `root` to the clients of this node.
+pub(super) fn publish_below(
+    root: &str,
+    topics: &[(impl AsRef<str>, String)],
+    broker: &Broker,
+    cache: &mut Cache,
+    scratch: &mut Scratch,
+) {
+    for (topic, value) in topics {
+        let message = Message::new(Parts {
+            topic: &format!("{root}{}", topic.as_ref()),
+            payload: value.as_bytes(),
+            properties: &[],
+            qos: QoS::AtMostOnce,
+            retain: true,
+            expires_at: None,
+        });
+        broker.publish_own(&message, cache, scratch);
     }
 }
 

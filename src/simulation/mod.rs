@@ -5,6 +5,8 @@
 mod choices;
 mod client;
 #[cfg(test)]
+mod cluster_figures;
+#[cfg(test)]
 mod moves_under_load;
 #[cfg(test)]
 mod moves_with_crashes;

@@ -42,6 +42,7 @@ pub use routes_index::{RemoteCache, RemoteGroup, RemoteMatches, RemoteNode, Remo
 pub use ticket::{Kept, Ticket};
 
 use super::ports::{BoxFuture, MemberId, Revision};
+use super::totals::LastTotals;
 use super::{Broker, ClusterPorts};
 use crate::clock::Time;
 use crate::telemetry::Metrics;
@@ -141,6 +142,8 @@ pub struct Remote {
     /// Publishes for sessions that cannot take them yet.
     late: late::LatePublishes,
     answers: AfterDurable<Due>,
+    /// What all nodes count, while this one leads.
+    pub(super) totals: LastTotals,
 }
 
 impl Remote {
@@ -169,6 +172,7 @@ impl Remote {
             recorded: AfterDurable::default(),
             late: late::LatePublishes::default(),
             answers: AfterDurable::default(),
+            totals: LastTotals::default(),
             ports,
             me,
             limits,

@@ -32,6 +32,7 @@ mod routes_store;
 mod shared_members;
 mod speed;
 mod store;
+mod sys;
 mod takeover;
 mod takeover_kills;
 mod trap;
