@@ -165,9 +165,11 @@ fn after_a_compaction_during_an_outage_there_is_another_snapshot() {
         (0..3).for_each(|i| etcd.wait_healthy(i));
         a.equals_snapshot().await;
         // The same while it follows: its member hangs, and what it lacks is compacted.
-        let watched = a.coordinator.status().watch.endpoint;
-        let hung = etcd.endpoints().iter().position(|e| Some(e) == watched.as_ref());
-        let Some(hung) = hung else { panic!("no watch: {watched:?}") };
+        let hung = wait::eventually("a member is watched", || async {
+            let watched = a.coordinator.status().watch.endpoint;
+            etcd.endpoints().iter().position(|e| Some(e) == watched.as_ref())
+        });
+        let hung = hung.await;
         let live = etcd.endpoint((hung + 1) % 3);
         etcd.stop(hung);
         let store = berth::cluster::etcd::client::Etcd::new(super::store::options(vec![live])).unwrap();
