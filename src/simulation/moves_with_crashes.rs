@@ -303,7 +303,8 @@ fn moves_with_crashes(seed: u64, qos: QoS) {
 
 #[test]
 fn crashes_while_sessions_move_lose_nothing_and_keep_order_at_qos_2() {
-    for seed in seeds(0..20) {
+    // At 387 a node crashes twice, and what was settled between must not come again.
+    for seed in seeds(0..20).chain([387]) {
         moves_with_crashes(seed, QoS::ExactlyOnce);
     }
 }

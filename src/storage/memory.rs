@@ -417,6 +417,7 @@ impl State {
             sessions,
             retained: self.retained.values().cloned().collect(),
             seen: self.recovered_seen(),
+            ids: self.messages.iter().filter_map(|(seq, entry)| Some((*seq, entry.id?))).collect(),
             duties,
             parked: self.parked.values().cloned().collect(),
             node: self.node.clone(),

@@ -189,6 +189,7 @@ impl Model {
             sessions: self.sessions.values().map(|record| self.recovered_session(record)).collect(),
             retained: self.retained.values().cloned().collect(),
             seen: self.recovered_seen(),
+            ids: self.recovered_ids(),
             duties: self.duties(),
             parked: self.parked.values().cloned().collect(),
             node: self.node.clone(),
@@ -215,6 +216,12 @@ impl Model {
         }
         let seen = seen.into_iter().filter(|(_, sessions)| !sessions.is_empty());
         seen.map(|(id, sessions)| (id, sessions.into_iter().collect())).collect()
+    }
+
+    fn recovered_ids(&self) -> Vec<(Seq, MessageId)> {
+        let held = self.unsettled.iter().filter(|(of, seq)| self.counts(*of, *seq)).map(|(_, seq)| *seq);
+        let held: BTreeSet<Seq> = held.collect();
+        held.into_iter().filter_map(|seq| Some((seq, self.messages[&seq].id?))).collect()
     }
 
     fn duties(&self) -> Vec<(Seq, MessageId)> {

@@ -251,6 +251,8 @@ pub struct Recovered {
     /// Which sessions have had which publishes: what [`Change::Seen`] recorded, and the recipients (settled ones too) of
     /// messages with an ID that somebody has not settled. Ascending, each publish and each session of it once.
     pub seen: Vec<(MessageId, Vec<SessionNo>)>,
+    /// Messages with an ID that somebody has not settled, ascending.
+    pub ids: Vec<(Seq, MessageId)>,
     /// Messages with an unsettled [`ORIGIN_DUTY`], in the order of their IDs.
     pub duties: Vec<(Seq, MessageId)>,
     /// Updates of retained messages that the cluster has not taken.

@@ -229,7 +229,7 @@ impl Broker {
         let seen = std::mem::take(&mut recovered.seen);
         let (alive, over): (Vec<_>, Vec<_>) =
             seen.into_iter().partition(|(id, _)| !own(id.origin) || open(id));
-        remote.seen.recover(alive);
+        remote.seen.recover(alive, std::mem::take(&mut recovered.ids));
         for (id, _) in over {
             self.journal.append(&[Change::Unseen { id }]);
         }

@@ -49,8 +49,12 @@ impl Seen {
         Seen { inner: Mutex::default(), max, rows: AtomicUsize::new(0) }
     }
 
-    /// What the journal knew at the start.
-    pub fn recover(&self, seen: impl IntoIterator<Item = (MessageId, Vec<SessionNo>)>) {
+    /// What the journal knew at the start, and the rows of publishes that are still in it.
+    pub fn recover(
+        &self,
+        seen: impl IntoIterator<Item = (MessageId, Vec<SessionNo>)>,
+        rows: impl IntoIterator<Item = (Seq, MessageId)>,
+    ) {
         let mut inner = self.inner.lock();
         for (id, sessions) in seen {
             let e = inner.ids.entry(id).or_default();
@@ -59,6 +63,8 @@ impl Seen {
                 e.add(no);
             }
         }
+        drop(inner);
+        rows.into_iter().for_each(|(seq, id)| self.journaled(id, seq, 0, true));
     }
 
     /// Notes that `session` has the publish; false if it has had it before, or the publish is done with.
@@ -308,15 +314,23 @@ mod tests {
         assert!(!s.served(id(1), &group, |_| true));
         s.serve(id(1), &group);
         assert!(s.served(id(1), &group, |_| false));
-        s.recover([(id(2), vec![10])]);
+        s.recover([(id(2), vec![10])], []);
         assert!(s.served(id(2), &group, |no| no == 10));
         assert!(!s.served(id(2), &group, |no| no == 11));
     }
 
     #[test]
+    fn what_is_settled_after_a_start_is_remembered_beyond_the_next() {
+        let s = Seen::new(100);
+        s.recover([(id(1), vec![10])], [(101, id(1)), (102, id(2))]);
+        assert_eq!(s.settled(101), Some(id(1)));
+        assert_eq!(s.settled(102), None, "nobody sends it again");
+    }
+
+    #[test]
     fn beyond_the_limit_the_oldest_are_forgotten() {
         let s = Seen::new(2);
-        s.recover([(id(1), vec![10])]);
+        s.recover([(id(1), vec![10])], []);
         assert!(s.insert(id(2), 10) && s.insert(id(3), 10));
         assert_eq!(s.overflow(), (1, vec![id(1)]));
         assert_eq!(s.overflow(), (0, vec![]));

@@ -30,6 +30,7 @@ impl ClusterRows {
         self.duties.sort_unstable_by_key(|(seq, id)| (*id, *seq));
         self.parked.retain(|(key, _)| gone.binary_search(key).is_err());
         recovered.seen = by_publish(self.seen);
+        recovered.ids = self.ids;
         recovered.duties = self.duties;
         recovered.parked = self.parked.into_iter().map(|(_, update)| update).collect();
         recovered.node = self.node;
