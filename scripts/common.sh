@@ -79,6 +79,23 @@ ensure_rust() {
     can_compile_c || apt_install gcc libc6-dev
 }
 
+# Whether there is a protoc that finds the types which come with it: Debian has them in a package of their own.
+can_compile_proto() {
+    local dir result=0
+    have protoc || return
+    dir=$(mktemp -d)
+    printf 'syntax = "proto3";\nimport "google/protobuf/descriptor.proto";\nimport "google/protobuf/struct.proto";\n' >"$dir/try.proto"
+    protoc -I "$dir" --descriptor_set_out=/dev/null "$dir/try.proto" >/dev/null 2>&1 || result=1
+    rm -rf "$dir"
+    return "$result"
+}
+
+# Leaves what the build needs beside Rust: the etcd client's build script calls protoc.
+ensure_protoc() {
+    can_compile_proto || apt_install protobuf-compiler libprotobuf-dev
+    can_compile_proto || fail "protoc does not find google/protobuf/descriptor.proto: install protobuf's own .proto files beside it"
+}
+
 # Leaves etcd and etcdctl on the PATH. Debian's package may start a service of its own on port 2379: nothing here uses or
 # disturbs it.
 ensure_etcd() {
