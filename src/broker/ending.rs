@@ -3,6 +3,7 @@
 
 use super::Broker;
 use super::handle::Handle;
+use super::mailbox::Rank;
 use super::ports::{Change, Lsn, Seq, SessionRecord, Stored, WillRecord};
 use super::publish::{Cache, Origin, Scratch};
 use crate::clock::Time;
@@ -193,7 +194,6 @@ impl Broker {
             }
         }
         self.routes_removed(subscriptions.keys(), handle.durable);
-        self.release(handle);
         let mut on_disk: VecDeque<Seq> = VecDeque::new();
         let mut begun: HashSet<Seq> = HashSet::new();
         for l in session.take_leftovers() {
@@ -219,19 +219,32 @@ impl Broker {
                 (record.expiry_s, record.disconnected_at, record.will) = (0, Some(now), None);
                 self.journal.append(&[Change::Session(&record)])
             });
+            self.release(handle, lsn);
             self.hand_on_from_journal(HandOn { from: handle.clone(), seqs: on_disk, begun, now });
             return lsn;
         }
         on_disk.into_iter().for_each(|seq| self.settle(handle, seq));
-        self.forget(handle)
+        let lsn = self.forget(handle);
+        self.release(handle, lsn);
+        lsn
     }
 
-    /// The cluster forgets that this node owns the session.
-    fn release(&self, handle: &Handle) {
-        if let Some(remote) = self.remote.as_ref().filter(|_| !handle.disowned()) {
-            remote.sessions.ended(handle);
-            remote.ports.coordinator.release(&handle.client_id, handle.epoch());
-        }
+    /// The cluster forgets that this node owns the session, once the journal has its end and its will: a session of the journal
+    /// that the cluster does not know is dropped at the next start.
+    fn release(&self, handle: &Handle, ended: Option<Lsn>) {
+        let Some(remote) = self.remote.as_ref().filter(|_| !handle.disowned()) else { return };
+        remote.sessions.ended(handle);
+        let release = (handle.client_id.clone(), handle.epoch());
+        self.after_durable(
+            remote,
+            |r| &r.sessions.over,
+            ended.unwrap_or(0),
+            release,
+            |_, remote, over| {
+                over.iter()
+                    .for_each(|(client_id, epoch)| remote.ports.coordinator.release(client_id, *epoch));
+            },
+        );
     }
 
     /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
@@ -269,18 +282,7 @@ impl Broker {
     fn hand_on(&self, from: &Handle, d: &Delivery, begun: bool, now: Time, scratch: &mut Scratch) {
         let begun_exactly_once = begun && d.qos == QoS::ExactlyOnce;
         let may = !begun_exactly_once && d.qos > QoS::AtMostOnce && !d.message.expired(now);
-        let group =
-            d.shared().filter(|_| may).and_then(|name| self.router.group(&Filter::parse(name).ok()?, name));
-        let handed = match group.and_then(|g| g.pick(from.no)) {
-            Some(member) => {
-                let target = Broker::target_of(&member);
-                Some(self.deliver_one(&d.message, &target, d.retain, scratch).is_some())
-            }
-            None => d
-                .shared()
-                .filter(|_| may)
-                .and_then(|name| self.hand_to_others(&d.message, name).then_some(true)),
-        };
+        let handed = d.shared().filter(|_| may).and_then(|name| self.hand_to_member(from, d, name, scratch));
         let Some(given) = handed else {
             return match d.seq {
                 Some(seq) => self.settle(from, seq.get()),
@@ -292,6 +294,32 @@ impl Broker {
         }
         if let Some(seq) = d.seq {
             self.settle_row(seq.get(), from.no);
+        }
+    }
+}
+
+impl Broker {
+    /// Gives a message to another member than `from`: whether it took it; `None` if there is no other.
+    fn hand_to_member(
+        &self,
+        from: &Handle,
+        d: &Delivery,
+        name: &Arc<str>,
+        scratch: &mut Scratch,
+    ) -> Option<bool> {
+        // No session freezes between the look at it and its mailbox.
+        let _inside = self.remote.as_ref().map(|r| r.gate.enter());
+        let group = self.router.group(&Filter::parse(name).ok()?, name);
+        let member = group.and_then(|g| g.pick(from.no));
+        match member.map(|m| (m.handle.mailbox.rank(), m)) {
+            Some((Rank::Online | Rank::Dormant, member)) => {
+                let target = Broker::target_of(&member);
+                Some(self.deliver_one(&d.message, &target, d.retain, scratch).is_some())
+            }
+            Some((Rank::Moving | Rank::Left(_), _)) => {
+                self.hand_to_others(&d.message, name, true).then_some(true)
+            }
+            Some((Rank::Gone, _)) | None => self.hand_to_others(&d.message, name, false).then_some(true),
         }
     }
 }

@@ -244,6 +244,7 @@ impl Broker {
         }
         let mut journaled = std::mem::take(&mut scratch.journaled);
         for (t, r) in journaled.drain(..).zip(&recipients) {
+            let turn = way.turn(&t);
             let d = Delivery {
                 message: message.clone(),
                 seq: NonZeroU64::new(seq),
@@ -251,7 +252,7 @@ impl Broker {
                 retain: r.retain,
                 extra: t.extra,
             };
-            match t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes) {
+            match t.handle.mailbox.push_admitted(d, turn, &self.limits.mailbox, &mut scratch.wakes) {
                 Ok(()) if way.id.is_some() => scratch.given.push(r.session),
                 Ok(()) => {}
                 Err(refusal) => {

@@ -11,6 +11,8 @@ mod moves_under_load;
 #[cfg(test)]
 mod moves_with_crashes;
 #[cfg(test)]
+mod moving_members;
+#[cfg(test)]
 mod publish_tests;
 #[cfg(test)]
 mod takeovers;

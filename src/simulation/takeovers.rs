@@ -3,9 +3,9 @@
 use super::*;
 use crate::mqtt::{QoS, Reason};
 
-const EXPIRY_S: u32 = 3_600;
+pub(super) const EXPIRY_S: u32 = 3_600;
 
-fn cluster(n: usize, seed: u64) -> Cluster {
+pub(super) fn cluster(n: usize, seed: u64) -> Cluster {
     let cluster = Cluster::new(n, seed);
     assert!(
         cluster.until(|| (0..n).all(|no| cluster.broker(no).is_some_and(|b| b.may_serve().is_ok()))),
@@ -15,7 +15,7 @@ fn cluster(n: usize, seed: u64) -> Cluster {
 }
 
 /// The outcome of a client's CONNECT.
-fn connected(cluster: &Cluster, client: &mut SimClient) -> Option<(bool, Reason)> {
+pub(super) fn connected(cluster: &Cluster, client: &mut SimClient) -> Option<(bool, Reason)> {
     let outcome = |client: &mut SimClient| {
         client.seen().iter().find_map(|g| match g {
             Got::Connected { present, reason } => Some((*present, *reason)),
@@ -27,7 +27,7 @@ fn connected(cluster: &Cluster, client: &mut SimClient) -> Option<(bool, Reason)
 }
 
 /// Connects until it succeeds; whether the session was there.
-fn resume(cluster: &Cluster, node: usize, client_id: &str) -> (SimClient, bool) {
+pub(super) fn resume(cluster: &Cluster, node: usize, client_id: &str) -> (SimClient, bool) {
     for _ in 0..20 {
         let mut client = SimClient::connect(cluster.open(node), client_id, false, EXPIRY_S);
         match connected(cluster, &mut client) {
@@ -60,7 +60,7 @@ fn publish(cluster: &Cluster, publisher: &mut SimClient, numbers: std::ops::Rang
     publisher.take();
 }
 
-fn expected(numbers: std::ops::Range<usize>) -> Vec<String> {
+pub(super) fn expected(numbers: std::ops::Range<usize>) -> Vec<String> {
     numbers.map(|n| n.to_string()).collect()
 }
 
@@ -283,6 +283,47 @@ fn a_node_that_leaves_hands_its_sessions_over() {
         if id == "offline" {
             assert!(cluster.until(|| client.payloads().len() >= 5));
             assert_eq!(client.payloads(), expected(0..5));
+        }
+    }
+}
+
+/// Order holds per QoS also where a publisher uses two on one topic, and publishes where the session goes to.
+#[test]
+fn order_holds_for_each_qos_while_a_session_moves() {
+    for seed in 300..360 {
+        let cluster = cluster(3, seed);
+        cluster.net.latency(2);
+        cluster.store.latency(1);
+        let mut publishers: Vec<SimClient> = (0..3)
+            .map(|no| SimClient::connect(cluster.open(no), &format!("p{no}"), false, EXPIRY_S))
+            .collect();
+        publishers.iter_mut().for_each(|p| assert!(connected(&cluster, p).is_some()));
+        let first = subscriber(&cluster, 2, "s", "t/#");
+        first.wire.lose();
+        cluster.advance(seed % 7);
+        let mut client = SimClient::connect(cluster.open(0), "s", false, EXPIRY_S);
+        for n in 0..30 {
+            for (no, p) in publishers.iter_mut().enumerate() {
+                let qos = if n % 2 == 0 { QoS::ExactlyOnce } else { QoS::AtLeastOnce };
+                p.publish("t/x", &format!("{no}:{}:{n}", qos as u8), qos, false);
+            }
+            if n % 3 == seed % 3 {
+                cluster.advance(1);
+            }
+        }
+        cluster.advance(20_000);
+        let mut got = client.payloads();
+        let mut seen = std::collections::BTreeSet::new();
+        got.retain(|p| seen.insert(p.clone()));
+        for no in 0..3 {
+            for qos in [1, 2] {
+                let own: Vec<usize> = got
+                    .iter()
+                    .filter_map(|p| p.strip_prefix(&format!("{no}:{qos}:")).and_then(|n| n.parse().ok()))
+                    .collect();
+                let all: Vec<usize> = (0..30).filter(|n| n % 2 == 2 - qos).collect();
+                assert_eq!(own, all, "seed {seed}: publisher {no}, QoS {qos}: {got:?}");
+            }
         }
     }
 }

@@ -36,7 +36,8 @@ pub fn kill(broker: &mut Broker, stage: &Stage, n: u64, random: &mut Random) {
 /// Waits until nothing acknowledged is outstanding any more, then ends the subscribers.
 pub fn finish(stage: &Stage) -> Vec<Event> {
     let mut events = Vec::new();
-    let deadline = wait::deadline();
+    // Before the subscribers have waited too long: what is said then is what is missing.
+    let deadline = berth::clock::now().plus_ms(wait::PATIENCE.as_millis() as u64 / 2);
     // A breach other than a late message does not go away: it is reported after the wait.
     while berth::clock::now() < deadline {
         events.extend(stage.history.take());

@@ -140,7 +140,8 @@ impl Link {
     pub(super) fn poll_connecting(&mut self, waker: &Waker, now: Time, cx: &mut super::Context) {
         loop {
             let State::Connecting(c) = &mut self.state else { return };
-            if c.deadline <= now {
+            // A node that leaves hands the session over instead.
+            if c.deadline <= now || self.broker.draining() {
                 return self.refuse_connecting(Reason::ServerUnavailable, now, cx);
             }
             match std::mem::replace(&mut c.step, Step::Done) {

@@ -3,6 +3,7 @@
 //! Two queues, in this order for the client: `queue` holds messages in memory, `backlog` the numbers of journaled messages
 //! whose bodies stay on disk until there is room. While the backlog is not empty, journaled messages join it, so order holds.
 
+mod admission;
 mod moving;
 mod order;
 
@@ -204,56 +205,13 @@ impl Mailbox {
         self.load.load(Relaxed)
     }
 
-    /// Whether a message of `size` bytes may be queued for a persistent session; `turn`, if its order matters.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn admits(&self, size: usize, turn: Option<Turn>, limits: &MailboxLimits) -> Result<(), Refusal> {
-        let mut inner = self.inner.lock();
-        match &inner.place {
-            Place::Gone => return Err(Refusal::Dropped(DropReason::SessionEnded)),
-            Place::Departed(at) => return Err(Refusal::Moved(*at)),
-            Place::Frozen(_) | Place::Attached | Place::Parked(_) => {}
-        }
-        inner.judge(turn)?;
-        let bytes = inner.backlog_bytes + (inner.queue_bytes + size) as u64;
-        if inner.waiting() >= limits.queued_messages || bytes > limits.queued_bytes {
-            return Err(Refusal::Dropped(DropReason::QueueFull));
-        }
-        Ok(())
-    }
-
     /// Puts a message in. Journaled ones are taken unless the session is over or moves; others are dropped when there is no
     /// room or no client.
     ///
     /// # Errors
     /// Why it was not taken.
     pub fn push(&self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<(), Refusal> {
-        let mut inner = self.inner.lock();
-        let size = d.size();
-        let full = inner.queue.len() >= limits.messages || inner.queue_bytes + size > limits.bytes;
-        match (&inner.place, d.seq) {
-            (Place::Gone, _) => return Err(Refusal::Dropped(DropReason::SessionEnded)),
-            (Place::Frozen(_), Some(_)) => return Err(Refusal::Moving),
-            (Place::Departed(at), Some(_)) => return Err(Refusal::Moved(*at)),
-            (Place::Parked(_) | Place::Frozen(_) | Place::Departed(_), None) => {
-                return Err(Refusal::Dropped(DropReason::Offline));
-            }
-            (Place::Attached, None) if full && !(inner.queue.is_empty() && d.qos > QoS::AtMostOnce) => {
-                return Err(Refusal::Dropped(DropReason::MailboxFull));
-            }
-            (Place::Parked(_), Some(seq)) => inner.backlog_push(seq, size),
-            (Place::Attached, Some(seq)) if full || !inner.backlog.is_empty() => {
-                inner.backlog_push(seq, size)
-            }
-            (Place::Attached, _) => {
-                inner.queue_bytes += size;
-                inner.queue.push_back(d);
-            }
-        }
-        self.load.fetch_add(1, Relaxed);
-        inner.signal(wakes);
-        Ok(())
+        self.push_admitted(d, None, limits, wakes)
     }
 
     /// Asks the connection that has the session to close.
@@ -491,31 +449,28 @@ impl Inner {
         self.queue.len() + self.backlog.len()
     }
 
-    /// Whether a publish may be taken now; if it has to wait, it is expected from now on.
-    fn judge(&mut self, turn: Option<Turn>) -> Result<(), Refusal> {
-        let frozen = matches!(self.place, Place::Frozen(_));
-        let Some(turn) = turn else { return if frozen { Err(Refusal::Moving) } else { Ok(()) } };
-        let held = match (&self.order, frozen) {
-            (_, true) => Err(Refusal::Moving),
-            (Some(order), false) => order.judge(&turn),
-            (None, false) => Ok(()),
-        };
-        let held = held.and_then(|()| match self.expects_before(turn.key()) {
-            true => Err(Refusal::Moving),
-            false => Ok(()),
-        });
-        if held == Err(Refusal::Moving) {
-            self.expected.insert(turn.key());
-        } else if !self.expected.is_empty() {
-            self.expected.remove(&turn.key());
+    fn push(&mut self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<(), Refusal> {
+        let size = d.size();
+        let full = self.queue.len() >= limits.messages || self.queue_bytes + size > limits.bytes;
+        match (&self.place, d.seq) {
+            (Place::Gone, _) => return Err(Refusal::Dropped(DropReason::SessionEnded)),
+            (Place::Frozen(_), Some(_)) => return Err(Refusal::Moving),
+            (Place::Departed(at), Some(_)) => return Err(Refusal::Moved(*at)),
+            (Place::Parked(_) | Place::Frozen(_) | Place::Departed(_), None) => {
+                return Err(Refusal::Dropped(DropReason::Offline));
+            }
+            (Place::Attached, None) if full && !(self.queue.is_empty() && d.qos > QoS::AtMostOnce) => {
+                return Err(Refusal::Dropped(DropReason::MailboxFull));
+            }
+            (Place::Parked(_), Some(seq)) => self.backlog_push(seq, size),
+            (Place::Attached, Some(seq)) if full || !self.backlog.is_empty() => self.backlog_push(seq, size),
+            (Place::Attached, _) => {
+                self.queue_bytes += size;
+                self.queue.push_back(d);
+            }
         }
-        held
-    }
-
-    /// Whether an older publish of the same sender is expected.
-    fn expects_before(&self, (sender, id): (Incarnation, MessageId)) -> bool {
-        let first = (sender, MessageId { origin: 0, seq: 0 });
-        !self.expected.is_empty() && self.expected.range(first..(sender, id)).next().is_some()
+        self.signal(wakes);
+        Ok(())
     }
 
     /// Remembers to wake `waker` when the session is free.

@@ -1,9 +1,10 @@
 //! A mailbox whose session moves to another node, or has come from one.
 
-use super::{Frozen, Mailbox, OrderHold, Place, Refusal, Turn, Wakes};
-use crate::broker::ports::{Incarnation, MessageId, Revision, Seq};
+use super::{Frozen, Mailbox, Place, Wakes};
+use crate::broker::ports::{Revision, Seq};
 use crate::broker::remote::Once;
 use crate::session::{CloseCause, Session};
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -16,13 +17,16 @@ pub enum Rank {
     Dormant,
     /// On its way to another node.
     Moving,
-    /// With another node, or over.
-    Away,
+    /// With another node since then; the latest first, since it is the least known.
+    Left(Reverse<Revision>),
+    /// Over.
+    Gone,
 }
 
 impl Mailbox {
     /// Puts a session that was taken out ([`Mailbox::claim`], [`Mailbox::check_out`]) back as one that may be about to move:
-    /// from now on nothing is taken. Under the closed gate, so that whoever was admitted has pushed. Returns the numbers of all journaled messages that wait, in order.
+    /// from now on nothing is taken. Under the closed gate, so that whoever was admitted has pushed. Returns the numbers of
+    /// all journaled messages that wait, in order.
     pub fn freeze(&self, session: Box<Session>, wakes: &mut Wakes) -> Vec<Seq> {
         let mut inner = self.inner.lock();
         inner.queue_to_backlog();
@@ -123,43 +127,8 @@ impl Mailbox {
         match &self.inner.lock().place {
             Place::Attached | Place::Parked(_) => Rank::Dormant,
             Place::Frozen(_) => Rank::Moving,
-            Place::Departed(_) | Place::Gone => Rank::Away,
+            Place::Departed(at) => Rank::Left(Reverse(*at)),
+            Place::Gone => Rank::Gone,
         }
-    }
-
-    /// Lets publishes of other nodes wait for older ones that may be on their way by the last owner of the session.
-    pub fn hold_order(&self, hold: Arc<OrderHold>) {
-        self.inner.lock().order = Some(hold);
-    }
-
-    /// Whether publishes wait for others, or would.
-    pub fn keeps_back(&self) -> bool {
-        let inner = self.inner.lock();
-        !inner.expected.is_empty() || inner.order.as_ref().is_some_and(|o| !o.over())
-    }
-
-    /// Whether a publish that was refused for now would be so again.
-    pub fn keeps_waiting(&self, turn: &Turn) -> bool {
-        let inner = self.inner.lock();
-        match &inner.place {
-            Place::Departed(_) | Place::Gone => false,
-            Place::Frozen(_) => true,
-            Place::Attached | Place::Parked(_) => {
-                let held = inner.order.as_ref().map_or(Ok(()), |o| o.judge(turn));
-                held == Err(Refusal::Moving) || (held.is_ok() && inner.expects_before(turn.key()))
-            }
-        }
-    }
-
-    /// Whether a publish that was refused for now is still expected.
-    pub fn expects(&self, key: (Incarnation, MessageId)) -> bool {
-        let inner = self.inner.lock();
-        let here = !matches!(inner.place, Place::Departed(_) | Place::Gone);
-        here && inner.expected.contains(&key)
-    }
-
-    /// It will not come, or has come.
-    pub fn unexpect(&self, key: (Incarnation, MessageId)) {
-        self.inner.lock().expected.remove(&key);
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::mqtt::Message;
 use crate::mqtt::message::Parts;
+use std::cmp::Reverse;
 
 fn delivery(n: u64, qos: QoS) -> Delivery {
     let message = Message::new(Parts {
@@ -136,7 +137,7 @@ fn a_departed_session_says_since_when() {
     assert_eq!(outcome.get(), Some(Some(7)));
     assert_eq!(m.admits(1, None, &small()), Err(Refusal::Moved(7)));
     assert_eq!(m.push(delivery(2, QoS::AtLeastOnce), &small(), &mut wakes), Err(Refusal::Moved(7)));
-    assert_eq!(m.rank(), Rank::Away);
+    assert_eq!(m.rank(), Rank::Left(Reverse(7)));
     assert!(matches!(m.claim(&mut 0, Waker::noop(), &mut wakes), Found::Gone));
 }
 
@@ -160,7 +161,17 @@ fn what_comes_early_to_a_new_owner_waits_and_each_sender_is_taken_in_order() {
     assert_eq!(admits(5, 3, 30), Err(Refusal::Moving), "2 comes first");
     assert_eq!(admits(6, 1, 30), Err(Refusal::Moving), "not released");
     assert!(!m.keeps_waiting(&turn(5, 2, 30)) && m.keeps_waiting(&turn(5, 3, 30)));
-    assert_eq!((admits(5, 2, 30), admits(5, 3, 30), admits(5, 4, 30)), (Ok(()), Ok(()), Ok(())));
+    let mut wakes = Wakes::default();
+    let mut push =
+        |seq| m.push_admitted(delivery(seq, QoS::AtLeastOnce), Some(turn(5, seq, 30)), &small(), &mut wakes);
+    assert_eq!(admits(5, 2, 30), Ok(()));
+    assert_eq!(
+        admits(5, 3, 30),
+        Err(Refusal::Moving),
+        "2 has been admitted, by another thread, but is not there yet"
+    );
+    assert_eq!(push(2), Ok(()));
+    assert_eq!((admits(5, 3, 30), push(3), admits(5, 4, 30), push(4)), (Ok(()), Ok(()), Ok(()), Ok(())));
     hold.end();
     assert!(m.keeps_back() && m.expects(turn(6, 1, 30).key()));
     m.unexpect(turn(6, 1, 30).key());

@@ -97,6 +97,9 @@ impl Claiming {
             if self.run.over() {
                 return Err(Reason::SessionTakenOver);
             }
+            if self.broker.draining() {
+                return Err(Reason::ServerUnavailable);
+            }
             if self.deadline <= self.remote.now() {
                 return Err(self.too_late(record.as_ref()));
             }

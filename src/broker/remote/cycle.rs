@@ -69,6 +69,9 @@ impl Broker {
 
     fn forget_publish(&self, remote: &Remote, id: MessageId) {
         remote.origins.remove(id);
+        if remote.origins.low_water_is_news() {
+            remote.report_soon();
+        }
         if remote.seen.done(id) {
             self.journal.append(&[Change::Unseen { id }]);
         }

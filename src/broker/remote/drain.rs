@@ -10,11 +10,15 @@ use crate::broker::ports::{BoxFuture, Member, Request, Response};
 use crate::broker::publish::Scratch;
 use crate::telemetry::metrics::HandOver;
 use futures_util::StreamExt;
+use hashbrown::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 /// Sessions handed over at a time.
 const HAND_OVER_AT_ONCE: usize = 64;
+
+/// Between two looks whether a session that was on its way here has come, milliseconds.
+const ARRIVED_LOOK_MS: u64 = 5;
 
 /// Between two looks whether a session that was taken is gone, milliseconds.
 const DEPARTED_LOOK_MS: u64 = 5;
@@ -28,8 +32,7 @@ impl Broker {
     pub fn hand_over(self: &Arc<Broker>) -> BoxFuture<usize> {
         let broker = self.clone();
         Box::pin(async move {
-            let mut handles = Vec::new();
-            broker.registry.for_each(|h| handles.push(h.clone()));
+            let mut handles = broker.handles();
             let Some(remote) = broker.remote.clone() else { return handles.len() };
             if remote.takers("").is_empty() {
                 tracing::info!(
@@ -38,12 +41,28 @@ impl Broker {
                 );
                 return handles.len();
             }
-            let gone = futures_util::stream::iter(handles)
-                .map(|h| broker.hand_over_one(remote.clone(), h))
-                .buffer_unordered(HAND_OVER_AT_ONCE)
-                .filter(|gone| std::future::ready(!gone))
-                .count();
-            let left = gone.await;
+            // Who still waits for a session's owner waits elsewhere.
+            remote.sessions.poke();
+            let (mut left, mut asked) = (0, HashSet::new());
+            loop {
+                asked.extend(handles.iter().map(|h| h.no));
+                let gone = futures_util::stream::iter(handles)
+                    .map(|h| broker.hand_over_one(remote.clone(), h))
+                    .buffer_unordered(HAND_OVER_AT_ONCE)
+                    .filter(|gone| std::future::ready(!gone))
+                    .count();
+                left += gone.await;
+                // Sessions that were on their way here when this node began to leave have come meanwhile, or will.
+                let coming = !remote.sessions.lanes.is_empty();
+                handles = broker.handles();
+                handles.retain(|h| !asked.contains(&h.no));
+                if handles.is_empty() {
+                    if !coming {
+                        break;
+                    }
+                    remote.ports.tasks.sleep(ARRIVED_LOOK_MS).await;
+                }
+            }
             // Who has taken a session says so to its asker and to this node at the same time.
             let leaving: Vec<_> = remote.sessions.outgoing.lock().values().cloned().collect();
             for out in leaving {
@@ -62,6 +81,12 @@ impl Broker {
             }
             left
         })
+    }
+
+    fn handles(&self) -> Vec<Arc<Handle>> {
+        let mut handles = Vec::new();
+        self.registry.for_each(|h| handles.push(h.clone()));
+        handles
     }
 
     /// True if the session is with another node, or over.

@@ -64,7 +64,7 @@ impl<T> AfterDurable<T> {
 
 impl Broker {
     /// Has `run` called with `item`, after all that were added before, once the journal is durable up to `lsn`.
-    pub(super) fn after_durable<T: Send + 'static>(
+    pub(in crate::broker) fn after_durable<T: Send + 'static>(
         &self,
         remote: &Arc<Remote>,
         queue: fn(&Remote) -> &AfterDurable<T>,

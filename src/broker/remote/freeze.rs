@@ -44,6 +44,16 @@ pub(super) enum Out {
     Gone,
 }
 
+/// What became of a frozen session.
+enum Fate {
+    /// It is with another node since this revision.
+    Left(Revision),
+    /// It is over: another node has made a new one, at a clean start of the client.
+    Replaced,
+    /// This node serves it again.
+    Stays,
+}
+
 /// A session that is being handed over.
 #[derive(Debug)]
 pub struct Outgoing {
@@ -278,18 +288,25 @@ impl Broker {
                 None
             }
         };
-        let moved = match said {
-            Some(at) => Some(at),
+        let fate = match said {
+            Some(at) => Fate::Left(at),
             None => self.claim_back(&remote, &out.handle).await,
         };
         let ms = remote.now().since_ms(out.since);
-        match moved {
-            Some(at) => {
+        match fate {
+            Fate::Left(at) => {
                 tracing::info!(client = %out.handle.client_id, correlation = %out.correlation, to = %out.to, at, ms, "session left");
                 remote.metrics.moves.of(MoveResult::Left).inc();
                 self.depart(&out.handle, at);
             }
-            None => {
+            Fate::Replaced => {
+                remote.metrics.moves.of(MoveResult::Left).inc();
+                if let Some(session) = out.handle.mailbox.thaw() {
+                    self.end_replaced(&out.handle, session, true).await;
+                }
+                self.late_soon(&remote);
+            }
+            Fate::Stays => {
                 tracing::info!(client = %out.handle.client_id, correlation = %out.correlation, ms, "session stays");
                 remote.metrics.moves.of(MoveResult::Stayed).inc();
                 self.stay(&out.handle);
@@ -310,8 +327,8 @@ impl Broker {
         }
     }
 
-    /// Claims a frozen session anew, so that nobody else can any more. `Some` if somebody had already: it is theirs since then.
-    async fn claim_back(&self, remote: &Remote, handle: &Handle) -> Option<Revision> {
+    /// Claims a frozen session anew, so that nobody else can any more, unless somebody had already.
+    async fn claim_back(&self, remote: &Remote, handle: &Handle) -> Fate {
         loop {
             let owner = remote.owner_certainly(&handle.client_id).await;
             let (expected, epoch, expiry_s) = match owner {
@@ -319,7 +336,12 @@ impl Broker {
                     let (epoch, expiry_s) = (o.session.epoch + 1, o.session.expiry_s);
                     (Expected::Read(o), epoch, expiry_s)
                 }
-                Some(o) => return Some(o.revision),
+                Some(o) => {
+                    // An eviction is known with the claim that brought it.
+                    remote.when_applied(o.revision).await;
+                    let replaced = remote.sessions.replaced_by(&handle.client_id, handle.epoch() + 1);
+                    return if replaced { Fate::Replaced } else { Fate::Left(o.revision) };
+                }
                 // Nobody gives up what this node has: the record went with an incarnation that was forgotten.
                 None => (Expected::Absent, handle.epoch() + 1, 1),
             };
@@ -327,7 +349,7 @@ impl Broker {
             let claim = Claim { client_id, expected, epoch, expiry_s, evict: None };
             if let ClaimOutcome::Granted(_) = remote.claim_certainly(claim).await {
                 handle.set_epoch(epoch);
-                return None;
+                return Fate::Stays;
             }
         }
     }

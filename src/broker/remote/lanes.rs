@@ -36,6 +36,13 @@ impl Lanes {
     }
 }
 
+impl Lanes {
+    /// Whether no procedure is under way.
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+}
+
 impl Lane {
     /// Completes when all who joined before have left.
     pub async fn first(&self) {

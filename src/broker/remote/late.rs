@@ -66,7 +66,8 @@ impl LatePublishes {
     fn pop_ready(&self, after: Option<Key>) -> Option<(Key, Late)> {
         let mut waiting = self.waiting.lock();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let ready = |(key, late): &(&Key, &Late)| late.gone() || !late.must_wait(**key);
+        let ready =
+            |(key, late): &(&Key, &Late)| late.gone() || !late.must_wait(**key) || late.outdated(**key);
         let key = *waiting.range((from, Bound::Unbounded)).find(ready)?.0;
         let late = waiting.remove(&key)?;
         self.len.store(waiting.len(), Ordering::Release);
@@ -80,10 +81,20 @@ impl LatePublishes {
 }
 
 impl Late {
+    fn turn(&self, (sender, id): Key) -> Turn {
+        Turn { sender, id, matched_at: self.matched_at.unwrap_or(Revision::MAX) }
+    }
+
     fn must_wait(&self, key: Key) -> bool {
-        let (sender, id) = key;
-        let turn = Turn { sender, id, matched_at: self.matched_at.unwrap_or(Revision::MAX) };
+        let turn = self.turn(key);
         self.moving.iter().any(|h| h.mailbox.keeps_waiting(&turn))
+    }
+
+    /// A session has come since this node's own publish was matched, and waits until no such publish is left: it is matched
+    /// again even if another session cannot take it yet, for which that one may be waiting in turn.
+    fn outdated(&self, key: Key) -> bool {
+        let turn = self.turn(key);
+        self.frames.is_empty() && self.moving.iter().any(|h| h.mailbox.came_after(&turn))
     }
 
     /// Whoever sent it is gone, or sends it again over another connection.

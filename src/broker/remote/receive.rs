@@ -92,7 +92,7 @@ impl Broker {
         }
         let Some(member) = group.pick(0) else { return false };
         let handle = &member.handle;
-        match groups::fit(handle.mailbox.rank(), handle.durable, ask.queue) {
+        match groups::fit(handle.mailbox.rank(), handle.durable, ask.queue, frame.matched_at) {
             Fit::Yes => {
                 self.to_target(&frame.message, &Broker::target_of(&member), way, scratch);
                 if let Some(id) = frame.id {
@@ -102,6 +102,10 @@ impl Broker {
             }
             Fit::Moving => {
                 scratch.leaving.moving.push(member.handle);
+                true
+            }
+            Fit::Moved(at) => {
+                scratch.leaving.moved = scratch.leaving.moved.max(Some(at));
                 true
             }
             Fit::No => false,

@@ -186,11 +186,10 @@ impl Broker {
             return self.serve_here(message, open, group, true, way, plan, scratch) == Fit::Yes;
         }
         let candidates = groups::candidates(&remote.me.node, here, there);
-        let mut barred = false;
         loop {
             // By the publish's name: whoever sends it again after a crash asks the same node.
             let turn = way.id.map_or_else(|| remote.origins.turn(), origin::turn_of);
-            let choice = groups::choose(&candidates, &open.tried, turn);
+            let choice = groups::choose(&candidates, open, turn);
             let Some((node, queue)) = choice.filter(|(_, queue)| !(*queue && way.id.is_none())) else {
                 plan.served.push(open.name.clone());
                 return false;
@@ -204,19 +203,16 @@ impl Broker {
                 plan.groups.push(open.clone());
                 return false;
             }
-            let Some(group) = here.filter(|_| !barred) else {
+            let Some(group) = here else {
                 plan.served.push(open.name.clone());
                 return false;
             };
             match self.serve_here(message, open, group, queue, way, plan, scratch) {
                 Fit::Yes => return true,
-                Fit::Moving => return false,
+                Fit::Moving | Fit::Moved(_) => return false,
                 Fit::No => {
-                    barred = queue;
                     self.metrics.groups_declined.inc();
-                    if !open.tried.contains(node) {
-                        open.tried.push(node.clone());
-                    }
+                    open.declined_by(node, queue);
                 }
             }
         }
@@ -239,7 +235,7 @@ impl Broker {
             return Fit::Yes;
         }
         let Some(member) = group.pick(0) else { return Fit::No };
-        let fit = groups::fit(member.handle.mailbox.rank(), member.handle.durable, queue);
+        let fit = groups::fit(member.handle.mailbox.rank(), member.handle.durable, queue, way.matched_at);
         match fit {
             Fit::Yes => {
                 self.to_target(message, &Broker::target_of(&member), way, scratch);
@@ -249,7 +245,11 @@ impl Broker {
                 scratch.leaving.moving.push(member.handle);
                 plan.groups.push(open.clone());
             }
-            Fit::Moving | Fit::No => {}
+            Fit::Moved(at) if way.id.is_some() => {
+                scratch.leaving.moved = scratch.leaving.moved.max(Some(at));
+                plan.groups.push(open.clone());
+            }
+            Fit::Moving | Fit::Moved(_) | Fit::No => {}
         }
         fit
     }
@@ -392,14 +392,19 @@ impl Broker {
         }
     }
 
-    /// Gives a message of a shared subscription whose member's session ended to a member on another node; false if there is
-    /// none. It is in the journal when this returns.
-    pub(in crate::broker) fn hand_to_others(&self, message: &Message, name: &Arc<str>) -> bool {
+    /// Has a member looked for, here and on other nodes, for a message of a shared subscription whose member's session ended;
+    /// false if there is none on other nodes, and none has just left this one. It is in the journal when this returns.
+    pub(in crate::broker) fn hand_to_others(
+        &self,
+        message: &Message,
+        name: &Arc<str>,
+        leaving: bool,
+    ) -> bool {
         let Some(remote) = &self.remote else { return false };
         let inside = remote.gate.enter();
         let mut cache = Cache::default();
         let there = remote.lookup(message.topic(), &mut cache.remote);
-        if !there.groups.iter().any(|g| g.name == *name) {
+        if !leaving && !there.groups.iter().any(|g| g.name == *name) {
             return false;
         }
         let id = remote.origins.next_id();

@@ -1,5 +1,6 @@
 //! Sessions that come to this node and leave it: what is under way, and what has to be remembered of those that left.
 
+use super::durable::AfterDurable;
 use super::lanes::Lanes;
 use super::{Once, Remote};
 use crate::broker::Broker;
@@ -61,10 +62,14 @@ pub struct Sessions {
     news: Mutex<Option<Arc<Once<()>>>>,
     reports: Mutex<Option<Arc<Once<()>>>>,
     ended: Mutex<Ended>,
+    /// Sessions that are over, until the journal says so.
+    pub(in crate::broker) over: AfterDurable<(Arc<str>, Epoch)>,
     /// Until this node's sessions have been compared with the store: what it says of those in the journal.
     pub(super) named: Mutex<HashMap<Arc<str>, SessionOwner>>,
     /// Until then: by which epochs they were replaced over this node's head.
     pub(super) evictions: Mutex<HashMap<Arc<str>, Epoch>>,
+    /// Evictions under way.
+    pub(super) evicting: Mutex<HashMap<Arc<str>, Epoch>>,
     pub(super) reconciled: Arc<Once<()>>,
     /// When sessions of the journal take what others send.
     pub(in crate::broker) hold: Arc<OrderHold>,

@@ -123,31 +123,43 @@ impl Broker {
         }
     }
 
-    /// Gets all parts and puts them into the journal.
+    /// Gets all parts and puts them into the journal; what came is void if not all did.
     async fn fetch(&self, remote: &Remote, trip: &Trip<'_>, owner: &Owner) -> Result<Incoming, String> {
+        let mut incoming: Option<Incoming> = None;
+        let fetched = self.fetch_parts(remote, trip, owner, &mut incoming).await;
+        match (fetched, incoming) {
+            (Ok(()), Some(incoming)) => Ok(incoming),
+            (fetched, incoming) => {
+                if let Some(Incoming { no, .. }) = incoming {
+                    remote.seen.forget_session(no);
+                    self.journal.append(&[Change::SessionEnd { session: no }]);
+                }
+                Err(fetched.err().unwrap_or_else(|| "the first part did not come".to_owned()))
+            }
+        }
+    }
+
+    async fn fetch_parts(
+        &self,
+        remote: &Remote,
+        trip: &Trip<'_>,
+        owner: &Owner,
+        incoming: &mut Option<Incoming>,
+    ) -> Result<(), String> {
         let (client_id, correlation) = (trip.client_id.clone(), trip.correlation.clone());
         let epoch = owner.session.epoch;
         let mut request = Request::Freeze { client_id, epoch, correlation };
-        let mut incoming: Option<Incoming> = None;
         let mut part = 0;
         loop {
-            let (bytes, last) = match self.ask(remote, trip, request).await {
-                Ok(state) => state,
-                Err(why) => {
-                    if let Some(incoming) = &incoming {
-                        self.journal.append(&[Change::SessionEnd { session: incoming.no }]);
-                    }
-                    return Err(why);
-                }
-            };
-            match (decode(&bytes), &mut incoming) {
-                (Ok(Part::Head(head)), None) => incoming = Some(self.begin_incoming(*head, trip, owner)),
+            let (bytes, last) = self.ask(remote, trip, request).await?;
+            match (decode(&bytes), incoming.as_mut()) {
+                (Ok(Part::Head(head)), None) => *incoming = Some(self.begin_incoming(*head, trip, owner)),
                 (Ok(Part::Messages(messages)), Some(incoming)) => self.add_messages(incoming, messages),
                 (Ok(_), _) => return Err("the parts do not come in order".to_owned()),
                 (Err(why), _) => return Err(format!("a part cannot be read: {why}")),
             }
             if last {
-                return incoming.ok_or_else(|| "the first part did not come".to_owned());
+                return Ok(());
             }
             part += 1;
             let (client_id, correlation) = (trip.client_id.clone(), trip.correlation.clone());

@@ -42,7 +42,9 @@ impl Member {
         client.patience(Duration::from_millis(1));
         self.again.extend(std::mem::take(&mut self.held).into_keys());
         self.idle = false;
-        std::mem::replace(&mut self.client, client)
+        let mut old = std::mem::replace(&mut self.client, client);
+        old.patience(wait::PATIENCE);
+        old
     }
 }
 
@@ -186,7 +188,9 @@ fn every_message_goes_to_one_member_whoever_leaves() {
     group.collect(&[], &[]);
     let again = [group.held("passing0"), group.held("passing1")].concat();
     assert!(!again.is_empty());
-    group.members.remove("passing0").unwrap().client.disconnect();
+    let mut passing = group.members.remove("passing0").unwrap().client;
+    passing.patience(wait::PATIENCE);
+    passing.disconnect();
     drop(group.members.remove("passing1"));
     group.publish();
     group.collect(&["passing0", "passing1"], &again);

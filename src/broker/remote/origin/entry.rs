@@ -8,9 +8,6 @@ use crate::mqtt::Message;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-/// How often all nodes are tried for a shared subscription whose members seem to go away under the hand.
-const GROUP_ROUNDS_MAX: u8 = 3;
-
 /// What a node is asked to do with a publish.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -45,14 +42,14 @@ pub struct OpenGroup {
     pub at: Option<Arc<str>>,
     /// Whether it is asked to queue.
     pub queue: bool,
-    /// How often every node was tried in vain.
-    pub rounds: u8,
+    /// Nodes without a persistent member to queue it for.
+    pub without: SmallVec<[Arc<str>; 2]>,
 }
 
 impl OpenGroup {
     /// Nobody was asked.
     pub fn new(name: Arc<str>) -> OpenGroup {
-        OpenGroup { name, tried: SmallVec::new(), at: None, queue: false, rounds: 0 }
+        OpenGroup { name, tried: SmallVec::new(), at: None, queue: false, without: SmallVec::new() }
     }
 
     /// What to ask a node.
@@ -60,13 +57,21 @@ impl OpenGroup {
         GroupTry { name: self.name.clone(), queue: self.queue }
     }
 
-    fn declined_by(&mut self, node: &Arc<str>) {
+    /// A node has nobody for it; `queue`: not even a persistent member.
+    pub fn declined_by(&mut self, node: &Arc<str>, queue: bool) {
         if self.at.as_ref() == Some(node) {
-            self.at = None;
+            (self.at, self.queue) = (None, false);
         }
-        if !self.tried.contains(node) {
-            self.tried.push(node.clone());
+        let declined = if queue { &mut self.without } else { &mut self.tried };
+        if !declined.contains(node) {
+            declined.push(node.clone());
         }
+    }
+
+    /// Somebody has moved: who had no member before may have one now.
+    fn begin_anew(&mut self) {
+        self.tried.clear();
+        self.without.clear();
     }
 }
 
@@ -258,7 +263,7 @@ impl Entry {
             if self.waits_for(&node) {
                 self.remove(&node, floors);
                 self.groups.iter_mut().filter(|g| g.at.as_ref() == Some(&node)).for_each(|g| {
-                    g.declined_by(&node);
+                    g.declined_by(&node, false);
                 });
                 if self.groups.iter().any(|g| g.at.is_none()) {
                     self.match_again(plan.matched_at, false);
@@ -380,6 +385,7 @@ impl Entry {
             Answer::Moved(at) => {
                 part.state = State::Moved;
                 part.next = None; // matching again finds out
+                self.groups.iter_mut().for_each(OpenGroup::begin_anew);
                 self.match_again(at, true);
                 None
             }
@@ -395,14 +401,8 @@ impl Entry {
     /// A node has no member online for a shared subscription; nobody even to queue for, if that was asked.
     fn declined(&mut self, asked: &GroupTry, node: &Arc<str>) {
         for g in self.groups.iter_mut().filter(|g| g.name == asked.name) {
-            g.declined_by(node);
-            if asked.queue {
-                // The persistent member it was to be queued for is gone: begin anew.
-                (g.queue, g.tried) = (false, SmallVec::new());
-                g.rounds += 1;
-            }
+            g.declined_by(node, asked.queue);
         }
-        self.groups.retain(|g| g.rounds < GROUP_ROUNDS_MAX);
     }
 
     /// Its record is durable: the frames that waited for that, or `None` if it has to be matched anew since the index has

@@ -22,6 +22,9 @@ use std::task::Waker;
 /// Publishers that wait for room are let go on once this part (of 8) of it is used.
 const ROOM_EIGHTHS: usize = 7;
 
+/// Publishes done with after which the others should hear of the new low-water mark: they remember every one until then.
+const REPORT_AFTER: usize = 4_096;
+
 #[derive(Debug, Default)]
 struct Inner {
     /// Those of earlier incarnations come first: their numbers are lower.
@@ -58,6 +61,8 @@ pub struct Origins {
     lane: AtomicBool,
     /// Chooses nodes for shared subscriptions.
     turn: AtomicU64,
+    /// Publishes done with since the low-water mark was last asked for.
+    unreported: AtomicUsize,
 }
 
 /// A publish to be matched.
@@ -105,6 +110,7 @@ impl Origins {
             bytes: AtomicUsize::new(0),
             lane: AtomicBool::new(false),
             turn: AtomicU64::new(incarnation),
+            unreported: AtomicUsize::new(0),
         }
     }
 
@@ -148,8 +154,14 @@ impl Origins {
     /// Publishes of this incarnation with a lower number are done with. Under the gate.
     pub fn low_water(&self) -> u64 {
         let from = MessageId { origin: self.me.incarnation, seq: 0 };
+        self.unreported.store(0, Ordering::Relaxed);
         let next = self.next.load(Ordering::Relaxed);
         self.inner.lock().entries.range(from..).next().map_or(next, |(id, _)| id.seq)
+    }
+
+    /// Whether the low-water mark has come so far that the others should hear of it.
+    pub fn low_water_is_news(&self) -> bool {
+        self.unreported.load(Ordering::Relaxed) >= REPORT_AFTER
     }
 
     /// Earlier incarnations of this node whose publishes are all done with.
@@ -423,6 +435,7 @@ impl Origins {
         e.give_up(&mut inner.floors);
         inner.uncount(e.counts_for);
         self.open.fetch_sub(1, Ordering::Relaxed);
+        self.unreported.fetch_add(1, Ordering::Relaxed);
         let bytes = self.bytes.fetch_sub(e.size(), Ordering::Relaxed) - e.size();
         let room = self.held() <= self.max.0 / 8 * ROOM_EIGHTHS && bytes <= self.max.1 / 8 * ROOM_EIGHTHS;
         let wake = if room { std::mem::take(&mut inner.room) } else { Vec::new() };
@@ -517,6 +530,38 @@ impl Inner {
             if *n == 0 {
                 settled.set(());
                 self.exactly_once.remove(&session);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> Message {
+        Message::new(crate::mqtt::message::Parts {
+            topic: "t",
+            payload: b"1",
+            properties: &[],
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            expires_at: None,
+        })
+    }
+
+    #[test]
+    fn the_others_hear_of_the_low_water_mark_before_they_remember_too_many_publishes() {
+        let me = MemberId { node: "n0".into(), incarnation: 7 };
+        let origins = Origins::new(me, 10, 1 << 20);
+        for n in 1..=2 * REPORT_AFTER {
+            let id = origins.next_id();
+            origins.queue(id, Entry::new(message(), 1, Time(1)), true).unwrap();
+            assert!(origins.remove(id));
+            assert!(!origins.remove(id), "only once");
+            assert_eq!(origins.low_water_is_news(), n % REPORT_AFTER == 0, "{n}");
+            if origins.low_water_is_news() {
+                assert_eq!(origins.low_water(), n as u64 + 1);
             }
         }
     }

@@ -1,0 +1,129 @@
+//! Which publishes a mailbox takes, and when: those that may not overtake others of the same sender wait their turn.
+
+use super::{Inner, Mailbox, MailboxLimits, OrderHold, Place, Refusal, Turn, Wakes};
+use crate::broker::ports::{Incarnation, MessageId};
+use crate::session::{Delivery, DropReason};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+impl Mailbox {
+    /// Whether a message of `size` bytes may be queued for a persistent session; `turn`, if its order matters.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits(&self, size: usize, turn: Option<Turn>, limits: &MailboxLimits) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        match &inner.place {
+            Place::Gone => return Err(Refusal::Dropped(DropReason::SessionEnded)),
+            Place::Departed(at) => return Err(Refusal::Moved(*at)),
+            Place::Frozen(_) | Place::Attached | Place::Parked(_) => {}
+        }
+        inner.judge(turn)?;
+        let bytes = inner.backlog_bytes + (inner.queue_bytes + size) as u64;
+        if inner.waiting() >= limits.queued_messages || bytes > limits.queued_bytes {
+            inner.has_come(turn);
+            return Err(Refusal::Dropped(DropReason::QueueFull));
+        }
+        Ok(())
+    }
+
+    /// As [`Mailbox::push`], of a publish that was admitted with `turn`: those that wait for it may come after it.
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub fn push_admitted(
+        &self,
+        d: Delivery,
+        turn: Option<Turn>,
+        limits: &MailboxLimits,
+        wakes: &mut Wakes,
+    ) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        let pushed = inner.push(d, limits, wakes);
+        if pushed.is_ok() {
+            self.load.fetch_add(1, Relaxed);
+        }
+        inner.has_come(turn);
+        pushed
+    }
+
+    /// Lets publishes of other nodes wait for older ones that may be on their way by the last owner of the session.
+    pub fn hold_order(&self, hold: Arc<OrderHold>) {
+        self.inner.lock().order = Some(hold);
+    }
+
+    /// Whether publishes wait for others, or would.
+    pub fn keeps_back(&self) -> bool {
+        let inner = self.inner.lock();
+        !inner.expected.is_empty() || inner.order.as_ref().is_some_and(|o| !o.over())
+    }
+
+    /// Whether a publish that was refused for now would be so again.
+    pub fn keeps_waiting(&self, turn: &Turn) -> bool {
+        let inner = self.inner.lock();
+        match &inner.place {
+            Place::Departed(_) | Place::Gone => false,
+            Place::Frozen(_) => true,
+            Place::Attached | Place::Parked(_) => {
+                let held = inner.order.as_ref().map_or(Ok(()), |o| o.judge(turn));
+                held == Err(Refusal::Moving) || (held.is_ok() && inner.expects_before(turn.key()))
+            }
+        }
+    }
+
+    /// Whether the session came after a publish was matched, and waits for those of its sender.
+    pub fn came_after(&self, turn: &Turn) -> bool {
+        let inner = self.inner.lock();
+        let here = matches!(inner.place, Place::Attached | Place::Parked(_));
+        here && inner.order.as_ref().is_some_and(|o| matches!(o.judge(turn), Err(Refusal::Moved(_))))
+    }
+
+    /// Whether a publish that was refused for now is still expected.
+    pub fn expects(&self, key: (Incarnation, MessageId)) -> bool {
+        let inner = self.inner.lock();
+        let here = !matches!(inner.place, Place::Departed(_) | Place::Gone);
+        here && inner.expected.contains(&key)
+    }
+
+    /// It will not come, or has come.
+    pub fn unexpect(&self, key: (Incarnation, MessageId)) {
+        self.inner.lock().expected.remove(&key);
+    }
+}
+
+impl Inner {
+    /// Later publishes of its sender do not wait for this one any more.
+    fn has_come(&mut self, turn: Option<Turn>) {
+        if let Some(turn) = turn.filter(|_| !self.expected.is_empty()) {
+            self.expected.remove(&turn.key());
+        }
+    }
+
+    /// Whether a publish may be taken now; if it has to wait, it is expected from now on. What is taken stays expected until
+    /// it has been pushed: others may publish meanwhile.
+    fn judge(&mut self, turn: Option<Turn>) -> Result<(), Refusal> {
+        let frozen = matches!(self.place, Place::Frozen(_));
+        let Some(turn) = turn else { return if frozen { Err(Refusal::Moving) } else { Ok(()) } };
+        let held = match (&self.order, frozen) {
+            (_, true) => Err(Refusal::Moving),
+            (Some(order), false) => order.judge(&turn),
+            (None, false) => Ok(()),
+        };
+        let held = held.and_then(|()| match self.expects_before(turn.key()) {
+            true => Err(Refusal::Moving),
+            false => Ok(()),
+        });
+        match held {
+            Err(Refusal::Moving) => drop(self.expected.insert(turn.key())),
+            Err(_) => self.has_come(Some(turn)),
+            Ok(()) => {}
+        }
+        held
+    }
+
+    /// Whether an older publish of the same sender is expected.
+    fn expects_before(&self, (sender, id): (Incarnation, MessageId)) -> bool {
+        let first = (sender, MessageId { origin: 0, seq: 0 });
+        !self.expected.is_empty() && self.expected.range(first..(sender, id)).next().is_some()
+    }
+}

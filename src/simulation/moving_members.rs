@@ -1,0 +1,181 @@
+//! Sessions that move while somebody else has to do with them: members of a shared subscription, and a client that gives its
+//! session up meanwhile.
+
+use super::takeovers::{EXPIRY_S, cluster, connected, expected, resume};
+use super::*;
+use crate::mqtt::{Property, QoS, Reason, Version, client};
+
+const GROUP: &str = "$share/g/t/#";
+
+fn member(cluster: &Cluster, node: usize, client_id: &str, expiry_s: u32) -> SimClient {
+    let mut client = SimClient::connect(cluster.open(node), client_id, true, expiry_s);
+    assert_eq!(connected(cluster, &mut client), Some((false, Reason::Success)));
+    client.subscribe(GROUP, QoS::AtLeastOnce);
+    assert!(cluster.until(|| client.seen().iter().any(|g| matches!(g, Got::Subscribed(..)))));
+    client
+}
+
+fn publisher(cluster: &Cluster, node: usize) -> SimClient {
+    let mut client = SimClient::connect(cluster.open(node), "p", true, 0);
+    assert!(connected(cluster, &mut client).is_some());
+    client
+}
+
+fn acked(client: &mut SimClient) -> Vec<u16> {
+    let acked = client.seen().iter().filter_map(|g| match g {
+        Got::Acked(id, reason) if !reason.is_error() => Some(*id),
+        _ => None,
+    });
+    acked.collect()
+}
+
+/// What a client has got, sorted, each once.
+fn sorted(client: &mut SimClient) -> Vec<String> {
+    let mut got = client.payloads();
+    got.sort_by_key(|p| p.parse::<usize>().unwrap());
+    got.dedup();
+    got
+}
+
+#[test]
+fn a_group_whose_only_member_moved_is_served_by_an_origin_that_does_not_know_it_yet() {
+    for seed in 0..40 {
+        let cluster = cluster(3, seed);
+        cluster.net.latency(2);
+        let lagging = cluster.name(if seed % 2 == 0 { 2 } else { 0 });
+        let mut publisher = publisher(&cluster, if seed % 2 == 0 { 2 } else { 0 });
+        let s = member(&cluster, 0, "s", EXPIRY_S);
+        s.wire.lose();
+        cluster.advance(1_000);
+        cluster.store.lag(&lagging, true);
+        let (mut s, present) = resume(&cluster, 1, "s");
+        assert!(present, "seed {seed}");
+        if seed % 4 < 2 {
+            s.wire.lose();
+            cluster.settle();
+        }
+        let ids: Vec<u16> =
+            (0..10).map(|n| publisher.publish("t/x", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        cluster.advance(500);
+        cluster.store.lag(&lagging, false);
+        assert!(cluster.until(|| acked(&mut publisher).len() == ids.len()), "seed {seed}");
+        let (mut again, _) = resume(&cluster, 1, "s");
+        cluster.advance(5_000);
+        let mut got = s.payloads();
+        got.extend(again.payloads());
+        got.sort_by_key(|p| p.parse::<usize>().unwrap());
+        got.dedup();
+        assert_eq!(got, expected(0..10), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_a_member_leaves_behind_reaches_one_that_is_just_moving() {
+    for ms in 0..40 {
+        let what = format!("the member goes {ms} ms after the other has begun to move");
+        let cluster = cluster(3, 3_000 + ms);
+        cluster.net.latency(3);
+        cluster.store.latency(2);
+        let mut busy = member(&cluster, 0, "busy", 0);
+        busy.silent = true;
+        let s = member(&cluster, 0, "s", EXPIRY_S);
+        s.wire.lose();
+        cluster.advance(1_000);
+        let mut publisher = publisher(&cluster, 2);
+        let ids: Vec<u16> =
+            (0..10).map(|n| publisher.publish("t/x", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        assert!(cluster.until(|| acked(&mut publisher).len() == ids.len()), "{what}");
+        assert!(cluster.until(|| busy.payloads().len() == 10), "{what}");
+        let mut s = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
+        cluster.advance(ms);
+        busy.wire.lose();
+        assert_eq!(connected(&cluster, &mut s), Some((true, Reason::Success)), "{what}");
+        cluster.advance(10_000);
+        assert_eq!(sorted(&mut s), expected(0..10), "{what}");
+    }
+}
+
+#[test]
+fn a_clean_start_elsewhere_while_the_session_moves_publishes_its_will_once() {
+    let mut replaced = 0;
+    for ms in 0..30 {
+        let what = format!("a clean start {ms} ms after a resume elsewhere");
+        let cluster = cluster(3, 4_000 + ms);
+        cluster.net.latency(3);
+        cluster.store.latency(2);
+        let mut witness = SimClient::connect(cluster.open(2), "witness", true, 0);
+        assert!(connected(&cluster, &mut witness).is_some());
+        witness.subscribe("wills", QoS::AtLeastOnce);
+        let mut properties = Vec::new();
+        client::put_property(&mut properties, &Property::SessionExpiryInterval(EXPIRY_S));
+        let mut delay = Vec::new();
+        client::put_property(&mut delay, &Property::WillDelayInterval(EXPIRY_S));
+        let will = client::Will {
+            topic: "wills",
+            payload: b"1",
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            properties: &delay,
+        };
+        let connect = client::Connect {
+            version: Version::V5,
+            clean_start: true,
+            keep_alive_s: 0,
+            properties: &properties,
+            client_id: "s",
+            will: Some(will),
+            username: None,
+            password: None,
+        };
+        let mut old = SimClient::connect_with(cluster.open(0), &connect);
+        assert!(connected(&cluster, &mut old).is_some(), "{what}");
+        old.wire.lose();
+        cluster.advance(1_000);
+        let mut resumed = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
+        cluster.advance(ms);
+        let mut clean = SimClient::connect(cluster.open(2), "s", true, 0);
+        assert_eq!(connected(&cluster, &mut clean), Some((false, Reason::Success)), "{what}");
+        cluster.advance(20_000);
+        // After the clean start it may have come to a session without state.
+        let came_back = resumed
+            .seen()
+            .iter()
+            .any(|g| matches!(g, Got::Connected { present: true, reason: Reason::Success }));
+        let expected = if came_back { 0 } else { 1 };
+        assert_eq!(witness.payloads().len(), expected, "{what}: resumed first: {came_back}");
+        replaced += expected;
+    }
+    assert!(0 < replaced && replaced < 30, "both happened: {replaced}");
+}
+
+#[test]
+fn a_session_that_is_on_its_way_to_a_node_that_leaves_goes_on_to_another() {
+    for ms in 0..40 {
+        let what = format!("the node leaves {ms} ms after a client has come");
+        let cluster = cluster(3, 5_000 + ms);
+        cluster.net.latency(3);
+        cluster.store.latency(2);
+        let mut publisher = publisher(&cluster, 2);
+        let s = member(&cluster, 1, "s", EXPIRY_S);
+        s.wire.lose();
+        let ids: Vec<u16> =
+            (0..10).map(|n| publisher.publish("t/x", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        assert!(cluster.until(|| acked(&mut publisher).len() == ids.len()), "{what}");
+        let mut came = SimClient::connect(cluster.open(0), "s", false, EXPIRY_S);
+        cluster.advance(ms);
+        let broker = cluster.broker(0).unwrap().clone();
+        broker.drain();
+        assert_eq!(cluster.sim.wait(broker.hand_over(), PATIENCE_MS), Some(0), "{what}");
+        assert_eq!(broker.sessions(), 0, "{what}");
+        let shut = |g: &Got| matches!(g, Got::Disconnected(Reason::ServerShuttingDown));
+        assert!(!came.seen().iter().any(shut), "{what}");
+        let (mut again, present) = resume(&cluster, 2, "s");
+        assert!(present, "{what}");
+        cluster.advance(10_000);
+        let mut got = came.payloads();
+        got.extend(again.payloads());
+        got.sort_by_key(|p| p.parse::<usize>().unwrap());
+        got.dedup();
+        assert_eq!(got, expected(0..10), "{what}");
+    }
+}
