@@ -107,8 +107,9 @@ impl Broker {
     /// Routes `message`.
     ///
     /// # Errors
-    /// 0x97 if it is to be retained and the limits of retained messages forbid it: then nothing happened. At QoS 0 and
-    /// for a will, where nobody could be told, it is routed all the same, but not retained.
+    /// 0x97 if it is to be retained and the limits of retained messages forbid it, or if it would have to wait for other nodes
+    /// and too many do: then nothing happened. At QoS 0 and for a will, where nobody could be told, it is routed all the same,
+    /// but not retained.
     pub fn publish(
         &self,
         message: &Message,
@@ -116,6 +117,10 @@ impl Broker {
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) -> Result<Routed, Reason> {
+        if self.refuses_to_hold(message, origin, &mut cache.remote) {
+            self.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
+            return Err(Reason::QuotaExceeded);
+        }
         let (mut lsn, mut ticket) = (None, None);
         if message.retain() {
             match self.retain(message, origin.record.is_some()) {

@@ -114,6 +114,11 @@ impl Cluster {
         self.nodes[no].name.clone()
     }
 
+    /// Node `no`'s disk.
+    pub fn journal(&self, no: usize) -> &MemoryJournal {
+        &self.nodes[no].journal
+    }
+
     /// The running process of node `no`; `None` while it is dead.
     pub fn running(&self, no: usize) -> Option<&Running> {
         self.nodes[no].running.as_ref()

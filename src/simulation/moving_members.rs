@@ -1,7 +1,7 @@
 //! Sessions that move while somebody else has to do with them: members of a shared subscription, and a client that gives its
 //! session up meanwhile.
 
-use super::takeovers::{EXPIRY_S, cluster, connected, expected, resume};
+use super::takeovers::{EXPIRY_S, cluster, cluster_with, connected, expected, resume};
 use super::*;
 use crate::mqtt::{Property, QoS, Reason, Version, client};
 
@@ -177,5 +177,31 @@ fn a_session_that_is_on_its_way_to_a_node_that_leaves_goes_on_to_another() {
         got.sort_by_key(|p| p.parse::<usize>().unwrap());
         got.dedup();
         assert_eq!(got, expected(0..10), "{what}");
+    }
+}
+
+#[test]
+fn a_group_whose_member_moved_is_served_also_if_its_old_node_dies_before_the_origin_knows() {
+    for seed in 0..40 {
+        let limits = Limits { publish_timeout_ms: 60_000, ..Limits::default() };
+        let mut cluster = cluster_with(3, seed, limits);
+        cluster.net.latency(2);
+        let lagging = cluster.name(2);
+        let mut publisher = publisher(&cluster, 2);
+        let s = member(&cluster, 0, "s", EXPIRY_S);
+        s.wire.lose();
+        cluster.advance(1_000);
+        cluster.store.lag(&lagging, true);
+        let (mut s, present) = resume(&cluster, 1, "s");
+        assert!(present, "seed {seed}");
+        let ids: Vec<u16> =
+            (0..10).map(|n| publisher.publish("t/x", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        // The old node says that the member has moved, and dies.
+        cluster.advance(100);
+        cluster.crash(0);
+        cluster.advance(3_000);
+        cluster.store.lag(&lagging, false);
+        assert!(cluster.until(|| acked(&mut publisher).len() == ids.len()), "seed {seed}");
+        assert_eq!(sorted(&mut s), expected(0..10), "seed {seed}");
     }
 }

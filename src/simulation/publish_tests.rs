@@ -8,8 +8,12 @@ use crate::mqtt::{QoS, Reason};
 const SEEDS: std::ops::Range<u64> = 0..60;
 
 fn cluster(n: usize, seed: u64) -> Cluster {
+    cluster_with(n, seed, Limits::default())
+}
+
+fn cluster_with(n: usize, seed: u64, limits: Limits) -> Cluster {
     eprintln!("seed {seed}");
-    let cluster = Cluster::new(n, seed);
+    let cluster = Cluster::with(n, seed, limits);
     start_routes(&cluster, 0..n);
     cluster
 }
@@ -307,5 +311,144 @@ fn too_many_held_publishes_slow_their_publishers_down() {
         assert!(cluster.until(|| sub.payloads().len() >= 200), "seed {seed}");
         let expected: Vec<String> = (0..200).map(|n| n.to_string()).collect();
         assert_eq!(sub.payloads(), expected, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_is_matched_late_is_acknowledged_only_when_it_is_durable_here() {
+    for seed in SEEDS {
+        let cluster = cluster(2, seed);
+        let mut sub = connect(&cluster, 0, "s", 60);
+        subscribe(&cluster, &mut sub, "t", QoS::ExactlyOnce);
+        let mut publisher = connect(&cluster, 0, "p", 60);
+        // Neither the store nor the other node tells it that what it knows is recent.
+        cluster.cut_from_store(0, true);
+        cluster.partition(0, 1, true);
+        let remote = cluster.broker(0).unwrap().remote.clone().unwrap();
+        let current = || remote.is_current(cluster.sim.now());
+        assert!(cluster.until(|| !current()), "seed {seed}");
+        let ids = [QoS::AtLeastOnce, QoS::ExactlyOnce].map(|qos| publisher.publish("t", "m", qos, false));
+        cluster.settle();
+        cluster.journal(0).stall(true);
+        cluster.cut_from_store(0, false);
+        cluster.partition(0, 1, false);
+        assert!(cluster.until(current), "seed {seed}");
+        cluster.advance(1_000);
+        assert!(ids.iter().all(|id| !acked(&mut publisher, *id)), "seed {seed}");
+        cluster.journal(0).stall(false);
+        assert!(cluster.until(|| ids.iter().all(|id| acked(&mut publisher, *id))), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_node_that_comes_back_without_its_disk_does_not_answer_for_the_sessions_on_it() {
+    for seed in SEEDS {
+        let mut cluster = cluster(2, seed);
+        let mut lost = connect(&cluster, 1, "lost", 3_600);
+        subscribe(&cluster, &mut lost, "t", QoS::AtLeastOnce);
+        cluster.wipe(1);
+        start_routes(&cluster, [1]);
+        let mut new = connect(&cluster, 1, "new", 3_600);
+        subscribe(&cluster, &mut new, "t", QoS::AtLeastOnce);
+        let mut publisher = connect(&cluster, 0, "p", 3_600);
+        let id = publisher.publish("t", "m", QoS::AtLeastOnce, false);
+        assert!(cluster.until(|| new.payloads() == ["m"]), "seed {seed}");
+        cluster.advance(5_000);
+        assert!(!acked(&mut publisher, id), "seed {seed}: the session on the lost disk has not had it");
+    }
+}
+
+#[test]
+fn a_message_at_qos_0_finds_the_node_whose_member_is_online() {
+    for seed in SEEDS {
+        let cluster = cluster(3, seed);
+        let mut away = connect(&cluster, 1, "away", 3_600);
+        subscribe(&cluster, &mut away, "$share/g/t", QoS::AtLeastOnce);
+        away.wire.lose();
+        let mut online = connect(&cluster, 2, "online", 0);
+        subscribe(&cluster, &mut online, "$share/g/t", QoS::AtLeastOnce);
+        let mut publisher = connect(&cluster, 0, "p", 0);
+        let sent: Vec<String> = (10..60).map(|n| n.to_string()).collect();
+        for m in &sent {
+            publisher.publish("t", m, QoS::AtMostOnce, false);
+        }
+        assert!(cluster.until(|| online.payloads().len() == sent.len()), "seed {seed}");
+        let mut got = online.payloads();
+        got.sort();
+        assert_eq!(got, sent, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_publish_that_waits_for_long_comes_to_nobody_twice() {
+    for seed in SEEDS {
+        let mut limits = Limits { publish_timeout_ms: 600_000, ..Limits::default() };
+        limits.remote.seen = 100;
+        let mut cluster = cluster_with(3, seed, limits);
+        let mut sub = connect(&cluster, 1, "s", 3_600);
+        subscribe(&cluster, &mut sub, "#", QoS::ExactlyOnce);
+        let mut gone = connect(&cluster, 2, "gone", 3_600);
+        subscribe(&cluster, &mut gone, "waits", QoS::ExactlyOnce);
+        cluster.crash(2);
+        assert!(cluster.until(|| cluster.members().len() == 2), "seed {seed}");
+        let mut publisher = connect(&cluster, 0, "p", 3_600);
+        publisher.publish("waits", "held", QoS::ExactlyOnce, false);
+        let mut publisher = connect(&cluster, 0, "q", 3_600);
+        for n in 0..200 {
+            let id = publisher.publish("t", &n.to_string(), QoS::AtLeastOnce, false);
+            assert!(cluster.until(|| acked(&mut publisher, id)), "seed {seed}");
+        }
+        cluster.advance(5_000);
+        cluster.restart(2);
+        start_routes(&cluster, [2]);
+        let mut gone = connect(&cluster, 2, "gone", 3_600);
+        assert!(cluster.until(|| gone.payloads() == ["held"]), "seed {seed}: {:?}", gone.seen());
+        cluster.advance(5_000);
+        let held = sub.payloads().iter().filter(|m| *m == "held").count();
+        assert_eq!((held, sub.payloads().len()), (1, 201), "seed {seed}");
+    }
+}
+
+#[test]
+fn publishes_for_a_node_that_is_gone_do_not_slow_down_those_for_others() {
+    for seed in SEEDS {
+        let mut limits = Limits { publish_timeout_ms: 600_000, ..Limits::default() };
+        limits.remote.held_publishes = 20;
+        let mut cluster = cluster_with(3, seed, limits);
+        let mut gone = connect(&cluster, 2, "gone", 3_600);
+        subscribe(&cluster, &mut gone, "waits", QoS::AtLeastOnce);
+        let mut sub = connect(&cluster, 1, "s", 3_600);
+        subscribe(&cluster, &mut sub, "t", QoS::AtLeastOnce);
+        cluster.crash(2);
+        assert!(cluster.until(|| cluster.members().len() == 2), "seed {seed}");
+        let mut waiting = connect(&cluster, 0, "waiting", 3_600);
+        let ids: Vec<u16> =
+            (0..20).map(|n| waiting.publish("waits", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        cluster.settle();
+        let mut late = connect(&cluster, 0, "late", 3_600);
+        for _ in 0..10 {
+            late.publish("waits", "too many", QoS::AtLeastOnce, false);
+        }
+        let refused = |client: &mut SimClient| {
+            let quota = |g: &&Got| matches!(g, Got::Acked(_, Reason::QuotaExceeded));
+            client.seen().iter().filter(quota).count()
+        };
+        assert!(cluster.until(|| refused(&mut late) == 10), "seed {seed}: {:?}", late.seen());
+        let broker = cluster.broker(0).unwrap().clone();
+        assert_eq!(broker.remote_held(), 20, "seed {seed}");
+        let remote = broker.remote.clone().unwrap();
+        assert!(!remote.origins.full() && remote.origins.away_full(), "seed {seed}");
+        let mut publisher = connect(&cluster, 0, "p", 0);
+        let sent: Vec<u16> =
+            (0..50).map(|n| publisher.publish("t", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        assert!(cluster.until(|| sent.iter().all(|id| acked(&mut publisher, *id))), "seed {seed}");
+        assert_eq!(sub.payloads().len(), 50, "seed {seed}");
+        cluster.restart(2);
+        start_routes(&cluster, [2]);
+        assert!(cluster.until(|| ids.iter().all(|id| acked(&mut waiting, *id))), "seed {seed}");
+        let mut gone = connect(&cluster, 2, "gone", 3_600);
+        let expected: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+        assert!(cluster.until(|| gone.payloads().len() == 20), "seed {seed}: {:?}", gone.seen());
+        assert_eq!(gone.payloads(), expected, "seed {seed}");
     }
 }

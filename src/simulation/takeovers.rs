@@ -6,7 +6,11 @@ use crate::mqtt::{QoS, Reason};
 pub(super) const EXPIRY_S: u32 = 3_600;
 
 pub(super) fn cluster(n: usize, seed: u64) -> Cluster {
-    let cluster = Cluster::new(n, seed);
+    cluster_with(n, seed, Limits::default())
+}
+
+pub(super) fn cluster_with(n: usize, seed: u64, limits: Limits) -> Cluster {
+    let cluster = Cluster::with(n, seed, limits);
     assert!(
         cluster.until(|| (0..n).all(|no| cluster.broker(no).is_some_and(|b| b.may_serve().is_ok()))),
         "seed {seed}"

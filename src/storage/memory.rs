@@ -52,6 +52,8 @@ pub struct MemoryJournal {
 #[derive(Default)]
 struct State {
     closed: bool,
+    /// Nothing becomes durable: [`MemoryJournal::stall`].
+    stalled: bool,
     bytes: u64,
     next_session: SessionNo,
     next_order: u64,
@@ -134,7 +136,7 @@ impl MemoryJournal {
             held.closed = true;
             state
         };
-        state.closed = false;
+        (state.closed, state.stalled) = (false, false);
         state.forget_unknown_sessions();
         let recovered = Recovered { journal: self.name, ..state.recovered() };
         let next_seq = self.next_seq.load(Ordering::Relaxed);
@@ -142,8 +144,20 @@ impl MemoryJournal {
         (journal, recovered)
     }
 
+    /// Lets nothing more become durable, as a disk that hangs, or goes on. What was appended meanwhile is then durable.
+    pub fn stall(&self, stalled: bool) {
+        let mut state = self.state.lock();
+        let was_full = self.full(&state);
+        state.stalled = stalled;
+        if was_full && !self.full(&state) {
+            self.durable.fetch_add(1, Ordering::AcqRel);
+            drop(state);
+            self.wakers.wake_all();
+        }
+    }
+
     fn full(&self, state: &State) -> bool {
-        state.bytes > self.options.max_bytes
+        state.stalled || state.bytes > self.options.max_bytes
     }
 }
 
@@ -200,6 +214,9 @@ impl Journal for MemoryJournal {
         let state = self.state.lock();
         if !self.full(&state) {
             return JournalHealth::Ok;
+        }
+        if state.stalled {
+            return JournalHealth::Failing("the journal in memory is stalled".to_owned());
         }
         JournalHealth::Failing(format!(
             "the journal in memory holds {} bytes of messages, more than the {} of storage.memory_max_bytes; raise it, \

@@ -75,8 +75,9 @@ impl Waiting {
         for first in [self.published.front(), self.others.front()].into_iter().flatten() {
             let open = first.ticket.as_ref().is_some_and(|t| t.wake_when_kept(waker));
             // While the ticket is open a durable journal is no reason to look again.
-            if !open || first.lsn > journal.durable() {
-                journal.wake_at(first.lsn, waker);
+            let lsn = first.safe_at();
+            if !open || lsn > journal.durable() {
+                journal.wake_at(lsn, waker);
             }
         }
     }
@@ -91,12 +92,22 @@ impl Waiting {
     }
 }
 
+impl Answer {
+    /// How far the journal must be durable, as far as that is known: final once the ticket is kept.
+    fn safe_at(&self) -> Lsn {
+        self.ticket.as_ref().map_or(self.lsn, |t| self.lsn.max(t.lsn()))
+    }
+}
+
 fn pop(row: &mut VecDeque<Answer>, durable: Lsn) -> Option<(Answer, Option<Kept>)> {
     let first = row.front().filter(|a| a.lsn <= durable)?;
     let kept = match &first.ticket {
         Some(ticket) => Some(ticket.kept()?),
         None => None,
     };
+    if first.safe_at() > durable {
+        return None;
+    }
     let answer = row.pop_front()?;
     if row.is_empty() && row.capacity() > 64 {
         *row = VecDeque::new();

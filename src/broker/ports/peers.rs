@@ -13,6 +13,8 @@ pub struct GroupTry {
     pub name: Arc<str>,
     /// Nobody is online anywhere: queue the message with a persistent member.
     pub queue: bool,
+    /// Nodes without a member online, each asked once. At QoS 0, where nobody answers, whoever has none either passes the message on.
+    pub tried: Vec<Arc<str>>,
 }
 
 /// One publish on its way to one node.
@@ -52,8 +54,11 @@ pub enum Answer {
 pub struct Report {
     /// How far the sender's index has come.
     pub applied: Revision,
-    /// Publishes of the sender's incarnation with a lower number are done with: nobody will send them again.
+    /// Publishes of the sender's incarnation with a lower number are done with, save those in `open`: nobody will send them
+    /// again.
     pub low_water: u64,
+    /// Publishes with a lower number that are not done with, ascending.
+    pub open: Vec<u64>,
     /// For each node: every frame to it that was matched before this revision is answered, and sent on if it had moved.
     pub settled: Vec<(Arc<str>, Revision)>,
     /// Earlier incarnations of the sender's node whose publishes are done with, all of them.

@@ -1,16 +1,16 @@
 //! The life of a publish that this node owns, after it was matched: its record becomes durable, nodes answer, the index moves
 //! on, time passes, the node restarts.
 
-use super::Remote;
 use super::origin::entry::{Entry, OpenGroup, Stage};
+use super::{Remote, RemoteCache};
 use crate::broker::Broker;
 use crate::broker::ports::{
     Answer, Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recipient, Recovered, Revision, Seq, SessionNo,
 };
-use crate::broker::publish::Way;
+use crate::broker::publish::{Origin, Way};
 use crate::broker::router::Group;
 use crate::clock::Time;
-use crate::mqtt::{QoS, Reason};
+use crate::mqtt::{Message, QoS, Reason};
 use std::future::poll_fn;
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
@@ -107,6 +107,8 @@ impl Broker {
             if !remote.is_current(remote.now()) {
                 return false;
             }
+            // Until its frames are queued nobody may hear how far this node has come, nor may the lane change.
+            let _inside = remote.gate.enter();
             let Some(id) = remote.origins.lane_next() else { return true };
             if let Some(next) = self.match_again(remote, id) {
                 self.carry_on(remote, next);
@@ -124,19 +126,18 @@ impl Broker {
 
     fn match_each(&self, remote: &Arc<Remote>, ids: Vec<MessageId>) {
         for id in ids {
+            // Until its frames are queued nobody may hear how far this node has come.
+            let _inside = remote.gate.enter();
             if let Some(next) = self.match_again(remote, id) {
                 self.carry_on(remote, next);
             }
         }
     }
 
-    /// Registrations, custody or links have changed: publishes for nodes that went, or came back,
-    /// are matched again.
+    /// Registrations, custody or links have changed: publishes for nodes that went, or came back, wait to be matched again.
     pub(super) fn nodes_changed(&self) {
         let Some(remote) = &self.remote else { return };
-        let mut away = remote.origins.asked_nodes();
-        away.retain(|n| *n != remote.me.node && !remote.members.reachable(n));
-        self.match_each(remote, remote.origins.nodes_changed(&away));
+        self.run_lane(remote);
         self.prune_given_up(remote);
     }
 
@@ -165,7 +166,7 @@ impl Broker {
         }
     }
 
-    /// Gives publishes at QoS 1 up that are older than `before` or have failed: their publishers are told so.
+    /// Gives publishes up that are older than `before` or have failed: their publishers are told so.
     fn give_up(&self, remote: &Remote, before: Time, failed: &[MessageId]) {
         let reason = Reason::ImplementationSpecificError;
         for (id, nodes) in remote.origins.give_up(before, failed, reason) {
@@ -184,8 +185,12 @@ impl Broker {
         self.match_each(remote, remote.origins.retry());
         // Given up, or their sender gone, without a word.
         self.late_soon(remote);
-        let own = remote.gate.closed(|| remote.origins.low_water());
-        self.unsee_below(remote, remote.me.incarnation, own);
+        let inside = remote.gate.enter();
+        let next = remote.origins.expire(now, remote.applied());
+        self.carry_on(remote, next);
+        drop(inside);
+        let (low, open) = remote.gate.closed(|| remote.origins.low_water());
+        self.unsee_below(remote, remote.me.incarnation, low, &open);
         let (forgotten, recorded) = remote.seen.overflow();
         if forgotten > 0 {
             self.metrics.seen_forgotten.add(forgotten as u64);
@@ -204,16 +209,15 @@ impl Broker {
         }
     }
 
-    /// Publishes of `origin` below `low` will not come again.
-    pub(super) fn unsee_below(&self, remote: &Remote, origin: Incarnation, low: u64) {
-        self.unsee_all(&remote.seen.prune(origin, low));
+    /// Publishes of `origin` below `low` will not come again, save those in `open`.
+    pub(super) fn unsee_below(&self, remote: &Remote, origin: Incarnation, low: u64, open: &[u64]) {
+        self.unsee_all(&remote.seen.prune(origin, low, open));
     }
 
     /// Incarnations that were given up send nothing again.
     fn prune_given_up(&self, remote: &Remote) {
-        for origin in remote.seen.origins() {
-            let low = remote.members.low_water(origin);
-            self.unsee_below(remote, origin, low);
+        for origin in remote.seen.origins().into_iter().filter(|o| remote.members.is_over(*o)) {
+            self.unsee_below(remote, origin, u64::MAX, &[]);
         }
     }
 
@@ -335,6 +339,21 @@ impl Broker {
     /// Publishes of this node's clients that not every other node has yet.
     pub fn remote_held(&self) -> usize {
         self.remote.as_ref().map_or(0, |r| r.origins.held())
+    }
+
+    /// Whether a publish would wait for others although no more may. Wills are taken always: there is one for a session.
+    pub(in crate::broker) fn refuses_to_hold(
+        &self,
+        message: &Message,
+        origin: &Origin<'_>,
+        cache: &mut RemoteCache,
+    ) -> bool {
+        let Some(remote) = &self.remote else { return false };
+        if message.qos() == QoS::AtMostOnce || origin.record.is_some() {
+            return false;
+        }
+        let origins = &remote.origins;
+        origins.overfull() || origins.away_full() && remote.lookup(message.topic(), cache).waits()
     }
 
     /// Whether publishers should pause since too many publishes wait for other nodes.

@@ -21,8 +21,16 @@ pub struct Candidate<'a> {
     pub away: bool,
 }
 
-/// Which node is asked next, and whether to queue.
-pub type Choice<'a> = Option<(&'a Arc<str>, bool)>;
+/// Which node serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice<'a> {
+    /// The node.
+    pub node: &'a Arc<str>,
+    /// Whether it is asked to queue.
+    pub queue: bool,
+    /// Whether it cannot be asked now.
+    pub away: bool,
+}
 
 /// The nodes with members: those of the index, and this one.
 pub fn candidates<'a>(
@@ -44,16 +52,20 @@ pub fn candidates<'a>(
 }
 
 /// Chooses among `candidates` for `open`, those who have declined left out; `turn` is any number, different each time.
-pub fn choose<'a>(candidates: &[Candidate<'a>], open: &OpenGroup, turn: u64) -> Choice<'a> {
-    let untried =
-        |c: &&Candidate<'_>| !c.away && !open.tried.contains(c.node) && !open.without.contains(c.node);
-    if let Some(node) = weighted(candidates.iter().filter(untried), turn) {
-        return Some((node, false));
+pub fn choose<'a>(candidates: &[Candidate<'a>], open: &OpenGroup, turn: u64) -> Option<Choice<'a>> {
+    let there = candidates.iter().filter(|c| !c.away && !open.without.contains(c.node));
+    if let Some(node) = weighted(there.clone().filter(|c| !open.tried.contains(c.node)), turn) {
+        return Some(Choice { node, queue: false, away: false });
     }
-    let persistent = |c: &&Candidate<'_>| c.persistent && !open.without.contains(c.node);
-    weighted(candidates.iter().filter(persistent).filter(|c| !c.away), turn)
-        .or_else(|| weighted(candidates.iter().filter(persistent), turn))
-        .map(|node| (node, true))
+    if let Some(node) = weighted(there.filter(|c| c.persistent), turn) {
+        return Some(Choice { node, queue: true, away: false });
+    }
+    // What another process of that node has declined does not count.
+    weighted(candidates.iter().filter(|c| c.away && c.persistent), turn).map(|node| Choice {
+        node,
+        queue: true,
+        away: true,
+    })
 }
 
 fn weighted<'c, 'a: 'c>(
@@ -125,22 +137,26 @@ mod tests {
             ..OpenGroup::new("$share/g/t".into())
         };
         for turn in 0..400 {
-            let (node, queue) = choose(&c, &open(&[], &[]), turn).unwrap();
-            assert!(!queue);
-            *counts.entry(node).or_default() += 1;
+            let choice = choose(&c, &open(&[], &[]), turn).unwrap();
+            assert!(!choice.queue && !choice.away);
+            *counts.entry(choice.node).or_default() += 1;
         }
         assert_eq!(counts, HashMap::from([("a", 100), ("b", 300)]));
-        assert_eq!(choose(&c, &open(&n[1..2], &[]), 5), Some((&n[0], false)));
-        assert_eq!(choose(&c, &open(&n[..2], &[]), 5), Some((&n[1], true)), "c is away");
-        assert_eq!(
-            choose(&c, &open(&n[..2], &n[1..2]), 5),
-            Some((&n[2], true)),
-            "b has no persistent member after all"
-        );
-        assert_eq!(choose(&c, &open(&n[..1], &n[1..]), 5), None, "nobody has one");
-        assert_eq!(choose(&c[2..], &open(&[], &[]), 5), Some((&n[2], true)), "nobody else has members");
-        assert_eq!(choose(&c[..1], &open(&n[..1], &[]), 5), None);
-        assert_eq!(choose(&[], &open(&[], &[]), 5), None);
+        let chosen = |among: &[Candidate<'_>], open: &OpenGroup| {
+            choose(among, open, 5).map(|c| (c.node.to_string(), c.queue, c.away))
+        };
+        let named = |node: &Arc<str>, queue, away| Some((node.to_string(), queue, away));
+        assert_eq!(chosen(&c, &open(&n[1..2], &[])), named(&n[0], false, false));
+        assert_eq!(chosen(&c, &open(&n[..2], &[])), named(&n[1], true, false), "c is away");
+        let without_b = open(&n[..2], &n[1..2]);
+        assert_eq!(chosen(&c, &without_b), named(&n[2], true, true), "b has no persistent member after all");
+        assert_eq!(chosen(&c[..2], &open(&n[..1], &n[1..])), None, "nobody has one");
+        assert_eq!(chosen(&c[2..], &open(&[], &[])), named(&n[2], true, true), "nobody else has members");
+        let both = [candidate(&n[2], 1, false, false), c[2]];
+        let declined = open(&n[2..], &n[2..]);
+        assert_eq!(chosen(&both, &declined), named(&n[2], true, true), "another process of c is waited for");
+        assert_eq!(chosen(&c[..1], &open(&n[..1], &[])), None);
+        assert_eq!(chosen(&[], &open(&[], &[])), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::broker::ports::{Custody, Incarnation, Member, MemberId, Report, Revision};
 use crate::clock::Time;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -24,6 +24,16 @@ pub enum Standing {
     Orphan(Arc<str>),
     /// Given up, and all it owned with it.
     Gone,
+}
+
+impl Standing {
+    /// The node that publishes go to, or wait for.
+    pub fn node(&self) -> Option<&Arc<str>> {
+        match self {
+            Standing::Live(node) | Standing::Orphan(node) => Some(node),
+            Standing::Own | Standing::Gone => None,
+        }
+    }
 }
 
 /// What a process has reported, as far as it matters here.
@@ -72,7 +82,8 @@ struct Table {
     custody: HashMap<MemberId, (Custody, u32)>,
     links: HashMap<Arc<str>, MemberId>,
     reports: HashMap<MemberId, Reported>,
-    low_water: HashMap<Incarnation, u64>,
+    /// Incarnations none of whose publishes will come again.
+    over: HashSet<Incarnation>,
     leader: Option<MemberId>,
     /// Which snapshot what is mentioned now belongs to.
     snapshot: u32,
@@ -193,9 +204,9 @@ impl Members {
         table.reports.get(origin).and_then(|r| r.settled.values().min().copied()).unwrap_or(0)
     }
 
-    /// Publishes of an incarnation with a lower number will not come again; `u64::MAX` = none of it will.
-    pub fn low_water(&self, incarnation: Incarnation) -> u64 {
-        self.table.read().low_water.get(&incarnation).copied().unwrap_or(0)
+    /// Whether no publish of an incarnation will come again.
+    pub fn is_over(&self, incarnation: Incarnation) -> bool {
+        self.table.read().over.contains(&incarnation)
     }
 
     /// The least that all other processes have applied that must have: those registered, those linked, and those whose
@@ -237,10 +248,8 @@ impl Members {
             return;
         }
         for incarnation in &report.retired {
-            table.low_water.insert(*incarnation, u64::MAX);
+            table.over.insert(*incarnation);
         }
-        let low = table.low_water.entry(from.incarnation).or_default();
-        *low = (*low).max(report.low_water);
         let echo = report.heard.iter().find(|(p, _)| *p == self.me).map(|(_, at)| *at);
         let r = table.reports.entry(from.clone()).or_default();
         r.applied = report.applied;
@@ -314,7 +323,7 @@ impl Members {
             }
             None => {
                 // Nobody is left who could send its publishes again.
-                table.low_water.insert(of.incarnation, u64::MAX);
+                table.over.insert(of.incarnation);
                 table.custody.remove(&of);
             }
         }
@@ -392,14 +401,14 @@ impl Table {
     /// Forgets reports of processes that nobody will ask about. What was said of whole incarnations stays as long as they
     /// are in custody.
     fn forget(&mut self) {
-        let Table { live, departed, custody, links, reports, low_water, .. } = self;
+        let Table { live, departed, custody, links, reports, over, .. } = self;
         reports.retain(|p, _| {
             live.get(&p.node).is_some_and(|(m, _)| m.id == *p)
                 || links.get(&p.node) == Some(p)
                 || departed.iter().any(|d| d.member.id == *p)
         });
-        if low_water.len() > 2 * (custody.len() + live.len() + 16) {
-            low_water.retain(|i, _| custody.keys().any(|c| c.incarnation == *i));
+        if over.len() > 2 * (custody.len() + live.len() + 16) {
+            over.retain(|i| custody.keys().any(|c| c.incarnation == *i));
         }
     }
 }

@@ -249,7 +249,13 @@ impl Remote {
 
     /// Registrations, custody or links have changed.
     fn membership_changed(&self) {
-        self.routes.judge(|of| self.members.standing(of));
+        // Publishes that waited for a node that is back go to it before newer ones.
+        self.gate.closed(|| {
+            let mut nodes = self.routes.judge(|of| self.members.standing(of));
+            let asked = self.origins.asked_nodes();
+            nodes.extend(asked.into_iter().filter(|n| *n != self.me.node && !self.members.reachable(n)));
+            self.origins.queue_again(&nodes);
+        });
         self.ports.peers.keep(self.members.to_keep());
         self.weigh();
     }

@@ -171,7 +171,10 @@ impl Inbox for Broker {
                     self.take_frame(remote, frame, key, None, answers, &mut cache, &mut scratch);
                 }
                 None => {
-                    self.receive(remote, &frame, from.incarnation, &mut cache, &mut scratch);
+                    let received = self.receive(remote, &frame, from.incarnation, &mut cache, &mut scratch);
+                    if !received.declined.is_empty() {
+                        self.pass_on(remote, &frame, &received.declined, &mut cache, &mut scratch);
+                    }
                 }
             }
         }
@@ -191,9 +194,9 @@ impl Inbox for Broker {
 
     fn report(&self, from: &MemberId, report: Report) {
         let Some(remote) = &self.remote else { return };
-        self.unsee_below(remote, from.incarnation, report.low_water);
+        self.unsee_below(remote, from.incarnation, report.low_water, &report.open);
         for origin in &report.retired {
-            self.unsee_below(remote, *origin, u64::MAX);
+            self.unsee_below(remote, *origin, u64::MAX, &[]);
         }
         remote.heard(from, report);
         remote.sessions.reported();

@@ -16,11 +16,17 @@ impl Remote {
         // This node too: what it had for a session that left it may be on its way.
         let others = members.iter().map(|m| &m.id.node).filter(|n| **n != self.me.node);
         let nodes = others.chain([&self.me.node]);
+        // Whoever has taken a number is inside until its publish is in the table, and whoever has matched one until its frames
+        // are queued.
+        let ((low_water, open), settled) = self.gate.closed(|| {
+            let settled = nodes.map(|n| (n.clone(), self.origins.settled_floor(n, applied))).collect();
+            (self.origins.low_water(), settled)
+        });
         Report {
             applied,
-            // Whoever has taken a number is inside until its publish is in the table.
-            low_water: self.gate.closed(|| self.origins.low_water()),
-            settled: nodes.map(|n| (n.clone(), self.origins.settled_floor(n, applied))).collect(),
+            low_water,
+            open,
+            settled,
             retired: self.origins.retired(),
             sent_at: self.now(),
             heard: self.members.heard(),

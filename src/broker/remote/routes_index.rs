@@ -43,14 +43,14 @@ pub struct RemoteShare {
 pub struct RemoteGroup {
     /// `$share/<group>/<filter>`.
     pub name: Arc<str>,
-    /// Where its members are, each node once.
+    /// Where its members are, each node as in [`RemoteMatches::nodes`].
     pub nodes: Vec<RemoteShare>,
 }
 
 /// Where else a topic goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RemoteMatches {
-    /// Nodes with plain subscriptions, each once.
+    /// Nodes with plain subscriptions, each once; twice if a process is there and another of its node is waited for.
     pub nodes: Vec<RemoteNode>,
     /// Shared subscriptions, each once.
     pub groups: Vec<RemoteGroup>,
@@ -60,6 +60,12 @@ impl RemoteMatches {
     /// Whether no other node wants it.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty() && self.groups.is_empty()
+    }
+
+    /// Whether a publish waits for a node that is away.
+    pub fn waits(&self) -> bool {
+        let group_waits = |g: &RemoteGroup| g.nodes.iter().all(|n| n.orphaned);
+        self.nodes.iter().any(|n| n.orphaned) || self.groups.iter().any(group_waits)
     }
 }
 
@@ -348,12 +354,17 @@ impl RoutesIndex {
         self.owners.write().count(n, added, removed.len());
     }
 
-    /// Looks again at how everybody is to be treated.
-    pub fn judge(&self, standing: impl Fn(&MemberId) -> Standing) {
+    /// Looks again at how everybody is to be treated. Returns the nodes for which that has changed.
+    pub fn judge(&self, standing: impl Fn(&MemberId) -> Standing) -> Vec<Arc<str>> {
+        let mut nodes = Vec::new();
         for owner in self.owners.write().owners.iter_mut().flatten() {
-            owner.standing = standing(&owner.of);
+            let old = std::mem::replace(&mut owner.standing, standing(&owner.of));
+            if old != owner.standing {
+                nodes.extend([&old, &owner.standing].into_iter().filter_map(Standing::node).cloned());
+            }
         }
         self.standings.fetch_add(1, Ordering::Release);
+        nodes
     }
 
     /// What is not mentioned from now until [`RoutesIndex::end_snapshot`] will go.
@@ -453,11 +464,8 @@ impl RemoteMatches {
     fn add(&mut self, leaf: &Leaf, owners: &Owners) {
         for e in leaf.direct() {
             let Some((node, orphaned)) = routed(owners, e) else { continue };
-            match self.nodes.iter_mut().find(|n| n.node == *node) {
-                Some(n) => {
-                    n.persistent |= e.persistent;
-                    n.orphaned &= orphaned;
-                }
+            match self.nodes.iter_mut().find(|n| n.node == *node && n.orphaned == orphaned) {
+                Some(n) => n.persistent |= e.persistent,
                 None => {
                     self.nodes.push(RemoteNode { node: node.clone(), persistent: e.persistent, orphaned });
                 }
@@ -467,12 +475,11 @@ impl RemoteMatches {
             let mut nodes: Vec<RemoteShare> = Vec::new();
             for (e, weight) in &g.members {
                 let Some((node, orphaned)) = routed(owners, e) else { continue };
-                match nodes.iter_mut().find(|n| n.node == *node) {
+                match nodes.iter_mut().find(|n| n.node == *node && n.orphaned == orphaned) {
                     // Two starts of one node: the newer has taken over what the older had.
                     Some(n) => {
                         n.weight = n.weight.max(*weight);
                         n.persistent |= e.persistent;
-                        n.orphaned &= orphaned;
                     }
                     None => nodes.push(RemoteShare {
                         node: node.clone(),

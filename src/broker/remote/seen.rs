@@ -27,11 +27,24 @@ struct Entry {
     recorded: bool,
 }
 
+/// Publishes with a number below `low` are done with, save those in `open` (ascending).
+#[derive(Debug, Default)]
+struct Mark {
+    low: u64,
+    open: Box<[u64]>,
+}
+
+impl Mark {
+    fn passes(&self, seq: u64) -> bool {
+        seq < self.low && self.open.binary_search(&seq).is_err()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     ids: BTreeMap<MessageId, Entry>,
-    /// Publishes of an incarnation with a lower number are done with.
-    low: HashMap<Incarnation, u64>,
+    /// Publishes of an incarnation that are done with.
+    low: HashMap<Incarnation, Mark>,
     rows: HashMap<Seq, MessageId>,
 }
 
@@ -187,19 +200,23 @@ impl Seen {
         origins
     }
 
-    /// Publishes of `origin` numbered below `low` are done with. Returns those that the journal has a record of.
+    /// Publishes of `origin` numbered below `low` are done with, save those in `open`. Returns those that the journal has a
+    /// record of.
     #[must_use]
-    pub fn prune(&self, origin: Incarnation, low: u64) -> Vec<MessageId> {
+    pub fn prune(&self, origin: Incarnation, low: u64, open: &[u64]) -> Vec<MessageId> {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
-        let known = inner.low.entry(origin).or_default();
-        if *known >= low {
+        let mark = inner.low.entry(origin).or_default();
+        if mark.low > low || (mark.low == low && *mark.open == *open) {
             return Vec::new();
         }
-        *known = low;
+        let mut open: Box<[u64]> = open.into();
+        open.sort_unstable();
+        *mark = Mark { low, open };
         let range =
             (Bound::Included(MessageId { origin, seq: 0 }), Bound::Excluded(MessageId { origin, seq: low }));
-        let over: Vec<MessageId> = inner.ids.range(range).map(|(id, _)| *id).collect();
+        let over = inner.ids.range(range).map(|(id, _)| *id).filter(|id| mark.passes(id.seq));
+        let over: Vec<MessageId> = over.collect();
         let recorded = over.into_iter().filter(|id| inner.drop_id(*id)).collect();
         self.rows.store(inner.rows.len(), Ordering::Release);
         recorded
@@ -235,7 +252,7 @@ impl Seen {
 
 impl Inner {
     fn past(&self, id: MessageId) -> bool {
-        self.low.get(&id.origin).is_some_and(|low| id.seq < *low)
+        self.low.get(&id.origin).is_some_and(|mark| mark.passes(id.seq))
     }
 
     /// Forgets a publish; true if the journal has a record of it.
@@ -284,14 +301,27 @@ mod tests {
         }
         assert_eq!(s.settled(101), Some(id(1)));
         assert_eq!(s.settled(999), None);
-        assert_eq!(s.prune(7, 3), [id(1)], "2 was not settled, so the journal has only its row");
+        assert_eq!(s.prune(7, 3, &[]), [id(1)], "2 was not settled, so the journal has only its row");
         assert_eq!(s.len(), 1);
         assert!(!s.insert(id(2), 10), "late");
         assert_eq!(s.settled(102), None);
-        assert!(s.prune(7, 2).is_empty(), "a low-water mark does not fall");
+        assert!(s.prune(7, 2, &[]).is_empty(), "a low-water mark does not fall");
         assert!(!s.insert(id(2), 12));
-        assert_eq!(s.prune(7, u64::MAX), []);
+        assert_eq!(s.prune(7, u64::MAX, &[]), []);
         assert!(s.is_empty());
+    }
+
+    #[test]
+    fn what_is_open_below_the_mark_is_remembered() {
+        let s = Seen::new(100);
+        (1..=5).for_each(|n| assert!(s.insert(id(n), 10)));
+        assert_eq!(s.prune(7, 5, &[2, 4]), []);
+        assert_eq!(s.take_for(10), [id(2), id(4), id(5)]);
+        assert!(!s.insert(id(3), 11), "done with");
+        assert!(s.insert(id(4), 11), "another session");
+        assert!(!s.insert(id(4), 10), "twice");
+        assert_eq!(s.prune(7, 5, &[4]), [], "2 is over");
+        assert_eq!(s.take_for(10), [id(4), id(5)]);
     }
 
     #[test]
@@ -302,7 +332,7 @@ mod tests {
         assert_eq!(taken, [id(1), id(2)]);
         a.forget_session(10);
         assert!(a.take_for(10).is_empty() && !a.insert(id(2), 11));
-        assert!(b.prune(7, 2).is_empty());
+        assert!(b.prune(7, 2, &[]).is_empty());
         assert_eq!(b.add_for(3, &taken), [id(2)]);
         assert!(!b.insert(id(2), 3) && b.insert(id(2), 4));
     }

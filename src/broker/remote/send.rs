@@ -1,7 +1,7 @@
 //! A publish of this node in a cluster: matched here and elsewhere, sent to whoever needs it, and matched again when a
 //! session has moved meanwhile ("Publish: the origin owns it until every owner has it").
 
-use super::groups::{self, Fit};
+use super::groups::{self, Choice, Fit};
 use super::origin::entry::{Asked, Entry, OpenGroup, Plan, Sends, Stage};
 use super::origin::{self, Next, View};
 use super::{Kept, Remote, RemoteNode, RemoteShare, Ticket};
@@ -50,7 +50,8 @@ impl Broker {
         scratch.leaving = Leaving::default();
         let mut plan = Plan { matched_at: way.matched_at, ..Plan::default() };
         let here = self.match_all(remote, message, &way, &mut plan, cache, scratch);
-        let alone = plan.ask.is_empty() && plan.groups.is_empty() && !scratch.leaving.any();
+        let elsewhere = !plan.ask.is_empty() || !plan.away.is_empty() || !plan.groups.is_empty();
+        let alone = !elsewhere && !scratch.leaving.any();
         if alone {
             let lsn = self.journal_message(message, &way, None, scratch);
             debug_assert!(!scratch.leaving.any(), "no session freezes while a publisher is inside");
@@ -143,14 +144,12 @@ impl Broker {
     ) -> bool {
         let here = self.router.lookup(message.topic(), &mut cache.local);
         let there = remote.lookup(message.topic(), &mut cache.remote);
-        let unanswered = way.id.is_none();
         let mut matched = false;
         for t in &here.targets {
             matched |= self.to_target(message, t, way, scratch);
         }
-        for node in there.nodes.iter().filter(|n| !(unanswered && n.orphaned)) {
-            ask_node(plan, node);
-        }
+        plan.direct = true;
+        there.nodes.iter().for_each(|node| ask_node(plan, node));
         for group in &here.groups {
             let others = there.groups.iter().find(|g| g.name == group.name);
             let nodes = others.map_or(&[][..], |g| &g.nodes);
@@ -190,16 +189,15 @@ impl Broker {
             // By the publish's name: whoever sends it again after a crash asks the same node.
             let turn = way.id.map_or_else(|| remote.origins.turn(), origin::turn_of);
             let choice = groups::choose(&candidates, open, turn);
-            let Some((node, queue)) = choice.filter(|(_, queue)| !(*queue && way.id.is_none())) else {
+            let Some(Choice { node, queue, away }) = choice.filter(|c| !(c.queue && way.id.is_none())) else {
                 plan.served.push(open.name.clone());
                 return false;
             };
             if *node != remote.me.node {
-                (open.at, open.queue) = (Some(node.clone()), queue);
-                if candidates.iter().any(|c| c.node == node && c.away) {
-                    plan.away.push(node.clone());
+                (open.at, open.queue, open.away) = (Some(node.clone()), queue, away);
+                if !away {
+                    ask_group(plan, node, open.ask());
                 }
-                ask_group(plan, node, open.ask());
                 plan.groups.push(open.clone());
                 return false;
             }
@@ -341,12 +339,13 @@ impl Broker {
         let way = Way { origin, id: Some(id), sender, matched_at: applied, repeated: true, tracked: true };
         let mut plan = Plan { matched_at: applied, ..Plan::default() };
         self.match_view(remote, &view, &way, &mut plan, &mut cache, &mut scratch);
-        self.journal_message(&view.message, &way, None, &mut scratch);
-        for node in view.asked {
-            let wanted = plan.ask.iter().any(|(n, _)| *n == node);
-            if !wanted && node != remote.me.node && !remote.members.reachable(&node) {
-                plan.gone.push(node);
-            }
+        if let Some(lsn) = self.journal_message(&view.message, &way, None, &mut scratch) {
+            view.needs(lsn);
+        }
+        // Shared subscriptions alone do not tell who else would have to wait.
+        if plan.direct || view.shared_only {
+            let wanted = |node: &Arc<str>| plan.ask.iter().any(|(n, _)| n == node);
+            plan.gone = view.asked.iter().filter(|n| self.lost(remote, n) && !wanted(n)).cloned().collect();
         }
         let leaving = self.leave_out(&mut plan, &mut scratch);
         let next = remote.origins.check_in(id, plan, applied);
@@ -354,6 +353,11 @@ impl Broker {
         // Others may have waited for this one.
         self.late_soon(remote);
         Some(next)
+    }
+
+    /// Whether nobody will answer a frame to a node.
+    fn lost(&self, remote: &Remote, node: &Arc<str>) -> bool {
+        *node != remote.me.node && !remote.members.reachable(node)
     }
 
     fn match_view(
@@ -373,22 +377,57 @@ impl Broker {
         let here = self.router.lookup(message.topic(), &mut cache.local);
         let there = remote.lookup(message.topic(), &mut cache.remote);
         if view.direct {
+            plan.direct = true;
             for t in &here.targets {
                 plan.matched |= self.to_target(message, t, way, scratch);
             }
             there.nodes.iter().for_each(|node| ask_node(plan, node));
         }
-        for (node, ask) in &view.same {
-            if remote.members.reachable(node) {
-                ask_group(plan, node, ask.clone());
-            }
-        }
         for open in &view.groups {
+            let mut open = open.clone();
+            match open.at.clone() {
+                Some(node) if self.lost(remote, &node) => open.declined_by(&node, false),
+                Some(_) if open.away => open.open_again(),
+                Some(node) if view.asked.contains(&node) => continue,
+                // It answered that somebody has moved, or could not take the publish.
+                Some(node) => {
+                    ask_group(plan, &node, open.ask());
+                    continue;
+                }
+                None => {}
+            }
             let group = here.groups.iter().find(|g| g.name == open.name);
             let others = there.groups.iter().find(|g| g.name == open.name);
             let nodes = others.map_or(&[][..], |g| &g.nodes);
-            let mut open = open.clone();
             plan.matched |= self.serve_group(remote, message, &mut open, group, nodes, way, plan, scratch);
+        }
+    }
+
+    /// Another node sent a QoS 0 message for shared subscriptions without a member online here: it goes to a node that was not
+    /// asked yet.
+    pub(super) fn pass_on(
+        &self,
+        remote: &Remote,
+        frame: &Frame,
+        declined: &[Arc<str>],
+        cache: &mut Cache,
+        scratch: &mut Scratch,
+    ) {
+        let _inside = remote.gate.enter();
+        let message = &frame.message;
+        let way = Way { matched_at: remote.applied(), ..Way::default() };
+        let mut plan = Plan { matched_at: way.matched_at, ..Plan::default() };
+        let there = remote.lookup(message.topic(), &mut cache.remote);
+        for ask in frame.groups.iter().filter(|g| declined.contains(&g.name)) {
+            self.metrics.groups_declined.inc();
+            let mut open = OpenGroup::new(ask.name.clone());
+            open.tried.extend(ask.tried.iter().cloned().chain([remote.me.node.clone()]));
+            if let Some(others) = there.groups.iter().find(|g| g.name == ask.name) {
+                self.serve_group(remote, message, &mut open, None, &others.nodes, &way, &mut plan, scratch);
+            }
+        }
+        for (node, asked) in plan.ask {
+            self.send_frame(remote, &node, self::frame(None, plan.matched_at, asked, message));
         }
     }
 
@@ -436,10 +475,10 @@ fn joined(ticket: Option<Arc<Ticket>>) -> Arc<Ticket> {
 }
 
 fn ask_node(plan: &mut Plan, node: &RemoteNode) {
-    plan.ask.push((node.node.clone(), Asked { direct: true, ..Asked::default() }));
     if node.orphaned {
-        plan.away.push(node.node.clone());
+        return plan.away.push(node.node.clone());
     }
+    plan.ask.push((node.node.clone(), Asked { direct: true, ..Asked::default() }));
 }
 
 fn ask_group(plan: &mut Plan, node: &Arc<str>, ask: GroupTry) {

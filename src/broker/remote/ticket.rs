@@ -1,5 +1,6 @@
 //! A promise of the rest of the cluster: an answer to a client waits for it besides waiting for the journal.
 
+use crate::broker::ports::Lsn;
 use crate::mqtt::Reason;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ struct Inner {
     /// Parts besides the first that must be kept as well.
     more: usize,
     matched: bool,
+    /// What was done here to keep it is safe once the journal is durable up to here.
+    lsn: Lsn,
     waker: Option<Waker>,
 }
 
@@ -44,6 +47,17 @@ impl Ticket {
             Some(Kept::Failed(_)) => {}
             None => inner.more += 1,
         }
+    }
+
+    /// It holds no sooner than the journal of this node is durable up to `lsn`. Before the part is kept that needs it.
+    pub fn needs(&self, lsn: Lsn) {
+        let mut inner = self.0.lock();
+        inner.lsn = inner.lsn.max(lsn);
+    }
+
+    /// How far the journal of this node must be durable besides.
+    pub fn lsn(&self) -> Lsn {
+        self.0.lock().lsn
     }
 
     /// Keeps one part of it. The last part settles it, or the first that fails, and wakes whoever waits; later calls do not

@@ -171,7 +171,11 @@ fn a_message_travels_unharmed_and_its_expiry_does_not_depend_on_clocks() {
         retain: true,
         expires_at: Some(Time(5_000)),
     });
-    let groups = vec![crate::broker::ports::GroupTry { name: "$share/g/f".into(), queue: true }];
+    let groups = vec![crate::broker::ports::GroupTry {
+        name: "$share/g/f".into(),
+        queue: true,
+        tried: vec!["b".into()],
+    }];
     let frame = Frame { id: Some(id(3)), matched_at: 8, direct: false, groups, message: message.clone() };
     let sent = wire::frame(&frame, 0, Time(2_000));
     let read = wire::read_frame(sent.clone(), Time(100_000)).unwrap();
@@ -195,6 +199,7 @@ fn a_report_travels_whole() {
     let report = Report {
         applied: 9,
         low_water: 4,
+        open: vec![1, 3],
         settled: vec![("b".into(), 7)],
         retired: vec![3],
         sent_at: Time(77),

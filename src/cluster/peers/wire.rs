@@ -6,6 +6,7 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// A message's bytes, owned by the buffer they are read from: nothing is copied.
 struct Body(Message);
@@ -26,7 +27,11 @@ pub(super) fn frame(frame: &Frame, skipped: u32, now: Time) -> proto::Frame {
         groups: frame
             .groups
             .iter()
-            .map(|g| proto::GroupTry { name: g.name.to_string(), queue: g.queue })
+            .map(|g| proto::GroupTry {
+                name: g.name.to_string(),
+                queue: g.queue,
+                tried: g.tried.iter().map(|n| n.to_string()).collect(),
+            })
             .collect(),
         payload_len: message.payload().len() as u32,
         qos: message.qos() as u32,
@@ -57,7 +62,12 @@ pub(super) fn read_frame(frame: proto::Frame, now: Time) -> Result<Frame, &'stat
         // A moment of 0 would mean "never".
         expires_at: frame.expires_in_ms.map(|ms| Time(now.plus_ms(ms).0.max(1))),
     });
-    let groups = frame.groups.into_iter().map(|g| GroupTry { name: g.name.into(), queue: g.queue }).collect();
+    let group = |g: proto::GroupTry| GroupTry {
+        name: g.name.into(),
+        queue: g.queue,
+        tried: g.tried.into_iter().map(Arc::from).collect(),
+    };
+    let groups = frame.groups.into_iter().map(group).collect();
     let id = frame.id.map(|id| MessageId { origin: id.origin, seq: id.seq });
     Ok(Frame { id, matched_at: frame.matched_at, direct: frame.direct, groups, message })
 }
@@ -75,6 +85,7 @@ pub(super) fn report(report: Report) -> proto::Report {
     proto::Report {
         applied: report.applied,
         low_water: report.low_water,
+        open: report.open,
         settled: settled.collect(),
         retired: report.retired,
         sent_at_ms: report.sent_at.as_millis(),
@@ -90,6 +101,7 @@ pub(super) fn read_report(report: proto::Report) -> Report {
     Report {
         applied: report.applied,
         low_water: report.low_water,
+        open: report.open,
         settled: report.settled.into_iter().map(|s| (s.node.into(), s.revision)).collect(),
         retired: report.retired,
         sent_at: Time(report.sent_at_ms),

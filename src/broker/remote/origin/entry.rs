@@ -42,6 +42,8 @@ pub struct OpenGroup {
     pub at: Option<Arc<str>>,
     /// Whether it is asked to queue.
     pub queue: bool,
+    /// Whether it cannot be asked: it is waited for.
+    pub away: bool,
     /// Nodes without a persistent member to queue it for.
     pub without: SmallVec<[Arc<str>; 2]>,
 }
@@ -49,23 +51,35 @@ pub struct OpenGroup {
 impl OpenGroup {
     /// Nobody was asked.
     pub fn new(name: Arc<str>) -> OpenGroup {
-        OpenGroup { name, tried: SmallVec::new(), at: None, queue: false, without: SmallVec::new() }
+        OpenGroup {
+            name,
+            tried: SmallVec::new(),
+            at: None,
+            queue: false,
+            away: false,
+            without: SmallVec::new(),
+        }
     }
 
     /// What to ask a node.
     pub fn ask(&self) -> GroupTry {
-        GroupTry { name: self.name.clone(), queue: self.queue }
+        GroupTry { name: self.name.clone(), queue: self.queue, tried: self.tried.to_vec() }
     }
 
     /// A node has nobody for it; `queue`: not even a persistent member.
     pub fn declined_by(&mut self, node: &Arc<str>, queue: bool) {
         if self.at.as_ref() == Some(node) {
-            (self.at, self.queue) = (None, false);
+            self.open_again();
         }
         let declined = if queue { &mut self.without } else { &mut self.tried };
         if !declined.contains(node) {
             declined.push(node.clone());
         }
+    }
+
+    /// Nobody is asked for it any more.
+    pub fn open_again(&mut self) {
+        (self.at, self.queue, self.away) = (None, false, false);
     }
 
     /// Somebody has moved: who had no member before may have one now.
@@ -81,8 +95,6 @@ enum State {
     Asked,
     /// It answered that a session moved: nothing is settled before the publish is matched again.
     Moved,
-    /// It cannot be reached and no link holds the frame; its persistent sessions are waited for.
-    Orphaned,
 }
 
 /// What one node has to do with a publish.
@@ -151,7 +163,11 @@ pub struct Entry {
     pub first_matched: Revision,
     /// Frames that leave once its record is durable.
     pub deferred: Option<Box<Sends>>,
+    /// Whether it is counted among those that wait for nodes that are away.
+    pub counted_away: bool,
     parts: SmallVec<[Part; 2]>,
+    /// Nodes that cannot be asked, whose persistent sessions are waited for; since which match.
+    away: SmallVec<[(Arc<str>, Revision); 1]>,
 }
 
 /// What matching came to.
@@ -159,13 +175,15 @@ pub struct Entry {
 pub struct Plan {
     /// The revision of the index that was used.
     pub matched_at: Revision,
+    /// Whether sessions that subscribed for themselves were looked for, not only shared subscriptions.
+    pub direct: bool,
     /// Nodes and what to ask them.
     pub ask: SmallVec<[(Arc<str>, Asked); 2]>,
     /// Shared subscriptions that are not served yet.
     pub groups: SmallVec<[OpenGroup; 1]>,
     /// Shared subscriptions that are: nothing more is to be done for them.
     pub served: SmallVec<[Arc<str>; 1]>,
-    /// Nodes among them that cannot be reached: the publish waits for them.
+    /// Nodes that cannot be asked, with persistent sessions that subscribed for themselves: the publish waits for them.
     pub away: SmallVec<[Arc<str>; 1]>,
     /// Nodes that will not answer any more: frames to them are cancelled.
     pub gone: SmallVec<[Arc<str>; 1]>,
@@ -205,7 +223,9 @@ impl Entry {
             groups_known: false,
             first_matched: 0,
             deferred: None,
+            counted_away: false,
             parts: SmallVec::new(),
+            away: SmallVec::new(),
         }
     }
 
@@ -220,17 +240,25 @@ impl Entry {
             && !self.busy
             && self.again.is_none()
             && self.parts.is_empty()
+            && self.away.is_empty()
             && self.groups.is_empty()
     }
 
     /// Nodes that have not answered.
     pub fn asked(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.parts.iter().filter(|p| p.state != State::Moved).map(|p| &p.node)
+        self.parts.iter().filter(|p| p.state == State::Asked).map(|p| &p.node)
     }
 
-    /// Whether it waits for a node that cannot be reached.
+    /// Whether it waits for a node that is away.
     pub fn orphaned(&self) -> bool {
-        self.parts.iter().any(|p| p.state == State::Orphaned)
+        !self.away.is_empty() || self.groups.iter().any(|g| g.away)
+    }
+
+    /// Whether it waits for one of these nodes, there or away.
+    pub fn waits_for_any(&self, nodes: &[Arc<str>]) -> bool {
+        self.parts.iter().any(|p| nodes.contains(&p.node))
+            || self.away.iter().any(|(n, _)| nodes.contains(n))
+            || self.groups.iter().any(|g| g.at.as_ref().is_some_and(|n| nodes.contains(n)))
     }
 
     /// Whether `node` was asked and has not answered.
@@ -259,15 +287,12 @@ impl Entry {
         if self.first_matched == 0 {
             self.first_matched = plan.matched_at;
         }
+        if plan.direct {
+            self.wait_for_away(&plan, floors);
+        }
         for node in plan.gone {
             if self.waits_for(&node) {
                 self.remove(&node, floors);
-                self.groups.iter_mut().filter(|g| g.at.as_ref() == Some(&node)).for_each(|g| {
-                    g.declined_by(&node, false);
-                });
-                if self.groups.iter().any(|g| g.at.is_none()) {
-                    self.match_again(plan.matched_at, false);
-                }
                 sends.cancels.push(node);
             }
         }
@@ -282,11 +307,7 @@ impl Entry {
         let moved: SmallVec<[Arc<str>; 2]> =
             self.parts.iter().filter(|p| p.state == State::Moved).map(|p| p.node.clone()).collect();
         for (node, asked) in plan.ask {
-            let away = plan.away.contains(&node);
-            if away && self.waits_for(&node) {
-                sends.cancels.push(node.clone()); // it is sent anew when the node is back
-            }
-            if let Some(asked) = self.ask(&node, plan.matched_at, asked, away, floors) {
+            if let Some(asked) = self.ask(&node, plan.matched_at, asked, floors) {
                 sends.frames.push((node, plan.matched_at, asked));
             }
         }
@@ -297,7 +318,7 @@ impl Entry {
         }
         if plan.moving || plan.moved.is_some() {
             let asked = Asked { direct: true, ..Asked::default() };
-            self.ask(me, plan.matched_at, asked, false, floors);
+            self.ask(me, plan.matched_at, asked, floors);
         }
         if let (false, Some(at)) = (plan.moving, plan.moved) {
             self.answer(me, Answer::Moved(at), floors);
@@ -305,42 +326,48 @@ impl Entry {
         sends
     }
 
+    /// Takes note of the nodes that cannot be asked. For the sake of order it counts as on its way to each since the match that
+    /// found the node first, also if it was asked then.
+    fn wait_for_away(&mut self, plan: &Plan, floors: &mut Floors) {
+        let old = std::mem::take(&mut self.away);
+        for node in &plan.away {
+            if self.away.iter().any(|(n, _)| n == node) {
+                continue;
+            }
+            let asked = self.parts.iter().filter(|p| p.node == *node).map(|p| p.matched_at);
+            let waited = old.iter().filter(|(n, _)| n == node).map(|(_, at)| *at);
+            let since = asked.chain(waited).min().unwrap_or(plan.matched_at);
+            floors.add(node, since);
+            self.away.push((node.clone(), since));
+        }
+        for (node, at) in old {
+            floors.remove(&node, at);
+        }
+    }
+
     /// Asks a node; what is to be sent now, if anything.
-    fn ask(
-        &mut self,
-        node: &Arc<str>,
-        at: Revision,
-        asked: Asked,
-        away: bool,
-        floors: &mut Floors,
-    ) -> Option<Asked> {
+    fn ask(&mut self, node: &Arc<str>, at: Revision, asked: Asked, floors: &mut Floors) -> Option<Asked> {
         if asked.is_empty() {
             return None;
         }
-        let state = if away { State::Orphaned } else { State::Asked };
         match self.parts.iter_mut().find(|p| p.node == *node) {
-            Some(p) if p.state == State::Asked && !away => {
+            Some(p) if p.state == State::Asked => {
                 let next = p.next.get_or_insert((at, Asked::default()));
                 next.0 = at;
                 next.1.add(asked);
                 return None;
             }
-            // Still on its way since then.
-            Some(p) if away && p.state != State::Moved => {
-                (p.state, p.next) = (state, None);
-                p.asked.add(asked.clone());
-            }
             Some(p) => {
                 floors.replace(node, p.matched_at, at);
-                (p.matched_at, p.state, p.asked) = (at, state, asked.clone());
+                (p.matched_at, p.state, p.asked) = (at, State::Asked, asked.clone());
             }
             None => {
                 floors.add(node, at);
                 let (node, asked) = (node.clone(), asked.clone());
-                self.parts.push(Part { node, matched_at: at, state, asked, next: None });
+                self.parts.push(Part { node, matched_at: at, state: State::Asked, asked, next: None });
             }
         }
-        (!away).then_some(asked)
+        Some(asked)
     }
 
     fn remove(&mut self, node: &Arc<str>, floors: &mut Floors) {
@@ -406,10 +433,10 @@ impl Entry {
     }
 
     /// Its record is durable: the frames that waited for that, or `None` if it has to be matched anew since the index has
-    /// moved on from what they were matched on.
+    /// moved on from what it was matched on.
     pub fn recorded(&mut self, applied: Revision) -> Option<Sends> {
         let sends = *self.deferred.take()?;
-        if sends.frames.iter().all(|(_, at, _)| *at == applied) {
+        if self.first_matched == applied {
             return Some(sends);
         }
         for (node, _, _) in &sends.frames {
@@ -419,23 +446,23 @@ impl Entry {
         None
     }
 
+    /// Nobody is left who wants it: it waits for no node that is away any more.
+    pub fn expire(&mut self, floors: &mut Floors) {
+        for (node, at) in self.away.drain(..) {
+            floors.remove(&node, at);
+        }
+        self.groups.retain(|g| !g.away);
+    }
+
     /// Gives up: no node is asked any more. Returns those that were.
     pub fn give_up(&mut self, floors: &mut Floors) -> SmallVec<[Arc<str>; 2]> {
         let asked = self.asked().cloned().collect();
         for p in self.parts.drain(..) {
             floors.remove(&p.node, p.matched_at);
         }
+        self.expire(floors);
         self.groups.clear();
         self.again = None;
         asked
-    }
-
-    /// Shared subscriptions whose node must be asked again: it answered [`Answer::Moved`] for all of a frame, or never got it.
-    pub fn ask_same_again(&self) -> impl Iterator<Item = (&Arc<str>, GroupTry)> {
-        self.groups.iter().filter_map(|g| {
-            let at = g.at.as_ref()?;
-            let moved = self.parts.iter().any(|p| p.node == *at && p.state != State::Asked);
-            moved.then(|| (at, g.ask()))
-        })
     }
 }

@@ -4,14 +4,16 @@
 
 pub mod entry;
 mod floors;
+mod held;
 
-use crate::broker::ports::{Answer, Incarnation, MemberId, MessageId, Revision, Seq, SessionNo};
-use crate::broker::remote::{Kept, Once};
+use crate::broker::ports::{Answer, Incarnation, Lsn, MemberId, MessageId, Revision, Seq, SessionNo};
+use crate::broker::remote::{Kept, Once, Ticket};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
 use entry::{Again, Entry, Plan, Sends, Stage};
 use floors::Floors;
 use hashbrown::HashMap;
+use held::{Count, Held};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,6 +23,9 @@ use std::task::Waker;
 
 /// Publishers that wait for room are let go on once this part (of 8) of it is used.
 const ROOM_EIGHTHS: usize = 7;
+
+/// Publishes below the low-water mark that may be open still.
+const OPEN_MAX: usize = 4_096;
 
 /// Publishes done with after which the others should hear of the new low-water mark: they remember every one until then.
 const REPORT_AFTER: usize = 4_096;
@@ -55,8 +60,7 @@ pub struct Origins {
     max: (usize, usize),
     inner: Mutex<Inner>,
     next: AtomicU64,
-    open: AtomicUsize,
-    bytes: AtomicUsize,
+    held: Held,
     /// Something waits to be matched: what comes now has to queue behind it.
     lane: AtomicBool,
     /// Chooses nodes for shared subscriptions.
@@ -78,12 +82,23 @@ pub struct View {
     pub first_matched: Revision,
     /// Whether shared subscriptions are still to be looked for.
     pub all_groups: bool,
+    /// Whether nothing but shared subscriptions is meant.
+    pub shared_only: bool,
     /// Shared subscriptions not served yet.
     pub groups: SmallVec<[entry::OpenGroup; 1]>,
-    /// Nodes that have to be asked again for a shared subscription.
-    pub same: Vec<(Arc<str>, crate::broker::ports::GroupTry)>,
     /// Nodes that have not answered.
-    pub asked: Vec<Arc<str>>,
+    pub asked: SmallVec<[Arc<str>; 2]>,
+    /// What the publisher waits for.
+    ticket: Option<Arc<Ticket>>,
+}
+
+impl View {
+    /// Sessions here got it: whoever waits for it waits until the journal is durable up to `lsn`.
+    pub fn needs(&self, lsn: Lsn) {
+        if let Some(ticket) = &self.ticket {
+            ticket.needs(lsn);
+        }
+    }
 }
 
 /// What is to be done after an answer or a match.
@@ -106,8 +121,7 @@ impl Origins {
             max: (max_publishes, max_bytes),
             inner: Mutex::default(),
             next: AtomicU64::new(1),
-            open: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
+            held: Held::default(),
             lane: AtomicBool::new(false),
             turn: AtomicU64::new(incarnation),
             unreported: AtomicUsize::new(0),
@@ -126,12 +140,37 @@ impl Origins {
 
     /// Publishes that wait for other nodes.
     pub fn held(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        self.held.here.get().0 + self.held.away.get().0
     }
 
     /// Whether publishers should pause.
     pub fn full(&self) -> bool {
-        self.held() >= self.max.0 || self.bytes.load(Ordering::Relaxed) >= self.max.1
+        self.is_full(&self.held.here)
+    }
+
+    /// Whether no more may wait for nodes that are away.
+    pub fn away_full(&self) -> bool {
+        self.is_full(&self.held.away)
+    }
+
+    /// Whether no more may wait at all: publishers that pause have come in great numbers, one publish each.
+    pub fn overfull(&self) -> bool {
+        let ((here, bytes), (away, away_bytes)) = (self.held.here.get(), self.held.away.get());
+        here + away >= 2 * self.max.0 || bytes + away_bytes >= 2 * self.max.1
+    }
+
+    fn is_full(&self, count: &Count) -> bool {
+        let (publishes, bytes) = count.get();
+        publishes >= self.max.0 || bytes >= self.max.1
+    }
+
+    /// Those who wait for room, if there is some again.
+    fn room_again(&self, inner: &mut Inner) -> Vec<Waker> {
+        let (publishes, bytes) = self.held.here.get();
+        if publishes <= self.max.0 / 8 * ROOM_EIGHTHS && bytes <= self.max.1 / 8 * ROOM_EIGHTHS {
+            return std::mem::take(&mut inner.room);
+        }
+        Vec::new()
     }
 
     /// Wakes `waker` when there is room again; false if there is.
@@ -151,12 +190,15 @@ impl Origins {
         self.lane.load(Ordering::Acquire)
     }
 
-    /// Publishes of this incarnation with a lower number are done with. Under the gate.
-    pub fn low_water(&self) -> u64 {
+    /// Publishes of this incarnation with a lower number are done with, save those listed. Under the gate.
+    pub fn low_water(&self) -> (u64, Vec<u64>) {
         let from = MessageId { origin: self.me.incarnation, seq: 0 };
         self.unreported.store(0, Ordering::Relaxed);
         let next = self.next.load(Ordering::Relaxed);
-        self.inner.lock().entries.range(from..).next().map_or(next, |(id, _)| id.seq)
+        let inner = self.inner.lock();
+        let mut open = inner.entries.range(from..).map(|(id, _)| id.seq);
+        let listed: Vec<u64> = open.by_ref().take(OPEN_MAX).collect();
+        (open.next().unwrap_or(next), listed)
     }
 
     /// Whether the low-water mark has come so far that the others should hear of it.
@@ -218,7 +260,7 @@ impl Origins {
             next.sends.push((id, message, sends));
         }
         inner.entries.insert(id, entry);
-        inner.look(id, 0, &mut next);
+        inner.look(id, 0, &self.held, &mut next);
         next
     }
 
@@ -237,8 +279,7 @@ impl Origins {
     }
 
     fn count_in(&self, inner: &mut Inner, entry: &mut Entry) {
-        self.open.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(entry.size(), Ordering::Relaxed);
+        self.held.of(entry).add(entry.size());
         if entry.message.qos() == QoS::ExactlyOnce && entry.session != 0 {
             entry.counts_for = Some(entry.session);
             inner.exactly_once.entry(entry.session).or_insert_with(|| (0, Once::new())).0 += 1;
@@ -305,9 +346,10 @@ impl Origins {
             direct: direct && e.direct,
             first_matched: e.first_matched,
             all_groups: e.direct && !e.groups_known,
-            groups: e.groups.iter().filter(|g| g.at.is_none()).cloned().collect(),
-            same: e.ask_same_again().map(|(node, ask)| (node.clone(), ask)).collect(),
+            shared_only: !e.direct,
+            groups: e.groups.clone(),
             asked: e.asked().cloned().collect(),
+            ticket: e.ticket.clone(),
         })
     }
 
@@ -320,7 +362,10 @@ impl Origins {
         e.busy = false;
         let sends = e.apply(plan, &self.me.node, &mut inner.floors);
         next.sends.push((id, e.message.clone(), sends));
-        inner.look(id, applied, &mut next);
+        inner.look(id, applied, &self.held, &mut next);
+        let wake = self.room_again(inner);
+        drop(guard);
+        wake.into_iter().for_each(Waker::wake);
         next
     }
 
@@ -354,7 +399,7 @@ impl Origins {
                 failed.push(id);
                 inner.retry.push(id);
             }
-            inner.look(id, applied, &mut next);
+            inner.look(id, applied, &self.held, &mut next);
         }
         (next, failed)
     }
@@ -381,7 +426,7 @@ impl Origins {
             if let Some(sends) = e.recorded(applied) {
                 next.sends.push((id, e.message.clone(), sends));
             }
-            inner.look(id, applied, &mut next);
+            inner.look(id, applied, &self.held, &mut next);
         }
         next
     }
@@ -406,20 +451,28 @@ impl Origins {
         retry
     }
 
-    /// Publishes that wait for one of the `away` nodes, or did so before, are to be matched again.
-    pub fn nodes_changed(&self, away: &[Arc<str>]) -> Vec<MessageId> {
-        let mut inner = self.inner.lock();
-        let mut found = Vec::new();
-        for (id, e) in inner.entries.iter_mut().filter(|(_, e)| e.stage == Stage::Open) {
-            if e.orphaned() || e.asked().any(|n| away.contains(n)) {
-                e.match_again(0, true);
-                found.push(*id);
+    /// Publishes that wait for one of `nodes` are to be matched again, before all that come after them. Under the closed gate.
+    pub fn queue_again(&self, nodes: &[Arc<str>]) {
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        let before = inner.lane.len();
+        for (id, e) in inner.entries.iter_mut().filter(|(_, e)| e.waits_for_any(nodes)) {
+            match e.stage {
+                Stage::Open => {
+                    e.stage = Stage::Lane;
+                    inner.lane.push_back(*id);
+                }
+                Stage::Recording if e.deferred.is_some() => e.match_again(0, true),
+                Stage::Recording | Stage::Lane | Stage::Settling => {}
             }
         }
-        found
+        if inner.lane.len() > before {
+            inner.lane.make_contiguous().sort_unstable();
+            self.lane.store(true, Ordering::Release);
+        }
     }
 
-    /// Nodes that publishes wait for.
+    /// Nodes that have not answered publishes.
     pub fn asked_nodes(&self) -> Vec<Arc<str>> {
         let inner = self.inner.lock();
         let mut nodes: Vec<Arc<str>> = inner.entries.values().flat_map(|e| e.asked().cloned()).collect();
@@ -434,18 +487,16 @@ impl Origins {
         let Some(mut e) = inner.entries.remove(&id) else { return false };
         e.give_up(&mut inner.floors);
         inner.uncount(e.counts_for);
-        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.held.of(&e).sub(e.size());
         self.unreported.fetch_add(1, Ordering::Relaxed);
-        let bytes = self.bytes.fetch_sub(e.size(), Ordering::Relaxed) - e.size();
-        let room = self.held() <= self.max.0 / 8 * ROOM_EIGHTHS && bytes <= self.max.1 / 8 * ROOM_EIGHTHS;
-        let wake = if room { std::mem::take(&mut inner.room) } else { Vec::new() };
+        let wake = self.room_again(&mut inner);
         drop(inner);
         wake.into_iter().for_each(Waker::wake);
         true
     }
 
-    /// Gives publishes at QoS 1 up that are open since `before` or longer, and those in `failed`: their publishers are told
-    /// `reason`, their frames are to be cancelled at these nodes.
+    /// Gives publishes up that are open since `before` or longer, and those at QoS 1 in `failed`: their publishers are told
+    /// `reason`, their frames are to be cancelled at these nodes. Those that the journal has are never given up.
     pub fn give_up(
         &self,
         before: Time,
@@ -456,8 +507,8 @@ impl Origins {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         for (id, e) in &mut inner.entries {
-            let may = e.message.qos() == QoS::AtLeastOnce && e.duty.is_none();
-            if may && (e.since <= before || failed.contains(id)) {
+            let failed = e.message.qos() == QoS::AtLeastOnce && failed.contains(id);
+            if e.duty.is_none() && (e.since <= before || failed) {
                 e.keep(Kept::Failed(reason));
                 given_up.push((*id, e.give_up(&mut inner.floors)));
             }
@@ -467,6 +518,21 @@ impl Origins {
             self.remove(*id);
         }
         given_up
+    }
+
+    /// Publishes that have expired wait for nodes that are away no longer.
+    pub fn expire(&self, now: Time, applied: Revision) -> Next {
+        let mut next = Next::default();
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        let away = inner.entries.iter().filter(|(_, e)| e.counted_away && e.message.expired(now));
+        for id in away.map(|(id, _)| *id).collect::<Vec<_>>() {
+            if let Some(e) = inner.entries.get_mut(&id) {
+                e.expire(&mut inner.floors);
+            }
+            inner.look(id, applied, &self.held, &mut next);
+        }
+        next
     }
 
     /// What earlier incarnations left is about to be read.
@@ -503,8 +569,9 @@ fn scattered(n: u64) -> u64 {
 
 impl Inner {
     /// Whether publish `id` has come to its end, or has to be matched again.
-    fn look(&mut self, id: MessageId, applied: Revision, next: &mut Next) {
+    fn look(&mut self, id: MessageId, applied: Revision, held: &Held, next: &mut Next) {
         let Some(e) = self.entries.get_mut(&id) else { return };
+        held.judge(e);
         if e.done() {
             e.stage = Stage::Settling;
             e.keep(Kept::Done { matched: e.matched });
@@ -536,33 +603,4 @@ impl Inner {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn message() -> Message {
-        Message::new(crate::mqtt::message::Parts {
-            topic: "t",
-            payload: b"1",
-            properties: &[],
-            qos: QoS::AtLeastOnce,
-            retain: false,
-            expires_at: None,
-        })
-    }
-
-    #[test]
-    fn the_others_hear_of_the_low_water_mark_before_they_remember_too_many_publishes() {
-        let me = MemberId { node: "n0".into(), incarnation: 7 };
-        let origins = Origins::new(me, 10, 1 << 20);
-        for n in 1..=2 * REPORT_AFTER {
-            let id = origins.next_id();
-            origins.queue(id, Entry::new(message(), 1, Time(1)), true).unwrap();
-            assert!(origins.remove(id));
-            assert!(!origins.remove(id), "only once");
-            assert_eq!(origins.low_water_is_news(), n % REPORT_AFTER == 0, "{n}");
-            if origins.low_water_is_news() {
-                assert_eq!(origins.low_water(), n as u64 + 1);
-            }
-        }
-    }
-}
+mod tests;

@@ -87,8 +87,8 @@ impl Model {
     }
 
     fn matches(&self, topic: &str) -> RemoteMatches {
-        let mut nodes: BTreeMap<Arc<str>, RemoteNode> = BTreeMap::new();
-        let mut groups: BTreeMap<Arc<str>, BTreeMap<Arc<str>, RemoteShare>> = BTreeMap::new();
+        let mut nodes: BTreeMap<(Arc<str>, bool), RemoteNode> = BTreeMap::new();
+        let mut groups: BTreeMap<Arc<str>, BTreeMap<_, RemoteShare>> = BTreeMap::new();
         for ((of, name), (persistent, weight)) in &self.routes {
             let (persistent, weight) = (*persistent, *weight);
             let filter = Filter::parse(name).unwrap();
@@ -103,14 +103,12 @@ impl Model {
             if filter.share.is_some() {
                 let share = RemoteShare { node: node.clone(), weight, persistent, orphaned };
                 let nodes = groups.entry(name.as_str().into()).or_default();
-                let s = nodes.entry(node).or_insert(share);
+                let s = nodes.entry((node, orphaned)).or_insert(share);
                 s.weight = s.weight.max(weight);
                 s.persistent |= persistent;
-                s.orphaned &= orphaned;
             } else {
-                let n = nodes.entry(node.clone()).or_insert(RemoteNode { node, persistent, orphaned });
-                n.persistent |= persistent;
-                n.orphaned &= orphaned;
+                let found = RemoteNode { node: node.clone(), persistent, orphaned };
+                nodes.entry((node, orphaned)).or_insert(found).persistent |= persistent;
             }
         }
         let group = |(name, nodes): (Arc<str>, BTreeMap<_, RemoteShare>)| RemoteGroup {
@@ -126,9 +124,9 @@ impl Model {
 
 fn sorted(found: &RemoteMatches) -> RemoteMatches {
     let mut m = found.clone();
-    m.nodes.sort_by(|a, b| a.node.cmp(&b.node));
+    m.nodes.sort_by_key(|n| (n.node.clone(), n.orphaned));
     m.groups.sort_by(|a, b| a.name.cmp(&b.name));
-    m.groups.iter_mut().for_each(|g| g.nodes.sort_by(|a, b| a.node.cmp(&b.node)));
+    m.groups.iter_mut().for_each(|g| g.nodes.sort_by_key(|n| (n.node.clone(), n.orphaned)));
     m
 }
 
@@ -175,10 +173,26 @@ fn a_change_of_standing_reaches_what_a_cache_remembers() {
     assert_eq!(index.lookup("t/1", &mut cache).nodes, []);
     index.apply(&of, &[route(true)], &[], || Standing::Own);
     assert_eq!(index.lookup("t/1", &mut cache).nodes, node(true, true));
-    index.judge(|_| Standing::Live("a".into()));
+    assert_eq!(index.judge(|_| Standing::Live("a".into())), ["a".into(), "a".into()]);
+    assert_eq!(index.judge(|_| Standing::Live("a".into())), [], "nothing has changed");
     assert_eq!(index.lookup("t/1", &mut cache).nodes, node(true, false));
     index.judge(|_| Standing::Gone);
     assert!(index.lookup("t/1", &mut cache).is_empty());
+}
+
+#[test]
+fn who_is_waited_for_is_not_hidden_by_another_process_of_the_node() {
+    let index = RoutesIndex::default();
+    let (lost, new) = (process(0, 1), process(0, 2));
+    let route = |filter: &str| Route { filter: filter.into(), persistent: true, weight: 1 };
+    let routes = [route("t"), route("$share/g/t")];
+    index.apply(&lost, &routes, &[], || Standing::Orphan("a".into()));
+    index.apply(&new, &routes, &[], || Standing::Live("a".into()));
+    let mut cache = RemoteCache::default();
+    let found = sorted(index.lookup("t", &mut cache));
+    assert_eq!(found.nodes.iter().map(|n| n.orphaned).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(found.groups[0].nodes.iter().map(|n| n.orphaned).collect::<Vec<_>>(), [false, true]);
+    assert!(found.waits());
 }
 
 #[test]

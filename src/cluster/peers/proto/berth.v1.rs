@@ -44,6 +44,9 @@ pub struct GroupTry {
     /// Nobody is online anywhere: queue the message with a persistent member.
     #[prost(bool, tag = "2")]
     pub queue: bool,
+    /// Nodes without a member online, each asked once.
+    #[prost(string, repeated, tag = "3")]
+    pub tried: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A publish on its way to one node.
 #[allow(clippy::all)]
@@ -119,6 +122,9 @@ pub struct Report {
     /// For each process: sent_at_ms of the latest report that the sender had from it.
     #[prost(message, repeated, tag = "6")]
     pub heard: ::prost::alloc::vec::Vec<Heard>,
+    /// Publishes below low_water that are not done with, ascending.
+    #[prost(uint64, repeated, tag = "7")]
+    pub open: ::prost::alloc::vec::Vec<u64>,
 }
 /// Part of a Report.
 #[allow(clippy::all)]
