@@ -11,7 +11,7 @@ use crate::clock::{self, Time};
 use crate::cluster::TokioTasks;
 use crate::cluster::etcd::client::{Etcd, EtcdOptions};
 use crate::cluster::etcd::coordinator::{EtcdCoordinator, EtcdStatus, Limits, Registered};
-use crate::cluster::etcd::custody::{self, ForgetError, Forgotten};
+use crate::cluster::etcd::custody::{self, ForgetError, Forgotten, Linked};
 use crate::cluster::etcd::election::Election;
 use crate::cluster::etcd::error::{EtcdError, StoreError};
 use crate::cluster::etcd::keys::Keys;
@@ -245,6 +245,7 @@ impl Member {
             forget_after: cluster.forget_after,
             collect_after: COLLECT_AFTER,
             expired: Arc::new(move |now: Time, max| index.expired_retained(now, max)),
+            linked: linked(broker),
         };
         let leader = Leader::new(&self.etcd, &self.keys, &self.election, options);
         self.background.lock().push(tokio::spawn(leader.run(self.election.clone())));
@@ -285,8 +286,8 @@ impl Member {
     ///
     /// # Errors
     /// Why not: it lives, nothing of it is known, or etcd fails.
-    pub(super) async fn forget(&self, node: &str) -> Result<Forgotten, ForgetError> {
-        custody::forget(&self.etcd, &self.keys, &self.membership.fence(), node).await
+    pub(super) async fn forget(&self, broker: &Arc<Broker>, node: &str) -> Result<Forgotten, ForgetError> {
+        custody::forget(&self.etcd, &self.keys, &self.membership.fence(), node, &linked(broker)).await
     }
 
     /// How etcd is, as far as this node can tell.
@@ -298,6 +299,14 @@ impl Member {
     pub(super) fn leader(&self) -> Option<MemberId> {
         self.election.leader()
     }
+}
+
+/// Tells whether the broker has a working link to a process.
+fn linked(broker: &Arc<Broker>) -> Linked {
+    let broker = broker.clone();
+    Arc::new(move |process| {
+        broker.remote().is_some_and(|r| r.members.linked(&process.node).as_ref() == Some(process))
+    })
 }
 
 /// Says now and then what a start is waiting for.

@@ -270,6 +270,11 @@ async fn a_leader_is_elected_while_an_etcd_member_is_down() {
     wait::eventually("b has a certain lease", || async { eb.is_leader().then_some(()) }).await;
 }
 
+/// No node has links here.
+fn unlinked() -> custody::Linked {
+    Arc::new(|_| false)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_node_is_not_forgotten_and_a_dead_one_is() {
     let server = Server::start(1);
@@ -282,7 +287,7 @@ async fn a_live_node_is_not_forgotten_and_a_dead_one_is() {
 
     let forget = |node: &'static str| {
         let (etcd, keys, fence) = (b.etcd.clone(), b.keys.clone(), b.membership.fence());
-        async move { custody::forget(&etcd, &keys, &fence, node).await }
+        async move { custody::forget(&etcd, &keys, &fence, node, &unlinked()).await }
     };
     let refused = forget("a").await.unwrap_err();
     assert!(matches!(refused, ForgetError::Alive { .. }), "{refused}");
@@ -321,7 +326,8 @@ async fn what_was_on_a_lost_disk_can_be_forgotten_while_the_node_runs() {
     let new = Node::start(&server, "a", 2).await;
     new.own(&["y"], 60).await;
     let etcd = connect(&server).await;
-    let forgotten = custody::forget(&etcd, &new.keys, &new.membership.fence(), "a").await.unwrap();
+    let forgotten =
+        custody::forget(&etcd, &new.keys, &new.membership.fence(), "a", &unlinked()).await.unwrap();
     assert_eq!((forgotten.incarnations, forgotten.sessions), (vec![dead], 1));
     assert_eq!(below(&etcd, new.keys.sessions()).await.len(), 1);
     assert_eq!(custody_of(&etcd, &new.me()).await.unwrap().record.holder, new.me());

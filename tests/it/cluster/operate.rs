@@ -109,3 +109,17 @@ fn a_dead_node_is_shown_and_forgotten() {
     assert!(!client.present);
     cluster.wait_status(0, "nothing waits", |s| s["cluster"]["waiting"] == serde_json::json!([]));
 }
+
+#[test]
+fn a_node_that_serves_without_etcd_is_not_forgotten() {
+    let mut cluster = BerthCluster::with(2, 1, &[("cluster.lease", "2s"), ("cluster.stale_after", "1s")]);
+    let http = cluster.broker(0).http;
+    let mut client = cluster.connect(1, &Dial::v5("stays").persistent());
+    client.subscribe(&[("t", QoS::AtLeastOnce)]);
+    cluster.cut_from_etcd(1, true);
+    wait::until_true("its lease runs out", || cluster.members() == ["n0"]);
+    let said = ctl(http, &["cluster", "forget", "n1"]).failed(1);
+    assert!(said.contains("not registered in etcd, but it answers this node"), "{said}");
+    cluster.connect(0, &Dial::v5("p")).publish("t", "kept", QoS::AtLeastOnce);
+    assert_eq!(client.receive().text(), "kept");
+}
