@@ -60,6 +60,26 @@ async fn a_second_live_node_of_the_same_name_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dead_process_whose_lease_is_once_extended_is_no_clash() {
+    let server = Server::start(1);
+    let dead = Node::start(&server, "a", 1).await;
+    let (_, lease) = member(&dead.etcd, "a").await.unwrap();
+    let lease = format!("{lease:x}");
+    drop(dead);
+    let extend = async {
+        let left = || {
+            let told = server.ctl(&["lease", "timetolive", &lease, "-w", "json"]);
+            serde_json::from_str::<serde_json::Value>(&told).unwrap()["ttl"].as_i64().unwrap()
+        };
+        // The new process has seen it shrink, and then it has its whole time again, as after a change of etcd's leader.
+        wait::eventually("the lease has run for a while", || async { (left() <= 2).then_some(()) }).await;
+        server.ctl(&["lease", "keep-alive", "--once", &lease]);
+    };
+    let (started, ()) = tokio::join!(Node::try_start(&server, "a", 2), extend);
+    assert_eq!(started.map(|a| a.membership.journal()).map_err(|e| e.to_string()), Ok(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_node_does_not_wait_and_adopts_its_own() {
     let server = Server::start(1);
     let first = Node::start(&server, "a", 1).await;

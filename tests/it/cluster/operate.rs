@@ -4,6 +4,7 @@ use super::nodes::BerthCluster;
 use crate::client::Dial;
 use crate::operate::{ctl, ctl_json};
 use crate::wait;
+use berth::clock;
 use berth::mqtt::{QoS, Reason};
 
 fn member<'a>(status: &'a serde_json::Value, node: &str) -> &'a serde_json::Value {
@@ -122,4 +123,16 @@ fn a_node_that_serves_without_etcd_is_not_forgotten() {
     assert!(said.contains("not registered in etcd, but it answers this node"), "{said}");
     cluster.connect(0, &Dial::v5("p")).publish("t", "kept", QoS::AtLeastOnce);
     assert_eq!(client.receive().text(), "kept");
+}
+
+#[test]
+fn a_node_stops_in_time_though_etcd_does_not_answer() {
+    let mut cluster = BerthCluster::with(2, 3, &[("shutdown.timeout", "2s")]);
+    let client = cluster.connect(1, &Dial::v5("stays").persistent());
+    cluster.stall_etcd(1, true);
+    let begun = clock::now();
+    cluster.term(1);
+    let took = clock::now().since_ms(begun);
+    assert!(took < 7_000, "{took} ms");
+    drop(client);
 }
