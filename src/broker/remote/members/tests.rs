@@ -58,7 +58,6 @@ fn a_vanished_node_is_an_orphan_until_it_is_adopted_or_given_up() {
     assert!(m.superseded(&b) && !m.superseded(&id("b", 9)));
     m.set_custody(b.clone(), None);
     assert_eq!((m.standing(&b), m.given_up(&b)), (Standing::Gone, true));
-    assert_eq!(m.low_water(2), u64::MAX, "nobody will send its publishes again");
 }
 
 #[test]
@@ -151,6 +150,26 @@ fn reports_say_what_is_settled_and_what_will_not_come_again() {
     assert_eq!((m.low_water(2), m.low_water(1), m.low_water(3)), (41, u64::MAX, 0));
     m.report(&b, Report { low_water: 40, ..report(9, 1) }, 9);
     assert_eq!(m.low_water(2), 41, "it does not go back");
+}
+
+#[test]
+fn what_a_later_process_has_adopted_may_come_again_until_it_says_otherwise() {
+    let m = three();
+    let (first, second) = (id("b", 1), id("b", 2));
+    m.set_custody(first.clone(), held_by(second.clone(), true));
+    m.set_custody(first.clone(), None);
+    assert_eq!(m.low_water(1), 0, "no session is left of it, but its publishes may be sent again");
+    m.report(&second, Report { retired: vec![1], ..report(9, 1) }, 9);
+    assert_eq!(m.low_water(1), u64::MAX);
+    // The same of a process that has only its links left, and of one that is gone.
+    for (linked, low) in [(true, 0), (false, u64::MAX)] {
+        let m = three();
+        m.set_custody(first.clone(), held_by(second.clone(), true));
+        m.link(&"b".into(), linked.then(|| second.clone()));
+        m.set_member(&"b".into(), None, Time(2));
+        m.set_custody(first.clone(), None);
+        assert_eq!(m.low_water(1), low);
+    }
 }
 
 #[test]
