@@ -9,9 +9,10 @@ use crate::broker::ports::{Change, Inbox, Index, Journal, MemberId, NodeRecord, 
 use crate::broker::{Broker, ClusterPorts, ports};
 use crate::clock::{self, Time};
 use crate::cluster::TokioTasks;
+use crate::cluster::certificate::CertificateError;
 use crate::cluster::etcd::client::{Etcd, EtcdOptions};
 use crate::cluster::etcd::coordinator::{EtcdCoordinator, EtcdStatus, Limits, Registered};
-use crate::cluster::etcd::custody::{self, ForgetError, Forgotten};
+use crate::cluster::etcd::custody::{self, ForgetError, Forgotten, Linked};
 use crate::cluster::etcd::election::Election;
 use crate::cluster::etcd::error::{EtcdError, StoreError};
 use crate::cluster::etcd::keys::Keys;
@@ -28,7 +29,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 /// Between two attempts to reach etcd at the start.
@@ -56,6 +57,9 @@ pub enum JoinError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file of `cluster.tls` cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// The listener for other nodes.
     #[error(transparent)]
     Listen(#[from] crate::cluster::peers::BindError),
@@ -102,6 +106,8 @@ pub(super) struct Member {
     /// The store is older than this node's journal: it was restored from a backup.
     store_went_back: bool,
     server: Mutex<Option<PeerServer>>,
+    /// Why other nodes cannot reach this one any more.
+    cut_off: watch::Sender<Option<Arc<str>>>,
     stop: Arc<Notify>,
     background: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -194,6 +200,7 @@ impl Joining {
             keys,
             store_went_back,
             server: Mutex::new(Some(self.server)),
+            cut_off: watch::Sender::default(),
             stop: Arc::default(),
             background: Mutex::default(),
         })
@@ -225,11 +232,12 @@ impl Member {
         self.peers.attach(weak.clone() as Weak<dyn Inbox>);
         let server = self.server.lock().take();
         if let Some(server) = server {
-            let (peers, stop) = (self.peers.clone(), self.stop.clone());
+            let (peers, stop, cut_off) = (self.peers.clone(), self.stop.clone(), self.cut_off.clone());
             let stopped = async move { stop.notified().await };
             self.background.lock().push(tokio::spawn(async move {
                 if let Err(error) = server.serve(&peers, stopped).await {
-                    tracing::error!(%error, "other nodes cannot reach this one");
+                    let why = format!("other nodes cannot reach this one: {error}");
+                    cut_off.send_replace(Some(why.into()));
                 }
             }));
         }
@@ -245,6 +253,7 @@ impl Member {
             forget_after: cluster.forget_after,
             collect_after: COLLECT_AFTER,
             expired: Arc::new(move |now: Time, max| index.expired_retained(now, max)),
+            linked: linked(broker),
         };
         let leader = Leader::new(&self.etcd, &self.keys, &self.election, options);
         self.background.lock().push(tokio::spawn(leader.run(self.election.clone())));
@@ -263,19 +272,31 @@ impl Member {
         }
     }
 
-    /// Completes when this process must stop, with the reason: another has taken its place.
-    pub(super) async fn replaced(&self) -> Arc<str> {
-        let mut standing = self.membership.standing();
-        match standing.wait_for(|s| matches!(s, Standing::Replaced(_))).await.as_deref() {
-            Ok(Standing::Replaced(why)) => why.clone(),
-            // Whoever kept the registration is gone: only at the end of the process.
-            _ => std::future::pending().await,
+    /// Completes when this process must stop, with the reason: another has taken its place, or none can reach it.
+    pub(super) async fn must_stop(&self) -> Arc<str> {
+        let (mut standing, mut cut_off) = (self.membership.standing(), self.cut_off.subscribe());
+        let replaced = async {
+            match standing.wait_for(|s| matches!(s, Standing::Replaced(_))).await.as_deref() {
+                Ok(Standing::Replaced(why)) => why.clone(),
+                // Whoever kept the registration is gone: only at the end of the process.
+                _ => std::future::pending().await,
+            }
+        };
+        let cut_off = async {
+            match cut_off.wait_for(Option::is_some).await.as_deref() {
+                Ok(Some(why)) => why.clone(),
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            why = replaced => why,
+            why = cut_off => why,
         }
     }
 
     /// Says goodbye to the other nodes and to etcd.
     pub(super) async fn leave(&self) {
-        self.election.resign().await;
+        self.election.stand_down();
         self.membership.leave().await;
         self.stop.notify_one();
         self.background.lock().drain(..).for_each(|t| t.abort());
@@ -285,8 +306,8 @@ impl Member {
     ///
     /// # Errors
     /// Why not: it lives, nothing of it is known, or etcd fails.
-    pub(super) async fn forget(&self, node: &str) -> Result<Forgotten, ForgetError> {
-        custody::forget(&self.etcd, &self.keys, &self.membership.fence(), node).await
+    pub(super) async fn forget(&self, broker: &Arc<Broker>, node: &str) -> Result<Forgotten, ForgetError> {
+        custody::forget(&self.etcd, &self.keys, &self.membership.fence(), node, &linked(broker)).await
     }
 
     /// How etcd is, as far as this node can tell.
@@ -298,6 +319,14 @@ impl Member {
     pub(super) fn leader(&self) -> Option<MemberId> {
         self.election.leader()
     }
+}
+
+/// Tells whether the broker has a working link to a process.
+fn linked(broker: &Arc<Broker>) -> Linked {
+    let broker = broker.clone();
+    Arc::new(move |process| {
+        broker.remote().is_some_and(|r| r.members.linked(&process.node).as_ref() == Some(process))
+    })
 }
 
 /// Says now and then what a start is waiting for.
@@ -417,9 +446,11 @@ fn peer_tls(config: &Config) -> Result<Option<PeerTls>, JoinError> {
     let pem = |path: &Path, option| -> Result<PemFile, JoinError> {
         Ok(PemFile { path: path.display().to_string(), pem: read(path, option)? })
     };
-    Ok(Some(PeerTls {
+    let tls = PeerTls {
         ca: pem(ca, "cluster.tls.ca_file")?,
         cert: pem(cert, "cluster.tls.cert_file")?,
         key: pem(key, "cluster.tls.key_file")?,
-    }))
+    };
+    tls.check(clock::now())?;
+    Ok(Some(tls))
 }

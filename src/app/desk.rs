@@ -155,8 +155,8 @@ impl Operator for Desk {
                 let what = "this broker is alone (cluster.enabled is false): there are no nodes to forget";
                 return Err(ApiError::Conflict(what.to_owned()));
             };
-            let forgotten = member.forget(&name).await.map_err(|e| match e {
-                ForgetError::Alive { .. } => ApiError::Conflict(e.to_string()),
+            let forgotten = member.forget(&node.broker, &name).await.map_err(|e| match e {
+                ForgetError::Alive { .. } | ForgetError::Serving { .. } => ApiError::Conflict(e.to_string()),
                 ForgetError::Unknown { .. } => ApiError::Unknown(e.to_string()),
                 ForgetError::Store(_) => ApiError::Unavailable(e.to_string()),
             })?;

@@ -29,6 +29,12 @@ use tokio::sync::Notify;
 /// The version of this broker.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// How long clients may take to end their connections once the hand-over has used up `shutdown.timeout`.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+
+/// How long etcd may take to hear that this node leaves, also when `shutdown.timeout` has passed.
+const GOODBYE: Duration = Duration::from_secs(3);
+
 /// Why the broker could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -55,7 +61,7 @@ pub enum RunError {
     /// This node cannot join its cluster.
     #[error(transparent)]
     Join(#[from] cluster::JoinError),
-    /// Another process has taken this one's place.
+    /// This process may not go on: another has taken its place, or no other node can reach it.
     #[error("{0}")]
     Replaced(Arc<str>),
     /// The operating system refuses threads or signals.
@@ -197,9 +203,9 @@ async fn serve(config: &Config) -> Result<(), RunError> {
 impl Node {
     /// Completes when this process has to stop: with an error if nobody asked it to.
     async fn until_told(&self, signals: &mut Signals, desk: &Desk) -> Result<(), RunError> {
-        let replaced = async {
+        let must_stop = async {
             match &self.member {
-                Some(member) => member.replaced().await,
+                Some(member) => member.must_stop().await,
                 None => std::future::pending().await,
             }
         };
@@ -212,7 +218,7 @@ impl Node {
                 tracing::info!("stopping, as an operator asked; a signal stops at once");
                 Ok(())
             }
-            why = replaced => {
+            why = must_stop => {
                 tracing::error!(%why, "stopping");
                 Err(RunError::Replaced(why))
             }
@@ -220,22 +226,27 @@ impl Node {
     }
 }
 
-/// Stops: no new connections, clients told, last bytes written, journal closed.
+/// Stops: no new connections, clients told, last bytes written, journal closed. Within `shutdown.timeout` and little more,
+/// whoever does not answer.
 async fn drain(node: &Node, tasks: Vec<tokio::task::JoinHandle<()>>, stop: &Notify) {
     node.ready.store(false, Ordering::Release);
     node.broker.drain();
+    let deadline = clock::now().plus_ms(node.config.shutdown.timeout.as_millis() as u64);
+    let left = |least: Duration| clock::now().until(deadline).max(least);
     if let Some(member) = &node.member {
         hand_over(node, member).await;
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     stop.notify_waiters();
-    let timeout = node.config.shutdown.timeout;
-    if tokio::time::timeout(timeout, tasks::no_connections(&node.metrics)).await.is_err() {
+    let last_bytes = left(LAST_BYTES.min(node.config.shutdown.timeout));
+    if tokio::time::timeout(last_bytes, tasks::no_connections(&node.metrics)).await.is_err() {
         let left = node.metrics.connections_active.get();
         tracing::warn!(left, "connections left at shutdown.timeout are cut");
     }
-    if let Some(member) = &node.member {
-        member.leave().await;
+    if let Some(member) = &node.member
+        && tokio::time::timeout(left(GOODBYE), member.leave()).await.is_err()
+    {
+        tracing::warn!("etcd does not hear that this node leaves: it stays listed until its lease runs out");
     }
     let journal = node.journal.port();
     if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
@@ -245,14 +256,20 @@ async fn drain(node: &Node, tasks: Vec<tokio::task::JoinHandle<()>>, stop: &Noti
 
 /// Gives this node's sessions to the others, as far as `shutdown.timeout` allows.
 async fn hand_over(node: &Node, member: &Member) {
-    let handed = async {
-        if let Err(error) = member.membership.set_draining(true).await {
-            tracing::warn!(%error, "the other nodes do not hear from etcd that this one leaves");
+    let said = async {
+        match tokio::time::timeout(GOODBYE, member.membership.set_draining(true)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the other nodes do not hear from etcd that this one leaves");
+            }
+            Err(_) => tracing::warn!("the other nodes do not hear from etcd that this one leaves"),
         }
-        node.broker.hand_over().await
     };
+    let handed = async { tokio::join!(said, node.broker.hand_over()) };
     match tokio::time::timeout(node.config.shutdown.timeout, handed).await {
-        Ok(left) => tracing::info!(left, "sessions handed to other nodes; those left stay in the journal"),
+        Ok(((), left)) => {
+            tracing::info!(left, "sessions handed to other nodes; those left stay in the journal")
+        }
         Err(_) => tracing::warn!("shutdown.timeout came before all sessions were handed to other nodes"),
     }
 }

@@ -9,6 +9,12 @@ use super::totals::{Figures, Totals};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+/// How often the node that has a session is asked to close its connection, while the session is at neither end of a move.
+const KICKS_MAX: usize = 5;
+
+/// Between two of these, milliseconds.
+const KICK_AGAIN_MS: u64 = 100;
+
 /// A command of one node to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
@@ -174,24 +180,41 @@ impl Broker {
 
     /// Closes the connection of a client, wherever it is. Its session stays.
     pub fn kick_anywhere(&self, client_id: &str) -> BoxFuture<Result<Kicked, OperateError>> {
-        let client_id = client_id.to_owned();
-        let remote = self.remote.clone();
-        let here = self.command_here(Command::Kick { client_id: client_id.clone() });
+        let (broker, client_id) = (self.me.upgrade(), client_id.to_owned());
         Box::pin(async move {
-            if let Reply::Kicked { known: true, closed } = here {
-                let node = remote.as_ref().map(|r| r.me.node.to_string());
-                return Ok(Kicked { client_id, node, closed });
-            }
-            let Some(remote) = remote else { return Err(OperateError::NoSession(client_id)) };
-            let node = remote.node_of(&client_id).await?;
-            match remote.command(&node, &Command::Kick { client_id: client_id.clone() }).await {
-                Ok(Reply::Kicked { known: true, closed }) => {
-                    Ok(Kicked { client_id, node: Some(node.to_string()), closed })
+            let Some(broker) = broker else { return Err(OperateError::NoSession(client_id)) };
+            let kick = Command::Kick { client_id: client_id.clone() };
+            // One that moves may be at neither end when these are asked.
+            let mut tries = 0;
+            loop {
+                if let Reply::Kicked { known: true, closed } = broker.command_here(kick.clone()) {
+                    let node = broker.remote.as_ref().map(|r| r.me.node.to_string());
+                    return Ok(Kicked { client_id, node, closed });
                 }
-                Ok(_) => Err(OperateError::NoSession(client_id)),
-                Err(why) => Err(OperateError::Unavailable(format!(
-                    "the session of client {client_id:?} is on node {node}, which does not answer: {why}"
-                ))),
+                let Some(remote) = broker.remote.clone() else {
+                    return Err(OperateError::NoSession(client_id));
+                };
+                let holder = remote.holder_of(&client_id).await?;
+                if holder != remote.me {
+                    let node = &holder.node;
+                    match remote.command(node, &kick).await {
+                        Ok(Reply::Kicked { known: true, closed }) => {
+                            return Ok(Kicked { client_id, node: Some(node.to_string()), closed });
+                        }
+                        Ok(_) => {}
+                        Err(why) => {
+                            return Err(OperateError::Unavailable(format!(
+                                "the session of client {client_id:?} is on node {node}, which does not answer: {why}"
+                            )));
+                        }
+                    }
+                }
+                tries += 1;
+                if tries >= KICKS_MAX {
+                    let why = remote.absence(&holder, None);
+                    return Err(OperateError::Unavailable(format!("client {client_id:?}: {why}")));
+                }
+                remote.ports.tasks.sleep(KICK_AGAIN_MS).await;
             }
         })
     }
@@ -294,16 +317,17 @@ impl Remote {
         }
     }
 
-    /// The node that speaks for a session.
-    async fn node_of(&self, client_id: &str) -> Result<Arc<str>, OperateError> {
+    /// The process that speaks for a session.
+    async fn holder_of(&self, client_id: &str) -> Result<MemberId, OperateError> {
         match self.ports.coordinator.owner(client_id).await {
-            Ok(Some(owner)) => Ok(owner.holder.node),
+            Ok(Some(owner)) => Ok(owner.holder),
             Ok(None) => Err(OperateError::NoSession(client_id.to_owned())),
             Err(why) => {
                 let asks = Command::Session { client_id: client_id.to_owned() };
-                for node in self.others() {
-                    if let Ok(Reply::Session { session: Some(_) }) = self.command(&node, &asks).await {
-                        return Ok(node);
+                for member in self.members.live().into_iter().filter(|m| m.id.node != self.me.node) {
+                    let answer = self.command(&member.id.node, &asks).await;
+                    if let Ok(Reply::Session { session: Some(_) }) = answer {
+                        return Ok(member.id);
                     }
                 }
                 Err(OperateError::Unavailable(format!("etcd cannot be asked who has the session: {}", why.0)))

@@ -1,5 +1,6 @@
 //! The outside of a clustered node: the coordinator on etcd and the links to other nodes on gRPC.
 
+pub mod certificate;
 pub mod etcd;
 pub mod memory;
 pub mod peers;

@@ -247,7 +247,7 @@ options! {
     }
 
     /// Certificates of the links between nodes. With all three set, nodes accept each other only with a certificate of
-    /// the authority; its DNS names must contain the node.id or the host of advertise_peer.
+    /// the authority; it must be valid for the host of advertise_peer, a DNS name or an IP address.
     ClusterTls = "cluster.tls" {
         /// PEM file of the authority that signed the nodes' certificates.
         "ca_file" ca_file: FileOrNone = "",

@@ -15,6 +15,8 @@ mod moving_members;
 #[cfg(test)]
 mod publish_tests;
 #[cfg(test)]
+mod records;
+#[cfg(test)]
 mod takeovers;
 #[cfg(test)]
 mod tests;

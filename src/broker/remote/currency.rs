@@ -3,11 +3,10 @@
 //! It is current at a time if, at some instant no longer than `stale_after` before, it had applied all that the store
 //! showed, or all that every other node had applied. A node that is alone in its index always is.
 
-use super::level::Flag;
+use super::level::Waiters;
 use crate::broker::ports::BoxFuture;
 use crate::clock::Time;
 use parking_lot::Mutex;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What shows that a node was current at an instant.
@@ -26,7 +25,7 @@ pub struct Currency {
     alone: AtomicBool,
     /// The latest instant at which it was current.
     at: AtomicU64,
-    waiting: Mutex<Vec<Arc<Flag>>>,
+    waiting: Mutex<Waiters>,
 }
 
 impl Currency {
@@ -63,10 +62,7 @@ impl Currency {
         if self.is_current(now) {
             return Box::pin(std::future::ready(()));
         }
-        waiting.retain(|f| Arc::strong_count(f) > 1);
-        let flag = Arc::new(Flag::default());
-        waiting.push(flag.clone());
-        Box::pin(flag.wait())
+        waiting.join()
     }
 
     /// Takes note of evidence. What was shown before stays shown.
@@ -91,7 +87,7 @@ impl Currency {
     fn wake(&self, now: Time) {
         if self.is_current(now) {
             let waiting = std::mem::take(&mut *self.waiting.lock());
-            waiting.iter().for_each(|f| f.raise());
+            waiting.wake();
         }
     }
 }

@@ -191,6 +191,9 @@ impl Broker {
         drop(inside);
         let (low, open) = remote.gate.closed(|| remote.origins.low_water());
         self.unsee_below(remote, remote.me.incarnation, low, &open);
+        for origin in remote.origins.retired() {
+            self.unsee_below(remote, origin, u64::MAX, &[]);
+        }
         let (forgotten, recorded) = remote.seen.overflow();
         if forgotten > 0 {
             self.metrics.seen_forgotten.add(forgotten as u64);

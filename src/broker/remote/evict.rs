@@ -74,6 +74,11 @@ impl Sessions {
         }
     }
 
+    /// Whether a session of this epoch is being evicted.
+    pub(super) fn being_evicted(&self, client_id: &str, epoch: Epoch) -> bool {
+        self.evicting.lock().get(client_id).is_some_and(|known| *known > epoch)
+    }
+
     /// Whether a session with state was replaced by one without, under this epoch, over this node's head.
     pub(super) fn replaced_by(&self, client_id: &str, epoch: Epoch) -> bool {
         self.evicting.lock().get(client_id).is_some_and(|known| *known == epoch)

@@ -99,6 +99,10 @@ impl Broker {
             }
             IndexEvent::Custody { of, custody } => {
                 remote.members.set_custody(of.clone(), custody.clone());
+                if custody.is_none() {
+                    // Its pages go with the record, without a word of what was in them.
+                    remote.routes.remove_all(of);
+                }
                 true
             }
             IndexEvent::Routes { of, add, del } => {

@@ -59,11 +59,35 @@ impl Bell {
     }
 }
 
+/// Those who wait for one thing.
+#[derive(Debug, Default)]
+pub struct Waiters(Vec<Arc<Flag>>);
+
+impl Waiters {
+    /// One more, who waits until [`Waiters::wake`].
+    pub fn join(&mut self) -> BoxFuture<()> {
+        let flags = &mut self.0;
+        if flags.len() == flags.capacity() {
+            // Nobody waits any more for those that only this list holds. Room for as many again, or this would be done for each.
+            flags.retain(|f| Arc::strong_count(f) > 1);
+            flags.reserve(flags.len() + 1);
+        }
+        let flag = Arc::new(Flag::default());
+        flags.push(flag.clone());
+        Box::pin(flag.wait())
+    }
+
+    /// What they have waited for is there.
+    pub fn wake(self) {
+        self.0.iter().for_each(|flag| flag.raise());
+    }
+}
+
 /// A number, and those who wait until it has reached a value.
 #[derive(Debug, Default)]
 pub struct Level {
     reached: AtomicU64,
-    waiting: Mutex<BTreeMap<u64, Vec<Arc<Flag>>>>,
+    waiting: Mutex<BTreeMap<u64, Waiters>>,
 }
 
 impl Level {
@@ -93,7 +117,7 @@ impl Level {
         };
         let reached = std::mem::replace(&mut *waiting, later);
         drop(waiting);
-        reached.into_values().flatten().for_each(|flag| flag.raise());
+        reached.into_values().for_each(Waiters::wake);
     }
 
     /// Completes once it has reached `value`.
@@ -106,19 +130,12 @@ impl Level {
         if self.get() >= value {
             return Box::pin(std::future::ready(()));
         }
-        let flags = waiting.entry(value).or_default();
-        // Nobody waits any more for those that only this list holds.
-        if flags.len() == flags.capacity() {
-            flags.retain(|f| Arc::strong_count(f) > 1);
-        }
-        let flag = Arc::new(Flag::default());
-        flags.push(flag.clone());
-        Box::pin(flag.wait())
+        waiting.entry(value).or_default().join()
     }
 
     /// How many wait.
     pub fn waiters(&self) -> usize {
-        self.waiting.lock().values().map(Vec::len).sum()
+        self.waiting.lock().values().map(|w| w.0.len()).sum()
     }
 }
 

@@ -170,7 +170,7 @@ impl Members {
         if table.given_up(of) || table.given_up(&holder) {
             return Standing::Gone;
         }
-        if table.is_live(&holder) || table.links.get(&holder.node) == Some(&holder) {
+        if table.is_live(&holder) || table.is_linked(&holder) {
             return Standing::Live(holder.node);
         }
         Standing::Orphan(holder.node)
@@ -217,11 +217,13 @@ impl Members {
         table.required(&self.me, since).iter().map(applied).min().unwrap_or(u64::MAX)
     }
 
-    /// The process that has applied most by its report, if it is more than `applied`.
-    pub(super) fn ahead_of(&self, applied: Revision) -> Option<(MemberId, Revision)> {
+    /// The linked processes that have applied more than `applied` by their reports, those with most first.
+    pub(super) fn ahead_of(&self, applied: Revision) -> Vec<(MemberId, Revision)> {
         let table = self.table.read();
-        let ahead = table.links.values().filter_map(|p| Some((p.clone(), table.reports.get(p)?.applied)));
-        ahead.filter(|(_, a)| *a > applied).max_by_key(|(_, a)| *a)
+        let reported = table.links.values().filter_map(|p| Some((p.clone(), table.reports.get(p)?.applied)));
+        let mut ahead: Vec<_> = reported.filter(|(_, a)| *a > applied).collect();
+        ahead.sort_by_key(|(_, a)| std::cmp::Reverse(*a));
+        ahead
     }
 
     /// By this node's clock, an instant at which it had applied, or has applied since, all that every other process
@@ -322,9 +324,13 @@ impl Members {
                 table.custody.insert(of, entry);
             }
             None => {
-                // Nobody is left who could send its publishes again.
-                table.over.insert(of.incarnation);
+                let holder = table.holder_of(&of);
                 table.custody.remove(&of);
+                // A process that had adopted it says itself when it will send none of its publishes again.
+                let adopted = holder != of && (table.is_live(&holder) || table.is_linked(&holder));
+                if !adopted {
+                    table.over.insert(of.incarnation);
+                }
             }
         }
         table.forget();
@@ -340,6 +346,10 @@ impl Members {
 impl Table {
     fn is_live(&self, process: &MemberId) -> bool {
         self.live.get(&process.node).is_some_and(|(m, _)| m.id == *process)
+    }
+
+    fn is_linked(&self, process: &MemberId) -> bool {
+        self.links.get(&process.node) == Some(process)
     }
 
     fn holder_of(&self, of: &MemberId) -> MemberId {

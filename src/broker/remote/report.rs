@@ -86,24 +86,30 @@ pub(super) async fn catch_up(broker: Weak<Broker>, bell: Arc<Bell>) {
         bell.heard().await;
         loop {
             let Some(remote) = broker.upgrade().and_then(|b| b.remote.clone()) else { return };
-            let applied = remote.applied();
-            let Some((ahead, theirs)) = remote.members.ahead_of(applied) else { break };
-            if remote.ports.coordinator.reachable() {
+            if remote.ports.coordinator.reachable() || !remote.fetch_missed().await {
                 break;
             }
-            if let Err(why) = remote.fetch(&ahead.node, applied).await {
-                tracing::warn!(from = %ahead, applied, theirs, why, "cannot catch up by another node");
-                break;
-            }
-            if remote.applied() <= applied {
-                break;
-            }
-            tracing::info!(from = %ahead, applied = remote.applied(), "caught up by another node while etcd is away");
         }
     }
 }
 
 impl Remote {
+    /// Fetches what this node has missed from the first that still has it; true if that brought it on.
+    async fn fetch_missed(&self) -> bool {
+        let before = self.applied();
+        for (ahead, theirs) in self.members.ahead_of(before) {
+            if let Err(why) = self.fetch(&ahead.node, before).await {
+                tracing::warn!(from = %ahead, applied = before, theirs, why, "cannot catch up by another node");
+            }
+            let applied = self.applied();
+            if applied > before {
+                tracing::info!(from = %ahead, applied, "caught up by another node while etcd is away");
+                return true;
+            }
+        }
+        false
+    }
+
     async fn fetch(&self, node: &Arc<str>, after: Revision) -> Result<(), String> {
         let answer = self.ports.peers.request(node, Request::Events { after }).await;
         match answer.map_err(|e| e.to_string())? {
@@ -114,5 +120,62 @@ impl Remote {
             Response::Events(None) => Err("it no longer has the events that are missing here".to_owned()),
             other => Err(format!("it answered {other:?}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::ClusterPorts;
+    use crate::broker::ports::{Frame, LinkStatus, Member, MessageId, PeerError, Peers};
+    use crate::broker::remote::RemoteLimits;
+    use crate::broker::remote::testing::{FakeStore, Manual};
+    use crate::telemetry::Metrics;
+    use futures_util::FutureExt;
+    use parking_lot::Mutex;
+
+    /// Others that have the events that are missing here, or had them.
+    struct Others {
+        have: &'static [&'static str],
+        asked: Mutex<Vec<Arc<str>>>,
+    }
+
+    impl Peers for Others {
+        fn keep(&self, _: Vec<Member>) {}
+
+        fn send(&self, _: &Arc<str>, _: Frame) {}
+
+        fn cancel(&self, _: &Arc<str>, _: MessageId) {}
+
+        fn report(&self, _: Report) {}
+
+        fn request(&self, node: &Arc<str>, _: Request) -> BoxFuture<Result<Response, PeerError>> {
+            self.asked.lock().push(node.clone());
+            let events = self.have.contains(&&**node).then(|| (bytes::Bytes::new(), 9));
+            Box::pin(std::future::ready(Ok(Response::Events(events))))
+        }
+
+        fn links(&self) -> Vec<LinkStatus> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn whoever_is_ahead_is_asked_in_turn_for_what_is_missing() {
+        let others = Arc::new(Others { have: &["b"], asked: Mutex::default() });
+        let ports = ClusterPorts {
+            coordinator: Arc::new(FakeStore::default()),
+            peers: others.clone(),
+            tasks: Arc::new(Manual::default()),
+        };
+        let remote = Remote::new(ports, RemoteLimits::default(), Arc::new(Metrics::new()));
+        for (node, incarnation, applied) in [("b", 2, 8), ("c", 3, 9), ("d", 4, 0)] {
+            let process = MemberId { node: node.into(), incarnation };
+            remote.members.link(&process.node, Some(process.clone()));
+            remote.members.report(&process, Report { applied, ..Report::default() }, 0);
+        }
+        remote.fetch_missed().now_or_never().unwrap();
+        assert_eq!(*others.asked.lock(), ["c".into(), "b".into()]);
+        assert_eq!(remote.metrics.catch_ups.get(), 1);
     }
 }

@@ -458,6 +458,29 @@ impl RoutesIndex {
     pub fn memory_bytes(&self) -> usize {
         self.shards.iter().map(|s| s.trie.read().memory_bytes()).sum()
     }
+
+    /// Removes all routes of an incarnation.
+    pub fn remove_all(&self, of: &MemberId) {
+        let Some(n) = self.owners.read().numbers.get(of).copied() else { return };
+        let mut removed = Vec::new();
+        for shard in &self.shards {
+            let mut filters: Vec<String> = Vec::new();
+            shard.trie.read().for_each(|filter, leaf| {
+                let shared = leaf.groups().iter().flat_map(|g| g.members.iter().map(|(e, _)| e));
+                if leaf.direct().iter().chain(shared).any(|e| e.of == n) {
+                    filters.push(filter.to_owned());
+                }
+            });
+            for filter in filters {
+                self.change(&filter, |trie| {
+                    if trie.get_mut(&filter).is_some_and(|leaf| leaf.remove(|e, _| e.of == n, &mut removed)) {
+                        trie.remove(&filter);
+                    }
+                });
+            }
+        }
+        self.owners.write().count(n, 0, removed.len());
+    }
 }
 
 impl RemoteMatches {

@@ -12,7 +12,7 @@ use crate::broker::ports::{
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use futures_util::future::{Either, select};
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -223,19 +223,16 @@ impl Broker {
     /// Looks at what has happened to sessions. Evictions first: they say that a will stays behind.
     pub(super) fn on_session_events(&self, events: &[IndexEvent]) {
         let Some(remote) = &self.remote else { return };
-        let mut evicted: HashSet<(&Arc<str>, Epoch)> = HashSet::new();
         for event in events {
             if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch) } = event
                 && *node == remote.me.node
             {
                 self.on_eviction(remote, client_id, *epoch);
-                evicted.insert((client_id, *epoch));
             }
         }
         for event in events {
             if let IndexEvent::Session { client_id, session } = event {
-                let evicted = session.as_ref().is_some_and(|s| evicted.contains(&(client_id, s.epoch)));
-                self.on_session(remote, client_id, session.as_ref(), evicted);
+                self.on_session(remote, client_id, session.as_ref());
             }
         }
     }
@@ -247,20 +244,15 @@ impl Broker {
         }
         let Some(broker) = self.me.upgrade() else { return };
         let (client_id, coordinator) = (client_id.clone(), remote.ports.coordinator.clone());
+        // Begun at once: the session's record may come in the next events.
+        let evicted = broker.evict(&client_id, epoch, true);
         remote.ports.tasks.spawn(Box::pin(async move {
-            broker.evict(&client_id, epoch, true).await;
+            evicted.await;
             coordinator.evicted(&client_id, epoch);
         }));
     }
 
-    /// `evicted`: its eviction says more, and is under way.
-    fn on_session(
-        &self,
-        remote: &Arc<Remote>,
-        client_id: &Arc<str>,
-        session: Option<&SessionOwner>,
-        evicted: bool,
-    ) {
+    fn on_session(&self, remote: &Arc<Remote>, client_id: &Arc<str>, session: Option<&SessionOwner>) {
         let sessions = &remote.sessions;
         if sessions.reconciled.get().is_none() {
             if self.session(client_id).is_some() {
@@ -278,6 +270,8 @@ impl Broker {
         let Some(session) = session else { return };
         let Some(handle) = self.session(client_id).filter(|h| h.epoch() < session.epoch) else { return };
         let theirs = remote.members.holder_of(&session.owner) != remote.me;
+        // An eviction says more.
+        let evicted = sessions.being_evicted(client_id, handle.epoch());
         if !theirs || evicted || handle.disowned() || sessions.outgoing.lock().contains_key(client_id) {
             return;
         }

@@ -6,6 +6,7 @@
 //! in between leaves a marked record, and the leader goes on from there: no session ever points to a record that could be
 //! taken for a holder.
 
+use super::batch::REQUEST_BYTES_MAX;
 use super::client::Etcd;
 use super::error::StoreError;
 use super::fence::{Fence, exists_since, unchanged_since};
@@ -16,6 +17,7 @@ use super::scan::Scan;
 use super::sweep::{Guard, Sweep};
 use crate::broker::ports::MemberId;
 use etcd_client::{Compare, Txn, TxnOp, TxnOpResponse};
+use std::sync::Arc;
 
 /// Independent changes in one transaction: etcd takes 128 operations by default (`--max-txn-ops`).
 pub const CHANGES_MAX: usize = 100;
@@ -67,34 +69,49 @@ pub(super) async fn write(
     guard: &Guard,
     changes: &[Change],
 ) -> Result<usize, StoreError> {
-    let mut written = 0;
-    for chunk in changes.chunks(CHANGES_MAX) {
-        let one = |change: &Change| {
-            let key = keys.custody(&change.stored.of);
-            let mut when = change.also.clone();
-            when.push(unchanged_since(&*key, change.stored.revision));
-            let put = TxnOp::put(key, records::write(&change.record), None);
-            TxnOp::txn(Txn::new().when(when).and_then([put]))
-        };
-        let nested: Vec<_> = chunk.iter().map(one).collect();
-        written += nested_successes(etcd, guard, nested).await?;
-    }
-    Ok(written)
+    let one = |change: &Change| {
+        let key = keys.custody(&change.stored.of);
+        let value = records::write(&change.record);
+        let bytes = 2 * key.len() + value.len();
+        let mut when = change.also.clone();
+        when.push(unchanged_since(&*key, change.stored.revision));
+        Nested { txn: Txn::new().when(when).and_then([TxnOp::put(key, value, None)]), bytes }
+    };
+    nested_successes(etcd, guard, changes.iter().map(one)).await
 }
 
-/// Runs independent transactions in one. Returns how many of them did what they were to do.
+/// An independent transaction, and the bytes of its keys and values.
+pub(super) struct Nested {
+    pub txn: Txn,
+    pub bytes: usize,
+}
+
+/// Runs independent transactions, as many in one request as etcd takes. Returns how many of them did what they were to do.
 pub(super) async fn nested_successes(
     etcd: &Etcd,
     guard: &Guard,
-    nested: Vec<TxnOp>,
+    nested: impl IntoIterator<Item = Nested>,
 ) -> Result<usize, StoreError> {
-    let Some(when) = guard() else { return Err(StoreError::Fenced) };
-    let answer = etcd.txn(Txn::new().when(when).and_then(nested)).await?;
-    if !answer.succeeded() {
-        return Err(StoreError::Fenced);
+    let mut succeeded = 0;
+    let mut nested = nested.into_iter().peekable();
+    while let Some(first) = nested.next() {
+        let mut bytes = first.bytes;
+        let mut request = vec![TxnOp::txn(first.txn)];
+        while request.len() < CHANGES_MAX
+            && let Some(next) = nested.next_if(|next| bytes + next.bytes <= REQUEST_BYTES_MAX)
+        {
+            bytes += next.bytes;
+            request.push(TxnOp::txn(next.txn));
+        }
+        let Some(when) = guard() else { return Err(StoreError::Fenced) };
+        let answer = etcd.txn(Txn::new().when(when).and_then(request)).await?;
+        if !answer.succeeded() {
+            return Err(StoreError::Fenced);
+        }
+        let done = |op: &TxnOpResponse| matches!(op, TxnOpResponse::Txn(txn) if txn.succeeded());
+        succeeded += answer.op_responses().iter().filter(|op| done(op)).count();
     }
-    let done = |op: &TxnOpResponse| matches!(op, TxnOpResponse::Txn(txn) if txn.succeeded());
-    Ok(answer.op_responses().iter().filter(|op| done(op)).count())
+    Ok(succeeded)
 }
 
 /// The guard of a node that acts for itself.
@@ -169,6 +186,17 @@ pub enum ForgetError {
         /// Its address.
         peer: String,
     },
+    /// It serves without etcd.
+    #[error(
+        "node {node} is not registered in etcd, but it answers this node (incarnation {incarnation}) and serves its sessions: \
+         let it reach etcd again; or, to give up what it has, stop it first, then forget it"
+    )]
+    Serving {
+        /// The node.
+        node: String,
+        /// Which start of it.
+        incarnation: u64,
+    },
     /// There is nothing of it.
     #[error("nothing of a node {node} is known; there is something of: {known}")]
     Unknown {
@@ -182,8 +210,15 @@ pub enum ForgetError {
     Store(#[from] StoreError),
 }
 
-/// Whether custody as read may be given up: its holder neither lives nor can be brought back by a process that lives.
-pub(super) fn is_orphan(stored: &Stored, members: &Members) -> bool {
+/// Whether this node has a working link to a process.
+pub type Linked = Arc<dyn Fn(&MemberId) -> bool + Send + Sync>;
+
+/// Whether custody as read may be given up: its holder neither lives nor can be brought back by a process that lives. Who has
+/// lost etcd but not the other nodes serves on.
+pub(super) fn is_orphan(stored: &Stored, members: &Members, linked: &Linked) -> bool {
+    if !stored.record.given_up && linked(&stored.record.holder) {
+        return false;
+    }
     match members.node(&stored.record.holder.node) {
         Node::Absent => true,
         // A live node with another journal cannot have what the record says; one that registers just now may be about to adopt.
@@ -213,15 +248,21 @@ pub(super) fn giving_up(stored: &Stored, keys: &Keys, members: &Members) -> Chan
 ///
 /// # Errors
 /// See [`ForgetError`].
-pub async fn forget(etcd: &Etcd, keys: &Keys, fence: &Fence, node: &str) -> Result<Forgotten, ForgetError> {
+pub async fn forget(
+    etcd: &Etcd,
+    keys: &Keys,
+    fence: &Fence,
+    node: &str,
+    linked: &Linked,
+) -> Result<Forgotten, ForgetError> {
     let guard = own_guard(fence);
     for round in 0..ROUNDS_MAX {
         let members = Members::read(etcd, keys).await?;
         let all = read_all(etcd, keys).await?;
         let theirs: Vec<_> = all.iter().filter(|s| *s.record.holder.node == *node).collect();
-        let orphans: Vec<_> = theirs.iter().filter(|s| is_orphan(s, &members)).collect();
+        let orphans: Vec<_> = theirs.iter().filter(|s| is_orphan(s, &members, linked)).collect();
         if orphans.is_empty() && round == 0 {
-            return Err(refusal(node, &members, &all));
+            return Err(refusal(node, &members, &all, linked));
         }
         let left = orphans.iter().filter(|s| !s.record.given_up);
         let changes: Vec<_> = left.map(|s| giving_up(s, keys, &members)).collect();
@@ -237,10 +278,14 @@ pub async fn forget(etcd: &Etcd, keys: &Keys, fence: &Fence, node: &str) -> Resu
     Err(StoreError::Contended(keys.custodies_of(node)).into())
 }
 
-fn refusal(node: &str, members: &Members, all: &[Stored]) -> ForgetError {
+fn refusal(node: &str, members: &Members, all: &[Stored], linked: &Linked) -> ForgetError {
     if let Node::Live { record, created } = members.node(node) {
         let incarnation = record.incarnation.unwrap_or_else(|| u64::try_from(created).unwrap_or(0));
         return ForgetError::Alive { node: node.to_owned(), incarnation, peer: record.peer.clone() };
+    }
+    let mut holders = all.iter().map(|s| &s.record.holder);
+    if let Some(holder) = holders.find(|holder| *holder.node == *node && linked(holder)) {
+        return ForgetError::Serving { node: node.to_owned(), incarnation: holder.incarnation };
     }
     let mut known: Vec<_> = all.iter().map(|s| &*s.record.holder.node).collect();
     known.sort_unstable();

@@ -83,11 +83,16 @@ impl Election {
         }
     }
 
+    /// Leads and stands no more; its key goes with the lease.
+    pub fn stand_down(&self) {
+        self.task.abort();
+        self.inner.view.send_modify(|view| view.mine = None);
+    }
+
     /// Gives the leadership up and stands no more. If etcd does not answer, the key goes with the lease.
     pub async fn resign(&self) {
-        self.task.abort();
+        self.stand_down();
         let inner = &self.inner;
-        inner.view.send_modify(|view| view.mine = None);
         let key = inner.member.keys.leader(inner.member.lease_id());
         let delete = inner.member.etcd.retry(|client| {
             let key = key.clone();

@@ -1,5 +1,6 @@
 //! What can go wrong with etcd, in words for whoever runs the broker: which endpoint, file or user, and what to do.
 
+use crate::cluster::certificate::CertificateError;
 use etcd_client::Error;
 use std::error::Error as _;
 use std::sync::Arc;
@@ -87,27 +88,8 @@ pub enum EtcdError {
         prefix: String,
     },
     /// A file of this node cannot be used.
-    #[error("{file} ({option}) cannot be used: {what}")]
-    Certificate {
-        /// The file.
-        file: String,
-        /// The option that names it.
-        option: &'static str,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// A certificate of this node has expired.
-    #[error(
-        "the certificate in {file} ({option}) expired on {when}: replace it by a new one and restart this node"
-    )]
-    Expired {
-        /// The file.
-        file: String,
-        /// The option that names it.
-        option: &'static str,
-        /// When.
-        when: String,
-    },
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// etcd's certificate is not accepted.
     #[error("the certificate of etcd at {endpoint} is not accepted: {what}")]
     ServerCertificate {
@@ -237,10 +219,17 @@ impl EtcdError {
 
     /// Whether only a person can help: a retry will fail in the same way.
     pub fn is_permanent(&self) -> bool {
-        use EtcdError::{Closed, NoLeader, NoSpace, Other, TimedOut, Unreachable};
+        use EtcdError::{Closed, Compacted, LeaseGone, NoLeader, NoSpace, Other, TimedOut, Unreachable};
         !matches!(
             self,
-            Closed { .. } | Unreachable { .. } | TimedOut { .. } | NoLeader { .. } | NoSpace | Other { .. }
+            Closed { .. }
+                | Unreachable { .. }
+                | TimedOut { .. }
+                | NoLeader { .. }
+                | NoSpace
+                | LeaseGone { .. }
+                | Compacted { .. }
+                | Other { .. }
         )
     }
 }
@@ -360,4 +349,28 @@ pub enum StoreError {
     /// Others kept changing the same keys.
     #[error("other nodes keep changing {0} in etcd: try again")]
     Contended(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_waits_for_what_may_come_by_itself() {
+        let endpoint: Arc<str> = "http://e:2379".into();
+        let at =
+            Context { endpoint: &endpoint, user: None, prefix: "/berth", ca_file: None, cert_file: None };
+        let cases = [
+            (Code::NotFound, "etcdserver: requested lease not found", false),
+            (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", false),
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", false),
+            (Code::Unavailable, "etcdserver: leader changed", false),
+            (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", true),
+            (Code::PermissionDenied, "etcdserver: permission denied", true),
+        ];
+        for (code, message, permanent) in cases {
+            let error = EtcdError::of(&Error::GRpcStatus(tonic::Status::new(code, message)), &at);
+            assert_eq!(error.is_permanent(), permanent, "{error}");
+        }
+    }
 }

@@ -1,17 +1,19 @@
 //! What the leader does, every few seconds, each duty a bounded piece at a time:
 //!
 //! 1. *Fold chains of custody*: where a holder's own record names another holder that has it all, records name that one.
-//! 2. *Note who is gone*: `gone` in a custody record tells since when its holder has been away.
+//! 2. *Note who is gone*: `gone` in a custody record tells since when its holder has been away, neither registered nor linked.
 //! 3. *Give up* what has been away for longer than `forget_after`, if that is set.
 //! 4. *Expire retained messages* whose time is up.
 //! 5. *Remove session records* of incarnations that were given up.
 //! 6. *Collect* custody records, routes and evictions that nothing refers to any more.
 //!
 //! Everything it writes compares its member key, its election key, and the records it was judged by. 5 and 6 are one pass over
-//! the sessions: see [`super::sweep`].
+//! the sessions: see [`super::sweep`]. A duty that fails does not keep the others from being done.
 
 use super::client::Etcd;
-use super::custody::{self, CHANGES_MAX, Change, Stored, giving_up, is_orphan, nested_successes};
+use super::custody::{
+    self, CHANGES_MAX, Change, Linked, Nested, Stored, giving_up, is_orphan, nested_successes,
+};
 use super::election::Election;
 use super::error::StoreError;
 use super::fence::{exists_since, unchanged_since};
@@ -35,6 +37,13 @@ const EXPIRED_PER_ROUND: usize = 20_000;
 /// How long after a pass over all sessions the next one may be for the same incarnations.
 const PASS_PAUSE: Duration = Duration::from_secs(600);
 
+/// For how long a leader must itself have seen that a node is gone before it gives it up, unless `forget_after` is shorter: the
+/// clock of the leader that noted it may be wrong.
+const GONE_SEEN: Duration = Duration::from_secs(600);
+
+/// No cluster is older than 2025: a `gone` from before is of a clock that is wrong.
+const GONE_EARLIEST: Time = Time(1_735_689_600_000);
+
 /// Retained messages whose time is up: topics with the revision of the value that has expired, at most so many.
 pub type ExpiredRetained = Arc<dyn Fn(Time, usize) -> Vec<(Arc<str>, Revision)> + Send + Sync>;
 
@@ -48,6 +57,8 @@ pub struct LeaderOptions {
     pub collect_after: Duration,
     /// Retained messages that have expired, from this node's index.
     pub expired: ExpiredRetained,
+    /// Processes that this node has a working link to: they live, registered or not.
+    pub linked: Linked,
 }
 
 /// The leader's duties.
@@ -56,10 +67,13 @@ pub struct Leader {
     keys: Keys,
     guard: Guard,
     options: LeaderOptions,
-    sweep: Option<Sweep>,
+    /// The pass under way, and what it is for.
+    sweep: Option<(Sweep, HashSet<MemberId>)>,
+    /// The `gone` of custody records, and since when this process has seen that.
+    gone_seen: HashMap<MemberId, (u64, Time)>,
     /// Since when incarnations have been out of use, as far as this process has seen.
     unused_since: HashMap<MemberId, Time>,
-    /// What the last pass was for, and when the next one for the same may be.
+    /// What the last complete pass was for, and when the next one for the same may be.
     last_pass: (HashSet<MemberId>, Time),
 }
 
@@ -79,6 +93,7 @@ impl Leader {
             guard: election.guard(),
             options,
             sweep: None,
+            gone_seen: HashMap::new(),
             unused_since: HashMap::new(),
             last_pass: (HashSet::new(), Time(0)),
         }
@@ -93,7 +108,6 @@ impl Leader {
                 Ok(()) => failing = false,
                 Err(StoreError::Fenced) => self.sweep = None,
                 Err(error) => {
-                    self.sweep = None;
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(%error, "the leader's duties have to wait");
                     }
@@ -106,17 +120,19 @@ impl Leader {
     /// Each duty once, bounded.
     ///
     /// # Errors
-    /// If etcd does not answer or this process does not lead; the next round goes on.
+    /// The first failure: etcd does not answer, or this process does not lead. The next round goes on.
     pub async fn round(&mut self) -> Result<(), StoreError> {
+        let expired = self.expire_retained(clock::now()).await;
         let mut world = self.look().await?;
-        let mut changed = self.change(folded(&world, &self.keys)).await?;
-        changed += self.change(gone(&world, &self.keys)).await?;
-        changed += self.change(self.too_long_gone(&world)).await?;
-        self.expire_retained(world.now).await?;
-        if changed > 0 {
+        let folded = self.change(folded(&world, &self.keys)).await;
+        let noted = self.change(self.gone(&world)).await;
+        let too_long_gone = self.too_long_gone(&world);
+        let given_up = self.change(too_long_gone).await;
+        if [&folded, &noted, &given_up].into_iter().flatten().any(|changed| *changed > 0) {
             world = self.look().await?;
         }
-        self.sweep(&world).await
+        let swept = self.sweep(&world).await;
+        expired.and(folded).and(noted).and(given_up).and(swept)
     }
 
     async fn look(&self) -> Result<World, StoreError> {
@@ -132,11 +148,49 @@ impl Leader {
         custody::write(&self.etcd, &self.keys, &self.guard, &changes).await
     }
 
-    fn too_long_gone(&self, world: &World) -> Vec<Change> {
+    /// Duty 2. The member key must be as read.
+    fn gone(&self, world: &World) -> Vec<Change> {
+        let judge = |stored: &Stored| {
+            let holder = &stored.record.holder;
+            let gone = !world.members.is_live(holder) && !(self.options.linked)(holder);
+            let plausible = |since| (GONE_EARLIEST..=world.now).contains(&Time(since));
+            let right = stored.record.gone.map_or(!gone, |since| gone && plausible(since));
+            if stored.record.given_up || right {
+                return None;
+            }
+            let created = match world.members.node(&holder.node) {
+                Node::Absent => 0,
+                Node::Live { created, .. } => created,
+            };
+            let record =
+                CustodyRecord { gone: gone.then_some(world.now.as_millis()), ..stored.record.clone() };
+            let also = vec![exists_since(self.keys.member(&holder.node), created)];
+            Some(Change { stored: stored.clone(), record, also })
+        };
+        world.custody.iter().filter_map(judge).collect()
+    }
+
+    /// Duty 3. What is noted and what this process has seen itself must both be long enough.
+    fn too_long_gone(&mut self, world: &World) -> Vec<Change> {
         let Some(limit) = self.options.forget_after else { return Vec::new() };
-        let limit = limit.as_millis() as u64;
-        let over = |s: &&Stored| s.record.gone.is_some_and(|since| world.now.since_ms(Time(since)) > limit);
-        let orphans = world.custody.iter().filter(|s| !s.record.given_up && is_orphan(s, &world.members));
+        let seen = std::mem::take(&mut self.gone_seen);
+        for stored in &world.custody {
+            if let Some(gone) = stored.record.gone {
+                let before = seen.get(&stored.of).filter(|(value, _)| *value == gone);
+                let since = before.map_or(world.now, |(_, since)| *since);
+                self.gone_seen.insert(stored.of.clone(), (gone, since));
+            }
+        }
+        let over = |s: &&Stored| {
+            let seen = self.gone_seen.get(&s.of);
+            seen.is_some_and(|(noted, seen)| {
+                world.now.since_ms(Time(*noted)) > limit.as_millis() as u64
+                    && world.now.since_ms(*seen) >= limit.min(GONE_SEEN).as_millis() as u64
+            })
+        };
+        let linked = &self.options.linked;
+        let orphans =
+            world.custody.iter().filter(|s| !s.record.given_up && is_orphan(s, &world.members, linked));
         let log = |s: &&Stored| {
             tracing::warn!(incarnation = %s.of, holder = %s.record.holder,
                 "gone for longer than cluster.forget_after: given up with all its sessions");
@@ -148,12 +202,11 @@ impl Leader {
         let expired = (self.options.expired)(now, EXPIRED_PER_ROUND);
         let one = |(topic, revision): &(Arc<str>, Revision)| {
             let key = self.keys.retained(topic);
+            let bytes = 2 * key.len();
             let same = unchanged_since(&*key, i64::try_from(*revision).unwrap_or(0));
-            TxnOp::txn(Txn::new().when([same]).and_then([TxnOp::delete(key, None)]))
+            Nested { txn: Txn::new().when([same]).and_then([TxnOp::delete(key, None)]), bytes }
         };
-        for chunk in expired.chunks(CHANGES_MAX) {
-            nested_successes(&self.etcd, &self.guard, chunk.iter().map(one).collect()).await?;
-        }
+        nested_successes(&self.etcd, &self.guard, expired.iter().map(one)).await?;
         Ok(())
     }
 
@@ -161,18 +214,20 @@ impl Leader {
         if self.sweep.is_none() {
             self.sweep = self.begin_pass(world).await?;
         }
-        let Some(mut sweep) = self.sweep.take() else { return Ok(()) };
+        // One that fails is begun again.
+        let Some((mut sweep, reasons)) = self.sweep.take() else { return Ok(()) };
         for _ in 0..PAGES_PER_ROUND {
             if sweep.step(&self.etcd, &self.keys, &self.guard).await? {
+                self.last_pass = (reasons, world.now.plus_ms(PASS_PAUSE.as_millis() as u64));
                 return Ok(());
             }
         }
-        self.sweep = Some(sweep);
+        self.sweep = Some((sweep, reasons));
         Ok(())
     }
 
     /// A pass over all sessions, if there is a reason for one.
-    async fn begin_pass(&mut self, world: &World) -> Result<Option<Sweep>, StoreError> {
+    async fn begin_pass(&mut self, world: &World) -> Result<Option<(Sweep, HashSet<MemberId>)>, StoreError> {
         let unused = self.unused(world);
         let given_up = world.custody.iter().filter(|s| s.record.given_up);
         let reasons: HashSet<_> =
@@ -180,8 +235,7 @@ impl Leader {
         if reasons.is_empty() || (reasons == self.last_pass.0 && world.now < self.last_pass.1) {
             return Ok(None);
         }
-        self.last_pass = (reasons, world.now.plus_ms(PASS_PAUSE.as_millis() as u64));
-        Sweep::begin(&self.etcd, &self.keys, unused).await.map(Some)
+        Ok(Some((Sweep::begin(&self.etcd, &self.keys, unused).await?, reasons)))
     }
 
     /// Incarnations that may go if no session refers to them: those that a live process has adopted, and those of a live node
@@ -194,7 +248,7 @@ impl Leader {
             let adopted = s.record.merged && world.members.is_live(&s.record.holder);
             let lost = s.of.node == s.record.holder.node
                 && matches!(world.members.node(&s.of.node), Node::Live { .. })
-                && is_orphan(s, &world.members);
+                && is_orphan(s, &world.members, &self.options.linked);
             (!in_use && (adopted || lost)).then(|| Unused { stored: s.clone(), lost })
         };
         let mut unused: Vec<_> = world.custody.iter().filter_map(judge).collect();
@@ -226,23 +280,4 @@ fn folded(world: &World, keys: &Keys) -> Vec<Change> {
         Some(Change { stored: stored.clone(), record, also })
     };
     world.custody.iter().filter_map(fold).collect()
-}
-
-/// Duty 2. The member key must be as read.
-fn gone(world: &World, keys: &Keys) -> Vec<Change> {
-    let judge = |stored: &Stored| {
-        let holder = &stored.record.holder;
-        let gone = !world.members.is_live(holder);
-        if stored.record.given_up || gone == stored.record.gone.is_some() {
-            return None;
-        }
-        let created = match world.members.node(&holder.node) {
-            Node::Absent => 0,
-            Node::Live { created, .. } => created,
-        };
-        let record = CustodyRecord { gone: gone.then_some(world.now.as_millis()), ..stored.record.clone() };
-        let also = vec![exists_since(keys.member(&holder.node), created)];
-        Some(Change { stored: stored.clone(), record, also })
-    };
-    world.custody.iter().filter_map(judge).collect()
 }

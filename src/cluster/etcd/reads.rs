@@ -1,5 +1,6 @@
 //! Linearizable reads: all that wait share one request.
 
+use super::batch::REQUEST_BYTES_MAX;
 use super::client::Etcd;
 use super::error::EtcdError;
 use crate::broker::ports::Revision;
@@ -118,12 +119,14 @@ async fn drive(shared: Arc<Shared>) {
 }
 
 impl State {
-    /// The callers of one request: up to so many keys, and all that want the revision only.
+    /// The callers of one request: the first keys that fit into it, and all that want the revision only.
     fn take(&mut self) -> Vec<(Option<String>, Answer)> {
-        let mut keys = 0;
+        let (mut keys, mut bytes) = (0, 0);
         let mut fits = |key: &Option<String>| {
-            keys += usize::from(key.is_some());
-            key.is_none() || keys <= KEYS_MAX
+            let Some(key) = key else { return true };
+            keys += 1;
+            bytes += key.len();
+            keys == 1 || (keys <= KEYS_MAX && bytes <= REQUEST_BYTES_MAX)
         };
         self.waiting.extract_if(.., |(key, _)| fits(key)).collect()
     }
@@ -172,5 +175,25 @@ impl Shared {
             _ => None,
         };
         Ok((response.op_responses().into_iter().skip(1).map(value).collect(), revision))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_reads_as_many_keys_as_fit() {
+        let read = |key: Option<&str>| (key.map(str::to_owned), oneshot::channel().0);
+        let mut state = State::default();
+        let long = "x".repeat(REQUEST_BYTES_MAX / 4);
+        state.waiting.extend([None, Some(&*long), Some(&*long), Some(&*long), Some(&*long)].map(read));
+        state.waiting.extend([Some("a"), None].map(read));
+        assert_eq!(state.take().len(), 6);
+        assert_eq!(state.take().len(), 1);
+        state.waiting.extend([Some(&*"x".repeat(2 * REQUEST_BYTES_MAX)), Some("a")].map(read));
+        assert_eq!(state.take().len(), 1, "one that is too long goes alone");
+        state.waiting.extend(["a"; 150].map(|key| read(Some(key))));
+        assert_eq!((state.take().len(), state.take().len()), (KEYS_MAX, 51));
     }
 }

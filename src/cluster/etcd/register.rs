@@ -185,7 +185,8 @@ async fn take_key(
     }
 }
 
-/// Waits until the lease of another process's registration has run out. A live process renews it: that is a clash.
+/// Waits until the lease of another process's registration has run out. A live process renews it: that is a clash. Once it may
+/// have its whole time again for another reason: a new leader of etcd gives it to every lease.
 async fn outlive(
     etcd: &Etcd,
     node: &str,
@@ -202,13 +203,20 @@ async fn outlive(
     };
     let mut least = i64::MAX;
     let mut deadline = None;
+    let mut extended = false;
     loop {
         let Some(left) = time_to_live(etcd, other.lease()).await? else { return Ok(()) };
         // It must not run out while this one waits.
         let limit = etcd.options().request_timeout;
         etcd.lease(limit, |mut leases| async move { leases.keep_alive(mine).await }).await?;
+        if left > least {
+            if std::mem::replace(&mut extended, true) {
+                return Err(clash());
+            }
+            deadline = None;
+        }
         let wait = Duration::from_secs(u64::try_from(left).unwrap_or(0)) + SLACK;
-        let deadline = *deadline.get_or_insert_with(|| {
+        let until = *deadline.get_or_insert_with(|| {
             tracing::info!(
                 node,
                 ?wait,
@@ -216,7 +224,7 @@ async fn outlive(
             );
             clock::now().plus_ms(wait.as_millis() as u64)
         });
-        if left > least || clock::now() > deadline {
+        if clock::now() > until {
             return Err(clash());
         }
         least = left;

@@ -3,7 +3,7 @@
 //! refers to, and then collects what both have left in etcd.
 
 use super::client::Etcd;
-use super::custody::{self, CHANGES_MAX, Stored, nested_successes};
+use super::custody::{self, Nested, Stored, nested_successes};
 use super::error::StoreError;
 use super::fence::{exists_since, unchanged_since};
 use super::keys::{Key, Keys};
@@ -70,14 +70,12 @@ impl Sweep {
             return Ok(true);
         };
         let removals: Vec<_> = page.iter().filter_map(|kv| self.judge(keys, kv)).collect();
-        for chunk in removals.chunks(CHANGES_MAX) {
-            self.removed += nested_successes(etcd, guard, chunk.to_vec()).await?;
-        }
+        self.removed += nested_successes(etcd, guard, removals).await?;
         Ok(false)
     }
 
     /// The transaction that removes a session record, if it is to go.
-    fn judge(&mut self, keys: &Keys, kv: &KeyValue) -> Option<TxnOp> {
+    fn judge(&mut self, keys: &Keys, kv: &KeyValue) -> Option<Nested> {
         let SessionRecord { owner, expiry, .. } = match records::read(kv.key(), kv.value()) {
             Ok(record) => record,
             Err(e) => {
@@ -90,6 +88,7 @@ impl Sweep {
             self.unused.remove(&owner);
         }
         let custody = keys.custody(&owner);
+        let bytes = 2 * kv.key().len() + custody.len();
         let still = match self.custody.get(&owner) {
             Some(stored) if stored.record.given_up || over => unchanged_since(custody, stored.revision),
             Some(_) => return None,
@@ -97,7 +96,7 @@ impl Sweep {
         };
         let same = unchanged_since(kv.key(), kv.mod_revision());
         let delete = TxnOp::delete(kv.key(), None);
-        Some(TxnOp::txn(Txn::new().when([still, same]).and_then([delete])))
+        Some(Nested { txn: Txn::new().when([still, same]).and_then([delete]), bytes })
     }
 
     /// Removes the routes and the custody record of every incarnation that nothing refers to, and the evictions of nodes of
@@ -106,15 +105,13 @@ impl Sweep {
         let goes = |s: &&Stored| s.record.given_up || self.unused.contains(&s.of);
         let going: Vec<_> = self.custody.values().filter(goes).cloned().collect();
         let one = |stored: &Stored| {
-            let key = keys.custody(&stored.of);
+            let (key, pages) = (keys.custody(&stored.of), keys.routes_of(&stored.of));
+            let bytes = 2 * (key.len() + pages.len());
             let when = [unchanged_since(&*key, stored.revision)];
-            let prefix = Some(DeleteOptions::new().with_prefix());
-            let pages = TxnOp::delete(keys.routes_of(&stored.of), prefix);
-            TxnOp::txn(Txn::new().when(when).and_then([pages, TxnOp::delete(key, None)]))
+            let pages = TxnOp::delete(pages, Some(DeleteOptions::new().with_prefix()));
+            Nested { txn: Txn::new().when(when).and_then([pages, TxnOp::delete(key, None)]), bytes }
         };
-        for chunk in going.chunks(CHANGES_MAX / 2) {
-            nested_successes(etcd, guard, chunk.iter().map(one).collect()).await?;
-        }
+        nested_successes(etcd, guard, going.iter().map(one)).await?;
         for stored in &going {
             tracing::info!(incarnation = %stored.of, given_up = stored.record.given_up, "collected an incarnation");
             self.custody.remove(&stored.of);
@@ -132,12 +129,12 @@ impl Sweep {
         let known = |of: &MemberId| self.custody.contains_key(of);
         let lost = key_owners(etcd, keys.routes(), owner, known).await?;
         let one = |of: &MemberId| {
-            let delete = TxnOp::delete(keys.routes_of(of), Some(DeleteOptions::new().with_prefix()));
-            TxnOp::txn(Txn::new().when([exists_since(keys.custody(of), 0)]).and_then([delete]))
+            let (custody, pages) = (keys.custody(of), keys.routes_of(of));
+            let bytes = custody.len() + 2 * pages.len();
+            let delete = TxnOp::delete(pages, Some(DeleteOptions::new().with_prefix()));
+            Nested { txn: Txn::new().when([exists_since(custody, 0)]).and_then([delete]), bytes }
         };
-        for chunk in lost.chunks(CHANGES_MAX) {
-            nested_successes(etcd, guard, chunk.iter().map(one).collect()).await?;
-        }
+        nested_successes(etcd, guard, lost.iter().map(one)).await?;
         Ok(())
     }
 
@@ -150,14 +147,14 @@ impl Sweep {
         let known = |node: &std::sync::Arc<str>| self.custody.keys().any(|of| of.node == *node);
         let lost = key_owners(etcd, keys.evictions(), node, known).await?;
         let one = |node: &std::sync::Arc<str>| {
-            let absent = exists_since(keys.member(node), 0);
-            let none = exists_since(keys.custodies_of(node), 0).with_prefix();
-            let delete = TxnOp::delete(keys.evictions_of(node), Some(DeleteOptions::new().with_prefix()));
-            TxnOp::txn(Txn::new().when([absent, none]).and_then([delete]))
+            let (member, custodies) = (keys.member(node), keys.custodies_of(node));
+            let evictions = keys.evictions_of(node);
+            let bytes = member.len() + 2 * (custodies.len() + evictions.len());
+            let when = [exists_since(member, 0), exists_since(custodies, 0).with_prefix()];
+            let delete = TxnOp::delete(evictions, Some(DeleteOptions::new().with_prefix()));
+            Nested { txn: Txn::new().when(when).and_then([delete]), bytes }
         };
-        for chunk in lost.chunks(CHANGES_MAX) {
-            nested_successes(etcd, guard, chunk.iter().map(one).collect()).await?;
-        }
+        nested_successes(etcd, guard, lost.iter().map(one)).await?;
         Ok(())
     }
 }

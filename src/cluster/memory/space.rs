@@ -126,10 +126,8 @@ impl Space {
         }
         for of in gone {
             self.custody.remove(&of);
-            let del: Vec<Arc<str>> = self.routes.remove(&of).unwrap_or_default().into_keys().collect();
-            if !del.is_empty() {
-                events.push(IndexEvent::Routes { of: of.clone(), add: Vec::new(), del });
-            }
+            // Nobody says what was in them.
+            self.routes.remove(&of);
             events.push(IndexEvent::Custody { of, custody: None });
         }
         let evictions: Vec<_> = self.evictions.keys().filter(|(n, _)| n.as_ref() == node).cloned().collect();

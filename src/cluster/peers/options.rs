@@ -1,6 +1,9 @@
 //! What can be set, and who this process is.
 
+use super::tls;
 use crate::broker::ports::MemberId;
+use crate::clock::Time;
+use crate::cluster::certificate::{self, CertificateError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,4 +79,21 @@ pub struct PeerTls {
     pub cert: PemFile,
     /// Its private key.
     pub key: PemFile,
+}
+
+impl PeerTls {
+    /// Whether both sides can be set up with these files at `now`.
+    ///
+    /// # Errors
+    /// A file that cannot be used, and its option.
+    pub fn check(&self, now: Time) -> Result<(), CertificateError> {
+        let PeerTls { ca, cert, key } = self;
+        certificate::check(&ca.path, &ca.pem, "cluster.tls.ca_file", now)?;
+        certificate::check(&cert.path, &cert.pem, "cluster.tls.cert_file", now)?;
+        certificate::check_key(&key.path, &key.pem, "cluster.tls.key_file")?;
+        tls::try_out(self).map_err(|error| {
+            let what = format!("with the certificate in {} (cluster.tls.cert_file): {error}", cert.path);
+            CertificateError::unusable(&key.path, "cluster.tls.key_file", what)
+        })
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::options::PeerTls;
 use std::error::Error;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 
 /// The side that listens.
 pub(super) fn server(tls: &PeerTls) -> ServerTlsConfig {
@@ -17,6 +17,16 @@ pub(super) fn client(tls: &PeerTls, host: &str) -> ClientTlsConfig {
         .identity(Identity::from_pem(&tls.cert.pem, &tls.key.pem))
         .ca_certificate(Certificate::from_pem(&tls.ca.pem))
         .domain_name(host)
+}
+
+/// Sets up both sides.
+///
+/// # Errors
+/// What the TLS library says.
+pub(super) fn try_out(tls: &PeerTls) -> Result<(), String> {
+    let listens = Server::builder().tls_config(server(tls)).map(drop);
+    let dials = Endpoint::from_static("https://localhost").tls_config(client(tls, "localhost")).map(drop);
+    listens.and(dials).map_err(|e| chain(&e))
 }
 
 /// An error with all its causes, each said once.

@@ -4,40 +4,52 @@ use super::etcd::Etcd as Server;
 use super::node::{Node, below, crash, custody_of};
 use crate::wait;
 use berth::broker::ports::{MemberId, Revision};
+use berth::clock;
+use berth::cluster::etcd::custody;
 use berth::cluster::etcd::election::Election;
 use berth::cluster::etcd::error::StoreError;
 use berth::cluster::etcd::leader::{Leader, LeaderOptions};
 use berth::cluster::etcd::records::{self, CustodyRecord};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 type Expired = Arc<Mutex<Vec<(Arc<str>, Revision)>>>;
 
 struct World {
-    server: Server,
+    server: Arc<Server>,
     node: Node,
     election: Election,
     expired: Expired,
+    linked: Arc<Mutex<Option<MemberId>>>,
 }
 
 impl World {
     async fn new() -> World {
-        let server = Server::start(1);
+        let server = Arc::new(Server::start(1));
         let node = Node::start(&server, "leader", 1).await;
         let election = Election::start(&node.membership, Box::new(|_| ()));
         tokio::time::timeout(wait::PATIENCE, election.elected()).await.unwrap();
-        World { server, node, election, expired: Expired::default() }
+        World { server, node, election, expired: Expired::default(), linked: Arc::default() }
     }
 
-    fn leader(&self, forget_after: Option<Duration>) -> Leader {
-        let expired = self.expired.clone();
-        let options = LeaderOptions {
+    fn options(&self, forget_after: Option<Duration>) -> LeaderOptions {
+        let (expired, linked) = (self.expired.clone(), self.linked.clone());
+        LeaderOptions {
             interval: Duration::from_millis(100),
             forget_after,
             collect_after: Duration::ZERO,
             expired: Arc::new(move |_, _| expired.lock().clone()),
-        };
+            linked: Arc::new(move |process| linked.lock().as_ref() == Some(process)),
+        }
+    }
+
+    fn leader(&self, forget_after: Option<Duration>) -> Leader {
+        self.leader_with(self.options(forget_after))
+    }
+
+    fn leader_with(&self, options: LeaderOptions) -> Leader {
         Leader::new(&self.node.etcd, &self.node.keys, &self.election, options)
     }
 
@@ -125,6 +137,128 @@ async fn retained_messages_expire_unless_they_were_replaced() {
     world.leader(None).round().await.unwrap();
     let left = below(&world.node.etcd, keys.all_retained()).await;
     assert_eq!(left.iter().map(|kv| kv.value()).collect::<Vec<_>>(), [b"newer"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_keys_fill_several_requests() {
+    let world = World::new().await;
+    let (etcd, keys) = (&world.node.etcd, &world.node.keys);
+    let long = |i: usize| format!("{i:03}/{}", "x".repeat(16 << 10));
+    let mut expired = Vec::new();
+    for i in 0..100 {
+        world.put(&keys.retained(&long(i)), b"{}").await;
+        let revision = etcd.get(keys.retained(&long(i)), None).await.unwrap().kvs()[0].mod_revision();
+        expired.push((Arc::from(long(i)), revision as u64));
+    }
+    *world.expired.lock() = expired;
+    let node = Node::start(&world.server, "x", 5).await;
+    let clients: Vec<_> = (0..100).map(long).collect();
+    node.own(&clients.iter().map(String::as_str).collect::<Vec<_>>(), 60).await;
+    let dead = crash(node).await;
+    let mut record = world.record(&dead).await.unwrap();
+    record.given_up = true;
+    world.put_custody(&dead, &record).await;
+    world.leader(None).round().await.unwrap();
+    assert!(below(etcd, keys.all_retained()).await.is_empty());
+    assert!(below(etcd, keys.sessions()).await.is_empty());
+    assert!(world.record(&dead).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_duty_that_fails_leaves_the_others_to_be_done() {
+    let world = World::new().await;
+    // Of a topic that no request can carry.
+    *world.expired.lock() = vec![("x".repeat(800 << 10).into(), 1)];
+    let dead = crash(Node::start(&world.server, "x", 5).await).await;
+    let mut record = world.record(&dead).await.unwrap();
+    record.given_up = true;
+    world.put_custody(&dead, &record).await;
+    let error = world.leader(None).round().await.unwrap_err();
+    assert!(error.to_string().contains("too large"), "{error}");
+    assert!(world.record(&dead).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_answers_the_leader_is_not_given_up() {
+    let world = World::new().await;
+    let dead = crash(Node::start(&world.server, "x", 5).await).await;
+    *world.linked.lock() = Some(dead.clone());
+    let mut leader = world.leader(Some(Duration::ZERO));
+    let forget = || async {
+        let linked = world.linked.lock().clone();
+        let linked: custody::Linked = Arc::new(move |process| linked.as_ref() == Some(process));
+        custody::forget(&world.node.etcd, &world.node.keys, &world.node.membership.fence(), "x", &linked)
+            .await
+    };
+    for _ in 0..3 {
+        leader.round().await.unwrap();
+    }
+    let record = world.record(&dead).await.unwrap();
+    assert_eq!((record.gone, record.given_up), (None, false));
+    assert_eq!(
+        forget().await.unwrap_err().to_string(),
+        format!(
+            "node x is not registered in etcd, but it answers this node (incarnation {}) and serves its sessions: let it reach \
+             etcd again; or, to give up what it has, stop it first, then forget it",
+            dead.incarnation
+        )
+    );
+    // The link is down: it is gone from now on. Up again, it is not.
+    *world.linked.lock() = None;
+    let mut patient = world.leader(None);
+    patient.round().await.unwrap();
+    assert!(world.record(&dead).await.unwrap().gone.is_some());
+    *world.linked.lock() = Some(dead.clone());
+    patient.round().await.unwrap();
+    assert_eq!(world.record(&dead).await.unwrap().gone, None);
+    *world.linked.lock() = None;
+    assert_eq!(forget().await.unwrap().incarnations, [dead]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_leaders_clock_gives_nobody_up() {
+    let world = World::new().await;
+    let dead = crash(Node::start(&world.server, "x", 5).await).await;
+    let now = clock::now().as_millis();
+    let day = 86_400_000;
+    // What is noted, and whether it is noted anew: no clock that is right says so.
+    for (gone, anew) in [(1, true), (now + day, true), (now - day, false)] {
+        let mut record = world.record(&dead).await.unwrap();
+        record.gone = Some(gone);
+        world.put_custody(&dead, &record).await;
+        world.leader(Some(Duration::from_secs(3600))).round().await.unwrap();
+        let record = world.record(&dead).await.unwrap();
+        assert!(!record.given_up, "{gone}: this leader has only just seen it");
+        let noted = record.gone.unwrap();
+        assert!(if anew { (now..now + day).contains(&noted) } else { noted == gone }, "{gone}: {noted}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_that_failed_is_begun_again() {
+    let world = World::new().await;
+    let node = Node::start(&world.server, "x", 5).await;
+    node.own(&["c"], 60).await;
+    let dead = crash(node).await;
+    let mut record = world.record(&dead).await.unwrap();
+    record.given_up = true;
+    world.put_custody(&dead, &record).await;
+    // etcd hangs once the records have been read.
+    let (server, hangs) = (world.server.clone(), AtomicBool::new(true));
+    let linked: custody::Linked = Arc::new(move |_| {
+        if hangs.swap(false, Ordering::Relaxed) {
+            server.stop(0);
+        }
+        false
+    });
+    let mut leader = world.leader_with(LeaderOptions { linked, ..world.options(None) });
+    assert!(matches!(leader.round().await, Err(StoreError::Etcd(_))));
+    world.server.cont(0);
+    let deadline = wait::deadline();
+    while leader.round().await.is_err() {
+        assert!(clock::now() < deadline);
+    }
+    assert!(world.record(&dead).await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

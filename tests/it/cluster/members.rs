@@ -60,6 +60,26 @@ async fn a_second_live_node_of_the_same_name_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dead_process_whose_lease_is_once_extended_is_no_clash() {
+    let server = Server::start(1);
+    let dead = Node::start(&server, "a", 1).await;
+    let (_, lease) = member(&dead.etcd, "a").await.unwrap();
+    let lease = format!("{lease:x}");
+    drop(dead);
+    let extend = async {
+        let left = || {
+            let told = server.ctl(&["lease", "timetolive", &lease, "-w", "json"]);
+            serde_json::from_str::<serde_json::Value>(&told).unwrap()["ttl"].as_i64().unwrap()
+        };
+        // The new process has seen it shrink, and then it has its whole time again, as after a change of etcd's leader.
+        wait::eventually("the lease has run for a while", || async { (left() <= 2).then_some(()) }).await;
+        server.ctl(&["lease", "keep-alive", "--once", &lease]);
+    };
+    let (started, ()) = tokio::join!(Node::try_start(&server, "a", 2), extend);
+    assert_eq!(started.map(|a| a.membership.journal()).map_err(|e| e.to_string()), Ok(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_node_does_not_wait_and_adopts_its_own() {
     let server = Server::start(1);
     let first = Node::start(&server, "a", 1).await;
@@ -270,6 +290,11 @@ async fn a_leader_is_elected_while_an_etcd_member_is_down() {
     wait::eventually("b has a certain lease", || async { eb.is_leader().then_some(()) }).await;
 }
 
+/// No node has links here.
+fn unlinked() -> custody::Linked {
+    Arc::new(|_| false)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_node_is_not_forgotten_and_a_dead_one_is() {
     let server = Server::start(1);
@@ -282,7 +307,7 @@ async fn a_live_node_is_not_forgotten_and_a_dead_one_is() {
 
     let forget = |node: &'static str| {
         let (etcd, keys, fence) = (b.etcd.clone(), b.keys.clone(), b.membership.fence());
-        async move { custody::forget(&etcd, &keys, &fence, node).await }
+        async move { custody::forget(&etcd, &keys, &fence, node, &unlinked()).await }
     };
     let refused = forget("a").await.unwrap_err();
     assert!(matches!(refused, ForgetError::Alive { .. }), "{refused}");
@@ -321,7 +346,8 @@ async fn what_was_on_a_lost_disk_can_be_forgotten_while_the_node_runs() {
     let new = Node::start(&server, "a", 2).await;
     new.own(&["y"], 60).await;
     let etcd = connect(&server).await;
-    let forgotten = custody::forget(&etcd, &new.keys, &new.membership.fence(), "a").await.unwrap();
+    let forgotten =
+        custody::forget(&etcd, &new.keys, &new.membership.fence(), "a", &unlinked()).await.unwrap();
     assert_eq!((forgotten.incarnations, forgotten.sessions), (vec![dead], 1));
     assert_eq!(below(&etcd, new.keys.sessions()).await.len(), 1);
     assert_eq!(custody_of(&etcd, &new.me()).await.unwrap().record.holder, new.me());

@@ -4,6 +4,7 @@ use super::nodes::BerthCluster;
 use crate::client::Dial;
 use crate::operate::{ctl, ctl_json};
 use crate::wait;
+use berth::clock;
 use berth::mqtt::{QoS, Reason};
 
 fn member<'a>(status: &'a serde_json::Value, node: &str) -> &'a serde_json::Value {
@@ -108,4 +109,30 @@ fn a_dead_node_is_shown_and_forgotten() {
     let client = cluster.connect(0, &Dial::v5("lost").persistent());
     assert!(!client.present);
     cluster.wait_status(0, "nothing waits", |s| s["cluster"]["waiting"] == serde_json::json!([]));
+}
+
+#[test]
+fn a_node_that_serves_without_etcd_is_not_forgotten() {
+    let mut cluster = BerthCluster::with(2, 1, &[("cluster.lease", "2s"), ("cluster.stale_after", "1s")]);
+    let http = cluster.broker(0).http;
+    let mut client = cluster.connect(1, &Dial::v5("stays").persistent());
+    client.subscribe(&[("t", QoS::AtLeastOnce)]);
+    cluster.cut_from_etcd(1, true);
+    wait::until_true("its lease runs out", || cluster.members() == ["n0"]);
+    let said = ctl(http, &["cluster", "forget", "n1"]).failed(1);
+    assert!(said.contains("not registered in etcd, but it answers this node"), "{said}");
+    cluster.connect(0, &Dial::v5("p")).publish("t", "kept", QoS::AtLeastOnce);
+    assert_eq!(client.receive().text(), "kept");
+}
+
+#[test]
+fn a_node_stops_in_time_though_etcd_does_not_answer() {
+    let mut cluster = BerthCluster::with(2, 3, &[("shutdown.timeout", "2s")]);
+    let client = cluster.connect(1, &Dial::v5("stays").persistent());
+    cluster.stall_etcd(1, true);
+    let begun = clock::now();
+    cluster.term(1);
+    let took = clock::now().since_ms(begun);
+    assert!(took < 7_000, "{took} ms");
+    drop(client);
 }

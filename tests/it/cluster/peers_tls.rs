@@ -1,6 +1,7 @@
 //! Mutual TLS between nodes: what works, and what is said when it does not.
 
 use super::peers::{Node, quick};
+use crate::broker::Setup;
 use crate::wait::becomes_true;
 use berth::broker::ports::LinkState;
 use berth::cluster::peers::{PeerServer, PeerTls, PemFile};
@@ -94,6 +95,39 @@ async fn tls_on_one_side_only_is_told_apart_from_a_dead_node() {
     assert!(error.contains("does not speak TLS"), "{error}");
     let error = refusal(None, tls()).await;
     assert!(error.contains("cluster.tls on"), "{error}");
+}
+
+#[test]
+fn a_broker_does_not_start_with_files_that_nobody_can_be_reached_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority("ca");
+    let good = || files("a", &ca, &ca, "127.0.0.1", false);
+    let other = || files("b", &ca, &ca, "127.0.0.1", false);
+    let expired = files("a", &ca, &ca, "127.0.0.1", true);
+    let cases = [
+        (PeerTls { key: other().key, ..good() }, "key", "cluster.tls.key_file"),
+        (
+            PeerTls { key: PemFile { pem: b"no key".to_vec(), ..good().key }, ..good() },
+            "key",
+            "cluster.tls.key_file",
+        ),
+        (PeerTls { ca: PemFile { pem: Vec::new(), ..good().ca }, ..good() }, "ca", "cluster.tls.ca_file"),
+        (expired, "cert", "cluster.tls.cert_file"),
+    ];
+    for (tls, bad, option) in cases {
+        let mut setup =
+            Setup::new().set("cluster.enabled", "true").set("etcd.endpoints", "http://127.0.0.1:1");
+        for (name, file) in [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, &file.pem).unwrap();
+            setup = setup.set(&format!("cluster.tls.{name}_file"), path.to_str().unwrap());
+        }
+        let mut broker = setup.spawn();
+        assert!(!broker.wait().success());
+        let log = broker.log();
+        let file = dir.path().join(bad);
+        assert!(log.contains(option) && log.contains(file.to_str().unwrap()), "{option}:\n{log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -58,7 +58,6 @@ fn a_vanished_node_is_an_orphan_until_it_is_adopted_or_given_up() {
     assert!(m.superseded(&b) && !m.superseded(&id("b", 9)));
     m.set_custody(b.clone(), None);
     assert_eq!((m.standing(&b), m.given_up(&b)), (Standing::Gone, true));
-    assert!(m.is_over(2), "nobody will send its publishes again");
 }
 
 #[test]
@@ -149,6 +148,26 @@ fn reports_say_what_is_settled_and_what_will_not_come_again() {
     );
     assert_eq!((m.settled_everywhere(&b), m.settled_everywhere(&id("c", 3))), (7, 0));
     assert_eq!([2, 1, 3].map(|i| m.is_over(i)), [false, true, false]);
+}
+
+#[test]
+fn what_a_later_process_has_adopted_may_come_again_until_it_says_otherwise() {
+    let m = three();
+    let (first, second) = (id("b", 1), id("b", 2));
+    m.set_custody(first.clone(), held_by(second.clone(), true));
+    m.set_custody(first.clone(), None);
+    assert!(!m.is_over(1), "no session is left of it, but its publishes may be sent again");
+    m.report(&second, Report { retired: vec![1], ..report(9, 1) }, 9);
+    assert!(m.is_over(1));
+    // The same of a process that has only its links left, and of one that is gone.
+    for linked in [true, false] {
+        let m = three();
+        m.set_custody(first.clone(), held_by(second.clone(), true));
+        m.link(&"b".into(), linked.then(|| second.clone()));
+        m.set_member(&"b".into(), None, Time(2));
+        m.set_custody(first.clone(), None);
+        assert_eq!(m.is_over(1), !linked);
+    }
 }
 
 #[test]

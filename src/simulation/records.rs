@@ -1,0 +1,88 @@
+//! What a node makes of the records of sessions, custody and evictions, in virtual time.
+
+use super::takeovers::{EXPIRY_S, cluster, connected, resume};
+use super::*;
+use crate::broker::operate::OperateError;
+use crate::broker::ports::{Claim, ClaimOutcome, Expected, Index, IndexEvent, SessionOwner};
+use crate::mqtt::{Property, QoS, Version, client};
+
+#[test]
+fn the_routes_of_a_forgotten_node_leave_the_index() {
+    let mut cluster = cluster(2, 31);
+    let (mut client, _) = resume(&cluster, 1, "s");
+    client.subscribe("t/#", QoS::AtLeastOnce);
+    client.subscribe("$share/g/u", QoS::AtLeastOnce);
+    let routes = |cluster: &Cluster| cluster.broker(0).unwrap().remote().unwrap().routes.len();
+    assert!(cluster.until(|| routes(&cluster) == 2));
+    cluster.crash(1);
+    assert!(cluster.until(|| cluster.members().len() == 1));
+    assert_eq!(routes(&cluster), 2, "it may come back");
+    cluster.store.forget("n1");
+    assert!(cluster.until(|| routes(&cluster) == 0));
+}
+
+#[test]
+fn an_eviction_counts_before_the_record_that_comes_after_it() {
+    for seed in 0..8 {
+        let cluster = cluster(2, seed);
+        let mut watcher = SimClient::connect(cluster.open(0), "w", true, 0);
+        assert!(connected(&cluster, &mut watcher).is_some());
+        watcher.subscribe("will", QoS::AtLeastOnce);
+        let mut properties = Vec::new();
+        client::put_property(&mut properties, &Property::SessionExpiryInterval(EXPIRY_S));
+        let will = client::Will {
+            topic: "will",
+            payload: b"gone",
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            properties: &[],
+        };
+        let connect = client::Connect {
+            version: Version::V5,
+            clean_start: true,
+            keep_alive_s: 0,
+            properties: &properties,
+            client_id: "s",
+            will: Some(will),
+            username: None,
+            password: None,
+        };
+        let mut old = SimClient::connect_with(cluster.open(0), &connect);
+        assert!(connected(&cluster, &mut old).is_some());
+        let (node, client_id) = (cluster.name(0), Arc::from("s"));
+        let broker = cluster.broker(0).unwrap();
+        let session = SessionOwner { owner: cluster.id(1).unwrap(), epoch: 2, expiry_s: EXPIRY_S };
+        // The pages of a snapshot.
+        broker.begin_snapshot();
+        broker.apply(
+            vec![IndexEvent::Eviction { node, client_id: Arc::clone(&client_id), epoch: Some(2) }],
+            None,
+        );
+        broker.apply(vec![IndexEvent::Session { client_id, session: Some(session) }], None);
+        assert!(cluster.until(|| old.wire.closed()), "seed {seed}");
+        assert!(cluster.until(|| watcher.payloads().len() == 1), "seed {seed}: the will is lost");
+    }
+}
+
+#[test]
+fn a_session_that_is_at_neither_end_of_a_move_is_not_unknown() {
+    let cluster = cluster(2, 32);
+    // n1 has claimed it, and is still putting it together.
+    let claim = Claim {
+        client_id: "s".into(),
+        expected: Expected::Absent,
+        epoch: 1,
+        expiry_s: EXPIRY_S,
+        evict: None,
+    };
+    let claimed =
+        cluster.sim.wait(cluster.running(1).unwrap().coordinator.claim(claim), PATIENCE_MS).unwrap();
+    assert!(matches!(claimed, Ok(ClaimOutcome::Granted(_))));
+    let kick = |client_id: &str| {
+        let kicked = cluster.broker(0).unwrap().kick_anywhere(client_id);
+        cluster.sim.wait(kicked, PATIENCE_MS).unwrap()
+    };
+    let why = "client \"s\": node n1 is just taking or leaving it".to_owned();
+    assert_eq!(kick("s"), Err(OperateError::Unavailable(why)));
+    assert_eq!(kick("nobody"), Err(OperateError::NoSession("nobody".to_owned())));
+}
