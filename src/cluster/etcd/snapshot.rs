@@ -34,10 +34,21 @@ pub enum SnapshotError {
 pub async fn read(
     etcd: &Etcd,
     prefix: &str,
+    page: impl FnMut(Vec<RawEvent>),
+) -> Result<Revision, SnapshotError> {
+    read_range(etcd, prefix.as_bytes().to_vec(), end_of(prefix.as_bytes()), page).await
+}
+
+/// As [`read`], all keys from one on to before another.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_range(
+    etcd: &Etcd,
+    mut from: Vec<u8>,
+    end: Vec<u8>,
     mut page: impl FnMut(Vec<RawEvent>),
 ) -> Result<Revision, SnapshotError> {
-    let end = end_of(prefix.as_bytes());
-    let mut from = prefix.as_bytes().to_vec();
     let mut revision: Option<i64> = None;
     let mut limit = FIRST_PAGE;
     loop {
