@@ -68,6 +68,16 @@ struct Change {
     before: Revision,
 }
 
+/// What an attempt to change the log came to.
+enum Attempt {
+    /// It went through, now or before, at this revision.
+    Done(Revision),
+    /// This node has no lease now.
+    Fenced,
+    /// The page written last is another, or gone.
+    Changed { key: String },
+}
+
 impl PageLog {
     /// The log of `me`, which has no pages yet.
     pub fn new(etcd: Etcd, keys: Keys, me: MemberId, fence: FenceNow) -> PageLog {
@@ -133,10 +143,20 @@ impl PageLog {
     /// Carries out a change, however often that takes; returns its revision.
     async fn commit(&self, change: Change) -> Revision {
         let mut pause = PAUSE;
+        let mut said = false;
         loop {
             match self.attempt(&change).await {
-                Ok(Some(revision)) => return revision,
-                Ok(None) => {}
+                Ok(Attempt::Done(revision)) => return revision,
+                Ok(Attempt::Fenced) => {}
+                Ok(Attempt::Changed { key }) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::error!(
+                            key,
+                            "a page of this node's routes in etcd is not as this node wrote it: its routes are not written \
+                             until this node is started again"
+                        );
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "this node's routes wait for etcd"),
             }
             sleep(pause).await;
@@ -144,26 +164,36 @@ impl PageLog {
         }
     }
 
-    /// The revision, if the change has gone through now or before.
-    async fn attempt(&self, change: &Change) -> Result<Option<Revision>, super::error::EtcdError> {
-        let Some(fence) = (self.fence)() else { return Ok(None) };
-        let Some((first, _)) = change.puts.first() else { return Ok(Some(0)) };
+    async fn attempt(&self, change: &Change) -> Result<Attempt, super::error::EtcdError> {
+        let Some(fence) = (self.fence)() else { return Ok(Attempt::Fenced) };
+        let Some((first, _)) = change.puts.first() else { return Ok(Attempt::Done(0)) };
         let mut compares = vec![fence];
         compares.extend(change.compares.iter().cloned());
         let mut ops: Vec<TxnOp> =
             change.puts.iter().map(|(key, value)| TxnOp::put(&**key, &**value, None)).collect();
         ops.extend(change.deletes.iter().map(|key| TxnOp::delete(&**key, None)));
-        let look = TxnOp::get(&**first, Some(GetOptions::new().with_keys_only()));
-        let response = self.etcd.txn(Txn::new().when(compares).and_then(ops).or_else([look])).await?;
+        let head = self.head.map(|(number, revision)| (self.key(number), revision));
+        let keys = [&**first].into_iter().chain(head.as_ref().map(|(key, _)| &**key));
+        let looks: Vec<TxnOp> =
+            keys.map(|key| TxnOp::get(key, Some(GetOptions::new().with_keys_only()))).collect();
+        let response = self.etcd.txn(Txn::new().when(compares).and_then(ops).or_else(looks)).await?;
         if response.succeeded() {
-            return Ok(response.header().map(|header| header.revision() as Revision));
+            let revision = response.header().map_or(0, |header| header.revision());
+            return Ok(Attempt::Done(revision as Revision));
         }
-        // Either an earlier attempt went through unheard, or this node has no lease now.
-        let there = match response.op_responses().first() {
-            Some(TxnOpResponse::Get(get)) => get.kvs().first().map(|kv| kv.mod_revision() as Revision),
-            _ => None,
-        };
-        Ok(there.filter(|&revision| revision != change.before && revision > change.before))
+        // An earlier attempt went through unheard, or this node has no lease now, or somebody else was here.
+        let mut there = response.op_responses().into_iter().map(|found| match found {
+            TxnOpResponse::Get(get) => get.kvs().first().map_or(0, |kv| kv.mod_revision() as Revision),
+            _ => 0,
+        });
+        let written = there.next().unwrap_or(0);
+        if written > change.before {
+            return Ok(Attempt::Done(written));
+        }
+        match (head, there.next()) {
+            (Some((key, revision)), Some(found)) if found != revision => Ok(Attempt::Changed { key }),
+            _ => Ok(Attempt::Fenced),
+        }
     }
 
     /// Merges the last `run` pages into fewer.
