@@ -38,7 +38,7 @@ impl Remote {
         let applied = report.applied;
         self.members.report(from, report, self.applied());
         self.weigh();
-        if applied > self.applied() && !self.ports.coordinator.reachable() {
+        if applied > self.applied() && !self.ports.coordinator.answering() {
             self.lag_bell.ring();
         }
     }
@@ -82,7 +82,7 @@ pub(super) async fn catch_up(broker: Weak<Broker>, bell: Arc<Bell>) {
             let Some(remote) = broker.upgrade().and_then(|b| b.remote.clone()) else { return };
             let applied = remote.applied();
             let Some((ahead, theirs)) = remote.members.ahead_of(applied) else { break };
-            if remote.ports.coordinator.reachable() {
+            if remote.ports.coordinator.answering() {
                 break;
             }
             if let Err(why) = remote.fetch(&ahead.node, applied).await {
