@@ -160,6 +160,7 @@ fn etcd(member: &Member) -> EtcdStatus {
     EtcdStatus {
         endpoints: status.endpoints,
         reachable: status.reachable,
+        writable: status.writable,
         watching: status.watch.endpoint,
         last_error: status.watch.last_error,
         lag_seconds: status.lag_s,

@@ -8,6 +8,7 @@ use super::ports::{
     Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recipient, Revision, Seq, SessionNo, SessionRecord,
 };
 use super::remote::{RemoteCache, Ticket, Updated};
+use super::retained::Underway;
 use super::router::{self, Target};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
@@ -330,12 +331,12 @@ impl Broker {
     }
 
     fn retain(&self, message: &Message, will: bool) -> Result<Updated, Reason> {
-        let clears = message.payload().is_empty();
-        if !clears && !self.retained.admits(message, &self.limits.retained) {
-            return Err(Reason::QuotaExceeded);
-        }
         if let Some(remote) = &self.remote {
-            return Ok(self.retain_in_cluster(remote, message, will));
+            return self.retain_in_cluster(remote, message, will);
+        }
+        let clears = message.payload().is_empty();
+        if !clears && !self.retained.admits(message, &self.limits.retained, Underway::default()) {
+            return Err(Reason::QuotaExceeded);
         }
         let topic = message.topic();
         let lsn = if clears {

@@ -26,6 +26,15 @@ impl Default for RetainedLimits {
     }
 }
 
+/// Updates that are to become retained messages and are in no index yet, those of one topic left out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Underway {
+    /// Topics without a retained message so far.
+    pub topics: usize,
+    /// Bytes of all.
+    pub bytes: usize,
+}
+
 /// A topic's message, and what the cluster says of it.
 #[derive(Debug)]
 struct Kept {
@@ -72,15 +81,15 @@ pub struct Retained {
 }
 
 impl Retained {
-    /// Whether `message` may become its topic's retained message.
-    pub fn admits(&self, message: &Message, limits: &RetainedLimits) -> bool {
+    /// Whether `message` may become its topic's retained message, beside those that are on their way.
+    pub fn admits(&self, message: &Message, limits: &RetainedLimits, underway: Underway) -> bool {
         if message.payload().len() > limits.payload {
             return false;
         }
         let inner = self.inner.read();
         let old = inner.index.get(message.topic());
-        let messages = inner.index.len() + usize::from(old.is_none());
-        let bytes = inner.bytes + message.size() - old.map_or(0, |o| o.message.size());
+        let messages = inner.index.len() + underway.topics + usize::from(old.is_none());
+        let bytes = inner.bytes + underway.bytes + message.size() - old.map_or(0, |o| o.message.size());
         messages <= limits.messages && bytes <= limits.bytes
     }
 

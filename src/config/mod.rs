@@ -21,6 +21,9 @@ pub use sources::{Flag, Sources};
 
 use std::path::PathBuf;
 
+/// The largest `retained.max_payload` of a cluster, bytes: with topic and properties it must fit into one request to etcd.
+const CLUSTER_RETAINED_PAYLOAD_MAX: usize = 512 << 10;
+
 /// Every option of the broker, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -168,6 +171,10 @@ impl Config {
                 "etcd.username",
                 "a user name and a password (etcd.password_file) must be set both, or neither",
             );
+        }
+        if self.retained.max_payload > CLUSTER_RETAINED_PAYLOAD_MAX {
+            let why = "a cluster keeps retained messages in etcd, whose requests are limited: at most 512KiB";
+            reader.refuse("retained.max_payload", why);
         }
         if self.storage.kind == StorageType::Memory {
             let why = "a node of a cluster keeps its sessions on disk: others rely on what it acknowledged; use redb";

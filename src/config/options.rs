@@ -181,7 +181,7 @@ options! {
         "max_messages" max_messages: Count<usize, 0, 1_000_000_000> = "1000000",
         /// The same in bytes.
         "max_bytes" max_bytes: Size<usize, 0, TIB> = "1GiB",
-        /// The largest payload that is retained; a publish with RETAIN and more is refused with 0x97.
+        /// The largest payload that is retained; a publish with RETAIN and more is refused with 0x97. In a cluster at most 512KiB.
         "max_payload" max_payload: Size<usize, 1, 268_435_455> = "256KiB",
     }
 

@@ -194,6 +194,8 @@ fn a_cluster_must_fit_together() {
             Some("etcd.password_file"),
         ),
         (&[("storage.type", "memory")], Some("storage.type")),
+        (&[("retained.max_payload", "512KiB")], None),
+        (&[("retained.max_payload", "513KiB")], Some("retained.max_payload")),
         (&[("etcd.endpoints", "127.0.0.1:2379")], Some("etcd.endpoints")),
         (&[("etcd.endpoints", "http://a:1,https://b:2")], None),
         (&[("etcd.prefix", "berth")], Some("etcd.prefix")),

@@ -124,7 +124,11 @@ fn etcd(etcd: &Value) -> String {
     let mut text = format!(
         "etcd {}  {}  watch lag {}s  waiting {}\n",
         endpoints.join(","),
-        if etcd["reachable"] == true { "answers" } else { "DOES NOT ANSWER" },
+        match (etcd["reachable"] == true, etcd["writable"] == false) {
+            (true, false) => "answers",
+            (true, true) => "TAKES NO WRITES (its database is full)",
+            (false, _) => "DOES NOT ANSWER",
+        },
         word(&etcd["lag_seconds"]),
         etcd["waiting"].as_u64().unwrap_or(0) + etcd["routes_waiting"].as_u64().unwrap_or(0),
     );

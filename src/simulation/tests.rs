@@ -93,3 +93,35 @@ fn a_publish_reaches_the_subscribers_of_all_nodes_once() {
         }
     }
 }
+
+#[test]
+fn retained_messages_that_wait_for_the_store_count_towards_the_limits() {
+    let mut limits = Limits::default();
+    limits.retained.messages = 3;
+    let cluster = Cluster::with(1, 4, limits);
+    let mut publisher = connected(&cluster, 0, "p", 0);
+    cluster.cut_from_store(0, true);
+    let mut refused = |topic: &str| {
+        let id = publisher.publish(topic, "x", QoS::AtLeastOnce, true);
+        let mut reason = None;
+        let answered = cluster.until(|| {
+            let of = |got: &Got| match got {
+                Got::Acked(of, reason) if *of == id => Some(*reason),
+                _ => None,
+            };
+            reason = publisher.take().iter().find_map(of);
+            reason.is_some()
+        });
+        assert!(answered, "no answer for {topic}");
+        reason == Some(Reason::QuotaExceeded)
+    };
+    assert_eq!(
+        ["t/0", "t/1", "t/2", "t/3", "t/0", "t/4"].map(&mut refused),
+        [false, false, false, true, false, true]
+    );
+    let broker = cluster.broker(0).unwrap();
+    assert_eq!(broker.parked_retained(), 3);
+    cluster.cut_from_store(0, false);
+    assert!(cluster.until(|| broker.parked_retained() == 0));
+    assert!(refused("t/3") && !refused("t/1"));
+}

@@ -66,6 +66,8 @@ pub struct Retain {
     /// The topic's revision known when the update was accepted (0 = no message). While the store is away this and this
     /// node's own earlier update of the topic are the only things it may overwrite.
     pub known: Revision,
+    /// This node's journal keeps it until it is written: what it replaces need not wait for it.
+    pub kept: bool,
 }
 
 /// What became of a [`Retain`].
@@ -75,6 +77,8 @@ pub enum RetainOutcome {
     Written(Revision),
     /// A newer update of another node was there: this one is void.
     Overtaken,
+    /// A later update of this node, which the journal keeps, has taken its place before it was written.
+    Replaced,
 }
 
 /// Decides which node owns a session, and tells the cluster what it must know.
@@ -110,6 +114,21 @@ pub trait Coordinator: Send + Sync + 'static {
 
     /// Whether the store answers now.
     fn reachable(&self) -> bool;
+
+    /// Whether the last request was answered: if not, the store may be away soon.
+    fn answering(&self) -> bool {
+        self.reachable()
+    }
+
+    /// Whether the store answers and takes writes: not while it is full.
+    fn writable(&self) -> bool {
+        self.reachable()
+    }
+
+    /// Whether the store can take a message as the retained one of its topic.
+    fn takes(&self, _message: &Message) -> bool {
+        true
+    }
 
     /// The index events after a revision for a node that lags, as its [`Coordinator::apply_from_peer`] takes them, and how
     /// far they go; `None` if the ring of recent events does not reach back so far.

@@ -49,6 +49,8 @@ struct Table {
     routes: HashMap<Arc<str>, Local, foldhash::fast::RandomState>,
     /// Filters to be looked at when the lazy changes are due.
     lazy: Vec<Arc<str>>,
+    /// The last write of lazy changes.
+    told: Option<Shared<BoxFuture<Revision>>>,
 }
 
 /// Routes that must be written before a subscriber may rely on them.
@@ -134,7 +136,7 @@ impl LocalRoutes {
     /// Counts one subscriber in for each filter that is new to it (`true`), and says when all these routes are written.
     pub fn add(&self, filters: &[(Arc<str>, bool)], persistent: bool) -> RouteWait {
         let mut table = self.table.lock();
-        let Table { started, routes, lazy } = &mut *table;
+        let Table { started, routes, lazy, .. } = &mut *table;
         let (mut changes, mut asked) = (Vec::new(), Vec::new());
         let mut wait = RouteWait::default();
         for (filter, is_new) in filters {
@@ -185,7 +187,7 @@ impl LocalRoutes {
     /// Counts one subscriber out of each of these filters.
     pub fn remove<'f>(&self, filters: impl IntoIterator<Item = &'f Arc<str>>, persistent: bool) {
         let mut table = self.table.lock();
-        let Table { started, routes, lazy } = &mut *table;
+        let Table { started, routes, lazy, .. } = &mut *table;
         for filter in filters {
             let Some(local) = routes.get_mut(filter) else { continue };
             local.members = local.members.saturating_sub(1);
@@ -233,8 +235,8 @@ impl LocalRoutes {
         written
     }
 
-    /// Tells at once what would be told later; completes with the revision at which it is written, at once with 0 if there is
-    /// nothing to tell.
+    /// Tells at once what would be told later; completes with the revision at which it and all that was told before are
+    /// written, at once with 0 if that is nothing.
     pub fn tell_now(&self) -> BoxFuture<Revision> {
         match self.tell() {
             Some(written) => Box::pin(written),
@@ -242,10 +244,10 @@ impl LocalRoutes {
         }
     }
 
-    /// Tells what has changed and still holds.
+    /// Tells what has changed and still holds; the last such write, which comes after all others.
     fn tell(&self) -> Option<Shared<BoxFuture<Revision>>> {
         let mut table = self.table.lock();
-        let Table { routes, lazy, .. } = &mut *table;
+        let Table { routes, lazy, told, .. } = &mut *table;
         let mut changes = Vec::new();
         for filter in std::mem::take(lazy) {
             let Entry::Occupied(mut e) = routes.entry(filter) else { continue };
@@ -265,7 +267,10 @@ impl LocalRoutes {
                 changes.push(RouteChange { filter, route: Some(wanted) });
             }
         }
-        (!changes.is_empty()).then(|| self.write(changes, Vec::new()))
+        if !changes.is_empty() {
+            *told = Some(self.write(changes, Vec::new()));
+        }
+        told.clone()
     }
 }
 

@@ -44,7 +44,7 @@ impl Remote {
         let applied = report.applied;
         self.members.report(from, report, self.applied());
         self.weigh();
-        if applied > self.applied() && !self.ports.coordinator.reachable() {
+        if applied > self.applied() && !self.ports.coordinator.answering() {
             self.lag_bell.ring();
         }
     }
@@ -86,7 +86,7 @@ pub(super) async fn catch_up(broker: Weak<Broker>, bell: Arc<Bell>) {
         bell.heard().await;
         loop {
             let Some(remote) = broker.upgrade().and_then(|b| b.remote.clone()) else { return };
-            if remote.ports.coordinator.reachable() || !remote.fetch_missed().await {
+            if remote.ports.coordinator.answering() || !remote.fetch_missed().await {
                 break;
             }
         }

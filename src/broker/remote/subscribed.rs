@@ -4,7 +4,7 @@
 use super::local_routes::RouteWait;
 use super::{Kept, Remote, Ticket};
 use crate::broker::Broker;
-use crate::broker::ports::BoxFuture;
+use crate::broker::ports::{BoxFuture, Coordinator};
 use crate::telemetry::metrics::SubackWait;
 use futures_util::future::{Either, select};
 use std::sync::Arc;
@@ -51,7 +51,9 @@ impl Broker {
             return None;
         }
         let waits = &remote.metrics.suback_waits;
-        if !remote.ports.coordinator.reachable() {
+        let coordinator = &remote.ports.coordinator;
+        let known = wait.known().is_some();
+        if !coordinator.reachable() || (!known && !coordinator.writable()) {
             waits.of(SubackWait::Skipped).inc();
             return None;
         }
@@ -70,7 +72,8 @@ impl Broker {
 impl Remote {
     async fn routed(self: &Arc<Remote>, wait: RouteWait, fresh: bool) -> SubackWait {
         let wrote = wait.wrote();
-        let Some(written) = self.while_reachable(wait.written()).await else { return SubackWait::Skipped };
+        let written = self.while_it(|store| store.writable(), wait.written()).await;
+        let Some(written) = written else { return SubackWait::Skipped };
         let all = self.when_all_applied(written, self.limits.suback_wait_ms);
         let Some(all) = self.while_reachable(all).await else { return SubackWait::Skipped };
         // What was written for this very SUBSCRIBE is as new as it is; other routes may be older.
@@ -82,13 +85,18 @@ impl Remote {
 
     /// `f`, unless the store stops answering meanwhile.
     async fn while_reachable<T>(&self, f: BoxFuture<T>) -> Option<T> {
+        self.while_it(|store| store.reachable(), f).await
+    }
+
+    /// `f`, unless the store `is` no longer such meanwhile.
+    async fn while_it<T>(&self, is: fn(&dyn Coordinator) -> bool, f: BoxFuture<T>) -> Option<T> {
         let mut f = f;
         loop {
             match select(f, self.ports.tasks.sleep(STORE_LOOK_MS)).await {
                 Either::Left((done, _)) => return Some(done),
                 Either::Right(((), rest)) => f = rest,
             }
-            if !self.ports.coordinator.reachable() {
+            if !is(&*self.ports.coordinator) {
                 return None;
             }
         }

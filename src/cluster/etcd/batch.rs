@@ -25,6 +25,9 @@ pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 /// Proposals on their way at once.
 const FLYING_MAX: usize = 8;
 
+/// One proposal in so many begins with what lets others go first, so that it is not kept out for ever.
+const BULK_TURN: u64 = 4;
+
 /// Operations looked at to fill one proposal.
 const SCAN_MAX: usize = 4 * NESTED_MAX;
 
@@ -77,6 +80,8 @@ pub struct Op {
     pub bytes: usize,
     /// Until when it is tried; `None` = until etcd answers.
     pub until: Option<Time>,
+    /// Others go first: there may be very many of these.
+    pub bulk: bool,
     /// Takes the outcome.
     pub done: Done,
 }
@@ -92,6 +97,10 @@ struct Queued {
 #[derive(Default)]
 struct State {
     queue: VecDeque<Queued>,
+    /// What lets others go first.
+    bulk: VecDeque<Queued>,
+    /// Proposals made.
+    proposals: u64,
     /// Failed; back into the queue at `resume_at`.
     parked: Vec<Queued>,
     resume_at: Time,
@@ -132,14 +141,27 @@ impl Proposer {
 
     /// Queues an operation.
     pub fn submit(&self, op: Op) {
-        self.shared.state.lock().queue.push_back(Queued { op, again: false, alone: false });
+        let bulk = op.bulk;
+        self.shared.state.lock().lane(bulk).push_back(Queued { op, again: false, alone: false });
         self.shared.wake.notify_one();
+    }
+
+    /// Whether etcd's database was full when something was written last.
+    pub fn full(&self) -> bool {
+        self.shared.etcd.full()
     }
 
     /// Operations that wait or are on their way.
     pub fn waiting(&self) -> usize {
         let state = self.shared.state.lock();
-        state.queue.len() + state.parked.len() + state.busy.len()
+        state.queue.len() + state.bulk.len() + state.parked.len() + state.busy.len()
+    }
+
+    /// The same without those that let others go first, unless they are on their way.
+    pub fn waiting_first(&self) -> usize {
+        let state = self.shared.state.lock();
+        let parked = state.parked.iter().filter(|queued| !queued.op.bulk).count();
+        state.queue.len() + parked + state.busy.len()
     }
 }
 
@@ -177,10 +199,10 @@ impl State {
     fn step(&mut self, now: Time) -> Step {
         if !self.parked.is_empty() && now >= self.resume_at {
             let parked = std::mem::take(&mut self.parked);
-            parked.into_iter().rev().for_each(|queued| self.queue.push_front(queued));
+            parked.into_iter().rev().for_each(|queued| self.lane(queued.op.bulk).push_front(queued));
         }
         let slow = now.since_ms(self.last_start) >= SLOW_MS;
-        let full = self.queue.len() >= NESTED_MAX;
+        let full = self.queue.len() + self.bulk.len() >= NESTED_MAX;
         if self.flying == 0 || (self.flying < FLYING_MAX && (full || slow)) {
             let batch = self.gather();
             if !batch.is_empty() {
@@ -194,43 +216,53 @@ impl State {
 
     /// When to look again if nothing happens.
     fn alarm(&self, now: Time) -> Option<Duration> {
-        let slow = (!self.queue.is_empty() && self.flying > 0 && self.flying < FLYING_MAX)
-            .then(|| self.last_start.plus_ms(SLOW_MS));
+        let queued = !self.queue.is_empty() || !self.bulk.is_empty();
+        let slow =
+            (queued && self.flying > 0 && self.flying < FLYING_MAX).then(|| self.last_start.plus_ms(SLOW_MS));
         let resume = (!self.parked.is_empty()).then_some(self.resume_at);
-        let late =
-            self.queue.front().and_then(|queued| queued.op.until).map(|until| until.max(self.sweep_at));
-        let next = [slow, resume, late].into_iter().flatten().min()?;
+        let late = |lane: &VecDeque<Queued>| lane.front()?.op.until.map(|until| until.max(self.sweep_at));
+        let next = [slow, resume, late(&self.queue), late(&self.bulk)].into_iter().flatten().min()?;
         // A queue that is blocked by keys on their way is woken by their end.
         Some(now.until(next).max(Duration::from_millis(if next <= now { SLOW_MS } else { 1 })))
     }
 
+    fn lane(&mut self, bulk: bool) -> &mut VecDeque<Queued> {
+        if bulk { &mut self.bulk } else { &mut self.queue }
+    }
+
     /// Takes as many operations as fit into one proposal. The order of operations on one key is kept.
     fn gather(&mut self) -> Vec<Queued> {
-        let (mut batch, mut kept) = (Vec::new(), VecDeque::new());
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        self.proposals += 1;
+        let bulk_first = self.proposals.is_multiple_of(BULK_TURN);
+        for bulk in [bulk_first, !bulk_first] {
+            self.gather_from(bulk, &mut batch, &mut bytes);
+        }
+        batch
+    }
+
+    fn gather_from(&mut self, bulk: bool, batch: &mut Vec<Queued>, bytes: &mut usize) {
+        let mut kept = VecDeque::new();
         let mut blocked: HashSet<String> = HashSet::new();
-        let (mut bytes, mut scanned) = (0, 0);
+        let mut scanned = 0;
         while batch.len() < NESTED_MAX
+            && batch.first().is_none_or(|queued| !queued.alone)
             && scanned < SCAN_MAX
-            && let Some(queued) = self.queue.pop_front()
+            && let Some(queued) = self.lane(bulk).pop_front()
         {
             scanned += 1;
-            let fits = batch.is_empty() || (bytes + queued.op.bytes <= REQUEST_BYTES_MAX && !queued.alone);
+            let fits = batch.is_empty() || (*bytes + queued.op.bytes <= REQUEST_BYTES_MAX && !queued.alone);
             let free = |key: &String| !self.busy.contains(key) && !blocked.contains(key);
             if !fits || !queued.op.keys.iter().all(free) {
                 blocked.extend(queued.op.keys.iter().cloned());
                 kept.push_back(queued);
                 continue;
             }
-            bytes += queued.op.bytes;
+            *bytes += queued.op.bytes;
             self.busy.extend(queued.op.keys.iter().cloned());
-            let alone = queued.alone;
             batch.push(queued);
-            if alone {
-                break;
-            }
         }
-        kept.into_iter().rev().for_each(|queued| self.queue.push_front(queued));
-        batch
+        kept.into_iter().rev().for_each(|queued| self.lane(bulk).push_front(queued));
     }
 
     /// Takes out what has waited too long.
@@ -239,10 +271,12 @@ impl State {
         let mut out: Vec<Queued> = self.parked.extract_if(.., |queued| late(queued)).collect();
         if now >= self.sweep_at {
             self.sweep_at = now.plus_ms(SWEEP_MS);
-            let (over, kept): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(&mut self.queue).into_iter().partition(late);
-            self.queue = kept;
-            out.extend(over);
+            for lane in [&mut self.queue, &mut self.bulk] {
+                let (over, kept): (VecDeque<_>, VecDeque<_>) =
+                    std::mem::take(lane).into_iter().partition(late);
+                *lane = kept;
+                out.extend(over);
+            }
         }
         out
     }
@@ -263,7 +297,7 @@ impl State {
 
 /// Whether etcd says that the request itself is at fault.
 fn is_refusal(error: &EtcdError) -> bool {
-    let EtcdError::Other { what, .. } = error else { return false };
+    let EtcdError::Refused { what, .. } = error else { return false };
     ["too large", "duplicate key", "too many operations", "key is not provided", "larger than max"]
         .iter()
         .any(|text| what.contains(text))
@@ -324,7 +358,7 @@ impl Shared {
             match &error {
                 Some(error) if is_refusal(error) && batch.len() > 1 => {
                     batch.iter_mut().for_each(|queued| queued.alone = true);
-                    state.queue.extend(batch);
+                    batch.into_iter().for_each(|queued| state.lane(queued.op.bulk).push_back(queued));
                 }
                 Some(error) if is_refusal(error) => lost = batch,
                 _ => state.park(batch, now),
@@ -349,8 +383,43 @@ mod tests {
 
     fn op(keys: &[&str], bytes: usize) -> Queued {
         let keys = keys.iter().map(|&k| k.to_owned()).collect();
-        let op = Op { keys, txn: Txn::new(), bytes, until: None, done: Box::new(|_| ()) };
+        let op = Op { keys, txn: Txn::new(), bytes, until: None, bulk: false, done: Box::new(|_| ()) };
         Queued { op, again: false, alone: false }
+    }
+
+    #[test]
+    fn what_there_may_be_very_much_of_lets_others_go_first_but_gets_its_turn() {
+        let mut state = State::default();
+        let fill = |state: &mut State, bulk: bool, count: usize| {
+            for i in 0..count {
+                let mut op = op(&[&format!("{bulk}{i}")], 1);
+                op.op.bulk = bulk;
+                state.lane(bulk).push_back(op);
+            }
+        };
+        fill(&mut state, true, 10 * NESTED_MAX);
+        fill(&mut state, false, 10);
+        let batch = state.gather();
+        assert!(batch[..10].iter().all(|queued| !queued.op.bulk) && batch.len() == NESTED_MAX);
+        let mut bulk = 0;
+        for _ in 0..BULK_TURN {
+            state.busy.clear();
+            state.queue.clear();
+            fill(&mut state, false, 2 * NESTED_MAX);
+            bulk += state.gather().iter().filter(|queued| queued.op.bulk).count();
+        }
+        assert_eq!(bulk, NESTED_MAX);
+    }
+
+    #[test]
+    fn what_etcd_says_of_a_request_that_is_at_fault_is_a_refusal() {
+        let endpoint: Arc<str> = "http://e:2379".into();
+        let refused = |what: &str| EtcdError::Refused { endpoint: endpoint.clone(), what: what.to_owned() };
+        assert!(is_refusal(&refused("etcdserver: request is too large (InvalidArgument)")));
+        assert!(is_refusal(&refused("etcdserver: duplicate key given in txn request (InvalidArgument)")));
+        assert!(is_refusal(&refused("etcdserver: too many operations in txn request (InvalidArgument)")));
+        assert!(is_refusal(&refused("grpc: received message larger than max (ResourceExhausted)")));
+        assert!(!is_refusal(&EtcdError::NoSpace));
     }
 
     fn keys(batch: &[Queued]) -> Vec<&str> {

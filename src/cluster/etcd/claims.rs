@@ -50,17 +50,18 @@ impl From<Failure> for Unavailable {
     }
 }
 
-/// Submits an operation and waits for its outcome.
+/// Submits an operation and waits for its outcome; `bulk` = it lets others go first.
 pub async fn outcome(
     proposer: &Proposer,
     keys: Vec<String>,
     txn: Txn,
     bytes: usize,
     until: Option<clock::Time>,
+    bulk: bool,
 ) -> Result<Nested, Failure> {
     let (done, outcome) = oneshot::channel();
     let done = Box::new(move |nested| drop(done.send(nested)));
-    proposer.submit(Op { keys, txn, bytes, until, done });
+    proposer.submit(Op { keys, txn, bytes, until, bulk, done });
     outcome.await.unwrap_or_else(|_| Err(Failure::Unavailable("this node is stopping".into())))
 }
 
@@ -76,7 +77,7 @@ impl Claims {
     }
 
     async fn try_claim(&self, claim: &Claim) -> Result<ClaimOutcome, Unavailable> {
-        if self.proposer.waiting() >= CLAIMS_MAX {
+        if self.proposer.waiting_first() >= CLAIMS_MAX {
             return Err(unavailable("too many claims wait for etcd"));
         }
         let until = clock::now().plus_ms(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX));
@@ -93,7 +94,7 @@ impl Claims {
         let mut keys = vec![session.clone()];
         let record = SessionOwner { owner: self.me.clone(), epoch: claim.epoch, expiry_s: claim.expiry_s };
         let value = records::write(&SessionRecord::new(&record));
-        let mut bytes = 2 * session.len() + value.len();
+        let mut bytes = 3 * session.len() + value.len();
         let mut compares = vec![compare_revision(&*session, written_at)];
         let mut puts = vec![TxnOp::put(&*session, value, None)];
         let mut gets = vec![TxnOp::get(&*session, None)];
@@ -111,7 +112,7 @@ impl Claims {
             keys.push(key);
         }
         let txn = Txn::new().when(compares).and_then(puts).or_else(gets);
-        let nested = outcome(&self.proposer, keys, txn, bytes, Some(until)).await?;
+        let nested = outcome(&self.proposer, keys, txn, bytes, Some(until), false).await?;
         if nested.succeeded {
             return Ok(ClaimOutcome::Granted(nested.revision));
         }
@@ -236,7 +237,8 @@ impl Claims {
     async fn delete_if(&self, key: &str, compares: Vec<Compare>) -> Option<(Vec<u8>, Revision)> {
         let txn =
             Txn::new().when(compares).and_then([TxnOp::delete(key, None)]).or_else([TxnOp::get(key, None)]);
-        let nested = outcome(&self.proposer, vec![key.to_owned()], txn, 4 * key.len(), None).await.ok()?;
+        let keys = vec![key.to_owned()];
+        let nested = outcome(&self.proposer, keys, txn, 4 * key.len(), None, false).await.ok()?;
         match nested.responses.first() {
             Some(TxnOpResponse::Get(get)) if !nested.succeeded => {
                 let kv = get.kvs().first()?;

@@ -9,7 +9,8 @@ use super::error::{Context, EtcdError};
 use super::tls::EtcdTls;
 use crate::clock::{self, Time};
 use etcd_client::{
-    Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, Txn, TxnResponse, WatchClient,
+    Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, Txn, TxnOpResponse, TxnResponse,
+    WatchClient,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -81,6 +82,8 @@ struct Link {
     endpoint: Arc<str>,
     /// The client, and how many there were before it.
     client: Mutex<(u64, Option<Client>)>,
+    /// It failed after so many answers of any member, less one; 0 = never.
+    failed: AtomicU64,
 }
 
 /// The connections of one purpose: all go to the same member until it fails.
@@ -91,8 +94,9 @@ struct Lane {
 
 impl Lane {
     fn new(endpoints: &[Arc<str>], first: usize) -> Lane {
-        let links =
-            endpoints.iter().map(|e| Link { endpoint: e.clone(), client: Mutex::default() }).collect();
+        let link =
+            |e: &Arc<str>| Link { endpoint: e.clone(), client: Mutex::default(), failed: AtomicU64::new(0) };
+        let links = endpoints.iter().map(link).collect();
         Lane { links, current: AtomicUsize::new(first % endpoints.len().max(1)) }
     }
 
@@ -119,7 +123,12 @@ struct Inner {
     requests: Lane,
     leases: Lane,
     watches: Lane,
+    /// Requests answered.
+    answers: AtomicU64,
+    /// The last request was answered.
     answering: AtomicBool,
+    /// The database is full.
+    full: AtomicBool,
 }
 
 /// A connection for watches.
@@ -158,7 +167,9 @@ impl Etcd {
             requests: Lane::new(&endpoints, first),
             leases: Lane::new(&endpoints, first),
             watches: Lane::new(&endpoints, first),
+            answers: AtomicU64::new(0),
             answering: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             options,
         };
         Ok(Etcd { inner: Arc::new(inner) })
@@ -169,9 +180,26 @@ impl Etcd {
         &self.inner.options
     }
 
-    /// Whether the last request was answered.
-    pub fn reachable(&self) -> bool {
+    /// Whether the last request was answered: if not, another member may do.
+    pub fn answering(&self) -> bool {
         self.inner.answering.load(Ordering::Relaxed)
+    }
+
+    /// Whether etcd answers: false once every member has failed since the last answer of any.
+    pub fn reachable(&self) -> bool {
+        let answers = self.inner.answers.load(Ordering::Relaxed);
+        let may_do = |link: &Link| link.failed.load(Ordering::Relaxed) <= answers;
+        answers > 0 && self.inner.requests.links.iter().any(may_do)
+    }
+
+    /// Whether etcd's database was full when something was written last.
+    pub fn full(&self) -> bool {
+        self.inner.full.load(Ordering::Relaxed)
+    }
+
+    /// Whether etcd answers and takes writes: not while its database is full.
+    pub fn writable(&self) -> bool {
+        self.reachable() && !self.full()
     }
 
     /// Number of members.
@@ -188,9 +216,20 @@ impl Etcd {
         F: FnOnce(Client) -> R,
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let outcome = self.within(&self.inner.requests, self.inner.options.request_timeout, request).await;
+        let inner = &self.inner;
+        let answers = inner.answers.load(Ordering::Relaxed);
+        let (index, outcome) = self.within(&inner.requests, inner.options.request_timeout, request).await;
         let failed = outcome.as_ref().is_err_and(EtcdError::is_endpoint);
-        self.inner.answering.store(!failed, Ordering::Relaxed);
+        inner.answering.store(!failed, Ordering::Relaxed);
+        if failed {
+            // With an answer meanwhile it is void: more than one request may wait for one member that hangs.
+            inner.requests.links[index].failed.fetch_max(answers + 1, Ordering::Relaxed);
+        } else {
+            inner.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        if matches!(outcome, Err(EtcdError::NoSpace)) {
+            inner.full.store(true, Ordering::Relaxed);
+        }
         outcome
     }
 
@@ -203,10 +242,11 @@ impl Etcd {
         F: FnOnce(LeaseClient) -> R,
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
-        self.within(&self.inner.leases, limit, |client| request(client.lease_client())).await
+        self.within(&self.inner.leases, limit, |client| request(client.lease_client())).await.1
     }
 
-    async fn within<T, F, R>(&self, lane: &Lane, limit: Duration, request: F) -> Result<T, EtcdError>
+    /// The member asked, and what came of it.
+    async fn within<T, F, R>(&self, lane: &Lane, limit: Duration, request: F) -> (usize, Result<T, EtcdError>)
     where
         F: FnOnce(Client) -> R,
         R: Future<Output = Result<T, etcd_client::Error>>,
@@ -227,7 +267,7 @@ impl Etcd {
             forget(link, used.into_inner());
             lane.next(index);
         }
-        outcome
+        (index, outcome)
     }
 
     /// A request that may be carried out twice without harm: tried once at each member.
@@ -270,7 +310,12 @@ impl Etcd {
     /// # Errors
     /// Why there is no answer.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, EtcdError> {
-        self.once(|client| async move { kv(&client).txn(txn).await }).await
+        let response = self.once(|client| async move { kv(&client).txn(txn).await }).await?;
+        let full = &self.inner.full;
+        if full.load(Ordering::Relaxed) && has_put(response.op_responses()) {
+            full.store(false, Ordering::Relaxed);
+        }
+        Ok(response)
     }
 
     /// A connection for watches, to the current member for watches.
@@ -344,6 +389,15 @@ fn forget(link: &Link, number: u64) {
     {
         slot.1 = None;
     }
+}
+
+/// Whether something was put: a full database still takes removals.
+fn has_put(responses: Vec<TxnOpResponse>) -> bool {
+    responses.into_iter().any(|response| match response {
+        TxnOpResponse::Put(_) => true,
+        TxnOpResponse::Txn(txn) => has_put(txn.op_responses()),
+        _ => false,
+    })
 }
 
 /// The client for keys, ready for large answers.

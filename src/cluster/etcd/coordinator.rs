@@ -19,6 +19,7 @@ use crate::broker::ports::{
     RetainOutcome, Revision, RouteChange, Unavailable,
 };
 use crate::clock::Time;
+use crate::mqtt::Message;
 use crate::telemetry::Metrics;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -50,8 +51,10 @@ pub struct Limits {
 pub struct EtcdStatus {
     /// The endpoints configured.
     pub endpoints: Vec<String>,
-    /// Whether the last request was answered.
+    /// Whether etcd answers.
     pub reachable: bool,
+    /// Whether it takes writes as well.
+    pub writable: bool,
     /// Who leads.
     pub leader: Option<MemberId>,
     /// Up to which revision everything is known here.
@@ -145,9 +148,9 @@ impl EtcdCoordinator {
         });
         let log = PageLog::new(etcd.clone(), keys.clone(), registered.me.clone(), registered.fence.clone());
         let asked = etcd.clone();
-        let reachable = move || asked.reachable();
+        let writable = move || asked.writable();
         let incarnation = registered.me.incarnation;
-        let retained = RetainedWriter::new(keys, proposer.clone(), incarnation, patience, reachable);
+        let retained = RetainedWriter::new(keys, proposer.clone(), incarnation, patience, writable);
         let currency = Currency {
             reads: reads.clone(),
             proposer: proposer.clone(),
@@ -196,6 +199,7 @@ impl EtcdCoordinator {
         EtcdStatus {
             endpoints: self.etcd.options().endpoints.clone(),
             reachable: self.etcd.reachable(),
+            writable: self.etcd.writable(),
             leader: self.applier.leader(),
             applied: self.applier.applied(),
             lag_s: self.metrics.watch_lag_seconds.get(),
@@ -275,6 +279,18 @@ impl Coordinator for EtcdCoordinator {
 
     fn reachable(&self) -> bool {
         self.etcd.reachable()
+    }
+
+    fn answering(&self) -> bool {
+        self.etcd.answering()
+    }
+
+    fn writable(&self) -> bool {
+        self.etcd.writable()
+    }
+
+    fn takes(&self, message: &Message) -> bool {
+        self.retained.takes(message)
     }
 
     fn events_after(&self, after: Revision) -> Option<(Bytes, Revision)> {

@@ -42,6 +42,10 @@ impl Currency {
         let mut current_at = clock::now();
         loop {
             ticks.tick().await;
+            if self.proposer.full() {
+                // Shows when there is room again, also if nothing else is to be written.
+                self.nudge();
+            }
             if let Some(at) = self.prove().await {
                 current_at = at;
                 self.applier.index().current_at(at);
@@ -89,6 +93,7 @@ impl Currency {
             txn: Txn::new().and_then([put]),
             bytes: self.member_key.len(),
             until: Some(until),
+            bulk: false,
             done: Box::new(|_| ()),
         });
     }

@@ -272,6 +272,10 @@ fn of_status(status: &tonic::Status, at: &Context<'_>) -> EtcdError {
         return EtcdError::NoSpace;
     }
     let what = format!("{message} ({:?})", status.code());
+    // Too large for the receiver: another member or a new connection would say the same.
+    if message.contains("larger than max") || message.contains("message length too large") {
+        return EtcdError::Refused { endpoint, what };
+    }
     if message.contains("no leader") || message.contains("leader changed") {
         return EtcdError::NoLeader { endpoint, what: message.to_owned() };
     }

@@ -5,6 +5,7 @@
 
 use crate::broker::ports::{Route, RouteChange};
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry as Place;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::ser::SerializeTuple;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -104,6 +105,15 @@ pub fn size_of(filter: &str) -> usize {
             .sum::<usize>()
 }
 
+/// A page as it was packed.
+#[derive(Debug)]
+pub struct Packed {
+    /// The page.
+    pub page: RoutePage,
+    /// Bytes of its filters, as [`size_of`] counts them.
+    pub size: usize,
+}
+
 /// Packs changes into pages of at most `filters` filters and about `bytes` bytes; a filter longer than that has a page of its
 /// own. Each filter may be there once.
 pub fn pack(
@@ -111,21 +121,21 @@ pub fn pack(
     merged: bool,
     filters: usize,
     bytes: usize,
-) -> Vec<RoutePage> {
+) -> Vec<Packed> {
     let mut pages = Vec::new();
     let mut page = RoutePage::new(merged);
     let mut size = 0;
     for change in changes {
         let more = size_of(&change.filter);
         if !page.is_empty() && (page.len() >= filters || size + more > bytes) {
-            pages.push(std::mem::replace(&mut page, RoutePage::new(merged)));
-            size = 0;
+            let page = std::mem::replace(&mut page, RoutePage::new(merged));
+            pages.push(Packed { page, size: std::mem::take(&mut size) });
         }
         size += more;
         page.push(change);
     }
     if !page.is_empty() {
-        pages.push(page);
+        pages.push(Packed { page, size });
     }
     pages
 }
@@ -183,12 +193,23 @@ impl Fold {
 /// What is left of the changes of several pages, in their order: each filter once, with what was said of it last.
 /// `first` = there is no page before them, so removals say nothing.
 pub fn merge(pages: impl IntoIterator<Item = RoutePage>, first: bool) -> Vec<RouteChange> {
-    let mut last: HashMap<Arc<str>, Option<(bool, u32)>, foldhash::fast::RandomState> = HashMap::default();
+    let mut kept: Vec<RouteChange> = Vec::new();
+    let mut places: HashMap<Arc<str>, usize, foldhash::fast::RandomState> = HashMap::default();
     for change in pages.into_iter().flat_map(RoutePage::into_changes) {
-        last.insert(change.filter, change.route);
+        match places.entry(change.filter.clone()) {
+            Place::Occupied(place) => {
+                if let Some(there) = kept.get_mut(*place.get()) {
+                    there.route = change.route;
+                }
+            }
+            Place::Vacant(place) => {
+                place.insert(kept.len());
+                kept.push(change);
+            }
+        }
     }
-    let kept = last.into_iter().filter(|(_, route)| route.is_some() || !first);
-    kept.map(|(filter, route)| RouteChange { filter, route }).collect()
+    kept.retain(|change| change.route.is_some() || !first);
+    kept
 }
 
 impl Serialize for Entry {
@@ -283,9 +304,9 @@ mod tests {
     fn pages_keep_to_their_limits() {
         let changes: Vec<_> = (0..2500).map(|i| change(&format!("site/{i}"), Some((true, 1)))).collect();
         let pages = pack(changes.clone(), false, 1000, 64 << 10);
-        assert_eq!(pages.iter().map(RoutePage::len).collect::<Vec<_>>(), [1000, 1000, 500]);
+        assert_eq!(pages.iter().map(|p| p.page.len()).collect::<Vec<_>>(), [1000, 1000, 500]);
         let small = pack(changes, false, 1000, 2000);
-        assert!(small.iter().all(|p| p.encode().len() < 2100));
+        assert!(small.iter().all(|p| p.page.encode().len() <= p.size + 60 && p.size <= 2000));
         let long = "x".repeat(5000);
         let pages = pack([change("a", None), change(&long, None), change("b", None)], false, 1000, 2000);
         assert_eq!(pages.len(), 3);
@@ -316,7 +337,8 @@ mod tests {
             let from = next(pages.len() as u64) as usize;
             let to = from + next((pages.len() - from) as u64 + 1) as usize;
             let mut merged = pages[..from].to_vec();
-            merged.extend(pack(merge(pages[from..to].to_vec(), from == 0), true, 3, 1 << 16));
+            let packed = pack(merge(pages[from..to].to_vec(), from == 0), true, 3, 1 << 16);
+            merged.extend(packed.into_iter().map(|packed| packed.page));
             merged.extend(pages[to..].to_vec());
             let fold = |pages: Vec<RoutePage>| {
                 let mut fold = Fold::default();

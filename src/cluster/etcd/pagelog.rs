@@ -8,7 +8,7 @@ use super::claims::compare_revision;
 use super::client::Etcd;
 use super::decode::RawEvent;
 use super::keys::{Key, Keys};
-use super::page::{Fold, RoutePage, merge};
+use super::page::{Fold, Packed, RoutePage, merge};
 use super::snapshot::{self, SnapshotError};
 use crate::broker::ports::{MemberId, Revision, RouteChange};
 use etcd_client::{Compare, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse};
@@ -27,7 +27,23 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy)]
 struct Page {
     number: u64,
-    bytes: usize,
+    weight: Weight,
+}
+
+/// How much a page says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// Bytes of its filters, as [`super::page::size_of`] counts them.
+    pub size: usize,
+    /// How many filters it names.
+    pub filters: usize,
+}
+
+impl Weight {
+    /// Of a page as it was packed.
+    pub fn of(packed: &Packed) -> Weight {
+        Weight { size: packed.size, filters: packed.page.len() }
+    }
 }
 
 /// See the module.
@@ -52,20 +68,25 @@ struct Change {
     before: Revision,
 }
 
+/// What an attempt to change the log came to.
+enum Attempt {
+    /// It went through, now or before, at this revision.
+    Done(Revision),
+    /// This node has no lease now.
+    Fenced,
+    /// The page written last is another, or gone.
+    Changed { key: String },
+}
+
 impl PageLog {
     /// The log of `me`, which has no pages yet.
     pub fn new(etcd: Etcd, keys: Keys, me: MemberId, fence: FenceNow) -> PageLog {
         PageLog { etcd, keys, me, fence, pages: Vec::new(), next: 1, head: None }
     }
 
-    /// Bytes of all pages.
-    pub fn bytes(&self) -> usize {
-        self.pages.iter().map(|page| page.bytes).sum()
-    }
-
-    /// Bytes of each page, in order.
-    pub fn sizes(&self) -> Vec<usize> {
-        self.pages.iter().map(|page| page.bytes).collect()
+    /// What each page says, in order.
+    pub fn weights(&self) -> impl DoubleEndedIterator<Item = Weight> + ExactSizeIterator + Clone {
+        self.pages.iter().map(|page| page.weight)
     }
 
     fn key(&self, number: u64) -> String {
@@ -73,26 +94,22 @@ impl PageLog {
     }
 
     /// Writes pages after all others; returns the revision of the last one. Tried until etcd answers.
-    pub async fn append(&mut self, pages: Vec<RoutePage>) -> Revision {
-        let mut values: Vec<Vec<u8>> = pages.iter().map(RoutePage::encode).collect();
+    pub async fn append(&mut self, mut pages: Vec<Packed>) -> Revision {
         let mut revision = self.head.map_or(0, |(_, revision)| revision);
-        while !values.is_empty() {
+        while !pages.is_empty() {
             let mut bytes = 0;
-            let fits = |value: &&Vec<u8>| {
-                bytes += value.len();
+            let fits = |packed: &&Packed| {
+                bytes += packed.size;
                 bytes <= REQUEST_BYTES_MAX
             };
-            let count = values.iter().take(TXN_PAGES_MAX).take_while(fits).count().max(1);
-            let chunk: Vec<(u64, Vec<u8>)> = (self.next..).zip(values.drain(..count)).collect();
-            revision = self.append_chunk(chunk).await;
+            let count = pages.iter().take(TXN_PAGES_MAX).take_while(fits).count().max(1);
+            revision = self.append_chunk(pages.drain(..count).collect()).await;
         }
         revision
     }
 
-    async fn append_chunk(&mut self, chunk: Vec<(u64, Vec<u8>)>) -> Revision {
-        let pages: Vec<Page> =
-            chunk.iter().map(|(number, value)| Page { number: *number, bytes: value.len() }).collect();
-        let puts: Vec<_> = chunk.into_iter().map(|(number, value)| (self.key(number), value)).collect();
+    async fn append_chunk(&mut self, chunk: Vec<Packed>) -> Revision {
+        let (pages, puts) = self.numbered(self.next.., &chunk);
         let mut compares = self.compare_head();
         compares.extend(puts.iter().map(|(key, _)| compare_revision(&**key, 0)));
         let change = Change { puts, deletes: Vec::new(), compares, before: 0 };
@@ -105,6 +122,18 @@ impl PageLog {
         revision
     }
 
+    /// Pages under these numbers, and what is written for them.
+    fn numbered(
+        &self,
+        numbers: impl IntoIterator<Item = u64>,
+        packed: &[Packed],
+    ) -> (Vec<Page>, Vec<(String, Vec<u8>)>) {
+        let page = |(number, packed): (u64, &Packed)| {
+            (Page { number, weight: Weight::of(packed) }, (self.key(number), packed.page.encode()))
+        };
+        numbers.into_iter().zip(packed).map(page).unzip()
+    }
+
     /// Nothing was written since what this process wrote last.
     fn compare_head(&self) -> Vec<Compare> {
         let head = self.head.map(|(number, revision)| compare_revision(self.key(number), revision));
@@ -114,10 +143,20 @@ impl PageLog {
     /// Carries out a change, however often that takes; returns its revision.
     async fn commit(&self, change: Change) -> Revision {
         let mut pause = PAUSE;
+        let mut said = false;
         loop {
             match self.attempt(&change).await {
-                Ok(Some(revision)) => return revision,
-                Ok(None) => {}
+                Ok(Attempt::Done(revision)) => return revision,
+                Ok(Attempt::Fenced) => {}
+                Ok(Attempt::Changed { key }) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::error!(
+                            key,
+                            "a page of this node's routes in etcd is not as this node wrote it: its routes are not written \
+                             until this node is started again"
+                        );
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "this node's routes wait for etcd"),
             }
             sleep(pause).await;
@@ -125,30 +164,40 @@ impl PageLog {
         }
     }
 
-    /// The revision, if the change has gone through now or before.
-    async fn attempt(&self, change: &Change) -> Result<Option<Revision>, super::error::EtcdError> {
-        let Some(fence) = (self.fence)() else { return Ok(None) };
-        let Some((first, _)) = change.puts.first() else { return Ok(Some(0)) };
+    async fn attempt(&self, change: &Change) -> Result<Attempt, super::error::EtcdError> {
+        let Some(fence) = (self.fence)() else { return Ok(Attempt::Fenced) };
+        let Some((first, _)) = change.puts.first() else { return Ok(Attempt::Done(0)) };
         let mut compares = vec![fence];
         compares.extend(change.compares.iter().cloned());
         let mut ops: Vec<TxnOp> =
             change.puts.iter().map(|(key, value)| TxnOp::put(&**key, &**value, None)).collect();
         ops.extend(change.deletes.iter().map(|key| TxnOp::delete(&**key, None)));
-        let look = TxnOp::get(&**first, Some(GetOptions::new().with_keys_only()));
-        let response = self.etcd.txn(Txn::new().when(compares).and_then(ops).or_else([look])).await?;
+        let head = self.head.map(|(number, revision)| (self.key(number), revision));
+        let keys = [&**first].into_iter().chain(head.as_ref().map(|(key, _)| &**key));
+        let looks: Vec<TxnOp> =
+            keys.map(|key| TxnOp::get(key, Some(GetOptions::new().with_keys_only()))).collect();
+        let response = self.etcd.txn(Txn::new().when(compares).and_then(ops).or_else(looks)).await?;
         if response.succeeded() {
-            return Ok(response.header().map(|header| header.revision() as Revision));
+            let revision = response.header().map_or(0, |header| header.revision());
+            return Ok(Attempt::Done(revision as Revision));
         }
-        // Either an earlier attempt went through unheard, or this node has no lease now.
-        let there = match response.op_responses().first() {
-            Some(TxnOpResponse::Get(get)) => get.kvs().first().map(|kv| kv.mod_revision() as Revision),
-            _ => None,
-        };
-        Ok(there.filter(|&revision| revision != change.before && revision > change.before))
+        // An earlier attempt went through unheard, or this node has no lease now, or somebody else was here.
+        let mut there = response.op_responses().into_iter().map(|found| match found {
+            TxnOpResponse::Get(get) => get.kvs().first().map_or(0, |kv| kv.mod_revision() as Revision),
+            _ => 0,
+        });
+        let written = there.next().unwrap_or(0);
+        if written > change.before {
+            return Ok(Attempt::Done(written));
+        }
+        match (head, there.next()) {
+            (Some((key, revision)), Some(found)) if found != revision => Ok(Attempt::Changed { key }),
+            _ => Ok(Attempt::Fenced),
+        }
     }
 
     /// Merges the last `run` pages into fewer.
-    pub async fn merge(&mut self, run: usize, pack: impl Fn(Vec<RouteChange>) -> Vec<RoutePage>) {
+    pub async fn merge(&mut self, run: usize, pack: impl Fn(Vec<RouteChange>) -> Vec<Packed>) {
         let at = self.pages.len().saturating_sub(run);
         let Some(first) = self.pages.get(at).copied() else { return };
         let Ok(raw) = self.read_from(first.number).await else { return };
@@ -168,10 +217,7 @@ impl PageLog {
         if merged.is_empty() || merged.len() >= numbers.len() {
             return;
         }
-        let values: Vec<Vec<u8>> = merged.iter().map(RoutePage::encode).collect();
-        let pages: Vec<Page> =
-            numbers.iter().zip(&values).map(|(&number, value)| Page { number, bytes: value.len() }).collect();
-        let puts = numbers.iter().zip(values).map(|(&number, value)| (self.key(number), value)).collect();
+        let (pages, puts) = self.numbered(numbers.iter().copied(), &merged);
         let deletes = numbers[pages.len()..].iter().map(|&number| self.key(number)).collect();
         let compares = self.compare_head();
         let revision = self.commit(Change { puts, deletes, compares, before }).await;
@@ -181,7 +227,7 @@ impl PageLog {
     }
 
     /// Writes everything anew, after all other pages, then removes these: the fold is the same at every step.
-    pub async fn rewrite(&mut self, pack: impl Fn(Vec<RouteChange>) -> Vec<RoutePage>) {
+    pub async fn rewrite(&mut self, pack: impl Fn(Vec<RouteChange>) -> Vec<Packed>) {
         let Ok(raw) = self.read_from(0).await else { return };
         let mut fold = Fold::default();
         self.decode(&raw).into_iter().for_each(|(.., page)| fold.page(page));
@@ -192,7 +238,8 @@ impl PageLog {
         };
         let pages = pack(fold.into_routes().map(route).collect());
         // A log without a page has no head to compare: an empty page stays behind.
-        let pages = if pages.is_empty() { vec![RoutePage::new(true)] } else { pages };
+        let pages =
+            if pages.is_empty() { vec![Packed { page: RoutePage::new(true), size: 0 }] } else { pages };
         self.append(pages).await;
         self.delete(&self.me, first).await;
         self.pages.retain(|page| page.number >= first);
@@ -225,8 +272,8 @@ impl PageLog {
         }
         let gone = fold.filters().map(|filter| RouteChange { filter: filter.clone(), route: None });
         let (filters, bytes) = (super::routes::PAGE_FILTERS_MAX, super::routes::PAGE_BYTES_MAX);
-        for (number, page) in (next..).zip(super::page::pack(gone, false, filters, bytes)) {
-            let put = TxnOp::put(self.keys.route_page(of, number), page.encode(), None);
+        for (number, packed) in (next..).zip(super::page::pack(gone, false, filters, bytes)) {
+            let put = TxnOp::put(self.keys.route_page(of, number), packed.page.encode(), None);
             if !self.fenced(vec![there.clone()], vec![put]).await? {
                 return Ok(false);
             }
@@ -260,12 +307,9 @@ impl PageLog {
 
     /// This node's pages from a number on.
     async fn read_from(&self, number: u64) -> Result<Vec<RawEvent>, SnapshotError> {
-        let from = self.key(number).into_bytes();
+        let (from, end) = (self.key(number), snapshot::end_of(self.keys.routes_of(&self.me).as_bytes()));
         let mut raw = Vec::new();
-        snapshot::read(&self.etcd, &self.keys.routes_of(&self.me), |page| {
-            raw.extend(page.into_iter().filter(|event| event.key[..] >= from[..]));
-        })
-        .await?;
+        snapshot::read_range(&self.etcd, from.into_bytes(), end, |page| raw.extend(page)).await?;
         Ok(raw)
     }
 

@@ -1,14 +1,16 @@
 //! Writes retained messages: one update per topic on its way, later ones of the topic wait and the last of them wins; many
 //! topics share a proposal.
 
-use super::batch::{Failure, Nested, Proposer};
+use super::batch::{Failure, Nested, Proposer, REQUEST_BYTES_MAX};
 use super::claims::{compare_revision, outcome};
 use super::keys::Keys;
 use super::retained_value;
 use crate::broker::ports::{MessageId, Retain, RetainOutcome, Revision};
 use crate::clock;
+use crate::mqtt::Message;
 use etcd_client::{Txn, TxnOp, TxnOpResponse};
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +25,18 @@ type Waiter = oneshot::Sender<RetainOutcome>;
 pub struct RetainedWriter {
     keys: Keys,
     proposer: Arc<Proposer>,
-    reachable: Box<dyn Fn() -> bool + Send + Sync>,
+    writable: Box<dyn Fn() -> bool + Send + Sync>,
     /// Without an answer for so long an update counts as parked.
     patience: Duration,
     origin: u64,
-    topics: Mutex<HashMap<Arc<str>, Topic, foldhash::fast::RandomState>>,
+    topics: Mutex<Topics>,
+}
+
+#[derive(Default)]
+struct Topics {
+    all: HashMap<Arc<str>, Topic, foldhash::fast::RandomState>,
+    /// Those with nothing to write.
+    idle: usize,
 }
 
 #[derive(Default)]
@@ -57,32 +66,50 @@ enum Attempt {
 }
 
 impl RetainedWriter {
-    /// Writes through `proposer`; `origin` is this process's incarnation, `reachable` says whether etcd answers now, and
+    /// Writes through `proposer`; `origin` is this process's incarnation, `writable` says whether etcd takes writes now, and
     /// after `patience` without an answer it counts as away.
     pub fn new(
         keys: Keys,
         proposer: Arc<Proposer>,
         origin: u64,
         patience: Duration,
-        reachable: impl Fn() -> bool + Send + Sync + 'static,
+        writable: impl Fn() -> bool + Send + Sync + 'static,
     ) -> RetainedWriter {
-        let (reachable, topics) = (Box::new(reachable), Mutex::default());
-        RetainedWriter { keys, proposer, reachable, patience, origin, topics }
+        let (writable, topics) = (Box::new(writable), Mutex::default());
+        RetainedWriter { keys, proposer, writable, patience, origin, topics }
+    }
+
+    /// Whether a message can be written: etcd's requests have a limit.
+    pub fn takes(&self, message: &Message) -> bool {
+        let key = self.keys.retained(message.topic());
+        bytes_of(&key, retained_value::size_of(message)) <= REQUEST_BYTES_MAX
     }
 
     /// Writes an update. If it cannot be written at all (etcd refuses its size) it is void, and logged.
     pub fn retain(self: &Arc<Self>, update: Retain) -> impl Future<Output = RetainOutcome> + Send + 'static {
         let (done, outcome) = oneshot::channel();
         let topic = update.topic.clone();
-        let parked = update.id.origin != self.origin || !(self.reachable)();
+        let parked = update.id.origin != self.origin || !(self.writable)();
         {
             let mut topics = self.topics.lock();
-            let entry = topics.entry(topic.clone()).or_default();
+            let Topics { all, idle } = &mut *topics;
+            let entry = match all.entry(topic.clone()) {
+                Entry::Occupied(entry) => {
+                    *idle -= usize::from(!entry.get().flying);
+                    entry.into_mut()
+                }
+                Entry::Vacant(entry) => entry.insert(Topic::default()),
+            };
             entry.parked |= parked;
             match &mut entry.next {
                 Some((next, waiters)) => {
                     // What the first of them knew: whatever came since is another node's.
                     let known = next.known;
+                    if update.kept {
+                        for waiter in waiters.drain(..) {
+                            let _ = waiter.send(RetainOutcome::Replaced);
+                        }
+                    }
                     *next = Retain { known, ..update };
                     waiters.push(done);
                 }
@@ -104,7 +131,8 @@ impl RetainedWriter {
 
     /// Topics with something to write.
     pub fn waiting(&self) -> usize {
-        self.topics.lock().values().filter(|topic| topic.flying).count()
+        let topics = self.topics.lock();
+        topics.all.len() - topics.idle
     }
 
     /// Writes what waits for a topic until nothing does.
@@ -117,7 +145,7 @@ impl RetainedWriter {
             };
             let (outcome, own) = self.write_one(&update, base, parked).await;
             if let Some(own) = own
-                && let Some(entry) = self.topics.lock().get_mut(&topic)
+                && let Some(entry) = self.topics.lock().all.get_mut(&topic)
             {
                 entry.own = Some(own);
             }
@@ -129,17 +157,21 @@ impl RetainedWriter {
 
     fn take(&self, topic: &Arc<str>) -> Option<(Retain, Vec<Waiter>, bool, Option<Own>)> {
         let mut topics = self.topics.lock();
-        let entry = topics.get_mut(topic)?;
+        let Topics { all, idle } = &mut *topics;
+        let entry = all.get_mut(topic)?;
         if let Some((update, waiters)) = entry.next.take() {
             let parked = std::mem::take(&mut entry.parked);
             return Some((update, waiters, parked, entry.own));
         }
         entry.flying = false;
-        if topics.len() > TOPICS_IDLE_MAX {
-            let mut ages: Vec<Revision> = topics.values().filter_map(Topic::idle_since).collect();
+        *idle += 1;
+        if *idle > TOPICS_IDLE_MAX {
+            let mut ages: Vec<Revision> = all.values().filter_map(Topic::idle_since).collect();
             ages.sort_unstable();
             let middle = ages.get(ages.len() / 2).copied().unwrap_or(0);
-            topics.retain(|_, entry| entry.idle_since().is_none_or(|at| at > middle));
+            let before = all.len();
+            all.retain(|_, entry| entry.idle_since().is_none_or(|at| at > middle));
+            *idle -= before - all.len();
         }
         None
     }
@@ -161,9 +193,9 @@ impl RetainedWriter {
                 .when([compare_revision(&*key, base)])
                 .and_then([change])
                 .or_else([TxnOp::get(&*key, None)]);
-            let bytes = 3 * key.len() + value.as_ref().map_or(0, Vec::len);
+            let bytes = bytes_of(&key, value.as_ref().map_or(0, Vec::len));
             let until = clock::now().plus_ms(u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX));
-            match outcome(&self.proposer, vec![key.clone()], txn, bytes, Some(until)).await {
+            match outcome(&self.proposer, vec![key.clone()], txn, bytes, Some(until), true).await {
                 Ok(nested) => {
                     parked |= nested.again;
                     match judge(update, &nested, parked) {
@@ -189,6 +221,11 @@ impl Topic {
     fn idle_since(&self) -> Option<Revision> {
         (!self.flying).then(|| self.own.map_or(0, |own| own.at))
     }
+}
+
+/// Bytes of a transaction: the key is compared, written and read.
+fn bytes_of(key: &str, value: usize) -> usize {
+    3 * key.len() + value
 }
 
 /// What an attempt came to.

@@ -18,7 +18,7 @@ struct Value<'a> {
     /// The incarnation and number of the update that wrote it.
     id: (u64, u64),
     qos: u8,
-    /// The payload, if it is UTF-8 …
+    /// The payload, if it is UTF-8 and little of it must be escaped …
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     text: Option<Cow<'a, str>>,
     /// … else in base64.
@@ -32,9 +32,36 @@ struct Value<'a> {
     expires: Option<u64>,
 }
 
+/// Bytes of text that stay text although base64 would be shorter: for those who read.
+const READABLE: usize = 4 << 10;
+
+/// Bytes of JSON around payload and properties, at most.
+const AROUND: usize = 160;
+
+/// The payload as text, unless it is none, or so much of it must be escaped that base64 is shorter.
+fn text(payload: &[u8]) -> Option<&str> {
+    let escaped = |b: &u8| match b {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    let text = std::str::from_utf8(payload).ok()?;
+    let escaped: usize = payload.iter().map(escaped).sum();
+    (escaped <= base64_size(payload).max(READABLE)).then_some(text)
+}
+
+fn base64_size(bytes: &[u8]) -> usize {
+    bytes.len().div_ceil(3) * 4
+}
+
+/// Bytes of the value for an update of a topic, at most.
+pub fn size_of(message: &Message) -> usize {
+    base64_size(message.payload()).max(READABLE) + base64_size(message.properties()) + AROUND
+}
+
 /// The value for an update of a topic.
 pub fn encode(message: &Message, id: MessageId) -> Vec<u8> {
-    let text = std::str::from_utf8(message.payload()).ok();
+    let text = text(message.payload());
     let bytes = |bytes: &[u8]| Cow::<str>::Owned(STANDARD.encode(bytes));
     let value = Value {
         v: VERSION,
@@ -119,6 +146,24 @@ mod tests {
         assert_eq!(
             std::str::from_utf8(&readable).unwrap(),
             r#"{"v":1,"id":[9,18446744073709551615],"qos":1,"text":"on"}"#
+        );
+    }
+
+    #[test]
+    fn a_value_is_never_much_larger_than_its_message() {
+        let id = MessageId { origin: u64::MAX, seq: u64::MAX };
+        for unit in ["\x01", "a", "\"", "\n\t\"", "{\"a\":1}", "\u{7f}", "\u{b0}C"] {
+            for count in [0, 1, 7, 1000, 100_000] {
+                let message = message(unit.repeat(count).as_bytes(), &[1, 1], Some(Time(u64::MAX)));
+                let value = encode(&message, id);
+                assert!(value.len() <= size_of(&message), "{} bytes for {count} of {unit:?}", value.len());
+                assert_eq!(decode("a/b", &value).unwrap(), RetainedRecord { message, id });
+            }
+        }
+        let json = encode(&message("{\"on\":true}".repeat(50_000).as_bytes(), &[], None), id);
+        assert!(
+            std::str::from_utf8(&json).unwrap().contains("text"),
+            "what a person can read stays readable"
         );
     }
 

@@ -156,6 +156,11 @@ impl Coordinator for MemoryCoordinator {
         {
             let mut retained = self.retained.lock();
             if let Some(waiting) = retained.get_mut(&topic) {
+                if update.kept {
+                    for waiter in waiting.for_it.drain(..) {
+                        let _ = waiter.send(RetainOutcome::Replaced);
+                    }
+                }
                 waiting.update = update;
                 waiting.late |= late;
                 waiting.for_it.push(done);

@@ -176,8 +176,10 @@ pub struct HeldStatus {
 pub struct EtcdStatus {
     /// `etcd.endpoints`.
     pub endpoints: Vec<String>,
-    /// Whether the last request was answered.
+    /// Whether it answers.
     pub reachable: bool,
+    /// Whether it takes writes as well: not while its database is full.
+    pub writable: bool,
     /// The member that is watched; missing while there is no watch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watching: Option<String>,

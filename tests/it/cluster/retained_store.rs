@@ -1,7 +1,7 @@
 //! Retained messages in etcd: coalescing, the last writer, and updates that were parked.
 
 use super::store::{Node, setup};
-use crate::wait::becomes_true;
+use crate::wait::{PATIENCE, becomes_true};
 use berth::broker::ports::{Coordinator, MessageId, Retain, RetainOutcome};
 use berth::mqtt::message::Parts;
 use berth::mqtt::{Message, QoS};
@@ -18,7 +18,8 @@ fn update(node: &Node, topic: &str, payload: Option<&str>, seq: u64, known: u64)
             expires_at: None,
         })
     });
-    Retain { topic: topic.into(), message, id: MessageId { origin: node.me.incarnation, seq }, known }
+    let id = MessageId { origin: node.me.incarnation, seq };
+    Retain { topic: topic.into(), message, id, known, kept: false }
 }
 
 fn payload(node: &Node, topic: &str) -> Option<String> {
@@ -29,8 +30,12 @@ fn payload(node: &Node, topic: &str) -> Option<String> {
 fn written(outcome: RetainOutcome) -> u64 {
     match outcome {
         RetainOutcome::Written(revision) => revision,
-        RetainOutcome::Overtaken => panic!("overtaken"),
+        other => panic!("{other:?}"),
     }
+}
+
+async fn within_patience<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("done in time")
 }
 
 #[test]
@@ -123,6 +128,49 @@ fn what_was_parked_does_not_overwrite_a_newer_message() {
         assert_eq!(payload(&a, "cleared"), None);
         assert_eq!(payload(&a, "same").as_deref(), Some("later"));
         assert_eq!(payload(&a, "none").as_deref(), Some("late"));
+    });
+}
+
+#[test]
+fn an_update_that_is_much_larger_in_json_or_that_etcd_refuses_does_not_stop_its_topic() {
+    let (etcd, runtime) = setup(1);
+    runtime.block_on(async {
+        let a = Node::start(etcd.endpoints(), "a").await;
+        // Six times as long when it is escaped, and more than etcd takes.
+        let control = "\u{1}".repeat(256 << 10);
+        let large = update(&a, "t", Some(&control), 1, 0);
+        assert!(a.coordinator.takes(large.message.as_ref().unwrap()));
+        let revision = written(within_patience(a.coordinator.retain(large)).await);
+        a.coordinator.applies(revision).await;
+        assert_eq!(payload(&a, "t"), Some(control));
+        let huge = update(&a, "t", Some(&"x".repeat(3 << 20)), 2, revision);
+        assert!(!a.coordinator.takes(huge.message.as_ref().unwrap()));
+        assert_eq!(within_patience(a.coordinator.retain(huge)).await, RetainOutcome::Overtaken);
+        let small = a.coordinator.retain(update(&a, "t", Some("small"), 3, revision));
+        let revision = written(within_patience(small).await);
+        a.coordinator.applies(revision).await;
+        assert_eq!(payload(&a, "t").as_deref(), Some("small"));
+        assert!(a.coordinator.reachable());
+    });
+}
+
+#[test]
+fn while_etcd_is_away_kept_updates_of_a_topic_do_not_pile_up() {
+    let (mut etcd, runtime) = setup(1);
+    runtime.block_on(async {
+        let a = Node::start(etcd.endpoints(), "a").await;
+        etcd.kill(0);
+        let kept = |i: u64| Retain { kept: true, ..update(&a, "t", Some(&i.to_string()), i, 0) };
+        let mut waits: Vec<_> = (1..=1000).map(|i| tokio::spawn(a.coordinator.retain(kept(i)))).collect();
+        let last = waits.pop().unwrap();
+        becomes_true("all between the first and the last are replaced", || {
+            waits.iter().filter(|wait| wait.is_finished()).count() >= 998
+        })
+        .await;
+        etcd.restart(0);
+        etcd.wait_healthy(0);
+        a.coordinator.applies(written(within_patience(last).await.unwrap())).await;
+        assert_eq!(payload(&a, "t").as_deref(), Some("1000"));
     });
 }
 

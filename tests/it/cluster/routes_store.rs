@@ -1,8 +1,12 @@
 //! Route pages in etcd: whatever is added, removed, merged and rewritten, all see the same plain set.
 
-use super::store::{Node, dump, keys, setup};
+use super::etcd::Etcd;
+use super::store::{Node, dump, keys, runtime, setup};
 use crate::random::Random;
+use crate::wait::becomes_true;
 use berth::broker::ports::{Coordinator, RouteChange};
+use berth::cluster::etcd::snapshot;
+use etcd_client::WatchOptions;
 use std::collections::BTreeMap;
 
 type Plain = BTreeMap<String, (bool, u32)>;
@@ -90,6 +94,108 @@ fn many_filters_at_once_go_into_few_pages_and_callers_share_flushes() {
         a.coordinator.applies(last).await;
         assert_eq!(a.index.content().routes[&a.me].len(), 30_000);
         assert!(dump(&a.etcd, &keys().routes()).await.len() < 100);
+        a.equals_snapshot().await;
+    });
+}
+
+/// Bytes of all values put below a prefix since a revision, up to the key that is written last.
+async fn bytes_put(node: &Node, prefix: &str, since: u64, last: u64) -> usize {
+    let mut link = node.etcd.watcher().await.unwrap();
+    let options = WatchOptions::new()
+        .with_range(snapshot::end_of(prefix.as_bytes()))
+        .with_start_revision(since as i64 + 1);
+    let mut stream = link.client.watch(prefix, Some(options)).await.unwrap();
+    let mut bytes = 0;
+    loop {
+        let response = stream.message().await.unwrap().expect("the watch goes on");
+        for event in response.events() {
+            let kv = event.kv().unwrap();
+            bytes += kv.value().len();
+            if kv.mod_revision() as u64 >= last {
+                return bytes;
+            }
+        }
+    }
+}
+
+#[test]
+fn short_filters_that_come_in_small_flushes_are_written_a_few_times() {
+    let (etcd, runtime) = setup(1);
+    runtime.block_on(async {
+        let a = Node::start(etcd.endpoints(), "a").await;
+        let before = a.coordinator.read_revision().await.unwrap();
+        let (mut at, mut last) = (0, 0);
+        for count in [50, 50, 50, 400, 1].iter().cycle().take(1000) {
+            let change = |i| RouteChange { filter: format!("sensor/{i:07}").into(), route: Some((false, 1)) };
+            last = a.coordinator.routes((at..at + count).map(change).collect()).await;
+            at += count;
+        }
+        a.coordinator.applies(last).await;
+        assert_eq!(a.index.content().routes[&a.me].len(), at);
+        a.equals_snapshot().await;
+        let live = at * "\"sensor/0000000\",".len();
+        let bytes = bytes_put(&a, &keys().routes_of(&a.me), before, last).await;
+        assert!(bytes < 3 * live, "{bytes} bytes for {live} that say something");
+        let pages = dump(&a.etcd, &keys().routes_of(&a.me)).await.len();
+        assert!(pages < 3 * at / 1000 + 64, "{pages} pages for {at} filters");
+    });
+}
+
+#[test]
+fn a_member_that_hangs_does_not_mean_that_etcd_is_away() {
+    let (etcd, runtime) = setup(3);
+    runtime.block_on(async {
+        let leader = etcd.leader();
+        let hung = (leader + 1) % 3;
+        // The member that this process asks first.
+        let mut endpoints = etcd.endpoints();
+        endpoints.swap(std::process::id() as usize % 3, hung);
+        let a = Node::start(endpoints, "a").await;
+        etcd.stop(hung);
+        let change = |i: i32| RouteChange { filter: format!("f/{i}").into(), route: Some((true, 1)) };
+        let mut work: Vec<_> = (0..20)
+            .map(|i| {
+                let (read, written) = (a.coordinator.read_revision(), a.coordinator.routes(vec![change(i)]));
+                tokio::spawn(async move { (read.await.is_ok(), written.await) })
+            })
+            .collect();
+        becomes_true("the hung member is noticed, and the others do the work", || {
+            assert!(a.coordinator.reachable(), "etcd counts as away");
+            work.retain(|work| !work.is_finished());
+            work.is_empty()
+        })
+        .await;
+        assert!(a.coordinator.reachable() && a.coordinator.writable());
+        etcd.cont(hung);
+    });
+}
+
+#[test]
+fn a_full_database_takes_no_writes_but_answers() {
+    let quota = ["--quota-backend-bytes", "2097152"].map(str::to_owned);
+    let etcd = Etcd::with(1, "http", &quota);
+    let runtime = runtime();
+    runtime.block_on(async {
+        let a = Node::start(etcd.endpoints(), "a").await;
+        let change = |i: i32| RouteChange { filter: format!("f/{i}").into(), route: Some((true, 1)) };
+        let first = a.coordinator.routes(vec![change(0)]).await;
+        a.coordinator.applies(first).await;
+        assert!(a.coordinator.writable());
+        let filler = "x".repeat(60_000);
+        let full = (0..100).position(|i| !etcd.try_ctl(&["put", &format!("/fill/{i}"), &filler]).1);
+        assert!(full.is_some(), "the quota is not reached");
+        let waits = tokio::spawn(a.coordinator.routes(vec![change(1)]));
+        becomes_true("the full database is noticed", || !a.coordinator.writable()).await;
+        assert!(a.coordinator.reachable() && !waits.is_finished());
+        a.coordinator.read_revision().await.unwrap();
+        etcd.ctl(&["del", "/fill/", "--prefix"]);
+        let revision = a.coordinator.read_revision().await.unwrap();
+        etcd.ctl(&["compact", &revision.to_string()]);
+        etcd.ctl(&["defrag"]);
+        etcd.ctl(&["alarm", "disarm"]);
+        let written = waits.await.unwrap();
+        assert!(a.coordinator.writable());
+        a.coordinator.applies(written).await;
         a.equals_snapshot().await;
     });
 }

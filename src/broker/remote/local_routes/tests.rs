@@ -33,6 +33,21 @@ fn new_to_it(filter: &str) -> Vec<(Arc<str>, bool)> {
 }
 
 #[test]
+fn what_is_told_now_includes_what_was_told_before_and_is_not_written_yet() {
+    let c = started();
+    c.routes.add(&new_to_it("t"), false);
+    c.routes.remove(&[Arc::from("t")], false);
+    // The lazy change has been told, and waits.
+    c.tasks.advance(LAZY_MS);
+    assert_eq!(c.store.take().len(), 2);
+    let mut told = c.routes.tell_now();
+    assert_eq!((&mut told).now_or_never(), None);
+    c.store.written.set(2);
+    c.tasks.run();
+    assert_eq!(told.now_or_never(), Some(2));
+}
+
+#[test]
 fn the_first_subscriber_adds_a_route_and_others_wait_for_the_same_write() {
     let c = started();
     let first = c.routes.add(&new_to_it("t"), false);
