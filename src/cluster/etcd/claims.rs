@@ -86,7 +86,8 @@ impl Claims {
         if let Expected::Read(owner) = &claim.expected {
             let chain = self.chain(&owner.session.owner).await?;
             if chain.holder != owner.holder {
-                return Ok(ClaimOutcome::Found(Some(Owner { holder: chain.holder, ..owner.clone() })));
+                // Read anew: an earlier attempt of this very claim may have been carried out before the holder changed.
+                return self.owner(&claim.client_id).await.map(ClaimOutcome::Found);
             }
             (followed, written_at) = (chain.records, owner.revision);
         }

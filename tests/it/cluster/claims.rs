@@ -118,6 +118,27 @@ fn a_claim_compares_the_custody_it_was_read_through() {
 }
 
 #[test]
+fn a_claim_carried_out_unheard_is_found_when_custody_has_moved_since() {
+    let (etcd, runtime) = setup(1);
+    runtime.block_on(async {
+        let [a, b] = [Node::start(etcd.endpoints(), "a").await, Node::start(etcd.endpoints(), "b").await];
+        let restarted = Node::start(etcd.endpoints(), "c").await;
+        a.coordinator.claim(claim("x", Expected::Absent, 1)).await.unwrap();
+        let owner = b.coordinator.owner("x").await.unwrap().unwrap();
+        let granted = b.coordinator.claim(claim("x", Expected::Read(owner.clone()), 2)).await.unwrap();
+        let ClaimOutcome::Granted(at) = granted else { panic!("{granted:?}") };
+        let mut moved = CustodyRecord::own(&a.me, 7);
+        moved.holder = restarted.me.clone();
+        let (key, value) = (keys().custody(&a.me), records::write(&moved));
+        let put = b.etcd.once(|client| async move { kv(&client).put(key, value, None).await }).await.unwrap();
+        b.coordinator.applies(put.header().unwrap().revision() as u64).await;
+        let owner = found(b.coordinator.claim(claim("x", Expected::Read(owner), 2)).await.unwrap());
+        assert_eq!((&owner.session.owner, &owner.holder, owner.session.epoch), (&b.me, &b.me, 2));
+        assert_eq!(owner.revision, at);
+    });
+}
+
+#[test]
 fn releases_and_evictions() {
     let (etcd, runtime) = setup(1);
     runtime.block_on(async {
