@@ -37,5 +37,6 @@ mod takeover;
 mod takeover_kills;
 mod trap;
 mod watch;
+mod will_watch;
 mod wills;
 mod witness;
