@@ -1,6 +1,7 @@
 //! Berth as a cluster, on a real etcd.
 
 mod access;
+mod authority;
 mod churn;
 mod claims;
 mod docs_etcd;
@@ -37,6 +38,7 @@ mod store;
 mod sys;
 mod takeover;
 mod takeover_kills;
+mod tls;
 mod trap;
 mod watch;
 mod will_watch;
