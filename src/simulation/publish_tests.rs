@@ -283,6 +283,10 @@ fn a_node_that_is_not_current_holds_publishes_and_matches_them_when_it_has_caugh
         );
         let held = &cluster.broker(0).unwrap().metrics.publishes_held;
         assert!(cluster.until(|| held.get() == 0), "seed {seed}");
+        let all = || early.iter().all(|id| acked(&mut publisher, *id));
+        assert!(cluster.until(all), "seed {seed}: what it held is acknowledged");
+        publisher.publish("t", "5", QoS::AtLeastOnce, false);
+        assert!(cluster.until(|| sub.payloads().last().is_some_and(|p| p == "5")), "seed {seed}");
         let got = sub.payloads();
         assert!(got.is_sorted(), "seed {seed}: {got:?}");
     }

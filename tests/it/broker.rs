@@ -1,6 +1,7 @@
 //! Runs the real `berth` process: starts it on free ports, waits until it is ready, kills it when dropped.
 
 use crate::wait::{self, PATIENCE};
+use berth::clock;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -51,6 +52,7 @@ impl Log {
     /// The first line that `wanted` takes; `None` if the process ends without it.
     fn wait(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
         let mut seen = 0;
+        let deadline = wait::deadline();
         let mut log = self.lines.lock().unwrap();
         loop {
             if let Some(line) = log.0[seen..].iter().find(|l| wanted(l)) {
@@ -60,12 +62,12 @@ impl Log {
                 return None;
             }
             seen = log.0.len();
-            let (next, timeout) = self.grown.wait_timeout(log, PATIENCE).unwrap();
-            log = next;
-            if timeout.timed_out() {
+            let left = deadline.since_ms(clock::now());
+            if left == 0 {
                 drop(log); // whoever shows it wants the lock
                 panic!("no such log line within {PATIENCE:?}");
             }
+            (log, _) = self.grown.wait_timeout(log, Duration::from_millis(left)).unwrap();
         }
     }
 

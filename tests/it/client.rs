@@ -201,6 +201,8 @@ pub struct Client {
     next_id: u16,
     /// Session present, from CONNACK.
     pub present: bool,
+    /// Where to go instead, from DISCONNECT.
+    pub server_reference: Option<String>,
 }
 
 impl Client {
@@ -214,7 +216,7 @@ impl Client {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let (buffer, stash) = (Vec::new(), VecDeque::new());
-        Ok(Client { stream, version, buffer, stash, next_id: 0, present: false })
+        Ok(Client { stream, version, buffer, stash, next_id: 0, present: false, server_reference: None })
     }
 
     /// Sends bytes.
@@ -242,6 +244,12 @@ impl Client {
                     let packet = client::decode(self.version, &self.buffer[..len]);
                     let packet = packet
                         .unwrap_or_else(|e| panic!("berth sent nonsense: {e}: {:02x?}", &self.buffer[..len]));
+                    if let ServerPacket::Disconnect(d) = &packet {
+                        self.server_reference = d.properties.iter().find_map(|p| match p {
+                            Property::ServerReference(to) => Some(to.to_owned()),
+                            _ => None,
+                        });
+                    }
                     let packet = owned(packet);
                     self.buffer.drain(..len);
                     return Ok(packet);
@@ -419,6 +427,12 @@ impl Client {
     pub fn ping(&mut self) {
         self.send(&[0xC0, 0]).unwrap();
         self.wait_for("PINGRESP", |p| (*p == In::PingResp).then_some(()));
+    }
+
+    /// Nothing has been sent to it, and nothing comes before the answer to a PINGREQ.
+    pub fn expect_silence(&mut self) {
+        self.send(&[0xC0, 0]).unwrap();
+        assert_eq!(self.recv(), In::PingResp);
     }
 
     /// Says goodbye and waits until the broker has closed.

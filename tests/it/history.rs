@@ -101,6 +101,20 @@ pub struct Will {
     pub delay_ms: u64,
 }
 
+impl Will {
+    /// The payload that carries all but the delay.
+    pub fn payload(&self) -> String {
+        format!("{} {} {}", self.of, self.qos, self.n)
+    }
+
+    /// That it came, from its payload.
+    pub fn seen(payload: &str) -> Option<Event> {
+        let mut fields = payload.split(' ');
+        let (of, qos, n) = (fields.next()?, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        Some(Event::WillSeen { of: of.into(), n, qos })
+    }
+}
+
 /// Something that was done or seen. Every session is meant to outlive its connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -203,7 +217,8 @@ pub fn must_hold(what: &str, events: &[Event]) -> checker::Report {
         report.breaches.len()
     );
     if !report.breaches.is_empty() {
-        let file = std::env::temp_dir().join(format!("berth-history-{}.jsonl", std::process::id()));
+        let name = format!("berth-history-{}-{}.jsonl", what.replace(' ', "-"), std::process::id());
+        let file = std::env::temp_dir().join(name);
         save(events, &file);
         let shown: Vec<_> = report.breaches.iter().take(20).map(String::as_str).collect();
         panic!(

@@ -8,7 +8,6 @@ use crate::load::{END, Publisher, Stage, Subscriber};
 use crate::random::Random;
 use crate::wait::{self, PATIENCE};
 use berth::mqtt::QoS;
-use std::sync::atomic::Ordering;
 
 /// Kills of a run; `BERTH_KILLS` says otherwise.
 const KILLS: u64 = 30;
@@ -69,12 +68,13 @@ fn acknowledged_messages_survive_sigkill() {
         Publisher::new(Dial::v5("p2").persistent(), 50, &stage),
     ];
     let events = std::thread::scope(|scope| {
+        let stops = stage.stops();
         for s in subscribers {
             scope.spawn(move || s.run());
         }
         let publishing = publishers.map(|p| scope.spawn(move || p.run()));
         kill(&mut broker, &stage, kills(), &mut random);
-        stage.stop.store(true, Ordering::Release);
+        drop(stops);
         for p in publishing {
             p.join().unwrap();
         }

@@ -78,7 +78,7 @@ impl Publisher {
                 self.client.try_publish(msg.topic.as_str(), self.qos, false, msg.payload()).unwrap();
                 asked.push_back(msg);
             }
-            if stopping && asked.is_empty() && sent.is_empty() {
+            if self.stage.has_failed() || (stopping && asked.is_empty() && sent.is_empty()) {
                 return;
             }
             match next(&mut self.connection) {
@@ -102,7 +102,7 @@ impl Publisher {
 /// Receives with QoS 1 until the end is published.
 fn receive(stage: &Stage, mut connection: Connection) {
     let mut conn = 1;
-    loop {
+    while !stage.has_failed() {
         let event = next(&mut connection);
         // What rumqttc read before the connection was lost it would hand out after the CONNACK of the next one.
         let late: Vec<Event> = match event {
@@ -142,11 +142,12 @@ fn rumqttc_clients_survive_sigkill() {
     let least = Publisher::new("at-least-once", QoS::AtLeastOnce, 1, &stage);
     let exactly = Publisher::new("exactly-once", QoS::ExactlyOnce, 1, &stage);
     let mut events = std::thread::scope(|scope| {
+        let stops = stage.stops();
         scope.spawn(|| everything.run());
         scope.spawn(|| receive(&stage, connection));
         let publishing = [scope.spawn(|| least.run(1)), scope.spawn(|| exactly.run(1))];
         kill(&mut broker, &stage, KILLS, &mut random);
-        stage.stop.store(true, Ordering::Release);
+        drop(stops);
         for p in publishing {
             p.join().unwrap();
         }

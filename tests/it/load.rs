@@ -2,14 +2,16 @@
 //! down what they see. They do what the specification asks of a client; [`crate::history`] judges the broker. In a cluster
 //! they go to the next node when they are sent away or lose their connection.
 
+use crate::broker::Broker;
 use crate::client::{Client, Dial, In, Out, publish_bytes};
-use crate::history::{Event, History, Msg, Name};
+use crate::history::{Event, History, Msg, Name, Will};
 use crate::wait;
 use berth::mqtt::client::AckKind;
 use berth::mqtt::{QoS, Reason};
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,6 +23,20 @@ pub struct Stage {
     pub history: Arc<History>,
     /// Publishers begin nothing new.
     pub stop: Arc<AtomicBool>,
+    /// The test has failed: nobody waits for anything.
+    pub failed: Arc<AtomicBool>,
+    /// Wills are written down. Whether that of a client is due which the broker has sent away nobody can say.
+    pub wills: bool,
+}
+
+/// Ends the load when it is dropped, in a failing test too: a scope waits for its threads.
+pub struct Stops(Stage);
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        self.0.failed.fetch_or(std::thread::panicking(), Ordering::Release);
+        self.0.stop.store(true, Ordering::Release);
+    }
 }
 
 impl Stage {
@@ -29,20 +45,58 @@ impl Stage {
     }
 
     pub fn cluster(addresses: Vec<SocketAddr>) -> Stage {
-        Stage { addresses, history: Arc::default(), stop: Arc::default() }
+        let (history, stop, failed) = Default::default();
+        Stage { addresses, history, stop, failed, wills: false }
+    }
+
+    /// The same for clients of one broker.
+    pub fn at(&self, address: SocketAddr) -> Stage {
+        Stage { addresses: vec![address], ..self.clone() }
+    }
+
+    /// Ends the load when it is dropped.
+    pub fn stops(&self) -> Stops {
+        Stops(self.clone())
+    }
+
+    /// Whether the test has failed meanwhile.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 }
 
 /// Says to subscribers that no more comes.
 pub const END: &str = "end";
 
+/// What is said on connection number `conn`, written down. If `wills` are too, they tell of which connection they are.
+pub fn connecting(dial: &Dial, history: &History, conn: u64, wills: bool) -> Dial {
+    let (mut dial, by) = (dial.clone(), Name::from(dial.client_id.as_str()));
+    let mut sent = None;
+    if let Some(will) = dial.will.as_mut().filter(|_| wills) {
+        let (qos, delay_ms) = (will.qos as u8, u64::from(will.delay_s) * 1000);
+        let known = Will { of: by, n: conn, qos, delay_ms };
+        will.payload = known.payload();
+        sent = Some(known);
+    }
+    history.add(Event::Connecting { by, conn, clean: dial.clean, will: sent });
+    dial
+}
+
+/// Says goodbye, so that no will is published.
+pub fn leave(client: Client, by: Name, history: &History) {
+    history.add(Event::Leaving { by });
+    client.disconnect();
+    history.add(Event::Left { by });
+}
+
 /// Connects as soon as there is a broker, at the next address each time.
 fn reconnect(dial: &Dial, stage: &Stage, conn: u64) -> Client {
     let by = Name::from(dial.client_id.as_str());
-    stage.history.add(Event::Connecting { by, conn, clean: false, will: None });
+    let dial = connecting(dial, &stage.history, conn, stage.wills);
     let first: usize = dial.client_id.bytes().map(usize::from).sum::<usize>() + conn as usize;
     let mut addresses = stage.addresses.iter().cycle().skip(first % stage.addresses.len());
     let client = wait::until("the broker is back", || match dial.try_connect(*addresses.next()?) {
+        _ if stage.has_failed() => panic!("{}: the test has failed", dial.client_id),
         Ok((client, In::ConnAck { reason: Reason::Success, .. })) => Some(client),
         Ok((_, In::ConnAck { reason: Reason::ServerUnavailable, .. })) if stage.addresses.len() > 1 => None,
         Ok((_, In::Closed)) | Err(_) => None,
@@ -96,7 +150,7 @@ impl Publisher {
         for conn in 1.. {
             let mut client = reconnect(&self.dial, &self.stage, conn);
             if self.session(&mut client).is_ok() {
-                client.disconnect();
+                leave(client, self.dial.client_id.as_str().into(), &self.stage.history);
                 return;
             }
         }
@@ -197,7 +251,7 @@ impl Subscriber {
         assert_eq!(codes, [2, 1]);
         let by = dial.client_id.as_str().into();
         stage.history.add(Event::Subscribed { by, filter: filter.into() });
-        client.disconnect();
+        leave(client, by, &stage.history);
         Subscriber { dial, stage: stage.clone(), begun: HashSet::new(), conn: 1 }
     }
 
@@ -206,7 +260,7 @@ impl Subscriber {
             self.conn += 1;
             let mut client = reconnect(&self.dial, &self.stage, self.conn);
             if self.session(&mut client).is_ok() {
-                client.disconnect();
+                leave(client, self.dial.client_id.as_str().into(), &self.stage.history);
                 return;
             }
         }
@@ -239,4 +293,22 @@ impl Subscriber {
             }
         }
     }
+}
+
+/// That a test which fails under load ends, and does not wait for it.
+#[test]
+fn a_load_ends_when_its_test_fails() {
+    let broker = Broker::start();
+    let stage = Stage::new(broker.mqtt);
+    let publisher = Publisher::new(Dial::v5("p").persistent(), 5, &stage);
+    let failing = AssertUnwindSafe(|| {
+        std::thread::scope(|scope| {
+            let _stops = stage.stops();
+            scope.spawn(move || publisher.run());
+            assert!(stage.history.wait_len(100, wait::PATIENCE), "nothing is published");
+            panic!("the test fails");
+        });
+    });
+    assert!(catch_unwind(failing).is_err());
+    assert!(stage.has_failed());
 }

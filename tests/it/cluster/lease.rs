@@ -1,7 +1,8 @@
 //! The lease of a live broker is revoked: it registers again as the same process, and its clients lose nothing.
 
 use super::nodes::BerthCluster;
-use super::rolling::{Load, goes_on};
+use super::rolling::{Load, goes_on, nobody_was_disconnected};
+use super::will_watch::WillWatch;
 use crate::client::Dial;
 use crate::history;
 use crate::wait;
@@ -34,7 +35,10 @@ fn a_broker_whose_lease_is_revoked_registers_again_and_loses_nothing() {
         }
         listening.swap_remove(i).disconnect();
     }
-    let events = Load::new(&cluster).run(|stage| {
+    let load = Load::staying(&cluster.addresses());
+    let history = load.stage.history.clone();
+    let watch = WillWatch::start(cluster.mqtt(0), &history);
+    let mut events = load.run(|stage| {
         goes_on(stage);
         for i in 0..3 {
             let (created, lease) = registration(&cluster, i).expect("it is registered");
@@ -55,6 +59,9 @@ fn a_broker_whose_lease_is_revoked_registers_again_and_loses_nothing() {
             goes_on(stage);
         }
     });
+    watch.finish(0, &cluster.addresses());
+    events.extend(history.take());
+    nobody_was_disconnected(&events);
     let report = history::must_hold("leases revoked", &events);
     assert!(report.acked > 0 && report.received > report.acked, "too little load: {report:?}");
     assert_eq!(custody(&cluster), before, "an incarnation changed");

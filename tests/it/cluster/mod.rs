@@ -1,11 +1,13 @@
 //! Berth as a cluster, on a real etcd.
 
 mod access;
+mod authority;
 mod churn;
 mod claims;
 mod docs_etcd;
 mod duties;
 mod etcd;
+mod failover;
 mod failures;
 mod formation;
 mod knowledge;
@@ -18,6 +20,7 @@ mod netns;
 mod node;
 mod nodes;
 mod operate;
+mod orphaned;
 mod outage;
 mod partitions;
 mod peers;
@@ -35,7 +38,9 @@ mod store;
 mod sys;
 mod takeover;
 mod takeover_kills;
+mod tls;
 mod trap;
 mod watch;
+mod will_watch;
 mod wills;
 mod witness;

@@ -15,6 +15,9 @@ const ORIGIN: usize = 1;
 /// Where it is in the end: elsewhere, at the origin, or back.
 const LAST: [usize; 3] = [3, ORIGIN, FIRST];
 
+/// A link on which a publish is held is no reason to give it up.
+const PATIENT: (&str, &str) = ("cluster.peer_timeout", "60s");
+
 /// A session on [`FIRST`], and a publish for it that does not get there.
 struct Held {
     cluster: BerthCluster,
@@ -96,7 +99,7 @@ fn cases() -> impl Iterator<Item = (usize, QoS)> {
 #[test]
 fn a_publish_finds_a_session_that_has_moved_twice() {
     // The second move waits so long for what may still come by the first owner.
-    let mut cluster = BerthCluster::with(4, 1, &[("cluster.order_wait", "300ms")]);
+    let mut cluster = BerthCluster::with(4, 1, &[("cluster.order_wait", "300ms"), PATIENT]);
     for (last, qos) in cases() {
         let mut held = Held::start(cluster, last, qos);
         for node in [SECOND, last] {
@@ -111,7 +114,7 @@ fn a_publish_finds_a_session_that_has_moved_twice() {
 
 #[test]
 fn what_was_published_later_stays_behind_it() {
-    let mut cluster = BerthCluster::with(4, 1, &[("cluster.order_wait", "10s")]);
+    let mut cluster = BerthCluster::with(4, 1, &[("cluster.order_wait", "60s"), PATIENT]);
     for (last, qos) in cases() {
         let mut held = Held::start(cluster, last, qos);
         let new = held.dial(SECOND);

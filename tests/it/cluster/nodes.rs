@@ -9,8 +9,27 @@ use crate::wait;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+/// Keeps other clusters of real brokers from running beside the holder's within this process: several at a time take each
+/// other's times on a small machine.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // That a test failed says nothing about the next one.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How node `to` is linked from a broker, by its own word: `Null` if it does not say.
+pub fn link(from: &Broker, to: usize) -> Value {
+    let page =
+        from.try_get("/cluster/status").and_then(|(_, body)| serde_json::from_str::<Value>(&body).ok());
+    let name = format!("n{to}");
+    let members = page.as_ref().and_then(|p| p["cluster"]["members"].as_array());
+    let member = members.and_then(|all| all.iter().find(|m| m["node"] == *name));
+    member.map_or(Value::Null, |m| m["link"]["state"].clone())
+}
 
 /// A node: its process and what lies between it and the others.
 pub struct Node {
@@ -30,8 +49,9 @@ pub struct BerthCluster {
     pub etcd: Etcd,
     dir: TempDir,
     options: Vec<(String, String)>,
-    /// Runs the proxies; goes last.
+    /// Runs the proxies; goes last but one.
     runtime: Runtime,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl BerthCluster {
@@ -42,6 +62,7 @@ impl BerthCluster {
 
     /// As [`BerthCluster::start`] with this many etcd members and these options for every broker.
     pub fn with(n: usize, etcds: usize, options: &[(&str, &str)]) -> BerthCluster {
+        let alone = alone();
         let etcd = Etcd::start(etcds);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -49,7 +70,7 @@ impl BerthCluster {
         let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("berth-cluster-").tempdir_in(parent).unwrap();
         let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let mut cluster = BerthCluster { nodes: Vec::new(), etcd, dir, options, runtime };
+        let mut cluster = BerthCluster { nodes: Vec::new(), etcd, dir, options, runtime, _alone: alone };
         (0..n).for_each(|_| cluster.spawn());
         (0..n).for_each(|i| cluster.nodes[i].broker.wait_ready());
         cluster.wait_formed();
@@ -96,6 +117,11 @@ impl BerthCluster {
     /// Where node `i` serves MQTT.
     pub fn mqtt(&self, i: usize) -> SocketAddr {
         self.nodes[i].broker.mqtt
+    }
+
+    /// Where the nodes serve MQTT.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        (0..self.len()).map(|i| self.mqtt(i)).collect()
     }
 
     /// Where node `i` serves admin HTTP.
@@ -249,9 +275,18 @@ impl BerthCluster {
         (0..self.len()).find(|i| ok && value.contains(&format!("n{i}")))
     }
 
-    /// Waits until every node that answers has links to all members.
+    /// Whether node `from` says that its link to node `to` is up.
+    pub fn linked(&self, from: usize, to: usize) -> bool {
+        link(&self.nodes[from].broker, to) == "up"
+    }
+
+    /// Waits until every node is registered and has links to all others.
     pub fn wait_formed(&self) {
         wait::until_true("all nodes are registered", || self.members().len() == self.nodes.len());
+        for from in 0..self.len() {
+            let others = || (0..self.len()).filter(|to| *to != from);
+            wait::until_true("all links are up", || others().all(|to| self.linked(from, to)));
+        }
     }
 }
 

@@ -86,6 +86,31 @@ fn a_drained_node_hands_its_sessions_over() {
 }
 
 #[test]
+fn clients_are_told_where_their_sessions_went() {
+    let mut cluster = BerthCluster::start(3);
+    let (newer, older) = (Dial::v5("newer").persistent(), Dial::v4("older").persistent());
+    let mut clients = [&newer, &older].map(|dial| cluster.connect(0, dial));
+    for client in &mut clients {
+        assert_eq!(client.subscribe(&[("t", QoS::AtLeastOnce)]), [1]);
+    }
+    cluster.term(0);
+    let [mut new, mut old] = clients;
+    assert_eq!(new.expect_closed(), Some(Reason::ServerMoved));
+    assert_eq!(old.expect_closed(), None, "MQTT 3.1.1 has no DISCONNECT from the server");
+    let told = new.server_reference.expect("a server reference");
+    let there = (1..3).find(|i| cluster.mqtt(*i).to_string() == told).expect("the address of another node");
+    // It is there already.
+    assert_eq!(cluster.homes("newer"), [there]);
+    let mut new = cluster.connect(there, &newer);
+    assert!(new.present);
+    let [home] = cluster.homes("older")[..] else { panic!("{:?}", cluster.homes("older")) };
+    let mut old = cluster.connect(home, &older);
+    assert!(old.present);
+    Dial::v5("p").connect(cluster.mqtt(3 - there)).publish("t", "after", QoS::AtLeastOnce);
+    assert_eq!([new.receive().text(), old.receive().text()], ["after"; 2]);
+}
+
+#[test]
 fn a_dead_node_is_shown_and_forgotten() {
     let mut cluster = BerthCluster::with(
         2,

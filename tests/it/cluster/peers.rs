@@ -135,9 +135,9 @@ pub fn accepted(matched: bool) -> Answer {
 /// Options that make failures quick.
 pub fn quick() -> PeerOptions {
     PeerOptions {
-        peer_timeout: Duration::from_millis(900),
+        peer_timeout: Duration::from_secs(15),
         keepalive: Duration::from_millis(200),
-        request_timeout: Duration::from_millis(400),
+        request_timeout: Duration::from_secs(10),
         backoff_min: Duration::from_millis(5),
         backoff_max: Duration::from_millis(50),
         refused_pause: Duration::from_millis(50),
@@ -381,7 +381,7 @@ async fn a_full_receiver_is_left_alone_until_it_is_relieved() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_answered_or_fail_within_their_time() {
-    let (a, b, proxy) = pair(quick()).await;
+    let (a, b, proxy) = pair(PeerOptions { request_timeout: Duration::from_secs(1), ..quick() }).await;
     let to = &b.me.node;
     let next = Request::Next { client_id: "c".into(), correlation: "x".into(), part: 4 << 20 };
     let Response::State { bytes, last } = a.peers.request(to, next).await.unwrap() else { panic!() };

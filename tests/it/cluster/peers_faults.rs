@@ -5,7 +5,9 @@ use super::proxy::Proxy;
 use crate::random::Random;
 use crate::wait::{becomes_true, chaos};
 use berth::broker::ports::{LinkState, MemberId, Peers, Request};
+use berth::cluster::peers::PeerOptions;
 use std::collections::HashSet;
+use std::time::Duration;
 
 /// Frames of one random run.
 const FRAMES: u64 = 4000;
@@ -56,7 +58,8 @@ async fn every_frame_is_answered_once_and_in_order_whatever_the_network_does() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_is_noticed_and_survived() {
-    let (a, b, proxy) = pair(quick()).await;
+    let impatient = PeerOptions { peer_timeout: Duration::from_millis(900), ..quick() };
+    let (a, b, proxy) = pair(impatient).await;
     proxy.stall(true);
     a.send(&b, 1);
     becomes_true("the silence is noticed", || a.status().state == LinkState::Down).await;

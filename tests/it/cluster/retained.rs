@@ -186,3 +186,24 @@ fn what_was_parked_on_a_node_without_etcd_does_not_overwrite_newer_messages() {
         }
     }
 }
+
+#[test]
+fn nodes_that_compete_for_topics_agree_with_etcd() {
+    const CONTESTED: usize = 100;
+    let cluster = BerthCluster::start(3);
+    for round in [["0 a", "1 a", "2 a"], ["0 b", "", "2 b"], ["", "1 c", ""]] {
+        std::thread::scope(|scope| {
+            for (i, text) in round.into_iter().enumerate() {
+                let to = cluster.mqtt(i);
+                // Each begins elsewhere.
+                let topics = (0..CONTESTED).map(move |n| (n + i * CONTESTED / 3) % CONTESTED);
+                let updates: Vec<Update> = topics.map(|n| Update::Set(n, text)).collect();
+                scope.spawn(move || update(&mut Dial::v5(&format!("pub{i}")).connect(to), &updates));
+            }
+        });
+        let kept = stored(&cluster);
+        for i in 0..3 {
+            assert_eq!(looked(&cluster, i), kept, "node {i}");
+        }
+    }
+}

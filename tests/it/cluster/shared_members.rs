@@ -14,6 +14,9 @@ const GROUP: &str = "$share/g/w/+";
 /// Messages of each publisher in a round.
 const ROUND: usize = 30;
 
+/// Messages of which each node gets its share.
+const MANY: usize = 900;
+
 const OPTIONS: &[(&str, &str)] =
     &[("cluster.lease", "3s"), ("cluster.stale_after", "2s"), ("cluster.suback_wait", "3s")];
 
@@ -165,6 +168,14 @@ impl Group {
         self.sent.clear();
     }
 
+    /// Waits until it has something that it has not acknowledged.
+    fn wait_held(&mut self, id: &str) {
+        wait::until_true("it has work", || {
+            self.look();
+            !self.held(id).is_empty()
+        });
+    }
+
     fn held(&self, id: &str) -> Vec<String> {
         self.members[id].held.keys().cloned().collect()
     }
@@ -200,7 +211,7 @@ fn every_message_goes_to_one_member_whoever_leaves() {
     // Who unsubscribes keeps what it has.
     group.idle("passing2");
     group.publish();
-    group.look();
+    group.wait_held("passing2");
     let leaver = group.member("passing2");
     leaver.client.patience(wait::PATIENCE);
     leaver.client.unsubscribe(&[GROUP]);
@@ -219,7 +230,7 @@ fn every_message_goes_to_one_member_whoever_leaves() {
     // A member goes to another node: it is still one, and has what it had.
     group.idle("kept0");
     group.publish();
-    group.look();
+    group.wait_held("kept0");
     let dial = group.member("kept0").dial.clone();
     let client = group.cluster.connect(2, &dial);
     let mut old = group.member("kept0").go_on(client);
@@ -232,10 +243,7 @@ fn every_message_goes_to_one_member_whoever_leaves() {
     // A node dies with its members. Their sessions are there again when it is.
     group.idle("kept1");
     group.publish();
-    wait::until_true("it has work", || {
-        group.look();
-        !group.held("kept1").is_empty()
-    });
+    group.wait_held("kept1");
     group.cluster.kill(1);
     group.publish();
     group.cluster.restart(1);
@@ -245,4 +253,63 @@ fn every_message_goes_to_one_member_whoever_leaves() {
     group.acknowledged();
     group.collect(&[], &[]);
     group.once(&[]);
+}
+
+#[test]
+fn every_node_gets_as_much_as_it_has_members_and_each_message_once() {
+    let cluster = BerthCluster::start(3);
+    let mut publisher = cluster.connect(2, &Dial::v5("pub"));
+    let mut members: Vec<(usize, Client)> = [0, 1, 1, 1]
+        .into_iter()
+        .enumerate()
+        .map(|(n, node)| {
+            let mut client = cluster.connect(node, &Dial::v5(&format!("member{n}")));
+            assert_eq!(client.subscribe(&[(GROUP, QoS::ExactlyOnce)]), [2]);
+            client.patience(Duration::from_millis(1));
+            (node, client)
+        })
+        .collect();
+    for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
+        let mut got = BTreeMap::<usize, Vec<String>>::new();
+        for n in 0..MANY {
+            publisher.publish("w/x", &n.to_string(), qos);
+            if n.is_multiple_of(ROUND) {
+                members.iter_mut().for_each(|(node, client)| take(client, got.entry(*node).or_default()));
+            }
+        }
+        wait::until_true("every message comes", || {
+            members.iter_mut().for_each(|(node, client)| take(client, got.entry(*node).or_default()));
+            got.values().map(Vec::len).sum::<usize>() == MANY
+        });
+        let all: BTreeSet<&String> = got.values().flatten().collect();
+        assert_eq!(all.len(), MANY, "some came twice, others not");
+        for (node, share) in [(0, MANY / 4), (1, MANY * 3 / 4)] {
+            let (few, many) = (share * 3 / 4, share * 5 / 4);
+            assert!(
+                (few..=many).contains(&got[&node].len()),
+                "node {node} got {}, not about {share}",
+                got[&node].len()
+            );
+        }
+        for (_, client) in &mut members {
+            client.patience(wait::PATIENCE);
+            client.ping();
+            client.patience(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Takes what there is, each to the end.
+fn take(client: &mut Client, got: &mut Vec<String>) {
+    while let Ok(packet) = client.try_recv() {
+        match packet {
+            In::Publish(p) => {
+                let kind = if p.qos == QoS::ExactlyOnce { AckKind::PubRec } else { AckKind::PubAck };
+                client.ack(kind, p.packet_id).unwrap();
+                got.push(p.text().to_owned());
+            }
+            In::PubRel(id) => client.ack(AckKind::PubComp, id).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
 }

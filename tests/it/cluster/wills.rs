@@ -17,7 +17,7 @@ const LONG: u32 = 600;
 
 /// The will delay of those that come back in time, and of the fences, which are lost after them: when the wills of the
 /// fences have come, those of the others would have been due as well.
-const SHORT: u32 = 2;
+const SHORT: u32 = 6;
 
 /// What becomes of a client; may leave a connection to be kept open.
 type End = fn(&BerthCluster, &Dial, Client) -> Option<Client>;

@@ -2,6 +2,7 @@
 
 use crate::client::{Client, Dial, In};
 use crate::history::{Event, History, Msg, Name};
+use crate::load::{connecting, leave};
 use berth::mqtt::client::AckKind;
 use berth::mqtt::{QoS, Reason};
 use std::collections::{HashMap, HashSet};
@@ -45,11 +46,10 @@ impl Witness {
     /// Sends CONNECT.
     pub fn begin(&mut self, to: SocketAddr) -> Conn {
         self.conns += 1;
-        let (by, conn) = (self.name(), self.conns);
-        self.history.add(Event::Connecting { by, conn, clean: false, will: None });
-        let mut client = Client::raw(to, self.dial.version).unwrap();
-        client.send(&self.dial.bytes()).unwrap();
-        Conn { client, no: conn }
+        let dial = connecting(&self.dial, &self.history, self.conns, true);
+        let mut client = Client::raw(to, dial.version).unwrap();
+        client.send(&dial.bytes()).unwrap();
+        Conn { client, no: self.conns }
     }
 
     /// Waits for CONNACK.
@@ -101,7 +101,7 @@ impl Witness {
         }
     }
 
-    /// Reads until all that is owed has come, and then what comes besides.
+    /// Reads until all that is owed has come, and then what comes besides; says goodbye.
     pub fn finish(&mut self, mut conn: Conn, owed: &Owed) {
         let owed = owed.to(self.name(), self.topic.as_str().into());
         let mut missing: HashSet<Msg> = owed.into_iter().filter(|m| !self.got.contains(m)).collect();
@@ -115,10 +115,11 @@ impl Witness {
         self.ask(&mut conn);
         loop {
             match conn.client.recv() {
-                In::PingResp => return,
+                In::PingResp => break,
                 other => self.take(&mut conn, other),
             }
         }
+        leave(conn.client, self.name(), &self.history);
     }
 
     /// Writes down and acknowledges a packet.
