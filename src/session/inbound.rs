@@ -65,6 +65,17 @@ impl Inbound {
 }
 
 impl Session {
+    /// A QoS 2 publish of an earlier connection whose outcome is still open: it will come with this token, and a repetition is
+    /// not answered before. `None` if the session knows nothing of it. After [`Session::attach`], before the first packet.
+    pub fn still_under_way(&mut self, packet_id: u16) -> Option<Token> {
+        let token = self.next_token;
+        *self.inbound.exactly_once.get_mut(&packet_id)? = token;
+        self.next_token += 1;
+        let qos = QoS::ExactlyOnce;
+        self.inbound.answers.push_back(Answer { token, packet_id, qos, outcome: None });
+        Some(token)
+    }
+
     pub(super) fn publish(&mut self, p: &Publish<'_>, now: Time, out: &mut Actions) {
         let Some(conn) = self.conn.as_mut() else { return };
         let topic = match p.topic_alias {

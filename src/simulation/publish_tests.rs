@@ -456,3 +456,34 @@ fn publishes_for_a_node_that_is_gone_do_not_slow_down_those_for_others() {
         assert_eq!(gone.payloads(), expected, "seed {seed}");
     }
 }
+
+#[test]
+fn a_publisher_whose_qos_2_publish_waits_for_a_dead_node_comes_back_meanwhile() {
+    for seed in SEEDS {
+        let mut cluster = cluster(2, seed);
+        let mut gone = connect(&cluster, 1, "gone", 3_600);
+        subscribe(&cluster, &mut gone, "t", QoS::ExactlyOnce);
+        cluster.crash(1);
+        let mut publisher = connect(&cluster, 0, "p", 3_600);
+        subscribe(&cluster, &mut publisher, "mine", QoS::AtLeastOnce);
+        let id = publisher.publish("t", "m", QoS::ExactlyOnce, false);
+        // Not safe in time: the connection ends.
+        assert!(cluster.until(|| publisher.wire.closed()), "seed {seed}: {:?}", publisher.seen());
+        let mut publisher = connect(&cluster, 0, "p", 3_600);
+        let present = |g: &Got| matches!(g, Got::Connected { present: true, .. });
+        assert!(publisher.seen().iter().any(present), "seed {seed}");
+        let mut other = connect(&cluster, 0, "other", 0);
+        other.publish("mine", "news", QoS::AtMostOnce, false);
+        assert!(cluster.until(|| publisher.payloads() == ["news"]), "seed {seed}");
+        publisher.publish_again("t", "m", QoS::ExactlyOnce, id);
+        cluster.advance(2_000);
+        assert!(!acked(&mut publisher, id), "seed {seed}: the other node does not have it");
+        cluster.restart(1);
+        start_routes(&cluster, [1]);
+        assert!(cluster.until(|| acked(&mut publisher, id)), "seed {seed}: {:?}", publisher.seen());
+        let mut gone = connect(&cluster, 1, "gone", 3_600);
+        assert!(cluster.until(|| !gone.payloads().is_empty()), "seed {seed}");
+        cluster.advance(5_000);
+        assert_eq!(gone.payloads(), ["m"], "seed {seed}");
+    }
+}

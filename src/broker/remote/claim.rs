@@ -154,15 +154,6 @@ impl Claiming {
                 None => return Err(Reason::ServerUnavailable),
             }
         }
-        if let Some(settled) = self.remote.origins.publishes_settled(handle.no)
-            && self.remote.until(self.deadline, settled.wait()).await.is_none()
-        {
-            tracing::warn!(
-                client = %self.client_id,
-                "refused: QoS 2 publishes of its last connection wait for other nodes"
-            );
-            return Err(Reason::ServerUnavailable);
-        }
         if self.remote.until(self.deadline, self.remote.when_current()).await.is_none() {
             tracing::warn!(client = %self.client_id, "refused: this node does not know whether what it knows is recent");
             return Err(Reason::ServerUnavailable);

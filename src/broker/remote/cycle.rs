@@ -2,7 +2,7 @@
 //! on, time passes, the node restarts.
 
 use super::origin::entry::{Entry, OpenGroup, Stage};
-use super::{Remote, RemoteCache};
+use super::{Remote, RemoteCache, Ticket};
 use crate::broker::Broker;
 use crate::broker::ports::{
     Answer, Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recipient, Recovered, Revision, Seq, SessionNo,
@@ -342,6 +342,11 @@ impl Broker {
     /// Publishes of this node's clients that not every other node has yet.
     pub fn remote_held(&self) -> usize {
         self.remote.as_ref().map_or(0, |r| r.origins.held())
+    }
+
+    /// The packet identifiers of a session's QoS 2 publishes that wait for other nodes, and what tells the outcome.
+    pub(in crate::broker) fn publishes_under_way(&self, session: SessionNo) -> Vec<(u16, Arc<Ticket>)> {
+        self.remote.as_ref().map_or_else(Vec::new, |r| r.origins.under_way(session))
     }
 
     /// Whether a publish would wait for others although no more may. Wills are taken always: there is one for a session.

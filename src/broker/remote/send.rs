@@ -90,7 +90,9 @@ impl Broker {
     }
 
     fn entry(&self, remote: &Remote, message: &Message, origin: &Origin<'_>) -> Entry {
-        Entry::new(message.clone(), origin.session, remote.now())
+        let mut entry = Entry::new(message.clone(), origin.session, remote.now());
+        entry.inbound = origin.inbound;
+        entry
     }
 
     /// Keeps a publish that cannot be matched now: what this node knows is not recent enough, or others wait for that.

@@ -139,6 +139,8 @@ pub struct Entry {
     pub session: SessionNo,
     /// Whether it is for sessions that subscribed for themselves, or only for the shared subscriptions in `groups`.
     pub direct: bool,
+    /// The QoS 2 packet identifier it came under (durable sessions).
+    pub inbound: Option<u16>,
     /// The session whose open QoS 2 publishes it counts among.
     pub counts_for: Option<SessionNo>,
     /// What the publisher waits for.
@@ -211,6 +213,7 @@ impl Entry {
             message,
             session,
             direct: true,
+            inbound: None,
             counts_for: None,
             ticket: None,
             duty: None,

@@ -241,6 +241,16 @@ impl Origins {
         self.inner.lock().exactly_once.get(&session).map(|(_, once)| once.clone())
     }
 
+    /// The packet identifiers of a session's QoS 2 publishes whose outcome is open, and who is told; in order.
+    pub fn under_way(&self, session: SessionNo) -> Vec<(u16, Arc<Ticket>)> {
+        let inner = self.inner.lock();
+        if !inner.exactly_once.contains_key(&session) {
+            return Vec::new();
+        }
+        let of_session = inner.entries.values().filter(|e| e.counts_for == Some(session));
+        of_session.filter_map(|e| Some((e.inbound?, e.ticket.clone()?))).collect()
+    }
+
     /// Whether the publish is still open.
     pub fn is_open(&self, id: MessageId) -> bool {
         self.inner.lock().entries.contains_key(&id)
