@@ -181,6 +181,7 @@ impl Broker {
         scratch: &mut Scratch,
     ) -> Option<Lsn> {
         let (backlog, queue) = handle.mailbox.end(&mut scratch.wakes);
+        self.dormant.unwatch(handle);
         if self.registry.remove(handle) {
             self.metrics.sessions.of(SessionState::Active).sub(1);
         }

@@ -123,6 +123,7 @@ impl Broker {
                     Found::Superseded => return Claim::Superseded,
                     Found::Session(mut session) => {
                         let handle = handle.clone();
+                        self.dormant.unwatch(&handle);
                         let sessions = &self.metrics.sessions;
                         sessions.of(SessionState::Dormant).sub(1);
                         sessions.of(SessionState::Active).add(1);
@@ -196,6 +197,7 @@ impl Broker {
 
     /// Removes a session that left from the registry; false if another has taken its place.
     pub(super) fn registry_remove(&self, handle: &Arc<Handle>) -> bool {
+        self.dormant.unwatch(handle);
         self.registry.remove(handle)
     }
 
