@@ -41,6 +41,15 @@ impl Run {
     }
 }
 
+/// A session that ended here, for the store.
+#[derive(Debug)]
+pub(in crate::broker) struct Over {
+    pub client_id: Arc<str>,
+    pub epoch: Epoch,
+    /// What the journal keeps of it until the store has answered.
+    pub tombstone: Option<SessionNo>,
+}
+
 #[derive(Debug, Default)]
 struct Ended {
     epochs: HashMap<Arc<str>, Epoch>,
@@ -63,9 +72,11 @@ pub struct Sessions {
     reports: Mutex<Option<Arc<Once<()>>>>,
     ended: Mutex<Ended>,
     /// Sessions that are over, until the journal says so.
-    pub(in crate::broker) over: AfterDurable<(Arc<str>, Epoch)>,
+    pub(in crate::broker) over: AfterDurable<Over>,
     /// Until this node's sessions have been compared with the store: what it says of those in the journal.
     pub(super) named: Mutex<HashMap<Arc<str>, SessionOwner>>,
+    /// Until then: records that earlier processes of this node left behind without state.
+    pub(super) leftovers: Mutex<HashMap<Arc<str>, SessionOwner>>,
     /// Until then: by which epochs they were replaced over this node's head.
     pub(super) evictions: Mutex<HashMap<Arc<str>, Epoch>>,
     /// Evictions under way.
@@ -146,11 +157,14 @@ impl Sessions {
     }
 
     /// A session of this node ended: its record, if one is still there, stands for nothing.
-    pub(in crate::broker) fn ended(&self, handle: &Handle) {
+    pub(in crate::broker) fn note_ended(&self, client_id: &Arc<str>, epoch: Epoch) {
         let mut ended = self.ended.lock();
-        let before = ended.epochs.insert(handle.client_id.clone(), handle.epoch());
-        if before.is_none() {
-            ended.order.push_back(handle.client_id.clone());
+        match ended.epochs.get_mut(client_id) {
+            Some(known) => *known = epoch.max(*known),
+            None => {
+                ended.epochs.insert(client_id.clone(), epoch);
+                ended.order.push_back(client_id.clone());
+            }
         }
         if ended.order.len() > ENDED_MAX
             && let Some(oldest) = ended.order.pop_front()
@@ -263,6 +277,14 @@ impl Broker {
     ) {
         let sessions = &remote.sessions;
         if sessions.reconciled.get().is_none() {
+            let mut leftovers = sessions.leftovers.lock();
+            match session {
+                Some(s) if s.expiry_s == 0 && s.owner.node == remote.me.node => {
+                    leftovers.insert(client_id.clone(), s.clone());
+                }
+                _ => drop(leftovers.remove(client_id)),
+            }
+            drop(leftovers);
             if self.session(client_id).is_some() {
                 let mut named = sessions.named.lock();
                 match session {

@@ -254,10 +254,10 @@ fn a_lost_answer_does_not_mean_that_nothing_happened() {
     stage.store.lose_answers("a", 1);
     assert_eq!(stage.claim(&a, "c", Expected::Absent, 1), None);
     assert_eq!(stage.store.owner("c").unwrap().holder, a.coordinator.me());
-    a.coordinator.release("c", 2);
+    drop(a.coordinator.release("c", 2));
     stage.sim.run_until_idle();
     assert!(stage.store.owner("c").is_some(), "released under another epoch");
-    a.coordinator.release("c", 1);
+    drop(a.coordinator.release("c", 1));
     stage.sim.run_until_idle();
     assert_eq!(stage.store.owner("c"), None);
 }
