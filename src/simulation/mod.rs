@@ -3,6 +3,8 @@
 
 #[cfg(test)]
 mod choices;
+#[cfg(test)]
+mod claims;
 mod client;
 #[cfg(test)]
 mod cluster_figures;

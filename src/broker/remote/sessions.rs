@@ -14,12 +14,15 @@ use crate::mqtt::Reason;
 use futures_util::future::{Either, select};
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Ended sessions that are remembered, so that a record of theirs that is still there is known to be void.
 const ENDED_MAX: usize = 100_000;
+
+/// Granted claims whose events have not come, at most.
+const GRANTED_MAX: usize = 100_000;
 
 /// The first pause before a request to the store is tried again, milliseconds.
 const RETRY_MS: u64 = 50;
@@ -56,6 +59,39 @@ struct Ended {
     order: VecDeque<Arc<str>>,
 }
 
+/// Claims of this node whose events are still to come. Epochs begin anew when a record was gone, so that an older event may have
+/// a higher one.
+#[derive(Debug, Default)]
+struct Granted {
+    at: HashMap<Arc<str>, Revision>,
+    order: BTreeSet<(Revision, Arc<str>)>,
+}
+
+impl Granted {
+    fn insert(&mut self, client_id: &Arc<str>, at: Revision) {
+        if let Some(before) = self.at.insert(client_id.clone(), at) {
+            self.order.remove(&(before, client_id.clone()));
+        }
+        self.order.insert((at, client_id.clone()));
+        if self.order.len() > GRANTED_MAX {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        if let Some((_, client_id)) = self.order.pop_first() {
+            self.at.remove(&client_id);
+        }
+    }
+
+    /// The index has come to `applied`.
+    fn applied(&mut self, applied: Revision) {
+        while self.order.first().is_some_and(|(at, _)| *at <= applied) {
+            self.forget_first();
+        }
+    }
+}
+
 /// A session that is with another node, still in the router.
 #[derive(Debug)]
 pub(super) struct Departed {
@@ -71,6 +107,7 @@ pub struct Sessions {
     news: Mutex<Option<Arc<Once<()>>>>,
     reports: Mutex<Option<Arc<Once<()>>>>,
     ended: Mutex<Ended>,
+    granted: Mutex<Granted>,
     /// Sessions that are over, until the journal says so.
     pub(in crate::broker) over: AfterDurable<Over>,
     /// Until this node's sessions have been compared with the store: what it says of those in the journal.
@@ -173,7 +210,17 @@ impl Sessions {
         }
     }
 
-    /// The last epoch under which this node had a session that ended, if it remembers one.
+    /// The index has come to `applied`: no older event will come.
+    pub(super) fn events_came(&self, applied: Revision) {
+        self.granted.lock().applied(applied);
+    }
+
+    /// Whether an event is older than this node's own claim of the session.
+    fn outdated(&self, client_id: &str, revision: Revision) -> bool {
+        self.granted.lock().at.get(client_id).is_some_and(|at| revision < *at)
+    }
+
+    /// The last epoch of a session that ended here or was replaced over this node's head, if it remembers one.
     pub(super) fn ended_at(&self, client_id: &str) -> Option<Epoch> {
         self.ended.lock().epochs.get(client_id).copied()
     }
@@ -192,6 +239,16 @@ impl Remote {
     /// What becomes of a claim: tried until the store has answered, since an attempt without an answer may have been carried
     /// out and only another one tells.
     pub(super) async fn claim_certainly(&self, claim: Claim) -> ClaimOutcome {
+        let outcome = self.claim_until_answered(&claim).await;
+        if let ClaimOutcome::Granted(at) = outcome {
+            self.sessions.granted.lock().insert(&claim.client_id, at);
+            // Its event may have come before the answer.
+            self.sessions.events_came(self.applied());
+        }
+        outcome
+    }
+
+    async fn claim_until_answered(&self, claim: &Claim) -> ClaimOutcome {
         let mut pause = RETRY_MS;
         let mut again = false;
         loop {
@@ -239,15 +296,21 @@ impl Broker {
         let Some(remote) = &self.remote else { return };
         let mut evicted: HashSet<(&Arc<str>, Epoch)> = HashSet::new();
         for event in events {
-            if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch) } = event
+            if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch), revision } = event
                 && *node == remote.me.node
             {
+                if remote.sessions.outdated(client_id, *revision) {
+                    remote.ports.coordinator.evicted(client_id, *epoch);
+                    continue;
+                }
                 self.on_eviction(remote, client_id, *epoch);
                 evicted.insert((client_id, *epoch));
             }
         }
         for event in events {
-            if let IndexEvent::Session { client_id, session } = event {
+            if let IndexEvent::Session { client_id, session, revision } = event
+                && !remote.sessions.outdated(client_id, *revision)
+            {
                 let evicted = session.as_ref().is_some_and(|s| evicted.contains(&(client_id, s.epoch)));
                 self.on_session(remote, client_id, session.as_ref(), evicted);
             }
