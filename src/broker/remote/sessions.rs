@@ -16,7 +16,7 @@ use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Ended sessions that are remembered, so that a record of theirs that is still there is known to be void.
 const ENDED_MAX: usize = 100_000;
@@ -129,6 +129,17 @@ pub struct Sessions {
     /// Sessions with a lower number were in the journal at the start.
     pub(in crate::broker) first_new: AtomicU64,
     correlations: AtomicU64,
+    procedures: Arc<AtomicUsize>,
+}
+
+/// A procedure of a CONNECT, counted while it is under way.
+#[derive(Debug)]
+pub(super) struct Procedure(Arc<AtomicUsize>);
+
+impl Drop for Procedure {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Sessions {
@@ -178,14 +189,20 @@ impl Sessions {
         run
     }
 
-    /// The procedure of a CONNECT has come to its end. True if no later one has come.
+    /// Counts a procedure in; `None` if `max` are under way.
+    pub(super) fn procedure(&self, max: usize) -> Option<Procedure> {
+        let procedure = Procedure(self.procedures.clone());
+        (self.procedures.fetch_add(1, Ordering::Relaxed) < max).then_some(procedure)
+    }
+
+    /// The procedure of a CONNECT has come to its end. True if no later one is under way.
     pub(super) fn finish(&self, client_id: &str, run: &Arc<Run>) -> bool {
         let mut runs = self.runs.lock();
-        let latest = runs.get(client_id).is_some_and(|r| Arc::ptr_eq(r, run));
-        if latest {
+        let last = runs.get(client_id).is_none_or(|r| Arc::ptr_eq(r, run));
+        if last {
             runs.remove(client_id);
         }
-        latest
+        last
     }
 
     /// CONNECTs that have not been decided.
