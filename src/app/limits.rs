@@ -42,6 +42,7 @@ pub(super) fn of(config: &Config) -> Limits {
             held_bytes: cluster.max_held_bytes,
             seen: RemoteLimits::default().seen,
             departed: cluster.max_departed,
+            claiming: RemoteLimits::default().claiming,
         },
         connections: limits.max_connections,
         sessions: session.max_sessions,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 
-/// Deadlines of dormant sessions. An entry may be stale: its session was resumed; looking it up then does nothing.
+/// Deadlines of dormant sessions, one each. An entry may be stale: its session is being looked at; looking it up then does nothing.
 #[derive(Debug, Default)]
 pub(super) struct Dormant {
     deadlines: Mutex<BTreeMap<(Time, u64), Weak<Handle>>>,
@@ -23,6 +23,9 @@ impl Dormant {
     /// Remembers that `handle` has something to do at `at`.
     pub(super) fn watch(&self, at: Time, handle: &Arc<Handle>) {
         let mut deadlines = self.deadlines.lock();
+        if let Some(before) = handle.set_watched(Some(at)) {
+            deadlines.remove(&(before, handle.no));
+        }
         deadlines.insert((at, handle.no), Arc::downgrade(handle));
         let first = deadlines.first_key_value().is_some_and(|(k, _)| *k == (at, handle.no));
         drop(deadlines);
@@ -31,10 +34,22 @@ impl Dormant {
         }
     }
 
+    /// The session has a connection, or is not here any more.
+    pub(super) fn unwatch(&self, handle: &Handle) {
+        let mut deadlines = self.deadlines.lock();
+        if let Some(before) = handle.set_watched(None) {
+            deadlines.remove(&(before, handle.no));
+        }
+    }
+
     fn pop_due(&self, now: Time) -> Option<Weak<Handle>> {
         let mut deadlines = self.deadlines.lock();
         let first = deadlines.first_entry()?;
-        (first.key().0 <= now).then(|| first.remove())
+        let due = (first.key().0 <= now).then(|| first.remove())?;
+        if let Some(handle) = due.upgrade() {
+            handle.set_watched(None);
+        }
+        Some(due)
     }
 
     fn next(&self) -> Option<Time> {
@@ -107,5 +122,31 @@ impl Broker {
         if let Some(at) = deadline {
             self.dormant.watch(at, handle);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::mailbox::{Mailbox, Place};
+    use std::collections::VecDeque;
+
+    #[test]
+    fn a_session_has_one_deadline_however_often_its_client_comes_and_goes() {
+        let dormant = Dormant::default();
+        let mailbox = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+        let handle = Arc::new(Handle::new(1, "c".into(), true, Time(0), mailbox));
+        for n in 1..10_000 {
+            dormant.watch(Time(n + 86_400_000), &handle);
+        }
+        assert_eq!(dormant.deadlines.lock().len(), 1);
+        assert_eq!(dormant.next(), Some(Time(86_409_999)));
+        dormant.unwatch(&handle);
+        assert_eq!(dormant.next(), None);
+        dormant.watch(Time(5), &handle);
+        assert!(dormant.pop_due(Time(4)).is_none() && dormant.pop_due(Time(5)).is_some());
+        dormant.watch(Time(7), &handle);
+        assert_eq!(dormant.deadlines.lock().len(), 1);
+        assert_eq!(dormant.next(), Some(Time(7)));
     }
 }

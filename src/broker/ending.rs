@@ -6,6 +6,8 @@ use super::handle::Handle;
 use super::mailbox::Rank;
 use super::ports::{Change, Lsn, Seq, SessionRecord, Stored, WillRecord};
 use super::publish::{Cache, Origin, Scratch};
+use super::remote::Remote;
+use super::remote::sessions::Over;
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS};
 use crate::session::{Actions, Delivery, DropReason, Effect, Extra, Session, Settings, Will};
@@ -181,6 +183,7 @@ impl Broker {
         scratch: &mut Scratch,
     ) -> Option<Lsn> {
         let (backlog, queue) = handle.mailbox.end(&mut scratch.wakes);
+        self.dormant.unwatch(handle);
         if self.registry.remove(handle) {
             self.metrics.sessions.of(SessionState::Active).sub(1);
         }
@@ -212,45 +215,79 @@ impl Broker {
         }
         on_disk.extend(backlog);
         self.metrics.shared_subscriptions.sub(shared);
+        let tombstone = self.tombstone(handle, now);
         if shared > 0 && !on_disk.is_empty() {
             // Takes a while: after a crash in between the session is still over, and its will is not due again.
             let lsn = handle.recorded().then(|| {
                 let mut record = self.record(handle, session);
                 (record.expiry_s, record.disconnected_at, record.will) = (0, Some(now), None);
-                self.journal.append(&[Change::Session(&record)])
+                self.append_end(Change::Session(&record), tombstone.as_ref())
             });
-            self.release(handle, lsn);
+            self.release(handle, lsn, tombstone);
             self.hand_on_from_journal(HandOn { from: handle.clone(), seqs: on_disk, begun, now });
             return lsn;
         }
         on_disk.into_iter().for_each(|seq| self.settle(handle, seq));
-        let lsn = self.forget(handle);
-        self.release(handle, lsn);
+        let lsn = self.forget(handle, tombstone.as_ref());
+        self.release(handle, lsn, tombstone);
         lsn
     }
 
-    /// The cluster forgets that this node owns the session, once the journal has its end and its will: a session of the journal
-    /// that the cluster does not know is dropped at the next start.
-    fn release(&self, handle: &Handle, ended: Option<Lsn>) {
+    /// What the journal keeps of an ended session until the cluster has forgotten it as well: whatever the cluster says is this
+    /// node's must be in its journal after a crash, or nobody could tell that it is over.
+    fn tombstone(&self, handle: &Handle, now: Time) -> Option<SessionRecord> {
+        let owned = self.remote.is_some() && handle.durable && !handle.disowned();
+        owned.then(|| SessionRecord {
+            no: self.new_session_no(),
+            client_id: handle.client_id.clone(),
+            expiry_s: 0,
+            disconnected_at: Some(now),
+            will: None,
+            created_at: handle.created_at,
+            epoch: handle.epoch(),
+            pending: false,
+        })
+    }
+
+    fn append_end(&self, end: Change<'_>, tombstone: Option<&SessionRecord>) -> Lsn {
+        match tombstone {
+            Some(record) => self.journal.append(&[end, Change::Session(record)]),
+            None => self.journal.append(&[end]),
+        }
+    }
+
+    /// The cluster forgets that this node owns the session, once the journal has its end and its will; then the tombstone goes.
+    fn release(&self, handle: &Handle, ended: Option<Lsn>, tombstone: Option<SessionRecord>) {
         let Some(remote) = self.remote.as_ref().filter(|_| !handle.disowned()) else { return };
-        remote.sessions.ended(handle);
-        let release = (handle.client_id.clone(), handle.epoch());
+        remote.sessions.note_ended(&handle.client_id, handle.epoch());
+        let release = Over {
+            client_id: handle.client_id.clone(),
+            epoch: handle.epoch(),
+            tombstone: tombstone.map(|t| t.no),
+        };
         self.after_durable(
             remote,
             |r| &r.sessions.over,
             ended.unwrap_or(0),
             release,
-            |_, remote, over| {
-                over.iter()
-                    .for_each(|(client_id, epoch)| remote.ports.coordinator.release(client_id, *epoch));
-            },
+            |broker, remote, over| over.into_iter().for_each(|o| broker.release_now(remote, o)),
         );
+    }
+
+    fn release_now(&self, remote: &Remote, over: Over) {
+        let released = remote.ports.coordinator.release(&over.client_id, over.epoch);
+        let Some(session) = over.tombstone else { return };
+        let journal = self.journal.clone();
+        remote.ports.tasks.spawn(Box::pin(async move {
+            released.await;
+            journal.append(&[Change::SessionEnd { session }]);
+        }));
     }
 
     /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
     fn hand_on_from_journal(&self, mut job: HandOn) {
         if job.seqs.is_empty() {
-            self.forget(&job.from);
+            self.forget(&job.from, None);
             return;
         }
         let n = job.seqs.len().min(HAND_ON_BATCH_MAX);
@@ -273,9 +310,9 @@ impl Broker {
         self.settle_row(seq, handle.no);
     }
 
-    fn forget(&self, handle: &Handle) -> Option<Lsn> {
+    fn forget(&self, handle: &Handle, tombstone: Option<&SessionRecord>) -> Option<Lsn> {
         let known = handle.durable || handle.recorded();
-        known.then(|| self.journal.append(&[Change::SessionEnd { session: handle.no }]))
+        known.then(|| self.append_end(Change::SessionEnd { session: handle.no }, tombstone))
     }
 
     /// Gives a message of an ended session to another member of its shared subscription, or drops it.

@@ -41,6 +41,8 @@ pub struct Handle {
     recorded: AtomicBool,
     fresh: AtomicBool,
     disowned: AtomicBool,
+    /// Under which deadline it is watched ([`super::dormant::Dormant`]), milliseconds; 0 = none.
+    watched: AtomicU64,
     attached: Mutex<Option<Box<Attached>>>,
 }
 
@@ -65,6 +67,7 @@ impl Handle {
             recorded: AtomicBool::new(false),
             fresh: AtomicBool::new(false),
             disowned: AtomicBool::new(false),
+            watched: AtomicU64::new(0),
             attached: Mutex::new(None),
         }
     }
@@ -113,6 +116,12 @@ impl Handle {
     /// Whether its record is another's.
     pub fn disowned(&self) -> bool {
         self.disowned.load(Ordering::Acquire)
+    }
+
+    /// Notes the deadline under which the session is watched from now on; the one before.
+    pub(super) fn set_watched(&self, at: Option<Time>) -> Option<Time> {
+        let before = self.watched.swap(at.map_or(0, |at| at.0), Ordering::AcqRel);
+        (before > 0).then_some(Time(before))
     }
 
     /// The epoch under which this node owns the session.

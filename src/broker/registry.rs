@@ -73,6 +73,7 @@ impl Registry {
 pub struct Claimant {
     row: Option<(Arc<Handle>, u64)>,
     ended: Lsn,
+    recorded: Option<Lsn>,
 }
 
 impl Claimant {
@@ -80,6 +81,11 @@ impl Claimant {
     /// begins anew, or a crash would bring back what it has forgotten.
     pub fn ended(&self) -> Lsn {
         self.ended
+    }
+
+    /// When the record of the new session is durable, if it was written with the end of the old one.
+    pub(super) fn recorded(&self) -> Option<Lsn> {
+        self.recorded
     }
 }
 
@@ -123,6 +129,7 @@ impl Broker {
                     Found::Superseded => return Claim::Superseded,
                     Found::Session(mut session) => {
                         let handle = handle.clone();
+                        self.dormant.unwatch(&handle);
                         let sessions = &self.metrics.sessions;
                         sessions.of(SessionState::Dormant).sub(1);
                         sessions.of(SessionState::Active).add(1);
@@ -134,6 +141,8 @@ impl Broker {
                         }
                         if !over && self.remote.is_some() && handle.durable == (settings.expiry_s > 0) {
                             let new = self.replace(&handle, now);
+                            // First: what the cluster says is this node's must be in its journal after a crash in between.
+                            claimant.recorded = self.save_connected(&new, settings);
                             let ended = self.end_dormant(&handle, &mut session, now, scratch);
                             claimant.ended = claimant.ended.max(ended.unwrap_or(0));
                             let session = Box::new(Session::new(new.durable));
@@ -196,6 +205,7 @@ impl Broker {
 
     /// Removes a session that left from the registry; false if another has taken its place.
     pub(super) fn registry_remove(&self, handle: &Arc<Handle>) -> bool {
+        self.dormant.unwatch(handle);
         self.registry.remove(handle)
     }
 

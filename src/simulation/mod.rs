@@ -3,9 +3,13 @@
 
 #[cfg(test)]
 mod choices;
+#[cfg(test)]
+mod claims;
 mod client;
 #[cfg(test)]
 mod cluster_figures;
+#[cfg(test)]
+mod endings;
 #[cfg(test)]
 mod moves_under_load;
 #[cfg(test)]

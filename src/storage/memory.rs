@@ -54,6 +54,8 @@ struct State {
     closed: bool,
     /// Nothing becomes durable: [`MemoryJournal::stall`].
     stalled: bool,
+    /// So many more calls of [`Journal::append`] reach the disk; the rest is lost by the next start. For simulations of a crash.
+    lost_after: Option<usize>,
     bytes: u64,
     next_session: SessionNo,
     next_order: u64,
@@ -136,7 +138,7 @@ impl MemoryJournal {
             held.closed = true;
             state
         };
-        (state.closed, state.stalled) = (false, false);
+        (state.closed, state.stalled, state.lost_after) = (false, false, None);
         state.forget_unknown_sessions();
         let recovered = Recovered { journal: self.name, ..state.recovered() };
         let next_seq = self.next_seq.load(Ordering::Relaxed);
@@ -156,6 +158,11 @@ impl MemoryJournal {
         }
     }
 
+    /// Only the next `appends` reach the disk: what comes after them is not durable, and gone at the next start.
+    pub fn lose_after(&self, appends: usize) {
+        self.state.lock().lost_after = Some(appends);
+    }
+
     fn full(&self, state: &State) -> bool {
         state.stalled || state.bytes > self.options.max_bytes
     }
@@ -170,9 +177,10 @@ impl Journal for MemoryJournal {
         let room_again = {
             let mut state = self.state.lock();
             let durable = self.durable.load(Ordering::Acquire);
-            if state.closed {
+            if state.closed || state.lost_after == Some(0) {
                 return durable.saturating_add(1);
             }
+            state.lost_after = state.lost_after.map(|left| left - 1);
             let was_full = self.full(&state);
             for change in changes {
                 state.apply(change);

@@ -32,6 +32,8 @@ const CONNACK_BYTES_MAX: u32 = 256;
 pub(super) struct Connecting {
     settings: Settings,
     deadline: Time,
+    /// When the ends of sessions that a clean start replaced are durable.
+    ended: Lsn,
     step: Step,
 }
 
@@ -116,7 +118,7 @@ impl Link {
             None => Step::Claiming(Claimant::default()),
         };
         let deadline = now.plus_ms(wait);
-        self.state = State::Connecting(Box::new(Connecting { settings, deadline, step }));
+        self.state = State::Connecting(Box::new(Connecting { settings, deadline, ended: 0, step }));
         self.poll_connecting(waker, now, cx);
     }
 
@@ -156,6 +158,7 @@ impl Link {
                 },
                 Step::Claiming(mut claimant) => {
                     let claim = self.broker.claim(&c.settings, &mut claimant, waker, now, &mut cx.scratch);
+                    c.ended = c.ended.max(claimant.ended());
                     match claim {
                         Claim::Waiting => {
                             c.step = Step::Claiming(claimant);
@@ -171,9 +174,10 @@ impl Link {
                         },
                         Claim::Refused(reason) => return self.refuse_connecting(reason, now, cx),
                         Claim::Granted { handle, session, present } => {
-                            let ended = claimant.ended();
-                            let lsn =
-                                self.broker.save_connected(&handle, &c.settings).unwrap_or(0).max(ended);
+                            let recorded = claimant.recorded();
+                            let recorded =
+                                recorded.or_else(|| self.broker.save_connected(&handle, &c.settings));
+                            let lsn = recorded.unwrap_or(0).max(c.ended);
                             c.step = Step::Recording(Granted { handle, session, present }, lsn);
                         }
                     }
@@ -243,7 +247,10 @@ impl Link {
                 }
                 return;
             }
-            Step::Claiming(_) => return self.broker.drop_fresh(&c.settings.client_id, now),
+            Step::Claiming(_) => {
+                self.broker.drop_fresh(&c.settings.client_id, now);
+                return;
+            }
             Step::Done => return,
         };
         let Granted { handle, mut session, present } = granted;

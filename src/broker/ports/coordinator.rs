@@ -92,9 +92,9 @@ pub trait Coordinator: Send + Sync + 'static {
     /// The record of a session, read linearizably.
     fn owner(&self, client_id: &str) -> BoxFuture<Result<Option<Owner>, Unavailable>>;
 
-    /// The session is over, or its expiry is another: removes or rewrites the record if it is this node's at `epoch`. Tried
-    /// until the store has answered.
-    fn release(&self, client_id: &str, epoch: Epoch);
+    /// The session is over: removes the record if it is this node's at `epoch`. Tried until the store has answered, whether or
+    /// not anybody waits; completes then.
+    fn release(&self, client_id: &str, epoch: Epoch) -> BoxFuture<()>;
 
     /// Adds and removes routes. Completes with the revision at which all of them are written; tried until the store has
     /// answered. Calls are carried out in order.

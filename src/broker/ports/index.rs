@@ -136,6 +136,8 @@ pub enum IndexEvent {
         client_id: Arc<str>,
         /// Its record.
         session: Option<SessionOwner>,
+        /// The revision of the change.
+        revision: Revision,
     },
     /// Routes of an incarnation were added and removed.
     Routes {
@@ -163,6 +165,8 @@ pub enum IndexEvent {
         client_id: Arc<str>,
         /// The epoch that replaced it.
         epoch: Option<Epoch>,
+        /// The revision of the change.
+        revision: Revision,
     },
     /// Another node leads, or (`None`) none does.
     Leader(Option<MemberId>),

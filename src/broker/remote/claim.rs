@@ -2,19 +2,22 @@
 //! becomes of the connection (section 7 of the design, "Connect").
 
 use super::freeze::Out;
-use super::sessions::Run;
+use super::lanes::Lane;
+use super::sessions::{Procedure, Run};
 use super::takeover::Moved;
 use super::{Remote, durable};
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::{Mailbox, Place};
-use crate::broker::ports::{Change, Claim, ClaimOutcome, Epoch, Expected, MemberId, Owner, Request};
+use crate::broker::ports::{
+    BoxFuture, Change, Claim, ClaimOutcome, Epoch, Expected, MemberId, Owner, Request, Response,
+};
 use crate::broker::publish::Scratch;
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use crate::session::{Session, Settings};
 use crate::telemetry::metrics::SessionState;
-use futures_util::future::select;
+use futures_util::future::{Either, select};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -22,11 +25,22 @@ use std::sync::Arc;
 /// milliseconds. Custody and membership wake it earlier.
 const ASK_AGAIN_MS: u64 = 200;
 
+/// How long a CONNECT waits before it looks again whether the store answers, milliseconds.
+const REACH_AGAIN_MS: u64 = 50;
+
+/// How long to wait before an eviction without an answer is repeated, milliseconds.
+const EVICT_AGAIN_MS: u64 = 20;
+
+/// CONNECTs that may be on their way to their sessions at once.
+pub(super) const CLAIMING_MAX: usize = 65_536;
+
 /// One CONNECT on its way.
 struct Claiming {
     broker: Arc<Broker>,
     remote: Arc<Remote>,
     run: Arc<Run>,
+    #[allow(dead_code)] // held until the end
+    procedure: Procedure,
     client_id: Arc<str>,
     clean_start: bool,
     expiry_s: u32,
@@ -49,9 +63,16 @@ impl Broker {
     /// Brings the session of a CONNECT to this node, or makes one. `None` if this node is alone: all sessions are here.
     pub(in crate::broker) fn bring_here(&self, settings: &Settings) -> Option<Arc<Run>> {
         let (remote, broker) = (self.remote.clone()?, self.me.upgrade()?);
+        let Some(procedure) = remote.sessions.procedure(remote.limits.claiming) else {
+            tracing::warn!(client = %settings.client_id, "refused with 0x88: too many clients wait for their sessions");
+            let run = Arc::new(Run::default());
+            run.outcome.set(Err(Reason::ServerUnavailable));
+            return Some(run);
+        };
         let run = remote.sessions.begin(&settings.client_id);
         let claiming = Claiming {
             run: run.clone(),
+            procedure,
             client_id: settings.client_id.clone(),
             clean_start: settings.clean_start,
             expiry_s: settings.expiry_s,
@@ -63,32 +84,52 @@ impl Broker {
         Some(run)
     }
 
-    /// Ends a session that was made for a client that did not come to it.
-    pub(in crate::broker) fn drop_fresh(&self, client_id: &str, now: Time) {
-        let Some(handle) = self.session(client_id).filter(|h| h.is_fresh()) else { return };
-        let Some(mut session) = handle.mailbox.check_out() else { return };
+    /// Ends a session that was made for a client that did not come to it; false if there is none.
+    pub(in crate::broker) fn drop_fresh(&self, client_id: &str, now: Time) -> bool {
+        let Some(handle) = self.session(client_id).filter(|h| h.is_fresh()) else { return false };
+        let Some(mut session) = handle.mailbox.check_out() else { return false };
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Dormant).sub(1);
         sessions.of(SessionState::Active).add(1);
         self.end_session(&handle, &mut session, now, &mut Scratch::default());
+        true
     }
 }
 
 impl Claiming {
     async fn run(self) {
         let Claiming { remote, .. } = &self;
-        remote.sessions.when_reconciled().await;
         remote.metrics.claims_waiting.add(1);
-        let lane = remote.sessions.lanes.join(&self.client_id);
-        lane.first().await;
-        let result = self.bring().await;
+        let lane = self.turn().await;
+        let result = match &lane {
+            Ok(_) => self.bring().await,
+            Err(reason) => Err(*reason),
+        };
         remote.metrics.claims_waiting.sub(1);
-        let latest = remote.sessions.finish(&self.client_id, &self.run);
-        let heard = self.run.outcome.set(result);
-        if latest && !heard {
+        let last = remote.sessions.finish(&self.client_id, &self.run);
+        let wanted = self.run.outcome.set(result) && result.is_ok();
+        // Without a turn there is nothing of its own; whoever has it sees to what it has made.
+        if last && !wanted && lane.is_ok() {
             self.broker.drop_fresh(&self.client_id, remote.now());
         }
-        drop(lane);
+    }
+
+    /// Waits until this node knows its sessions and it is this CONNECT's turn, for as long as anybody waits for it.
+    async fn turn(&self) -> Result<Lane, Reason> {
+        self.while_wanted(self.remote.sessions.when_reconciled()).await?;
+        let lane = self.remote.sessions.lanes.join(&self.client_id);
+        self.while_wanted(lane.turn()).await?;
+        Ok(lane)
+    }
+
+    async fn while_wanted(&self, f: BoxFuture<()>) -> Result<(), Reason> {
+        let outcome = self.run.outcome.clone();
+        let wanted = async move { matches!(select(f, outcome.wait()).await, Either::Left(_)) };
+        match self.remote.until(self.deadline, Box::pin(wanted)).await {
+            Some(true) => Ok(()),
+            Some(false) => Err(Reason::SessionTakenOver),
+            None => Err(self.too_late(None)),
+        }
     }
 
     async fn bring(&self) -> Result<(), Reason> {
@@ -104,6 +145,11 @@ impl Claiming {
                 return Err(self.too_late(record.as_ref()));
             }
             if let Some(handle) = self.broker.session(&self.client_id) {
+                // Made for an earlier CONNECT that asked for less: no journal keeps it.
+                let too_little = handle.is_fresh() && !handle.durable && self.expiry_s > 0;
+                if too_little && self.broker.drop_fresh(&self.client_id, self.remote.now()) {
+                    continue;
+                }
                 if handle.mailbox.present() {
                     if self.free(&handle).await? {
                         return Ok(());
@@ -111,6 +157,11 @@ impl Claiming {
                     continue;
                 }
                 self.broker.registry_remove(&handle);
+            }
+            if !self.remote.ports.coordinator.reachable() {
+                // Nothing is under way here, and what is begun now could not be given up.
+                self.pause(REACH_AGAIN_MS).await;
+                continue;
             }
             let step = match record.take() {
                 None => self.make(Expected::Absent, self.first_epoch(), None).await,
@@ -211,11 +262,18 @@ impl Claiming {
         }
         let request = Request::Evict { client_id: self.client_id.clone(), epoch };
         let deadline = self.remote.now().plus_ms(self.remote.limits.takeover_timeout_ms);
-        let answer =
-            self.remote.until(deadline, self.remote.ports.peers.request(&holder.node, request)).await;
-        if !matches!(answer, Some(Ok(_))) {
-            tracing::info!(client = %self.client_id, node = %holder, "eviction has no answer; the node learns of it by itself");
+        while self.remote.linked_to(holder) {
+            let answer = self.remote.ports.peers.request(&holder.node, request.clone());
+            match self.remote.until(deadline, answer).await {
+                Some(Ok(Response::Done)) => return,
+                // Lost, or the node has too much to do.
+                Some(_) if self.remote.now() < deadline => {
+                    self.remote.ports.tasks.sleep(EVICT_AGAIN_MS).await;
+                }
+                Some(_) | None => break,
+            }
         }
+        tracing::info!(client = %self.client_id, node = %holder, "eviction has no answer; the node learns of it by itself");
     }
 
     /// There is a record.
@@ -253,10 +311,14 @@ impl Claiming {
     async fn wait_for(&self, owner: &Owner) {
         let news = self.remote.sessions.news();
         let linked = self.remote.linked_to(&self.remote.members.holder_of(&owner.session.owner));
+        let pause = if linked { ASK_AGAIN_MS } else { u64::MAX };
+        let _ = select(news, Box::pin(self.pause(pause))).await;
+    }
+
+    /// Waits so long, unless nobody waits for this any more or it takes too long.
+    async fn pause(&self, ms: u64) {
         let left = self.deadline.since_ms(self.remote.now());
-        let pause = if linked { left.min(ASK_AGAIN_MS) } else { left };
-        let end = select(self.run.outcome.wait(), self.remote.ports.tasks.sleep(pause));
-        let _ = select(news, end).await;
+        select(self.run.outcome.wait(), self.remote.ports.tasks.sleep(left.min(ms))).await;
     }
 
     fn too_late(&self, record: Option<&Owner>) -> Reason {

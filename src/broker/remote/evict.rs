@@ -19,9 +19,13 @@ impl Broker {
         epoch: Epoch,
         will_stays: bool,
     ) -> BoxFuture<()> {
-        if let Some(remote) = self.remote.as_ref().filter(|_| will_stays) {
-            // At once: whoever holds the lane may want to know.
-            remote.sessions.begin_eviction(client_id, epoch);
+        if let Some(remote) = &self.remote {
+            // What is made here from now on goes above it, lest this, or its request coming late, take it for the old one.
+            remote.sessions.note_ended(client_id, epoch);
+            if will_stays {
+                // At once: whoever holds the lane may want to know.
+                remote.sessions.begin_eviction(client_id, epoch);
+            }
         }
         let (broker, client_id) = (self.clone(), client_id.clone());
         Box::pin(async move {

@@ -137,6 +137,9 @@ impl Broker {
 
     /// Tells the other parts how far the index has come.
     fn on_advanced(&self, applied: Revision) {
+        if let Some(remote) = &self.remote {
+            remote.sessions.events_came(applied);
+        }
         self.match_due(applied);
     }
 }

@@ -82,6 +82,8 @@ pub struct RemoteLimits {
     pub seen: usize,
     /// Sessions that left and are remembered for publishes that still look for them here.
     pub departed: usize,
+    /// CONNECTs on their way to their sessions.
+    pub claiming: usize,
 }
 
 impl Default for RemoteLimits {
@@ -95,6 +97,7 @@ impl Default for RemoteLimits {
             held_bytes: 256 << 20,
             seen: 1_000_000,
             departed: 100_000,
+            claiming: claim::CLAIMING_MAX,
         }
     }
 }

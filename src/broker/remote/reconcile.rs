@@ -4,14 +4,19 @@
 use super::Remote;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
-use crate::broker::ports::{BoxFuture, Claim, ClaimOutcome, Expected, SessionOwner};
+use crate::broker::ports::{BoxFuture, Claim, ClaimOutcome, Expected, SessionNo, SessionOwner};
 use crate::broker::publish::Scratch;
+use crate::session::Session;
 use crate::telemetry::metrics::SessionState;
+use futures_util::StreamExt;
 use hashbrown::HashMap;
 use std::sync::Arc;
 
 /// Sessions claimed again at a time, after the store went back in time.
 const CLAIMS_AT_ONCE: usize = 256;
+
+/// Records of earlier processes without state that are removed at a time.
+const RELEASES_AT_ONCE: usize = 256;
 
 /// A session found in the journal.
 #[derive(Debug)]
@@ -23,6 +28,14 @@ pub(super) struct Candidate {
     changed: bool,
 }
 
+impl Candidate {
+    /// It had ended before: what is here is still to be handed on, or to be forgotten by the store.
+    fn over(&self) -> bool {
+        let over = |s: &Session| s.expiry_s() == 0 && s.will().is_none();
+        !self.changed && self.handle.mailbox.frozen(over).unwrap_or(false)
+    }
+}
+
 /// What is to become of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -31,8 +44,8 @@ enum Verdict {
     KeepAt(u64),
     /// Nobody's: the store forgot it.
     ClaimAgain,
-    /// Replaced over this node's head: its will stays behind.
-    Evicted,
+    /// Replaced over this node's head or by a clean start here, or over before: its will and its shared messages stay behind.
+    Ended,
     /// Somebody else's, with its will; or never claimed.
     Drop,
 }
@@ -57,7 +70,7 @@ impl Broker {
             remote.when_applied(remote.me.incarnation).await;
             let candidates = std::mem::take(&mut *remote.sessions.recovered.lock());
             let verdicts = remote.judge(&candidates, store_went_back);
-            let (mut kept, mut again, mut dropped) = (Vec::new(), Vec::new(), 0);
+            let (mut kept, mut again, mut ended, mut dropped) = (Vec::new(), Vec::new(), Vec::new(), 0);
             for (c, verdict) in candidates.into_iter().zip(verdicts) {
                 match verdict {
                     Verdict::Keep => kept.push((c.handle, c.changed)),
@@ -66,9 +79,10 @@ impl Broker {
                         kept.push((c.handle, true));
                     }
                     Verdict::ClaimAgain => again.push(c.handle),
-                    Verdict::Evicted | Verdict::Drop => {
+                    Verdict::Ended => ended.push(c.handle),
+                    Verdict::Drop => {
                         dropped += 1;
-                        broker.drop_recovered(&remote, &c.handle, verdict == Verdict::Evicted);
+                        broker.drop_recovered(&remote, &c.handle, false);
                     }
                 }
             }
@@ -77,12 +91,23 @@ impl Broker {
                 let won = futures_util::future::join_all(claims).await;
                 kept.extend(batch.iter().zip(won).filter(|(_, won)| *won).map(|(h, _)| (h.clone(), true)));
             }
-            tracing::info!(kept = kept.len(), dropped, "sessions of the journal compared with etcd");
-            broker.serve_recovered(&remote, kept);
+            let ended_before = ended.len();
+            tracing::info!(
+                kept = kept.len(),
+                ended_before,
+                dropped,
+                "sessions of the journal compared with etcd"
+            );
+            broker.serve_recovered(&remote, kept, ended);
         })
     }
 
-    fn serve_recovered(self: &Arc<Broker>, remote: &Arc<Remote>, kept: Vec<(Arc<Handle>, bool)>) {
+    fn serve_recovered(
+        self: &Arc<Broker>,
+        remote: &Arc<Remote>,
+        kept: Vec<(Arc<Handle>, bool)>,
+        ended: Vec<Arc<Handle>>,
+    ) {
         self.put_in_order(remote, remote.sessions.hold.clone(), None, remote.me.incarnation);
         for (handle, changed) in &kept {
             self.registry.insert(handle.clone());
@@ -96,8 +121,11 @@ impl Broker {
                 self.park(handle, session, &mut Scratch::default());
             }
         }
+        // What they leave behind finds the sessions above.
+        ended.iter().for_each(|handle| self.drop_recovered(remote, handle, true));
         self.late_soon(remote);
         remote.sessions.named.lock().clear();
+        self.release_leftovers(remote);
         remote.sessions.reconciled.set(());
         // After all are served, so that a will that is due finds every session.
         let (now, mut scratch) = (remote.now(), Scratch::default());
@@ -112,6 +140,33 @@ impl Broker {
                 coordinator.evicted(&client_id, epoch);
             }));
         }
+    }
+
+    /// Removes the records of sessions without state that ended with this node's earlier processes.
+    fn release_leftovers(&self, remote: &Arc<Remote>) {
+        let mut leftovers = std::mem::take(&mut *remote.sessions.leftovers.lock());
+        // What the journal has ends by itself.
+        let kept =
+            |client_id: &str, s: &SessionOwner| self.session(client_id).is_some_and(|h| h.epoch() == s.epoch);
+        leftovers.retain(|client_id, s| {
+            s.owner != remote.me && remote.members.holder_of(&s.owner) == remote.me && !kept(client_id, s)
+        });
+        if leftovers.is_empty() {
+            return;
+        }
+        tracing::info!(
+            sessions = leftovers.len(),
+            "sessions without state ended with an earlier process of this node"
+        );
+        for (client_id, s) in &leftovers {
+            // What is made anew goes above them.
+            remote.sessions.note_ended(client_id, s.epoch);
+        }
+        let coordinator = remote.ports.coordinator.clone();
+        let releases = futures_util::stream::iter(leftovers)
+            .map(move |(client_id, s)| coordinator.release(&client_id, s.epoch))
+            .buffer_unordered(RELEASES_AT_ONCE);
+        remote.ports.tasks.spawn(Box::pin(releases.for_each(|()| std::future::ready(()))));
     }
 
     /// A session of the journal that is not this node's any more. What was sent to it here has to look for it elsewhere.
@@ -153,20 +208,22 @@ impl Remote {
     fn judge(&self, candidates: &[Candidate], store_went_back: bool) -> Vec<Verdict> {
         let named = self.sessions.named.lock();
         let evictions = self.sessions.evictions.lock();
-        // Of several sessions of one client identifier the one whose epoch the store names counts.
-        let mut best: HashMap<&str, u64> = HashMap::new();
-        for c in candidates {
+        // Of several sessions of one client identifier the newest counts, first of all one under the epoch that the store names.
+        let rank = |c: &Candidate| {
             let exact = named.get(&c.handle.client_id).is_some_and(|s| s.epoch == c.handle.epoch());
-            if !c.pending || exact {
-                let e = best.entry(&c.handle.client_id).or_default();
-                let ours = if exact { u64::MAX } else { c.handle.epoch() };
-                *e = (*e).max(ours);
-            }
+            let epoch = if exact { u64::MAX } else { c.handle.epoch() };
+            (exact || !c.pending).then_some((epoch, c.handle.no))
+        };
+        let mut best: HashMap<&str, (u64, SessionNo)> = HashMap::new();
+        for c in candidates {
+            let e = best.entry(&c.handle.client_id).or_default();
+            *e = rank(c).map_or(*e, |rank| rank.max(*e));
         }
         let judge = |c: &Candidate| {
             let epoch = c.handle.epoch();
             let evicted = evictions.get(&c.handle.client_id).is_some_and(|by| *by > epoch);
-            self.verdict(c, named.get(&c.handle.client_id), best.get(&*c.handle.client_id).copied(), evicted)
+            let best = rank(c).is_some_and(|rank| best.get(&*c.handle.client_id) == Some(&rank));
+            self.verdict(c, named.get(&c.handle.client_id), best, evicted)
                 .unwrap_or(if !c.pending && store_went_back { Verdict::ClaimAgain } else { Verdict::Drop })
         };
         candidates.iter().map(judge).collect()
@@ -177,20 +234,23 @@ impl Remote {
         &self,
         c: &Candidate,
         named: Option<&SessionOwner>,
-        best: Option<u64>,
+        best: bool,
         evicted: bool,
     ) -> Option<Verdict> {
-        let replaced = if evicted && !c.pending { Verdict::Evicted } else { Verdict::Drop };
-        let Some(named) = named else { return evicted.then_some(replaced) };
+        let ended = (evicted && !c.pending) || c.over();
+        let replaced = if ended { Verdict::Ended } else { Verdict::Drop };
+        let Some(named) = named else { return (evicted || ended).then_some(replaced) };
         let epoch = c.handle.epoch();
         if self.members.holder_of(&named.owner) != self.me {
             return Some(replaced);
         }
         if named.epoch == epoch {
-            return Some(Verdict::Keep);
+            // The epoch passes to the session that a clean start puts in the place of another here.
+            return Some(if best { Verdict::Keep } else { Verdict::Ended });
         }
-        // Claimed anew for itself, when a takeover failed, shortly before the end.
-        let anew = !c.pending && named.epoch > epoch && best == Some(epoch) && !evicted;
+        // Claimed anew for itself, when a takeover failed, shortly before the end. A record without state is that of a session
+        // which the journal need not know.
+        let anew = !c.pending && named.epoch > epoch && named.expiry_s > 0 && best && !evicted && !c.over();
         Some(if anew { Verdict::KeepAt(named.epoch) } else { replaced })
     }
 }

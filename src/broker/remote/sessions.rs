@@ -14,12 +14,15 @@ use crate::mqtt::Reason;
 use futures_util::future::{Either, select};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Ended sessions that are remembered, so that a record of theirs that is still there is known to be void.
 const ENDED_MAX: usize = 100_000;
+
+/// Granted claims whose events have not come, at most.
+const GRANTED_MAX: usize = 100_000;
 
 /// The first pause before a request to the store is tried again, milliseconds.
 const RETRY_MS: u64 = 50;
@@ -41,10 +44,52 @@ impl Run {
     }
 }
 
+/// A session that ended here, for the store.
+#[derive(Debug)]
+pub(in crate::broker) struct Over {
+    pub client_id: Arc<str>,
+    pub epoch: Epoch,
+    /// What the journal keeps of it until the store has answered.
+    pub tombstone: Option<SessionNo>,
+}
+
 #[derive(Debug, Default)]
 struct Ended {
     epochs: HashMap<Arc<str>, Epoch>,
     order: VecDeque<Arc<str>>,
+}
+
+/// Claims of this node whose events are still to come. Epochs begin anew when a record was gone, so that an older event may have
+/// a higher one.
+#[derive(Debug, Default)]
+struct Granted {
+    at: HashMap<Arc<str>, Revision>,
+    order: BTreeSet<(Revision, Arc<str>)>,
+}
+
+impl Granted {
+    fn insert(&mut self, client_id: &Arc<str>, at: Revision) {
+        if let Some(before) = self.at.insert(client_id.clone(), at) {
+            self.order.remove(&(before, client_id.clone()));
+        }
+        self.order.insert((at, client_id.clone()));
+        if self.order.len() > GRANTED_MAX {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        if let Some((_, client_id)) = self.order.pop_first() {
+            self.at.remove(&client_id);
+        }
+    }
+
+    /// The index has come to `applied`.
+    fn applied(&mut self, applied: Revision) {
+        while self.order.first().is_some_and(|(at, _)| *at <= applied) {
+            self.forget_first();
+        }
+    }
 }
 
 /// A session that is with another node, still in the router.
@@ -62,10 +107,13 @@ pub struct Sessions {
     news: Mutex<Option<Arc<Once<()>>>>,
     reports: Mutex<Option<Arc<Once<()>>>>,
     ended: Mutex<Ended>,
+    granted: Mutex<Granted>,
     /// Sessions that are over, until the journal says so.
-    pub(in crate::broker) over: AfterDurable<(Arc<str>, Epoch)>,
+    pub(in crate::broker) over: AfterDurable<Over>,
     /// Until this node's sessions have been compared with the store: what it says of those in the journal.
     pub(super) named: Mutex<HashMap<Arc<str>, SessionOwner>>,
+    /// Until then: records that earlier processes of this node left behind without state.
+    pub(super) leftovers: Mutex<HashMap<Arc<str>, SessionOwner>>,
     /// Until then: by which epochs they were replaced over this node's head.
     pub(super) evictions: Mutex<HashMap<Arc<str>, Epoch>>,
     /// Evictions under way.
@@ -81,6 +129,17 @@ pub struct Sessions {
     /// Sessions with a lower number were in the journal at the start.
     pub(in crate::broker) first_new: AtomicU64,
     correlations: AtomicU64,
+    procedures: Arc<AtomicUsize>,
+}
+
+/// A procedure of a CONNECT, counted while it is under way.
+#[derive(Debug)]
+pub(super) struct Procedure(Arc<AtomicUsize>);
+
+impl Drop for Procedure {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Sessions {
@@ -130,14 +189,20 @@ impl Sessions {
         run
     }
 
-    /// The procedure of a CONNECT has come to its end. True if no later one has come.
+    /// Counts a procedure in; `None` if `max` are under way.
+    pub(super) fn procedure(&self, max: usize) -> Option<Procedure> {
+        let procedure = Procedure(self.procedures.clone());
+        (self.procedures.fetch_add(1, Ordering::Relaxed) < max).then_some(procedure)
+    }
+
+    /// The procedure of a CONNECT has come to its end. True if no later one is under way.
     pub(super) fn finish(&self, client_id: &str, run: &Arc<Run>) -> bool {
         let mut runs = self.runs.lock();
-        let latest = runs.get(client_id).is_some_and(|r| Arc::ptr_eq(r, run));
-        if latest {
+        let last = runs.get(client_id).is_none_or(|r| Arc::ptr_eq(r, run));
+        if last {
             runs.remove(client_id);
         }
-        latest
+        last
     }
 
     /// CONNECTs that have not been decided.
@@ -146,11 +211,14 @@ impl Sessions {
     }
 
     /// A session of this node ended: its record, if one is still there, stands for nothing.
-    pub(in crate::broker) fn ended(&self, handle: &Handle) {
+    pub(in crate::broker) fn note_ended(&self, client_id: &Arc<str>, epoch: Epoch) {
         let mut ended = self.ended.lock();
-        let before = ended.epochs.insert(handle.client_id.clone(), handle.epoch());
-        if before.is_none() {
-            ended.order.push_back(handle.client_id.clone());
+        match ended.epochs.get_mut(client_id) {
+            Some(known) => *known = epoch.max(*known),
+            None => {
+                ended.epochs.insert(client_id.clone(), epoch);
+                ended.order.push_back(client_id.clone());
+            }
         }
         if ended.order.len() > ENDED_MAX
             && let Some(oldest) = ended.order.pop_front()
@@ -159,7 +227,17 @@ impl Sessions {
         }
     }
 
-    /// The last epoch under which this node had a session that ended, if it remembers one.
+    /// The index has come to `applied`: no older event will come.
+    pub(super) fn events_came(&self, applied: Revision) {
+        self.granted.lock().applied(applied);
+    }
+
+    /// Whether an event is older than this node's own claim of the session.
+    fn outdated(&self, client_id: &str, revision: Revision) -> bool {
+        self.granted.lock().at.get(client_id).is_some_and(|at| revision < *at)
+    }
+
+    /// The last epoch of a session that ended here or was replaced over this node's head, if it remembers one.
     pub(super) fn ended_at(&self, client_id: &str) -> Option<Epoch> {
         self.ended.lock().epochs.get(client_id).copied()
     }
@@ -178,6 +256,16 @@ impl Remote {
     /// What becomes of a claim: tried until the store has answered, since an attempt without an answer may have been carried
     /// out and only another one tells.
     pub(super) async fn claim_certainly(&self, claim: Claim) -> ClaimOutcome {
+        let outcome = self.claim_until_answered(&claim).await;
+        if let ClaimOutcome::Granted(at) = outcome {
+            self.sessions.granted.lock().insert(&claim.client_id, at);
+            // Its event may have come before the answer.
+            self.sessions.events_came(self.applied());
+        }
+        outcome
+    }
+
+    async fn claim_until_answered(&self, claim: &Claim) -> ClaimOutcome {
         let mut pause = RETRY_MS;
         let mut again = false;
         loop {
@@ -224,14 +312,20 @@ impl Broker {
     pub(super) fn on_session_events(&self, events: &[IndexEvent]) {
         let Some(remote) = &self.remote else { return };
         for event in events {
-            if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch) } = event
+            if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch), revision } = event
                 && *node == remote.me.node
             {
+                if remote.sessions.outdated(client_id, *revision) {
+                    remote.ports.coordinator.evicted(client_id, *epoch);
+                    continue;
+                }
                 self.on_eviction(remote, client_id, *epoch);
             }
         }
         for event in events {
-            if let IndexEvent::Session { client_id, session } = event {
+            if let IndexEvent::Session { client_id, session, revision } = event
+                && !remote.sessions.outdated(client_id, *revision)
+            {
                 self.on_session(remote, client_id, session.as_ref());
             }
         }
@@ -255,6 +349,14 @@ impl Broker {
     fn on_session(&self, remote: &Arc<Remote>, client_id: &Arc<str>, session: Option<&SessionOwner>) {
         let sessions = &remote.sessions;
         if sessions.reconciled.get().is_none() {
+            let mut leftovers = sessions.leftovers.lock();
+            match session {
+                Some(s) if s.expiry_s == 0 && s.owner.node == remote.me.node => {
+                    leftovers.insert(client_id.clone(), s.clone());
+                }
+                _ => drop(leftovers.remove(client_id)),
+            }
+            drop(leftovers);
             if self.session(client_id).is_some() {
                 let mut named = sessions.named.lock();
                 match session {

@@ -107,7 +107,9 @@ impl Coordinator for FakeStore {
         away()
     }
 
-    fn release(&self, _: &str, _: Epoch) {}
+    fn release(&self, _: &str, _: Epoch) -> BoxFuture<()> {
+        Box::pin(std::future::pending())
+    }
 
     fn routes(&self, changes: Vec<RouteChange>) -> BoxFuture<Revision> {
         self.told.lock().push(changes);

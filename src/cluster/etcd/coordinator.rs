@@ -250,9 +250,14 @@ impl Coordinator for EtcdCoordinator {
         Box::pin(async move { claims.owner(&client_id).await })
     }
 
-    fn release(&self, client_id: &str, epoch: Epoch) {
+    fn release(&self, client_id: &str, epoch: Epoch) -> BoxFuture<()> {
         let (claims, client_id) = (self.claims.clone(), client_id.to_owned());
-        tokio::spawn(async move { claims.release(&client_id, epoch).await });
+        let released = tokio::spawn(async move { claims.release(&client_id, epoch).await });
+        Box::pin(async move {
+            if released.await.is_err() {
+                std::future::pending().await // the process is stopping
+            }
+        })
     }
 
     fn routes(&self, changes: Vec<RouteChange>) -> BoxFuture<Revision> {

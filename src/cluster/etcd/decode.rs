@@ -199,7 +199,8 @@ fn member(node: Arc<str>, raw: &RawEvent) -> Result<Option<IndexEvent>, String> 
 
 fn session(client_id: Arc<str>, raw: &RawEvent) -> Result<Option<IndexEvent>, String> {
     let record: Option<SessionRecord> = read(raw)?;
-    Ok(Some(IndexEvent::Session { client_id, session: record.map(|record| record.session()) }))
+    let session = record.map(|record| record.session());
+    Ok(Some(IndexEvent::Session { client_id, session, revision: raw.revision }))
 }
 
 fn retained(topic: Arc<str>, raw: &RawEvent) -> Result<Option<IndexEvent>, String> {
@@ -212,7 +213,8 @@ fn retained(topic: Arc<str>, raw: &RawEvent) -> Result<Option<IndexEvent>, Strin
 
 fn eviction(node: Arc<str>, client_id: Arc<str>, raw: &RawEvent) -> Result<Option<IndexEvent>, String> {
     let record: Option<EvictionRecord> = read(raw)?;
-    Ok(Some(IndexEvent::Eviction { node, client_id, epoch: record.map(|record| record.epoch) }))
+    let epoch = record.map(|record| record.epoch);
+    Ok(Some(IndexEvent::Eviction { node, client_id, epoch, revision: raw.revision }))
 }
 
 fn read<T: serde::de::DeserializeOwned>(raw: &RawEvent) -> Result<Option<T>, String> {

@@ -121,12 +121,15 @@ impl Coordinator for MemoryCoordinator {
         answer(wait)
     }
 
-    fn release(&self, client_id: &str, epoch: Epoch) {
+    fn release(&self, client_id: &str, epoch: Epoch) -> BoxFuture<()> {
+        let (done, wait) = oneshot::channel();
         let (store, process, client_id) = (self.store.clone(), self.process.clone(), client_id.to_owned());
         let lane = self.session_lane(&client_id).clone();
         let _ = lane.send(Box::pin(async move {
             store.persist(&process, |space, _| ((), space.release(&process.id, &client_id, epoch))).await;
+            let _ = done.send(());
         }));
+        certain(wait)
     }
 
     fn routes(&self, changes: Vec<RouteChange>) -> BoxFuture<Revision> {

@@ -20,7 +20,7 @@ pub(super) struct Space {
     pub(super) sessions: BTreeMap<Arc<str>, (SessionOwner, Revision)>,
     pub(super) routes: BTreeMap<MemberId, BTreeMap<Arc<str>, Route>>,
     pub(super) retained: BTreeMap<Arc<str>, RetainedEntry>,
-    pub(super) evictions: BTreeMap<(Arc<str>, Arc<str>), Epoch>,
+    pub(super) evictions: BTreeMap<(Arc<str>, Arc<str>), (Epoch, Revision)>,
     pub(super) leader: Option<MemberId>,
 }
 
@@ -122,7 +122,7 @@ impl Space {
         let mut events = Vec::new();
         for client_id in sessions {
             self.sessions.remove(&client_id);
-            events.push(IndexEvent::Session { client_id, session: None });
+            events.push(IndexEvent::Session { client_id, session: None, revision: self.revision });
         }
         for of in gone {
             self.custody.remove(&of);
@@ -133,7 +133,8 @@ impl Space {
         let evictions: Vec<_> = self.evictions.keys().filter(|(n, _)| n.as_ref() == node).cloned().collect();
         for key in evictions {
             self.evictions.remove(&key);
-            events.push(IndexEvent::Eviction { node: key.0, client_id: key.1, epoch: None });
+            let (node, client_id) = key;
+            events.push(IndexEvent::Eviction { node, client_id, epoch: None, revision: self.revision });
         }
         events
     }
@@ -155,10 +156,11 @@ impl Space {
         let session = SessionOwner { owner: me.clone(), epoch: claim.epoch, expiry_s: claim.expiry_s };
         self.sessions.insert(claim.client_id.clone(), (session.clone(), revision));
         let client_id = claim.client_id.clone();
-        let mut events = vec![IndexEvent::Session { client_id: client_id.clone(), session: Some(session) }];
+        let event = IndexEvent::Session { client_id: client_id.clone(), session: Some(session), revision };
+        let mut events = vec![event];
         if let Some(node) = claim.evict.clone() {
-            self.evictions.insert((node.clone(), client_id.clone()), claim.epoch);
-            events.push(IndexEvent::Eviction { node, client_id, epoch: Some(claim.epoch) });
+            self.evictions.insert((node.clone(), client_id.clone()), (claim.epoch, revision));
+            events.push(IndexEvent::Eviction { node, client_id, epoch: Some(claim.epoch), revision });
         }
         (ClaimOutcome::Granted(revision), events)
     }
@@ -169,9 +171,9 @@ impl Space {
         if !self.owner(client_id).is_some_and(|o| theirs(&o)) {
             return Vec::new();
         }
-        self.next();
+        let revision = self.next();
         self.sessions.remove(client_id);
-        vec![IndexEvent::Session { client_id: client_id.into(), session: None }]
+        vec![IndexEvent::Session { client_id: client_id.into(), session: None, revision }]
     }
 
     /// Adds and removes routes; those of incarnations that `me` has custody of and that it does not need go as well.
@@ -233,12 +235,12 @@ impl Space {
     /// A node has taken note of an eviction.
     pub(super) fn evicted(&mut self, me: &MemberId, client_id: &str, epoch: Epoch) -> Vec<IndexEvent> {
         let key = (me.node.clone(), Arc::from(client_id));
-        if self.evictions.get(&key).is_none_or(|e| *e > epoch) {
+        if self.evictions.get(&key).is_none_or(|(e, _)| *e > epoch) {
             return Vec::new();
         }
-        self.next();
+        let revision = self.next();
         self.evictions.remove(&key);
-        vec![IndexEvent::Eviction { node: key.0, client_id: key.1, epoch: None }]
+        vec![IndexEvent::Eviction { node: key.0, client_id: key.1, epoch: None, revision }]
     }
 
     /// Everything there is.
@@ -251,9 +253,10 @@ impl Space {
             .custody
             .iter()
             .map(|(of, c)| IndexEvent::Custody { of: of.clone(), custody: Some(c.clone()) });
-        let sessions = self.sessions.iter().map(|(client_id, (session, _))| IndexEvent::Session {
+        let sessions = self.sessions.iter().map(|(client_id, (session, revision))| IndexEvent::Session {
             client_id: client_id.clone(),
             session: Some(session.clone()),
+            revision: *revision,
         });
         let routes = self.routes.iter().map(|(of, routes)| IndexEvent::Routes {
             of: of.clone(),
@@ -264,11 +267,13 @@ impl Space {
             self.retained.iter().filter(|(_, (r, _))| r.is_some()).map(|(topic, (r, revision))| {
                 IndexEvent::Retained { topic: topic.clone(), retained: r.clone(), revision: *revision }
             });
-        let evictions = self.evictions.iter().map(|((node, client_id), epoch)| IndexEvent::Eviction {
-            node: node.clone(),
-            client_id: client_id.clone(),
-            epoch: Some(*epoch),
-        });
+        let evictions =
+            self.evictions.iter().map(|((node, client_id), (epoch, revision))| IndexEvent::Eviction {
+                node: node.clone(),
+                client_id: client_id.clone(),
+                epoch: Some(*epoch),
+                revision: *revision,
+            });
         let leader = std::iter::once(IndexEvent::Leader(self.leader.clone()));
         members
             .chain(custody)

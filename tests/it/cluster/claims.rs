@@ -155,13 +155,13 @@ fn releases_and_evictions() {
         assert_eq!(content.evictions[&("a".to_owned(), "x".to_owned())], 2);
         assert_eq!(content.sessions["x"], (b.me.clone(), 2));
         // Not its any more, another epoch, and its own.
-        a.coordinator.release("x", 1);
-        a.coordinator.release("y", 7);
+        drop(a.coordinator.release("x", 1));
+        drop(a.coordinator.release("y", 7));
         a.coordinator.evicted("x", 2);
         becomes_true("the note is gone", || a.index.content().evictions.is_empty()).await;
-        a.coordinator.release("y", 1);
+        drop(a.coordinator.release("y", 1));
         becomes_true("the session is over", || !a.index.content().sessions.contains_key("y")).await;
-        b.coordinator.release("x", 2);
+        drop(b.coordinator.release("x", 2));
         becomes_true("no sessions", || a.index.content().sessions.is_empty()).await;
         a.equals_snapshot().await;
     });
@@ -184,8 +184,8 @@ fn a_session_of_an_adopted_incarnation_is_released_by_its_holder() {
             new.etcd.once(|client| async move { kv(&client).put(key, value, None).await }).await.unwrap();
         new.coordinator.applies(put.header().unwrap().revision() as u64).await;
         // Nobody adopted what is the other node's.
-        new.coordinator.release("y", 3);
-        new.coordinator.release("x", 3);
+        drop(new.coordinator.release("y", 3));
+        drop(new.coordinator.release("x", 3));
         becomes_true("the session is over", || !new.index.content().sessions.contains_key("x")).await;
         assert!(new.coordinator.owner("y").await.unwrap().is_some());
     });
@@ -206,7 +206,7 @@ fn without_the_lease_nothing_is_written_and_with_a_new_one_it_goes_on() {
         ));
         let change = RouteChange { filter: "a/#".into(), route: Some((true, 1)) };
         let routes = tokio::spawn(a.coordinator.routes(vec![change]));
-        a.coordinator.release("old", 1);
+        drop(a.coordinator.release("old", 1));
         // Several attempts were made in vain.
         let tried = a.metrics.etcd_proposals.get() + 3;
         becomes_true("attempts", || a.metrics.etcd_proposals.get() >= tried).await;

@@ -85,7 +85,7 @@ fn apply(content: &mut Content, event: IndexEvent) {
             }
             set(&mut content.custody, of, custody.map(|c| format!("{c:?}")));
         }
-        IndexEvent::Session { client_id, session } => {
+        IndexEvent::Session { client_id, session, .. } => {
             set(&mut content.sessions, client_id.to_string(), session.map(|s| (s.owner, s.epoch)));
         }
         IndexEvent::Routes { of, add, del } => {
@@ -103,7 +103,7 @@ fn apply(content: &mut Content, event: IndexEvent) {
         IndexEvent::Retained { topic, retained, .. } => {
             set(&mut content.retained, topic.to_string(), retained)
         }
-        IndexEvent::Eviction { node, client_id, epoch } => {
+        IndexEvent::Eviction { node, client_id, epoch, .. } => {
             set(&mut content.evictions, (node.to_string(), client_id.to_string()), epoch);
         }
         IndexEvent::Leader(leader) => content.leader = leader,

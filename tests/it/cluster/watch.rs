@@ -42,7 +42,7 @@ async fn churn(node: &Node, random: &mut Random, steps: usize, seq: &mut u64) {
                 let claimed = node.coordinator.claim(claim);
                 waits.push(tokio::spawn(async move { drop(claimed.await) }));
             }
-            1 => node.coordinator.release(&name, 1),
+            1 => drop(node.coordinator.release(&name, 1)),
             2 => {
                 let changes = (0..random.below(20) + 1).map(|_| RouteChange {
                     filter: format!("f/{}", random.below(NAMES)).into(),
