@@ -7,6 +7,8 @@ mod client;
 #[cfg(test)]
 mod cluster_figures;
 #[cfg(test)]
+mod large_sessions;
+#[cfg(test)]
 mod moves_under_load;
 #[cfg(test)]
 mod moves_with_crashes;
