@@ -11,6 +11,8 @@ mod cluster_figures;
 #[cfg(test)]
 mod endings;
 #[cfg(test)]
+mod large_sessions;
+#[cfg(test)]
 mod moves_under_load;
 #[cfg(test)]
 mod moves_with_crashes;

@@ -55,10 +55,15 @@ fn an_eviction_counts_before_the_record_that_comes_after_it() {
         // The pages of a snapshot.
         broker.begin_snapshot();
         broker.apply(
-            vec![IndexEvent::Eviction { node, client_id: Arc::clone(&client_id), epoch: Some(2) }],
+            vec![IndexEvent::Eviction {
+                node,
+                client_id: Arc::clone(&client_id),
+                epoch: Some(2),
+                revision: 1,
+            }],
             None,
         );
-        broker.apply(vec![IndexEvent::Session { client_id, session: Some(session) }], None);
+        broker.apply(vec![IndexEvent::Session { client_id, session: Some(session), revision: 1_000 }], None);
         assert!(cluster.until(|| old.wire.closed()), "seed {seed}");
         assert!(cluster.until(|| watcher.payloads().len() == 1), "seed {seed}: the will is lost");
     }

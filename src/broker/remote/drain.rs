@@ -106,7 +106,13 @@ impl Broker {
             let request = Request::Adopt { client_id: handle.client_id.clone() };
             let deadline = remote.now().plus_ms(remote.limits.takeover_timeout_ms);
             let answer = remote.until(deadline, remote.ports.peers.request(&taker.id.node, request)).await;
-            if !handle.mailbox.present() || matches!(answer, Some(Ok(Response::Done))) {
+            let taken = matches!(answer, Some(Ok(Response::Done)));
+            let leaving = remote.sessions.outgoing.lock().get(&handle.client_id).filter(|_| !taken).cloned();
+            // A large session takes longer than a request may; nobody else can have it meanwhile.
+            if let Some(out) = leaving {
+                out.settled.wait().await;
+            }
+            if !handle.mailbox.present() || taken {
                 // Its routes are taken back only once this node knows as well that it is gone.
                 let gone = departed(remote.clone(), handle.clone());
                 if remote.until(deadline, Box::pin(gone)).await.is_none() {

@@ -4,26 +4,24 @@
 //! Whatever is lost between the two nodes, the store decides: this node serves the session again only after it has claimed it
 //! anew, and drops it only when the store, or the new owner, has said that it is the new owner's.
 
-use super::Once;
 use super::Remote;
-use super::lanes::Lane;
-use super::parts::{Head, encode_head, encode_messages};
+use super::outgoing::Outgoing;
+use super::parts::{Head, encode_head};
 use super::sessions::Departed;
 use crate::broker::Broker;
 use crate::broker::handle::{Handle, Subscriptions};
 use crate::broker::mailbox::{Found, Wakes};
 use crate::broker::ports::{
     BoxFuture, Change, Claim, ClaimOutcome, Epoch, Expected, MemberId, OutboundState, Response, Revision,
-    Seq, Stored, SubscriptionRecord,
+    Seq, SubscriptionRecord,
 };
 use crate::broker::publish::Scratch;
 use crate::clock::Time;
 use crate::session::Session;
 use crate::telemetry::metrics::{MoveResult, SessionState};
 use crate::topic::Filter;
-use bytes::Bytes;
+use bytes::BytesMut;
 use futures_util::future::{Either, select};
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -32,9 +30,6 @@ use std::task::Poll;
 
 /// How often to look whether publishes from before the start are done, milliseconds.
 const DUTIES_LOOK_MS: u64 = 20;
-
-/// Messages read from the journal at a time for a part of a session's state.
-const PART_MESSAGES_MAX: usize = 128;
 
 /// A session taken out of its mailbox, so that no connection has it.
 pub(super) enum Out {
@@ -52,31 +47,6 @@ enum Fate {
     Replaced,
     /// This node serves it again.
     Stays,
-}
-
-/// A session that is being handed over.
-#[derive(Debug)]
-pub struct Outgoing {
-    correlation: Arc<str>,
-    to: MemberId,
-    handle: Arc<Handle>,
-    since: Time,
-    parts: Mutex<Parts>,
-    /// What the new owner said: the revision of its claim, or `None` = it gave up.
-    taken: Arc<Once<Option<Revision>>>,
-    /// The session is served again, or gone.
-    pub(super) settled: Arc<Once<()>>,
-    #[allow(dead_code)] // held until the end
-    lane: Lane,
-}
-
-#[derive(Debug)]
-struct Parts {
-    /// The last part that was given, for the case that it got lost.
-    last: (u32, Bytes, bool),
-    /// What is still to be read.
-    left: VecDeque<Seq>,
-    touched: Time,
 }
 
 impl Broker {
@@ -118,7 +88,7 @@ impl Broker {
         correlation: Arc<str>,
     ) -> Response {
         let Some(remote) = self.remote.clone() else { return Response::NotHere };
-        if let Some(first) = remote.sessions.first_part(&client_id, &correlation) {
+        if let Some(first) = remote.sessions.outgoing(&client_id, &correlation).and_then(|o| o.first()) {
             return first;
         }
         let since = remote.now();
@@ -149,21 +119,10 @@ impl Broker {
             self.park(&handle, session, &mut Scratch::default());
             return Response::Refused("QoS 2 publishes from before the restart wait for other nodes".into());
         }
-        let Some((first, left)) = self.freeze_out(&remote, &handle, session) else {
+        let Some(state) = self.freeze_out(&remote, &handle, session) else {
             return Response::NotHere;
         };
-        let parts = Parts { last: (0, first.clone(), left.is_empty()), left, touched: remote.now() };
-        let last = parts.last.2;
-        let outgoing = Arc::new(Outgoing {
-            correlation,
-            to,
-            handle,
-            since,
-            parts: Mutex::new(parts),
-            taken: Once::new(),
-            settled: Once::new(),
-            lane,
-        });
+        let outgoing = Arc::new(Outgoing::new(correlation, to, handle, (since, remote.now()), state, lane));
         tracing::info!(
             client = %client_id, correlation = %outgoing.correlation, to = %outgoing.to, epoch,
             "session frozen for another node"
@@ -171,17 +130,18 @@ impl Broker {
         remote.metrics.sessions_frozen.add(1);
         remote.sessions.outgoing.lock().insert(client_id, outgoing.clone());
         let broker = self.clone();
+        let first = outgoing.first().unwrap_or(Response::NotHere);
         remote.ports.tasks.spawn(Box::pin(async move { broker.see_off(outgoing).await }));
-        Response::State { bytes: first, last }
+        first
     }
 
-    /// Freezes a session that was taken out: the first part of its state, and the messages still to be read.
+    /// Freezes a session that was taken out: its state but for the messages, and those, which are still to be read.
     fn freeze_out(
         &self,
         remote: &Remote,
         handle: &Arc<Handle>,
         mut session: Box<Session>,
-    ) -> Option<(Bytes, VecDeque<Seq>)> {
+    ) -> Option<(BytesMut, VecDeque<Seq>)> {
         let mut scratch = Scratch::default();
         if self.run_timers(handle, &mut session, remote.now(), &mut scratch) {
             return None;
@@ -217,52 +177,6 @@ impl Broker {
         });
         left.extend(waiting);
         Some((encode_head(&head), left))
-    }
-
-    /// More of the state of a frozen session.
-    pub(super) async fn next_part(&self, client_id: &str, correlation: &str, part: u32) -> Response {
-        let Some(remote) = &self.remote else { return Response::NotHere };
-        let Some(outgoing) = remote.sessions.outgoing(client_id, correlation) else {
-            return Response::NotHere;
-        };
-        let batch: Vec<Seq> = {
-            let mut parts = outgoing.parts.lock();
-            parts.touched = remote.now();
-            let (n, bytes, last) = &parts.last;
-            if *n == part {
-                return Response::State { bytes: bytes.clone(), last: *last };
-            }
-            if n + 1 != part || *last {
-                return Response::Refused("that part was not due".into());
-            }
-            parts.left.iter().take(PART_MESSAGES_MAX).copied().collect()
-        };
-        let found = self.read(outgoing.handle.no, batch.clone()).await;
-        let bytes = encode_messages(&found);
-        let mut parts = outgoing.parts.lock();
-        // Asked for twice at once: the second time it is there.
-        if parts.last.0 + 1 == part {
-            parts.left.drain(..batch.len());
-            parts.last = (part, bytes, parts.left.is_empty());
-        }
-        Response::State { bytes: parts.last.1.clone(), last: parts.last.2 }
-    }
-
-    /// Reads messages of a session from the journal.
-    fn read(&self, session: u64, seqs: Vec<Seq>) -> BoxFuture<Vec<Stored>> {
-        if seqs.is_empty() {
-            return Box::pin(std::future::ready(Vec::new()));
-        }
-        let found = Once::new();
-        let read = found.clone();
-        self.journal.read(
-            session,
-            seqs,
-            Box::new(move |stored| {
-                read.set(stored);
-            }),
-        );
-        found.wait()
     }
 
     /// The new owner says how its takeover came out.
@@ -424,7 +338,7 @@ impl Remote {
     /// again, or cannot be reached.
     async fn silence(&self, out: &Outgoing) {
         loop {
-            let end = out.parts.lock().touched.plus_ms(self.limits.takeover_timeout_ms);
+            let end = out.touched().plus_ms(self.limits.takeover_timeout_ms);
             let news = self.sessions.news();
             if end <= self.now() || self.members.superseded(&out.to) || !self.linked_to(&out.to) {
                 return;
@@ -456,19 +370,5 @@ impl Remote {
                 return;
             }
         }
-    }
-}
-
-impl super::sessions::Sessions {
-    fn outgoing(&self, client_id: &str, correlation: &str) -> Option<Arc<Outgoing>> {
-        self.outgoing.lock().get(client_id).filter(|o| *o.correlation == *correlation).cloned()
-    }
-
-    /// The first part again, if it was the last one given.
-    fn first_part(&self, client_id: &str, correlation: &str) -> Option<Response> {
-        let outgoing = self.outgoing(client_id, correlation)?;
-        let parts = outgoing.parts.lock();
-        let (part, bytes, last) = &parts.last;
-        (*part == 0).then(|| Response::State { bytes: bytes.clone(), last: *last })
     }
 }

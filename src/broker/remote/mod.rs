@@ -21,6 +21,7 @@ mod groups;
 mod index;
 mod lanes;
 mod late;
+mod outgoing;
 mod parts;
 mod receive;
 mod reconcile;

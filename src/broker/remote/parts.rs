@@ -1,4 +1,5 @@
-//! The state of a session on its way to another node: one part with its record, then its messages, some at a time. Version 1.
+//! The state of a session on its way to another node: a stream of pieces, one with its record, then one for each message. It is
+//! cut into parts anywhere. Version 1.
 
 use crate::broker::ports::{
     MessageId, OutboundState, Recipient, Seq, SessionRecord, Stored, SubscriptionRecord, WillRecord,
@@ -7,13 +8,16 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 const VERSION: u8 = 1;
 const HEAD: u8 = 1;
-const MESSAGES: u8 = 2;
+const MESSAGE: u8 = 2;
+
+/// Bytes of a piece's length.
+const LENGTH: usize = 4;
 
 /// Everything of a session but its messages.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,18 +34,39 @@ pub(super) struct Head {
     pub seen: Vec<MessageId>,
 }
 
-/// One part.
+/// One piece.
 #[derive(Debug, PartialEq)]
-pub(super) enum Part {
+pub(super) enum Piece {
     /// The first.
     Head(Box<Head>),
     /// All others.
-    Messages(Vec<Stored>),
+    Message(Box<Stored>),
 }
 
-/// The first part.
-pub(super) fn encode_head(head: &Head) -> Bytes {
-    let mut out = Writer::new(HEAD);
+/// The first piece.
+pub(super) fn encode_head(head: &Head) -> BytesMut {
+    let mut bytes = BytesMut::with_capacity(1024);
+    encode_piece(&mut bytes, HEAD, |o| write_head(o, head));
+    bytes
+}
+
+/// A further piece.
+pub(super) fn encode_message(bytes: &mut BytesMut, message: &Stored) {
+    encode_piece(bytes, MESSAGE, |o| write_message(o, message));
+}
+
+/// A piece begins with its length.
+fn encode_piece(bytes: &mut BytesMut, kind: u8, write: impl FnOnce(&mut Writer<'_>)) {
+    let start = bytes.len();
+    bytes.put_u32(0);
+    bytes.put_u8(VERSION);
+    bytes.put_u8(kind);
+    write(&mut Writer(bytes));
+    let len = u32::try_from(bytes.len() - start - LENGTH).unwrap_or(u32::MAX);
+    bytes[start..start + LENGTH].copy_from_slice(&len.to_be_bytes());
+}
+
+fn write_head(out: &mut Writer<'_>, head: &Head) {
     let r = &head.record;
     out.text(&r.client_id);
     out.0.put_u32(r.expiry_s);
@@ -65,44 +90,56 @@ pub(super) fn encode_head(head: &Head) -> Bytes {
         o.0.put_u8(u8::from(*state == OutboundState::Released));
     });
     out.list(&head.seen, |o, id| o.id(*id));
-    out.0.freeze()
 }
 
-/// A further part.
-pub(super) fn encode_messages(messages: &[Stored]) -> Bytes {
-    let mut out = Writer::new(MESSAGES);
-    out.list(messages, |o, s| {
-        o.0.put_u64(s.seq);
-        o.option(s.id, |o, id| o.id(id));
-        o.message(&s.message);
-        o.0.put_u8(s.recipient.qos as u8);
-        o.0.put_u8(u8::from(s.recipient.retain));
-        o.list(&s.recipient.subscription_ids, |o, id| o.0.put_u32(*id));
-        o.option(s.recipient.shared.as_ref(), |o, name| o.text(name));
-    });
-    out.0.freeze()
+fn write_message(out: &mut Writer<'_>, s: &Stored) {
+    out.0.put_u64(s.seq);
+    out.option(s.id, |o, id| o.id(id));
+    out.message(&s.message);
+    out.0.put_u8(s.recipient.qos as u8);
+    out.0.put_u8(u8::from(s.recipient.retain));
+    out.list(&s.recipient.subscription_ids, |o, id| o.0.put_u32(*id));
+    out.option(s.recipient.shared.as_ref(), |o, name| o.text(name));
 }
 
-/// Reads a part. Sessions in it have the number 0.
-///
-/// # Errors
-/// Says what is wrong with it.
-pub(super) fn decode(bytes: &[u8]) -> Result<Part, String> {
-    let mut reader = Reader(bytes);
-    let part = reader.part().ok_or_else(|| "cut off, or not of this version".to_owned())?;
-    if reader.0.is_empty() { Ok(part) } else { Err(format!("{} bytes too many", reader.0.len())) }
-}
+/// Puts parts together again. Sessions in the pieces have the number 0.
+#[derive(Debug, Default)]
+pub(super) struct Arriving(BytesMut);
 
-struct Writer(BytesMut);
-
-impl Writer {
-    fn new(kind: u8) -> Writer {
-        let mut out = BytesMut::with_capacity(1024);
-        out.put_u8(VERSION);
-        out.put_u8(kind);
-        Writer(out)
+impl Arriving {
+    /// The next part.
+    pub(super) fn add(&mut self, part: &[u8]) {
+        self.0.extend_from_slice(part);
     }
 
+    /// The next piece; `None` if it has not come, or not all of it.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub(super) fn next(&mut self) -> Result<Option<Piece>, String> {
+        let Some((len, rest)) = self.0.split_first_chunk::<LENGTH>() else { return Ok(None) };
+        let len = usize::try_from(u32::from_be_bytes(*len)).unwrap_or(usize::MAX);
+        let Some(bytes) = rest.get(..len) else { return Ok(None) };
+        let piece = decode(bytes)?;
+        self.0.advance(LENGTH + len);
+        Ok(Some(piece))
+    }
+
+    /// Whether nothing is left of what came.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<Piece, String> {
+    let mut reader = Reader(bytes);
+    let piece = reader.piece().ok_or_else(|| "cut off, or not of this version".to_owned())?;
+    if reader.0.is_empty() { Ok(piece) } else { Err(format!("{} bytes too many", reader.0.len())) }
+}
+
+struct Writer<'a>(&'a mut BytesMut);
+
+impl Writer<'_> {
     fn bytes(&mut self, bytes: &[u8]) {
         self.0.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         self.0.put_slice(bytes);
@@ -112,14 +149,14 @@ impl Writer {
         self.bytes(text.as_bytes());
     }
 
-    fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Writer, T)) {
+    fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
         self.0.put_u8(u8::from(value.is_some()));
         if let Some(value) = value {
             write(self, value);
         }
     }
 
-    fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Writer, &T)) {
+    fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Self, &T)) {
         self.0.put_u32(u32::try_from(items.len()).unwrap_or(u32::MAX));
         items.iter().for_each(|item| write(self, item));
     }
@@ -143,13 +180,13 @@ impl Writer {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn part(&mut self) -> Option<Part> {
+    fn piece(&mut self) -> Option<Piece> {
         if self.u8()? != VERSION {
             return None;
         }
         match self.u8()? {
-            HEAD => Some(Part::Head(Box::new(self.head()?))),
-            MESSAGES => Some(Part::Messages(self.list(Reader::stored)?)),
+            HEAD => Some(Piece::Head(Box::new(self.head()?))),
+            MESSAGE => Some(Piece::Message(Box::new(self.stored()?))),
             _ => None,
         }
     }
@@ -298,9 +335,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn parts_come_back_as_they_were_and_no_cut_is_taken_for_one() {
-        let stored = Stored {
+    fn stored() -> Stored {
+        Stored {
             seq: 30,
             id: Some(MessageId { origin: 2, seq: 8 }),
             message: message("a/b"),
@@ -311,17 +347,37 @@ mod tests {
                 subscription_ids: [7, 8, 9].into_iter().collect(),
                 shared: Some("$share/g/a/+".into()),
             },
-        };
-        let messages = encode_messages(&[stored.clone(), stored.clone()]);
-        for (bytes, part) in [
-            (encode_head(&head()), Part::Head(Box::new(head()))),
-            (messages, Part::Messages(vec![stored.clone(), stored])),
-        ] {
-            assert_eq!(decode(&bytes).unwrap(), part);
-            for cut in 0..bytes.len() {
-                assert!(decode(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn pieces_come_back_as_they_were_wherever_the_parts_are_cut() {
+        let mut bytes = encode_head(&head());
+        (0..2).for_each(|_| encode_message(&mut bytes, &stored()));
+        for size in 1..=bytes.len() {
+            let (mut arriving, mut pieces) = (Arriving::default(), Vec::new());
+            for part in bytes.chunks(size) {
+                arriving.add(part);
+                while let Some(piece) = arriving.next().unwrap() {
+                    pieces.push(piece);
+                }
             }
-            assert!(decode(&[&bytes[..], &[0]].concat()).is_err());
+            assert!(arriving.is_empty());
+            let message = || Piece::Message(Box::new(stored()));
+            assert_eq!(pieces, [Piece::Head(Box::new(head())), message(), message()], "parts of {size}");
+        }
+    }
+
+    #[test]
+    fn no_cut_is_taken_for_a_piece() {
+        let mut message = BytesMut::new();
+        encode_message(&mut message, &stored());
+        for bytes in [encode_head(&head()), message] {
+            let piece = &bytes[LENGTH..];
+            for cut in 0..piece.len() {
+                assert!(decode(&piece[..cut]).is_err(), "cut at {cut}");
+            }
+            assert!(decode(&[piece, &[0]].concat()).is_err());
         }
     }
 }

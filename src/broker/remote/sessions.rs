@@ -124,7 +124,7 @@ pub struct Sessions {
     /// Sessions of the journal of which it is not known whether they are still this node's.
     pub(super) recovered: Mutex<Vec<super::reconcile::Candidate>>,
     /// Sessions that are being handed over.
-    pub(super) outgoing: Mutex<HashMap<Arc<str>, Arc<super::freeze::Outgoing>>>,
+    pub(super) outgoing: Mutex<HashMap<Arc<str>, Arc<super::outgoing::Outgoing>>>,
     pub(super) departed: Mutex<BTreeMap<(Revision, SessionNo), Departed>>,
     /// Sessions with a lower number were in the journal at the start.
     pub(in crate::broker) first_new: AtomicU64,

@@ -4,7 +4,7 @@
 //! Until the claim is granted everything here is void; from then on everything is here. Between the two only the store knows,
 //! so the claim is repeated until it has answered, and nothing is thrown away before.
 
-use super::parts::{Head, Part, decode};
+use super::parts::{Arriving, Head, Piece};
 use super::{Remote, durable};
 use crate::broker::Broker;
 use crate::broker::ending::delivery;
@@ -26,6 +26,9 @@ use std::sync::Arc;
 
 /// How long to wait before a request without an answer is repeated, milliseconds.
 const ASK_PAUSE_MS: u64 = 20;
+
+/// How long a takeover may go on that makes progress, milliseconds.
+const TAKEOVER_MAX_MS: u64 = 600_000;
 
 /// How a takeover came out.
 pub(super) enum Moved {
@@ -67,9 +70,9 @@ impl Broker {
         let Some(remote) = self.remote.clone() else { return Moved::NotNow };
         let since = remote.now();
         let correlation = remote.sessions.correlation(&remote.me);
-        let trip = Trip { client_id, from: &owner.holder, correlation, since, deadline };
+        let mut trip = Trip { client_id, from: &owner.holder, correlation, since, deadline };
         tracing::info!(client = %client_id, correlation = %trip.correlation, from = %trip.from, "takeover begins");
-        let (outcome, at) = self.carry_over(&remote, &trip, owner).await;
+        let (outcome, at) = self.carry_over(&remote, &mut trip, owner).await;
         let (result, ms) = (outcome.result(), remote.now().since_ms(since));
         remote.metrics.moves.of(result).inc();
         if matches!(outcome, Moved::Here) {
@@ -83,7 +86,7 @@ impl Broker {
     async fn carry_over(
         self: &Arc<Broker>,
         remote: &Arc<Remote>,
-        trip: &Trip<'_>,
+        trip: &mut Trip<'_>,
         owner: &Owner,
     ) -> (Moved, Option<Revision>) {
         let incoming = match self.fetch(remote, trip, owner).await {
@@ -124,7 +127,7 @@ impl Broker {
     }
 
     /// Gets all parts and puts them into the journal; what came is void if not all did.
-    async fn fetch(&self, remote: &Remote, trip: &Trip<'_>, owner: &Owner) -> Result<Incoming, String> {
+    async fn fetch(&self, remote: &Remote, trip: &mut Trip<'_>, owner: &Owner) -> Result<Incoming, String> {
         let mut incoming: Option<Incoming> = None;
         let fetched = self.fetch_parts(remote, trip, owner, &mut incoming).await;
         match (fetched, incoming) {
@@ -142,24 +145,40 @@ impl Broker {
     async fn fetch_parts(
         &self,
         remote: &Remote,
-        trip: &Trip<'_>,
+        trip: &mut Trip<'_>,
         owner: &Owner,
         incoming: &mut Option<Incoming>,
     ) -> Result<(), String> {
         let (client_id, correlation) = (trip.client_id.clone(), trip.correlation.clone());
         let epoch = owner.session.epoch;
         let mut request = Request::Freeze { client_id, epoch, correlation };
-        let mut part = 0;
+        let (mut part, mut arriving, mut before) = (0, Arriving::default(), None);
         loop {
             let (bytes, last) = self.ask(remote, trip, request).await?;
-            match (decode(&bytes), incoming.as_mut()) {
-                (Ok(Part::Head(head)), None) => *incoming = Some(self.begin_incoming(*head, trip, owner)),
-                (Ok(Part::Messages(messages)), Some(incoming)) => self.add_messages(incoming, messages),
-                (Ok(_), _) => return Err("the parts do not come in order".to_owned()),
-                (Err(why), _) => return Err(format!("a part cannot be read: {why}")),
+            trip.goes_on(remote);
+            arriving.add(&bytes);
+            drop(bytes);
+            while let Some(piece) = arriving.next().map_err(|why| format!("a part cannot be read: {why}"))? {
+                match (piece, incoming.as_mut()) {
+                    (Piece::Head(head), None) => *incoming = Some(self.begin_incoming(*head, trip, owner)),
+                    (Piece::Message(stored), Some(incoming)) => self.add_message(incoming, *stored),
+                    (_, _) => return Err("the parts do not come in order".to_owned()),
+                }
+            }
+            if last && !arriving.is_empty() {
+                return Err("the last part is cut off".to_owned());
             }
             if last {
                 return Ok(());
+            }
+            // No more than two parts wait for the journal.
+            if let Some(lsn) = before.replace(self.journal.append(&[]))
+                && remote
+                    .until(trip.deadline, Box::pin(durable::durable(self.journal.clone(), lsn)))
+                    .await
+                    .is_none()
+            {
+                return Err("the journal does not follow".to_owned());
             }
             part += 1;
             let (client_id, correlation) = (trip.client_id.clone(), trip.correlation.clone());
@@ -216,24 +235,22 @@ impl Broker {
         Incoming { head: Head { record, ..head }, no, steps, backlog, bytes: 0 }
     }
 
-    fn add_messages(&self, incoming: &mut Incoming, messages: Vec<Stored>) {
-        for stored in messages {
-            let seq = self.journal.next_seq();
-            let recipients = [Recipient { session: incoming.no, ..stored.recipient.clone() }];
-            let message =
-                Change::Message { seq, id: stored.id, message: &stored.message, recipients: &recipients };
-            let step = incoming.head.outbound.iter().find(|(_, old, _)| *old == stored.seq);
-            match step {
-                Some((packet_id, old, state)) => {
-                    let (session, packet_id, state) = (incoming.no, *packet_id, *state);
-                    self.journal.append(&[message, Change::Outbound { session, packet_id, seq, state }]);
-                    incoming.steps.insert(*old, seq);
-                }
-                None => {
-                    self.journal.append(&[message]);
-                    incoming.backlog.push_back(seq);
-                    incoming.bytes += delivery(Stored { seq, ..stored }).size() as u64;
-                }
+    fn add_message(&self, incoming: &mut Incoming, stored: Stored) {
+        let seq = self.journal.next_seq();
+        let recipients = [Recipient { session: incoming.no, ..stored.recipient.clone() }];
+        let message =
+            Change::Message { seq, id: stored.id, message: &stored.message, recipients: &recipients };
+        let step = incoming.head.outbound.iter().find(|(_, old, _)| *old == stored.seq);
+        match step {
+            Some((packet_id, old, state)) => {
+                let (session, packet_id, state) = (incoming.no, *packet_id, *state);
+                self.journal.append(&[message, Change::Outbound { session, packet_id, seq, state }]);
+                incoming.steps.insert(*old, seq);
+            }
+            None => {
+                self.journal.append(&[message]);
+                incoming.backlog.push_back(seq);
+                incoming.bytes += delivery(Stored { seq, ..stored }).size() as u64;
             }
         }
     }
@@ -394,6 +411,14 @@ impl Remote {
         };
         // What moved may have to wait until this node has answered an earlier frame of the same publish.
         settled(&old.node).min(settled(&self.me.node))
+    }
+}
+
+impl Trip<'_> {
+    /// A part has come: a large session may take as long again for the next one.
+    fn goes_on(&mut self, remote: &Remote) {
+        let next = remote.now().plus_ms(remote.limits.takeover_timeout_ms);
+        self.deadline = self.deadline.max(next.min(self.since.plus_ms(TAKEOVER_MAX_MS)));
     }
 }
 

@@ -7,12 +7,26 @@ use crate::broker::ports::{
     BoxFuture, Frame, Inbox, LinkStatus, Member, MemberId, MessageId, PeerError, Peers, Report, Request,
     Response, Tasks,
 };
+use crate::cluster::peers::CONTROL_MESSAGE_MAX;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How long a request to another node may take, milliseconds.
 const REQUEST_MS: u64 = 5_000;
+
+/// A response as the other side gets it: one that is too large for a real link becomes a refusal here as well.
+fn limited(response: Response) -> Response {
+    let size = match &response {
+        Response::State { bytes, .. } | Response::Events(Some((bytes, _))) => bytes.len(),
+        Response::Operated(json) => json.len(),
+        _ => 0,
+    };
+    if size <= CONTROL_MESSAGE_MAX {
+        return response;
+    }
+    Response::Refused(format!("a response of more than {CONTROL_MESSAGE_MAX} bytes").into())
+}
 
 type Pair = (Arc<str>, Arc<str>);
 
@@ -208,7 +222,7 @@ impl Peers for MemoryPeers {
                     tasks.sleep(net.delay()).await;
                     let still = net.reach(&me, &node).is_some_and(|r| r.id == asked.id);
                     if still && !net.stalls(&me.node, &node) {
-                        return Ok(answer);
+                        return Ok(limited(answer));
                     }
                 }
             }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 pub(super) const REQUESTS_MAX: usize = 1024;
 
 /// Bytes of one request or response.
-pub(super) const CONTROL_MESSAGE_MAX: usize = 16 << 20;
+pub(in crate::cluster) const CONTROL_MESSAGE_MAX: usize = 16 << 20;
 
 /// See the module.
 #[derive(Default)]

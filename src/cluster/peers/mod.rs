@@ -28,6 +28,7 @@ mod slots;
 mod tls;
 mod wire;
 
+pub(super) use asks::CONTROL_MESSAGE_MAX;
 pub use options::{PeerIdentity, PeerOptions, PeerTls, PemFile};
 pub use server::{BindError, PeerServer};
 
@@ -37,7 +38,6 @@ use crate::broker::ports::{
 use crate::clock;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::PeerRequest;
-use asks::CONTROL_MESSAGE_MAX;
 use breaker::Pass;
 use link::{Link, Phase, Target};
 use parking_lot::{Mutex, RwLock};
