@@ -269,6 +269,12 @@ fn every_node_gets_as_much_as_it_has_members_and_each_message_once() {
             (node, client)
         })
         .collect();
+    // Others are told how many members a node has when that has held for a moment.
+    wait::until_true("the publisher's node knows the members", || {
+        let page = cluster.get_json(2, "/api/v1/routes?topic=w/x");
+        let nodes = page["groups"][0]["nodes"].as_array();
+        nodes.is_some_and(|all| all.iter().any(|n| n["node"] == "n1" && n["weight"] == 3))
+    });
     for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
         let mut got = BTreeMap::<usize, Vec<String>>::new();
         for n in 0..MANY {
