@@ -9,6 +9,8 @@ mod cluster_figures;
 #[cfg(test)]
 mod large_sessions;
 #[cfg(test)]
+mod moves_interrupted;
+#[cfg(test)]
 mod moves_under_load;
 #[cfg(test)]
 mod moves_with_crashes;
