@@ -28,8 +28,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
-/// How often to look whether publishes from before the start are done, milliseconds.
-const DUTIES_LOOK_MS: u64 = 20;
+/// How often to look for what nobody tells of, milliseconds.
+const LOOK_MS: u64 = 20;
+
+/// The pause before the store's revision is asked for again, milliseconds.
+const REVISION_PAUSE_MS: u64 = 200;
 
 /// A session taken out of its mailbox, so that no connection has it.
 pub(super) enum Out {
@@ -88,19 +91,25 @@ impl Broker {
         correlation: Arc<str>,
     ) -> Response {
         let Some(remote) = self.remote.clone() else { return Response::NotHere };
-        if let Some(first) = remote.sessions.outgoing(&client_id, &correlation).and_then(|o| o.first()) {
-            return first;
-        }
         let since = remote.now();
         let deadline = since.plus_ms(remote.limits.takeover_timeout_ms);
         let lane = remote.sessions.lanes.join(&client_id);
-        let (reconciled, turn) = (remote.sessions.when_reconciled(), lane.turn());
-        let ready = Box::pin(async move {
-            reconciled.await;
-            turn.await;
-        });
-        if remote.until(deadline, ready).await.is_none() {
-            return Response::Refused("the session is busy".into());
+        loop {
+            if let Some(answer) = remote.asked_before(&to, &client_id, &correlation) {
+                return answer;
+            }
+            let (reconciled, turn) = (remote.sessions.when_reconciled(), lane.turn());
+            let ready = Box::pin(async move {
+                reconciled.await;
+                turn.await;
+            });
+            // What this one waits for may be an earlier takeover by the same node, which may be frozen only by now.
+            if remote.until(deadline.min(remote.now().plus_ms(LOOK_MS)), ready).await.is_some() {
+                break;
+            }
+            if deadline <= remote.now() {
+                return Response::Refused("the session is busy".into());
+            }
         }
         let here = |h: &Arc<Handle>| h.mailbox.present() && h.epoch() == epoch && !h.disowned();
         let Some(handle) = self.session(&client_id).filter(here) else { return Response::NotHere };
@@ -108,6 +117,10 @@ impl Broker {
             return Response::Refused("the session is not kept beyond its connection".into());
         }
         remote.ordered(&handle, deadline).await;
+        if !remote.linked_to(&to) {
+            // It would be given up at once, with its client gone.
+            return Response::Refused("the node that has the session has no link to this one".into());
+        }
         let Out::Session(session) = self.take_out(&handle).await else { return Response::NotHere };
         if let Some(open) = remote.origins.publishes_settled(handle.no)
             && remote.until(deadline, open.wait()).await.is_none()
@@ -250,14 +263,17 @@ impl Broker {
                     let (epoch, expiry_s) = (o.session.epoch + 1, o.session.expiry_s);
                     (Expected::Read(o), epoch, expiry_s)
                 }
-                Some(o) => {
-                    // An eviction is known with the claim that brought it.
-                    remote.when_applied(o.revision).await;
-                    let replaced = remote.sessions.replaced_by(&handle.client_id, handle.epoch() + 1);
-                    return if replaced { Fate::Replaced } else { Fate::Left(o.revision) };
+                Some(o) => return remote.gone(handle, o.revision).await,
+                None => {
+                    let known = remote.applied().max(remote.me.incarnation);
+                    let at = remote.revision_certainly().await;
+                    // Nobody ends what this node has: another node claimed it, and there it ended.
+                    if at >= known {
+                        return remote.gone(handle, at).await;
+                    }
+                    // The store went back in time (decision 10).
+                    (Expected::Absent, handle.epoch() + 1, 1)
                 }
-                // Nobody gives up what this node has: the record went with an incarnation that was forgotten.
-                None => (Expected::Absent, handle.epoch() + 1, 1),
             };
             let client_id = handle.client_id.clone();
             let claim = Claim { client_id, expected, epoch, expiry_s, evict: None };
@@ -347,6 +363,24 @@ impl Remote {
         }
     }
 
+    /// What became of a session that is not this node's since `at`, or an earlier revision.
+    async fn gone(&self, handle: &Handle, at: Revision) -> Fate {
+        // An eviction is known with the claim that brought it.
+        self.when_applied(at).await;
+        let replaced = self.sessions.replaced_by(&handle.client_id, handle.epoch() + 1);
+        if replaced { Fate::Replaced } else { Fate::Left(at) }
+    }
+
+    /// A revision of the store, not older than what was read before: asked for until the store has answered.
+    async fn revision_certainly(&self) -> Revision {
+        loop {
+            if let Ok(revision) = self.ports.coordinator.read_revision().await {
+                return revision;
+            }
+            self.ports.tasks.sleep(REVISION_PAUSE_MS).await;
+        }
+    }
+
     /// Waits until every node has the QoS 2 publishes that were begun before the start: any session of the journal may have
     /// published them, and goes on elsewhere only after them (G3). False if that takes too long.
     async fn duties_done(&self, handle: &Handle, deadline: Time) -> bool {
@@ -357,7 +391,7 @@ impl Remote {
             if deadline <= self.now() {
                 return false;
             }
-            self.until(self.now().plus_ms(DUTIES_LOOK_MS), self.sessions.reports()).await;
+            self.until(self.now().plus_ms(LOOK_MS), self.sessions.reports()).await;
         }
         true
     }

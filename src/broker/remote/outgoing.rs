@@ -1,9 +1,9 @@
 //! A session that is being handed over: its state in parts, so that none is too large for one answer.
 
-use super::Once;
 use super::lanes::Lane;
 use super::parts::encode_message;
 use super::sessions::Sessions;
+use super::{Once, Remote};
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::broker::ports::{BoxFuture, MemberId, Response, Revision, Seq, Stored};
@@ -152,6 +152,22 @@ impl Broker {
             }),
         );
         found.wait()
+    }
+}
+
+impl Remote {
+    /// What is known of a takeover that `to` asks for: its first part, if the session is frozen for it already. Who asks
+    /// anew has given up what it asked for before, though it could not say so.
+    pub(super) fn asked_before(&self, to: &MemberId, client_id: &str, correlation: &str) -> Option<Response> {
+        let outgoing = self.sessions.outgoing.lock().get(client_id).cloned()?;
+        if *outgoing.correlation == *correlation {
+            let late = || Response::Refused("the first part was given long ago".into());
+            return Some(outgoing.first().unwrap_or_else(late));
+        }
+        if outgoing.to == *to {
+            outgoing.taken.set(None);
+        }
+        None
     }
 }
 

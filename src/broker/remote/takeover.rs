@@ -30,6 +30,9 @@ const ASK_PAUSE_MS: u64 = 20;
 /// How long a takeover may go on that makes progress, milliseconds.
 const TAKEOVER_MAX_MS: u64 = 600_000;
 
+/// How long to wait before the old owner is told again how it came out, milliseconds.
+const TELL_PAUSE_MS: u64 = 100;
+
 /// How a takeover came out.
 pub(super) enum Moved {
     /// The session is here.
@@ -317,7 +320,8 @@ impl Broker {
         self.late_soon(remote);
     }
 
-    /// Tells the old owner how it came out, until it has heard it or is gone: then it asks the store.
+    /// Tells the old owner how it came out, as soon as there is a link to it, until it has heard it or is gone: then it asks the
+    /// store.
     fn tell(&self, remote: &Arc<Remote>, trip: &Trip<'_>, at: Option<Revision>) {
         let (client_id, correlation) = (trip.client_id.clone(), trip.correlation.clone());
         let taken = Request::Taken { client_id, correlation, claimed_at: at };
@@ -325,14 +329,18 @@ impl Broker {
         let tasks = remote.ports.tasks.clone();
         let deadline = remote.now().plus_ms(remote.limits.takeover_timeout_ms);
         tasks.spawn(Box::pin(async move {
-            while remote.now() < deadline && remote.linked_to(&to) {
-                let answer =
-                    remote.until(deadline, remote.ports.peers.request(&to.node, taken.clone())).await;
-                if matches!(answer, Some(Ok(_))) {
-                    return;
-                }
+            while remote.now() < deadline && !remote.members.superseded(&to) {
                 let news = remote.sessions.news();
-                remote.until(remote.now().plus_ms(100), news).await;
+                let mut next = deadline;
+                if remote.linked_to(&to) {
+                    let answer =
+                        remote.until(deadline, remote.ports.peers.request(&to.node, taken.clone())).await;
+                    if matches!(answer, Some(Ok(_))) {
+                        return;
+                    }
+                    next = remote.now().plus_ms(TELL_PAUSE_MS);
+                }
+                remote.until(next.min(deadline), news).await;
             }
         }));
     }

@@ -39,7 +39,7 @@ fn pair(a: &str, b: &str) -> Pair {
 struct State {
     /// The processes that may be reached.
     up: BTreeMap<Arc<str>, Receiver>,
-    /// Pairs between which no connection holds.
+    /// Ways on which no connection holds: who makes it, and to whom.
     parted: BTreeSet<Pair>,
     /// Pairs between which connections hold but nothing gets through.
     stalled: BTreeSet<Pair>,
@@ -69,7 +69,14 @@ impl Network {
 
     /// Breaks all connections between two nodes and lets none be made, or allows them again.
     pub fn partition(&self, a: &str, b: &str, parted: bool) {
-        self.change(|s| if parted { s.parted.insert(pair(a, b)) } else { s.parted.remove(&pair(a, b)) });
+        self.part_one_way(a, b, parted);
+        self.part_one_way(b, a, parted);
+    }
+
+    /// As [`Network::partition`], but only of connections that `from` makes: those that `to` makes go on.
+    pub fn part_one_way(&self, from: &str, to: &str, parted: bool) {
+        let way = (from.into(), to.into());
+        self.change(|s| if parted { s.parted.insert(way) } else { s.parted.remove(&way) });
     }
 
     /// Lets nothing through between two nodes, while their connections hold, or lets all of it through again.
@@ -105,7 +112,7 @@ impl Network {
     pub(super) fn reach(&self, me: &MemberId, node: &str) -> Option<Receiver> {
         let state = self.0.state.lock();
         let alive = state.up.get(&me.node).is_some_and(|r| r.id == *me);
-        let open = alive && !state.parted.contains(&pair(&me.node, node));
+        let open = alive && !state.parted.contains(&(me.node.clone(), node.into()));
         state.up.get(node).filter(|_| open).cloned()
     }
 
@@ -209,10 +216,12 @@ impl Peers for MemoryPeers {
             let Some(asked) = net.reach(&me, &node).filter(|_| kept) else {
                 return Err(PeerError::Unreachable(node));
             };
+            let broken = || net.reach(&me, &node).is_none_or(|r| r.id != asked.id);
             tasks.sleep(net.delay()).await;
-            let got_there =
-                net.reach(&me, &node).is_some_and(|r| r.id == asked.id) && !net.stalls(&me.node, &node);
-            if got_there {
+            if broken() {
+                return Err(PeerError::Unreachable(node));
+            }
+            if !net.stalls(&me.node, &node) {
                 if asked.inbox.superseded(&me) {
                     return Err(PeerError::Unreachable(node));
                 }
@@ -220,8 +229,10 @@ impl Peers for MemoryPeers {
                 let answer = asked.inbox.request(me.clone(), request);
                 if let Some(answer) = before(answer, tasks.sleep(left)).await {
                     tasks.sleep(net.delay()).await;
-                    let still = net.reach(&me, &node).is_some_and(|r| r.id == asked.id);
-                    if still && !net.stalls(&me.node, &node) {
+                    if broken() {
+                        return Err(PeerError::Unreachable(node));
+                    }
+                    if !net.stalls(&me.node, &node) {
                         return Ok(limited(answer));
                     }
                 }

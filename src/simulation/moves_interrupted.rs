@@ -1,0 +1,98 @@
+//! Takeovers between whose nodes the link breaks: they come to an end as soon as it is back, and neither node believes what it had.
+
+use super::takeovers::{EXPIRY_S, cluster, connected};
+use super::*;
+use crate::mqtt::client::{self, Connect, Will};
+use crate::mqtt::{Property, QoS, Reason, Version};
+
+/// A client with a session at node 0 and a will, which is published a second after it is lost.
+fn with_will(cluster: &Cluster) -> SimClient {
+    let (mut properties, mut delay) = (Vec::new(), Vec::new());
+    client::put_property(&mut properties, &Property::SessionExpiryInterval(EXPIRY_S));
+    client::put_property(&mut delay, &Property::WillDelayInterval(1));
+    let will =
+        Will { topic: "will/s", payload: b"lost", qos: QoS::AtLeastOnce, retain: false, properties: &delay };
+    let connect = Connect {
+        version: Version::V5,
+        clean_start: false,
+        keep_alive_s: 0,
+        properties: &properties,
+        client_id: "s",
+        will: Some(will),
+        username: None,
+        password: None,
+    };
+    let mut client = SimClient::connect_with(cluster.open(0), &connect);
+    assert_eq!(connected(cluster, &mut client), Some((false, Reason::Success)));
+    subscribe(cluster, &mut client, "t/#");
+    client
+}
+
+fn subscribe(cluster: &Cluster, client: &mut SimClient, filter: &str) {
+    client.subscribe(filter, QoS::ExactlyOnce);
+    assert!(cluster.until(|| client.seen().iter().any(|g| matches!(g, Got::Subscribed(..)))));
+}
+
+/// The client comes to node 1; its session is frozen at node 0, and the answer is on its way.
+fn comes_to_the_other(cluster: &Cluster, expiry_s: u32) -> SimClient {
+    cluster.net.latency(20);
+    let client = SimClient::connect(cluster.open(1), "s", false, expiry_s);
+    let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
+    assert!(cluster.until(frozen));
+    client
+}
+
+#[test]
+fn a_session_that_ended_at_its_new_owner_does_not_come_back_at_the_old_one() {
+    let cluster = cluster(3, 41);
+    let mut observer = SimClient::connect(cluster.open(2), "o", true, 0);
+    assert!(connected(&cluster, &mut observer).is_some());
+    subscribe(&cluster, &mut observer, "will/#");
+    let _old = with_will(&cluster);
+    let mut client = comes_to_the_other(&cluster, 0);
+    // Node 1 gets all of the state, but cannot claim the session yet.
+    cluster.cut_from_store(1, true);
+    cluster.advance(100);
+    cluster.partition(0, 1, true);
+    cluster.cut_from_store(0, true);
+    cluster.cut_from_store(1, false);
+    assert_eq!(connected(&cluster, &mut client), Some((true, Reason::Success)));
+    client.leave();
+    assert!(cluster.until(|| cluster.store.owner("s").is_none()));
+    cluster.partition(0, 1, false);
+    cluster.cut_from_store(0, false);
+    cluster.advance(20_000);
+    assert!(cluster.broker(0).unwrap().session("s").is_none());
+    assert_eq!(cluster.store.owner("s"), None);
+    assert_eq!(observer.payloads(), [""; 0]);
+}
+
+#[test]
+fn a_link_that_breaks_for_a_moment_does_not_hold_a_session_up_for_long() {
+    let cluster = cluster(3, 42);
+    let _old = with_will(&cluster);
+    let mut client = comes_to_the_other(&cluster, EXPIRY_S);
+    let (new, old) = (cluster.name(1), cluster.name(0));
+    cluster.net.part_one_way(&new, &old, true);
+    cluster.advance(300);
+    cluster.net.part_one_way(&new, &old, false);
+    let healed = cluster.sim.now();
+    assert_eq!(connected(&cluster, &mut client), Some((true, Reason::Success)));
+    let ms = cluster.sim.now().since_ms(healed);
+    assert!(ms < 2_000, "{ms} ms");
+}
+
+#[test]
+fn a_client_keeps_its_connection_while_its_session_cannot_be_given_away() {
+    let cluster = cluster(3, 43);
+    let old = with_will(&cluster);
+    let (to, from) = (cluster.name(1), cluster.name(0));
+    cluster.net.part_one_way(&from, &to, true);
+    cluster.settle();
+    let mut client = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
+    cluster.advance(2_000);
+    assert!(!old.wire.closed());
+    cluster.net.part_one_way(&from, &to, false);
+    assert_eq!(connected(&cluster, &mut client), Some((true, Reason::Success)));
+    assert!(cluster.until(|| old.wire.closed()));
+}
