@@ -58,6 +58,26 @@ fn a_session_moves_with_its_queue_and_what_is_in_flight() {
 }
 
 #[test]
+fn a_session_moves_with_more_than_one_answer_of_a_node_may_have() {
+    let cluster = BerthCluster::start(2);
+    let dial = Dial::v5("mover").persistent();
+    let mut old = cluster.connect(0, &dial);
+    assert_eq!(old.subscribe(&[("q/+", QoS::AtLeastOnce)]), [1]);
+    old.disconnect();
+    let mut publisher = cluster.connect(0, &Dial::v5("publisher"));
+    let padding = " ".repeat(900 << 10);
+    for n in 0..40 {
+        publisher.publish("q/x", &format!("{n}{padding}"), QoS::AtLeastOnce);
+    }
+    let mut new = cluster.connect(1, &dial);
+    assert!(new.present);
+    for n in 0..40 {
+        assert_eq!(new.receive().text().trim_end(), n.to_string());
+    }
+    nothing_more(&mut new);
+}
+
+#[test]
 fn a_publisher_moves_at_every_step_of_qos_2() {
     let cluster = BerthCluster::start(3);
     let mut sub = cluster.connect(1, &Dial::v5("sub"));

@@ -1,5 +1,5 @@
-//! The old or the new owner of a session is killed while a takeover is at each of its steps; whatever the step, one node has
-//! the session afterwards, with all of it.
+//! The old owner of a session, the new one or both are killed while a takeover is at each of its steps; whatever the step, one
+//! node has the session afterwards, with all of it, and its will is not published.
 
 use super::nodes::BerthCluster;
 use super::trap::{Trap, Way};
@@ -14,7 +14,13 @@ const NEW: usize = 1;
 const THIRD: usize = 2;
 
 /// Messages of a session; the first four are on their way to its client when it moves.
-const MESSAGES: usize = 12;
+const FEW: usize = 12;
+
+/// More than go into one part of its state.
+const MANY: usize = 150;
+
+/// No client is away for so long.
+const WILL_DELAY_S: u32 = 600;
 
 const OPTIONS: &[(&str, &str)] = &[("cluster.takeover_timeout", "3s"), ("cluster.order_wait", "1s")];
 
@@ -44,50 +50,54 @@ struct Step {
     /// For this client identifier.
     trap: fn(&str) -> Trap,
     sign: Sign,
+    messages: usize,
 }
 
-/// The requests name the client: freeze, the messages (one part), taken.
+impl Step {
+    const fn new(what: &'static str, link: Link, trap: fn(&str) -> Trap, sign: Sign) -> Step {
+        Step { what, link, trap, sign, messages: FEW }
+    }
+
+    const fn of_many(self) -> Step {
+        Step { messages: MANY, ..self }
+    }
+}
+
+/// The requests name the client: freeze, the messages (one part, or two of many), taken.
 const STEPS: &[Step] = &[
-    Step { what: "freeze is asked for", link: Link::Peers, trap: |c| there(c, 1), sign: Sign::None },
-    Step {
-        what: "frozen, the answer is lost",
-        link: Link::Peers,
-        trap: |c| there(c, 1).answer(),
-        sign: Sign::Log("session frozen"),
-    },
-    Step { what: "messages are asked for", link: Link::Peers, trap: |c| there(c, 2), sign: Sign::None },
-    Step {
-        what: "messages are on their way",
-        link: Link::Peers,
-        trap: |c| Trap::at(Way::Back, &text(c, 7)),
-        sign: Sign::None,
-    },
-    Step {
-        what: "routes are written",
-        link: Link::Etcd,
-        trap: |c| Trap::at(Way::There, &filter(c)),
-        sign: Sign::None,
-    },
-    Step {
-        what: "claim is sent",
-        link: Link::Etcd,
-        trap: |_| Trap::at(Way::There, r#""epoch":2"#),
-        sign: Sign::None,
-    },
-    Step {
-        what: "claimed, the answer is lost",
-        link: Link::Etcd,
-        trap: |_| Trap::at(Way::There, r#""epoch":2"#).answer(),
-        sign: Sign::Claimed,
-    },
-    Step { what: "the old owner is told", link: Link::Peers, trap: |c| there(c, 3), sign: Sign::Answered },
-    Step {
-        what: "the old owner's answer is lost",
-        link: Link::Peers,
-        trap: |c| there(c, 3).answer(),
-        sign: Sign::Log("session left"),
-    },
+    Step::new("freeze is asked for", Link::Peers, |c| there(c, 1), Sign::None),
+    Step::new(
+        "frozen, the answer is lost",
+        Link::Peers,
+        |c| there(c, 1).answer(),
+        Sign::Log("session frozen"),
+    ),
+    Step::new("messages are asked for", Link::Peers, |c| there(c, 2), Sign::None),
+    Step::new("messages are on their way", Link::Peers, |c| Trap::at(Way::Back, &text(c, 7)), Sign::None),
+    Step::new("more messages are asked for", Link::Peers, |c| there(c, 3), Sign::None).of_many(),
+    Step::new(
+        "more messages are on their way",
+        Link::Peers,
+        |c| Trap::at(Way::Back, &text(c, MANY - 1)),
+        Sign::None,
+    )
+    .of_many(),
+    Step::new("routes are written", Link::Etcd, |c| Trap::at(Way::There, &filter(c)), Sign::None),
+    Step::new("claim is sent", Link::Etcd, claim, Sign::None),
+    Step::new("claimed, the answer is lost", Link::Etcd, |c| claim(c).answer(), Sign::Claimed),
+    Step::new("the old owner is told", Link::Peers, |c| there(c, 3), Sign::Answered),
+    Step::new(
+        "the old owner's answer is lost",
+        Link::Peers,
+        |c| there(c, 3).answer(),
+        Sign::Log("session left"),
+    ),
 ];
+
+/// The session's own record under its second epoch.
+fn claim(client: &str) -> Trap {
+    Trap::at(Way::There, &format!("sessions/{client}")).then(r#""epoch":2"#)
+}
 
 fn there(text: &str, n: usize) -> Trap {
     Trap::at(Way::There, text).nth(n)
@@ -103,11 +113,11 @@ fn text(client: &str, n: usize) -> String {
 }
 
 /// A session on the old owner: messages 0 to 2 are with its client, of message 3 it has had PUBREL, the others wait.
-fn prepare(cluster: &BerthCluster, dial: &Dial) -> Client {
+fn prepare(cluster: &BerthCluster, dial: &Dial, messages: usize) -> Client {
     let mut client = cluster.connect(OLD, dial);
     assert_eq!(client.subscribe(&[(&filter(&dial.client_id), QoS::ExactlyOnce)]), [2]);
     let mut publisher = cluster.connect(THIRD, &Dial::v5("pub"));
-    for n in 0..MESSAGES {
+    for n in 0..messages {
         let qos = if n % 2 == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
         publisher.publish(&format!("to/{}/x", dial.client_id), &text(&dial.client_id, n), qos);
     }
@@ -137,10 +147,10 @@ fn come_back(cluster: &BerthCluster, i: usize, dial: &Dial) -> Client {
 }
 
 /// All of the session comes, once and in order, and nothing else.
-fn must_have_all(client: &mut Client, id: &str) {
+fn must_have_all(client: &mut Client, id: &str, messages: usize) {
     let mut released = 0;
     let mut texts = Vec::new();
-    while texts.len() < MESSAGES - 1 || released < MESSAGES / 2 {
+    while texts.len() < messages - 1 || released < messages / 2 {
         match client.recv() {
             In::Publish(p) => {
                 texts.push(p.text().to_owned());
@@ -156,7 +166,7 @@ fn must_have_all(client: &mut Client, id: &str) {
     }
     client.send(&[0xC0, 0]).unwrap();
     assert_eq!(client.recv(), In::PingResp);
-    let wanted: Vec<_> = (0..MESSAGES).filter(|n| *n != 3).map(|n| text(id, n)).collect();
+    let wanted: Vec<_> = (0..messages).filter(|n| *n != 3).map(|n| text(id, n)).collect();
     for parity in [0, 1] {
         let of = |texts: &[String]| -> Vec<String> {
             let number = |t: &String| t.split(' ').next().unwrap().parse::<usize>().unwrap();
@@ -166,11 +176,14 @@ fn must_have_all(client: &mut Client, id: &str) {
     }
 }
 
-/// Kills `victim` at `step` and brings it back.
-fn go(cluster: &mut BerthCluster, step: &Step, victim: usize, id: &str) {
-    println!("{id}: {} when: {}", ["the old owner dies", "the new owner dies"][victim], step.what);
-    let dial = Dial::v5(id).persistent().receive_maximum(4);
-    let old = prepare(cluster, &dial);
+/// Kills `victims` at `step` and brings them back; the client goes on at `home`.
+fn go(cluster: &mut BerthCluster, step: &Step, victims: &[usize], home: usize, id: &str) {
+    println!("{id}: {victims:?} die when: {}", step.what);
+    let mut observer = cluster.connect(THIRD, &Dial::v5("observer"));
+    assert_eq!(observer.subscribe(&[("will/#", QoS::AtLeastOnce)]), [1]);
+    let will = format!("will/{id}");
+    let dial = Dial::v5(id).persistent().receive_maximum(4).will(&will, "lost", WILL_DELAY_S);
+    let old = prepare(cluster, &dial, step.messages);
     let trap = (step.trap)(id);
     let trapped = match step.link {
         Link::Peers => {
@@ -194,35 +207,42 @@ fn go(cluster: &mut BerthCluster, step: &Step, victim: usize, id: &str) {
         }),
         Sign::Answered => assert!(matches!(new.recv(), In::ConnAck { present: true, .. })),
     }
-    cluster.kill(victim);
+    victims.iter().for_each(|victim| cluster.kill(*victim));
     cluster.release();
-    cluster.restart(victim);
+    victims.iter().for_each(|victim| cluster.broker(*victim).respawn());
+    victims.iter().for_each(|victim| cluster.broker(*victim).wait_ready());
     drop((old, new));
-    let home = [NEW, THIRD][victim];
     let mut client = come_back(cluster, home, &dial);
-    must_have_all(&mut client, id);
+    must_have_all(&mut client, id, step.messages);
     wait::until_true("one node has it", || cluster.homes(id) == [home]);
     assert!(cluster.owner(id)["owner"].as_str().unwrap().starts_with(&format!("n{home}@")));
     // It is not only there, but served.
-    let mut publisher = cluster.connect(victim, &Dial::v5("pub"));
+    let mut publisher = cluster.connect(victims[0], &Dial::v5("pub"));
     publisher.publish(&format!("to/{id}/x"), "more", QoS::ExactlyOnce);
     assert_eq!(client.receive().text(), "more");
     client.disconnect();
+    observer.send(&[0xC0, 0]).unwrap();
+    assert_eq!(observer.recv(), In::PingResp, "a will was published");
 }
 
-fn at_each_step(victim: usize, steps: &[Step]) {
+fn at_each_step(victims: &[usize], home: usize) {
     let mut cluster = BerthCluster::with(3, 1, OPTIONS);
-    for (n, step) in steps.iter().enumerate() {
-        go(&mut cluster, step, victim, &format!("mover{n}"));
+    for (n, step) in STEPS.iter().enumerate() {
+        go(&mut cluster, step, victims, home, &format!("mover-{n}-"));
     }
 }
 
 #[test]
 fn the_old_owner_dies_at_each_step() {
-    at_each_step(OLD, STEPS);
+    at_each_step(&[OLD], NEW);
 }
 
 #[test]
 fn the_new_owner_dies_at_each_step() {
-    at_each_step(NEW, STEPS);
+    at_each_step(&[NEW], THIRD);
+}
+
+#[test]
+fn both_owners_die_at_each_step() {
+    at_each_step(&[OLD, NEW], THIRD);
 }

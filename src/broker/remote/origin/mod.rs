@@ -5,11 +5,12 @@
 pub mod entry;
 mod floors;
 mod held;
+mod view;
 
-use crate::broker::ports::{Answer, Incarnation, Lsn, MemberId, MessageId, Revision, Seq, SessionNo};
+use crate::broker::ports::{Answer, Incarnation, MemberId, MessageId, Revision, SessionNo};
 use crate::broker::remote::{Kept, Once, Ticket};
 use crate::clock::Time;
-use crate::mqtt::{Message, QoS, Reason};
+use crate::mqtt::{QoS, Reason};
 use entry::{Again, Entry, Plan, Sends, Stage};
 use floors::Floors;
 use hashbrown::HashMap;
@@ -20,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
+pub use view::{Next, View};
 
 /// Publishers that wait for room are let go on once this part (of 8) of it is used.
 const ROOM_EIGHTHS: usize = 7;
@@ -67,49 +69,6 @@ pub struct Origins {
     turn: AtomicU64,
     /// Publishes done with since the low-water mark was last asked for.
     unreported: AtomicUsize,
-}
-
-/// A publish to be matched.
-#[derive(Debug)]
-pub struct View {
-    /// The message.
-    pub message: Message,
-    /// Who published it.
-    pub session: SessionNo,
-    /// Whether sessions that subscribed for themselves are meant.
-    pub direct: bool,
-    /// The revision at which it was first matched; 0 = it was not, or not by this process.
-    pub first_matched: Revision,
-    /// Whether shared subscriptions are still to be looked for.
-    pub all_groups: bool,
-    /// Whether nothing but shared subscriptions is meant.
-    pub shared_only: bool,
-    /// Shared subscriptions not served yet.
-    pub groups: SmallVec<[entry::OpenGroup; 1]>,
-    /// Nodes that have not answered.
-    pub asked: SmallVec<[Arc<str>; 2]>,
-    /// What the publisher waits for.
-    ticket: Option<Arc<Ticket>>,
-}
-
-impl View {
-    /// Sessions here got it: whoever waits for it waits until the journal is durable up to `lsn`.
-    pub fn needs(&self, lsn: Lsn) {
-        if let Some(ticket) = &self.ticket {
-            ticket.needs(lsn);
-        }
-    }
-}
-
-/// What is to be done after an answer or a match.
-#[derive(Debug, Default)]
-pub struct Next {
-    /// Frames to send and to cancel.
-    pub sends: Vec<(MessageId, Message, Sends)>,
-    /// Publishes to match again at once.
-    pub again: Vec<MessageId>,
-    /// Publishes that every node has, with their rows in the journal.
-    pub done: Vec<(MessageId, Option<Seq>)>,
 }
 
 impl Origins {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::mqtt::Message;
 
 fn message() -> Message {
     Message::new(crate::mqtt::message::Parts {

@@ -107,7 +107,7 @@ pub struct Report {
     /// How far the sender's index has come.
     #[prost(uint64, tag = "1")]
     pub applied: u64,
-    /// Publishes of the sender's incarnation with a lower number are done with.
+    /// Publishes of the sender's incarnation with a lower number are done with, save those in open.
     #[prost(uint64, tag = "2")]
     pub low_water: u64,
     /// For each node: every frame to it that was matched before this revision is answered.

@@ -1,0 +1,51 @@
+//! What is handed out of the table of publishes: one to be matched, and what is to be done next.
+
+use super::entry::{OpenGroup, Sends};
+use crate::broker::ports::{Lsn, MessageId, Revision, Seq, SessionNo};
+use crate::broker::remote::Ticket;
+use crate::mqtt::Message;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// A publish to be matched.
+#[derive(Debug)]
+pub struct View {
+    /// The message.
+    pub message: Message,
+    /// Who published it.
+    pub session: SessionNo,
+    /// Whether sessions that subscribed for themselves are meant.
+    pub direct: bool,
+    /// The revision at which it was first matched; 0 = it was not, or not by this process.
+    pub first_matched: Revision,
+    /// Whether shared subscriptions are still to be looked for.
+    pub all_groups: bool,
+    /// Whether nothing but shared subscriptions is meant.
+    pub shared_only: bool,
+    /// Shared subscriptions not served yet.
+    pub groups: SmallVec<[OpenGroup; 1]>,
+    /// Nodes that have not answered.
+    pub asked: SmallVec<[Arc<str>; 2]>,
+    /// What the publisher waits for.
+    pub(super) ticket: Option<Arc<Ticket>>,
+}
+
+impl View {
+    /// Sessions here got it: whoever waits for it waits until the journal is durable up to `lsn`.
+    pub fn needs(&self, lsn: Lsn) {
+        if let Some(ticket) = &self.ticket {
+            ticket.needs(lsn);
+        }
+    }
+}
+
+/// What is to be done after an answer or a match.
+#[derive(Debug, Default)]
+pub struct Next {
+    /// Frames to send and to cancel.
+    pub sends: Vec<(MessageId, Message, Sends)>,
+    /// Publishes to match again at once.
+    pub again: Vec<MessageId>,
+    /// Publishes that every node has, with their rows in the journal.
+    pub done: Vec<(MessageId, Option<Seq>)>,
+}
