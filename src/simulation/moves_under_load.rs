@@ -128,3 +128,22 @@ fn a_session_that_moves_under_load_gets_everything_in_order_at_qos_1() {
         moves_under_load(seed, QoS::AtLeastOnce);
     }
 }
+
+#[test]
+fn publishes_that_wait_for_the_order_of_a_move_do_not_wait_for_the_next_heartbeat() {
+    for seed in seeds(0..40) {
+        let (cluster, mut mover, mut publisher) = begin(seed, QoS::AtLeastOnce);
+        let mut ids = Vec::new();
+        for n in 0..60 {
+            if n == 20 {
+                mover.go(&cluster, 2);
+            }
+            ids.push(publisher.publish("t", &format!("{n:02}"), QoS::AtLeastOnce, false));
+            cluster.advance(3);
+        }
+        let began = cluster.sim.now();
+        assert!(cluster.until(|| acknowledged(&mut publisher, &ids)), "seed {seed}");
+        let waited_ms = cluster.sim.now().since_ms(began);
+        assert!(waited_ms < 500, "seed {seed}: {waited_ms} ms");
+    }
+}

@@ -303,6 +303,10 @@ impl Broker {
     pub(super) fn carry_on(&self, remote: &Arc<Remote>, next: Next) {
         let mut todo = VecDeque::from([next]);
         while let Some(next) = todo.pop_front() {
+            // New owners of sessions may wait for it.
+            if next.risen.is_some_and(|at| at < remote.applied()) {
+                remote.report_soon();
+            }
             for (id, message, sends) in next.sends {
                 self.send_all(remote, id, &message, sends);
             }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub struct Floors {
     nodes: HashMap<Arc<str>, BTreeMap<Revision, usize>>,
+    /// The lowest of the floors that have risen since somebody asked.
+    risen: Option<Revision>,
 }
 
 impl Floors {
@@ -24,6 +26,9 @@ impl Floors {
             *n -= 1;
             if *n == 0 {
                 revisions.remove(&at);
+                if revisions.first_key_value().is_none_or(|(lowest, _)| *lowest > at) {
+                    self.risen = Some(self.risen.map_or(at, |r| r.min(at)));
+                }
             }
         }
         if revisions.is_empty() {
@@ -37,6 +42,11 @@ impl Floors {
             self.add(node, new);
             self.remove(node, old);
         }
+    }
+
+    /// From where a floor has risen since the last call: above it, more is settled than was.
+    pub fn take_risen(&mut self) -> Option<Revision> {
+        self.risen.take()
     }
 
     /// The smallest revision of a publish on its way to `node`.

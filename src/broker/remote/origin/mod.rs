@@ -332,6 +332,7 @@ impl Origins {
         let sends = e.apply(plan, &self.me.node, &mut inner.floors);
         next.sends.push((id, e.message.clone(), sends));
         inner.look(id, applied, &self.held, &mut next);
+        next.risen = inner.floors.take_risen();
         let wake = self.room_again(inner);
         drop(guard);
         wake.into_iter().for_each(Waker::wake);
@@ -370,6 +371,7 @@ impl Origins {
             }
             inner.look(id, applied, &self.held, &mut next);
         }
+        next.risen = inner.floors.take_risen();
         (next, failed)
     }
 

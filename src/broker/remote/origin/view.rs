@@ -46,6 +46,8 @@ pub struct Next {
     pub sends: Vec<(MessageId, Message, Sends)>,
     /// Publishes to match again at once.
     pub again: Vec<MessageId>,
+    /// What was matched at this revision is settled at a node now, and nothing older is left: news, if the index has moved on.
+    pub risen: Option<Revision>,
     /// Publishes that every node has, with their rows in the journal.
     pub done: Vec<(MessageId, Option<Seq>)>,
 }
