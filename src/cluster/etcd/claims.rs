@@ -20,6 +20,9 @@ use tokio::sync::oneshot;
 /// Claims that wait for etcd, at most; more are refused at once.
 pub const CLAIMS_MAX: usize = 65_536;
 
+/// Between two attempts to learn whose a session is that is to be released.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// See the module.
 pub struct Claims {
     /// Builds and reads keys.
@@ -216,7 +219,14 @@ impl Claims {
             Ok(record) => record.session(),
             Err(problem) => return tracing::error!(%problem, "a session record cannot be released"),
         };
-        let mine = self.chain(&session.owner).await.is_ok_and(|chain| chain.holder == self.me);
+        // Until that is known: a record that stays would name a node that has nothing of the session.
+        let mine = loop {
+            match self.chain(&session.owner).await {
+                Ok(chain) => break chain.holder == self.me,
+                Err(Unavailable(why)) => tracing::debug!(client = client_id, %why, "release waits for etcd"),
+            }
+            tokio::time::sleep(RETRY).await;
+        };
         if session.epoch == epoch && mine {
             self.delete_if(&key, vec![compare_revision(&*key, revision)]).await;
         }
