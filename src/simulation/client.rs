@@ -58,6 +58,17 @@ pub struct SimClient {
 impl SimClient {
     /// A client that has sent CONNECT (MQTT 5): `expiry_s` 0 = the session ends with the connection.
     pub fn connect(wire: Arc<Wire>, client_id: &str, clean_start: bool, expiry_s: u32) -> SimClient {
+        SimClient::connect_with_will(wire, client_id, clean_start, expiry_s, None)
+    }
+
+    /// As [`SimClient::connect`], with a will.
+    pub fn connect_with_will(
+        wire: Arc<Wire>,
+        client_id: &str,
+        clean_start: bool,
+        expiry_s: u32,
+        will: Option<client::Will<'_>>,
+    ) -> SimClient {
         let mut properties = Vec::new();
         client::put_property(&mut properties, &Property::SessionExpiryInterval(expiry_s));
         let connect = client::Connect {
@@ -66,7 +77,7 @@ impl SimClient {
             keep_alive_s: 0,
             properties: &properties,
             client_id,
-            will: None,
+            will,
             username: None,
             password: None,
         };

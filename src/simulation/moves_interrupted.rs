@@ -2,27 +2,16 @@
 
 use super::takeovers::{EXPIRY_S, cluster, connected};
 use super::*;
-use crate::mqtt::client::{self, Connect, Will};
-use crate::mqtt::{Property, QoS, Reason, Version};
+use crate::mqtt::client::{self, Will};
+use crate::mqtt::{Property, QoS, Reason};
 
 /// A client with a session at node 0 and a will, which is published a second after it is lost.
 fn with_will(cluster: &Cluster) -> SimClient {
-    let (mut properties, mut delay) = (Vec::new(), Vec::new());
-    client::put_property(&mut properties, &Property::SessionExpiryInterval(EXPIRY_S));
+    let mut delay = Vec::new();
     client::put_property(&mut delay, &Property::WillDelayInterval(1));
     let will =
         Will { topic: "will/s", payload: b"lost", qos: QoS::AtLeastOnce, retain: false, properties: &delay };
-    let connect = Connect {
-        version: Version::V5,
-        clean_start: false,
-        keep_alive_s: 0,
-        properties: &properties,
-        client_id: "s",
-        will: Some(will),
-        username: None,
-        password: None,
-    };
-    let mut client = SimClient::connect_with(cluster.open(0), &connect);
+    let mut client = SimClient::connect_with_will(cluster.open(0), "s", false, EXPIRY_S, Some(will));
     assert_eq!(connected(cluster, &mut client), Some((false, Reason::Success)));
     subscribe(cluster, &mut client, "t/#");
     client

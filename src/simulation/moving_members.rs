@@ -3,7 +3,7 @@
 
 use super::takeovers::{EXPIRY_S, cluster, cluster_with, connected, expected, resume};
 use super::*;
-use crate::mqtt::{Property, QoS, Reason, Version, client};
+use crate::mqtt::{Property, QoS, Reason, client};
 
 const GROUP: &str = "$share/g/t/#";
 
@@ -106,8 +106,6 @@ fn a_clean_start_elsewhere_while_the_session_moves_publishes_its_will_once() {
         let mut witness = SimClient::connect(cluster.open(2), "witness", true, 0);
         assert!(connected(&cluster, &mut witness).is_some());
         witness.subscribe("wills", QoS::AtLeastOnce);
-        let mut properties = Vec::new();
-        client::put_property(&mut properties, &Property::SessionExpiryInterval(EXPIRY_S));
         let mut delay = Vec::new();
         client::put_property(&mut delay, &Property::WillDelayInterval(EXPIRY_S));
         let will = client::Will {
@@ -117,17 +115,7 @@ fn a_clean_start_elsewhere_while_the_session_moves_publishes_its_will_once() {
             retain: false,
             properties: &delay,
         };
-        let connect = client::Connect {
-            version: Version::V5,
-            clean_start: true,
-            keep_alive_s: 0,
-            properties: &properties,
-            client_id: "s",
-            will: Some(will),
-            username: None,
-            password: None,
-        };
-        let mut old = SimClient::connect_with(cluster.open(0), &connect);
+        let mut old = SimClient::connect_with_will(cluster.open(0), "s", true, EXPIRY_S, Some(will));
         assert!(connected(&cluster, &mut old).is_some(), "{what}");
         old.wire.lose();
         cluster.advance(1_000);

@@ -4,7 +4,7 @@ use super::takeovers::{EXPIRY_S, cluster, connected, resume};
 use super::*;
 use crate::broker::operate::OperateError;
 use crate::broker::ports::{Claim, ClaimOutcome, Expected, Index, IndexEvent, SessionOwner};
-use crate::mqtt::{Property, QoS, Version, client};
+use crate::mqtt::{QoS, client};
 
 #[test]
 fn the_routes_of_a_forgotten_node_leave_the_index() {
@@ -28,8 +28,6 @@ fn an_eviction_counts_before_the_record_that_comes_after_it() {
         let mut watcher = SimClient::connect(cluster.open(0), "w", true, 0);
         assert!(connected(&cluster, &mut watcher).is_some());
         watcher.subscribe("will", QoS::AtLeastOnce);
-        let mut properties = Vec::new();
-        client::put_property(&mut properties, &Property::SessionExpiryInterval(EXPIRY_S));
         let will = client::Will {
             topic: "will",
             payload: b"gone",
@@ -37,17 +35,7 @@ fn an_eviction_counts_before_the_record_that_comes_after_it() {
             retain: false,
             properties: &[],
         };
-        let connect = client::Connect {
-            version: Version::V5,
-            clean_start: true,
-            keep_alive_s: 0,
-            properties: &properties,
-            client_id: "s",
-            will: Some(will),
-            username: None,
-            password: None,
-        };
-        let mut old = SimClient::connect_with(cluster.open(0), &connect);
+        let mut old = SimClient::connect_with_will(cluster.open(0), "s", true, EXPIRY_S, Some(will));
         assert!(connected(&cluster, &mut old).is_some());
         let (node, client_id) = (cluster.name(0), Arc::from("s"));
         let broker = cluster.broker(0).unwrap();
