@@ -255,10 +255,10 @@ impl Remote {
     fn membership_changed(&self) {
         // Publishes that waited for a node that is back go to it before newer ones.
         self.gate.closed(|| {
-            let mut nodes = self.routes.judge(|of| self.members.standing(of));
-            let asked = self.origins.asked_nodes();
-            nodes.extend(asked.into_iter().filter(|n| *n != self.me.node && !self.members.reachable(n)));
-            self.origins.queue_again(&nodes);
+            let nodes = self.routes.judge(|of| self.members.standing(of));
+            let mut lost = self.origins.asked_nodes();
+            lost.retain(|n| *n != self.me.node && !self.members.reachable(n));
+            self.origins.queue_again(&nodes, &lost);
         });
         self.ports.peers.keep(self.members.to_keep());
         self.weigh();

@@ -269,6 +269,13 @@ impl Entry {
         self.asked().any(|n| **n == *node)
     }
 
+    /// Nobody will answer frames to these nodes: whoever is wanted there is to be asked anew.
+    pub fn lose(&mut self, nodes: &[Arc<str>]) {
+        for part in self.parts.iter_mut().filter(|p| p.state == State::Asked && nodes.contains(&p.node)) {
+            (part.state, part.next) = (State::Moved, None);
+        }
+    }
+
     /// Keeps the promise made to the publisher.
     pub fn keep(&self, kept: Kept) {
         if let Some(ticket) = &self.ticket {
@@ -438,8 +445,10 @@ impl Entry {
     /// Its record is durable: the frames that waited for that, or `None` if it has to be matched anew since the index has
     /// moved on from what it was matched on.
     pub fn recorded(&mut self, applied: Revision) -> Option<Sends> {
-        let sends = *self.deferred.take()?;
+        let mut sends = *self.deferred.take()?;
         if self.first_matched == applied {
+            // Not to nodes that have been lost meanwhile.
+            sends.frames.retain(|(node, _, _)| self.waits_for(node));
             return Some(sends);
         }
         for (node, _, _) in &sends.frames {

@@ -423,11 +423,14 @@ impl Origins {
     }
 
     /// Publishes that wait for one of `nodes` are to be matched again, before all that come after them. Under the closed gate.
-    pub fn queue_again(&self, nodes: &[Arc<str>]) {
+    /// Frames to those in `lost` will not be answered: their links are gone, and the frames with them.
+    pub fn queue_again(&self, nodes: &[Arc<str>], lost: &[Arc<str>]) {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         let before = inner.lane.len();
-        for (id, e) in inner.entries.iter_mut().filter(|(_, e)| e.waits_for_any(nodes)) {
+        let concerned = |e: &Entry| e.waits_for_any(nodes) || e.waits_for_any(lost);
+        for (id, e) in inner.entries.iter_mut().filter(|(_, e)| concerned(e)) {
+            e.lose(lost);
             match e.stage {
                 Stage::Open => {
                     e.stage = Stage::Lane;
