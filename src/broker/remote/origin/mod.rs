@@ -521,11 +521,11 @@ impl Origins {
         self.inner.lock().reading = false;
     }
 
-    /// Publishes by what they wait for: (not matched, to be matched again, asked other nodes).
+    /// Publishes by what they wait for: (not matched, to be matched again, other nodes, there or gone).
     pub fn counts(&self) -> (usize, usize, usize) {
         let inner = self.inner.lock();
         let again = inner.entries.values().filter(|e| e.again.is_some()).count();
-        let asked = inner.entries.values().filter(|e| e.asked().next().is_some()).count();
+        let asked = inner.entries.values().filter(|e| e.orphaned() || e.asked().next().is_some()).count();
         (inner.lane.len(), again, asked)
     }
 }
