@@ -1,7 +1,7 @@
 //! Mutual TLS between nodes: what works, and what is said when it does not.
 
 use super::peers::{Node, quick};
-use crate::broker::Setup;
+use crate::broker::{Setup, free_address};
 use crate::wait::becomes_true;
 use berth::broker::ports::LinkState;
 use berth::cluster::peers::{PeerServer, PeerTls, PemFile};
@@ -115,8 +115,10 @@ fn a_broker_does_not_start_with_files_that_nobody_can_be_reached_with() {
         (expired, "cert", "cluster.tls.cert_file"),
     ];
     for (tls, bad, option) in cases {
-        let mut setup =
-            Setup::new().set("cluster.enabled", "true").set("etcd.endpoints", "http://127.0.0.1:1");
+        let mut setup = Setup::new()
+            .set("cluster.enabled", "true")
+            .set("cluster.peer_address", &free_address().to_string())
+            .set("etcd.endpoints", "http://127.0.0.1:1");
         for (name, file) in [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)] {
             let path = dir.path().join(name);
             std::fs::write(&path, &file.pem).unwrap();
