@@ -162,6 +162,8 @@ impl Connection {
                 context.actions.wire.clear();
                 return true;
             }
+            self.link.written(cx.waker(), now, context);
+            context.scratch.wakes.flush();
             // A link stops producing when much waits for the client; there is room again now.
             let room = was_full && context.actions.wire.len() < WIRE_BYTES_MAX;
             if self.link.closed() {

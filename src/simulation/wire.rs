@@ -143,6 +143,8 @@ async fn drive(gone: Gone, mut link: Link, broker: Arc<Broker>, tasks: Arc<dyn T
                 }
                 before > cx.actions.wire.len()
             };
+            link.written(task.waker(), now, &mut cx);
+            cx.scratch.wakes.flush();
             if link.closed() {
                 return Poll::Ready(());
             }

@@ -105,7 +105,7 @@ impl Link {
                 self.state = State::Closed;
                 return;
             }
-            Err(reason) => return self.refuse(c.version, reason, cx),
+            Err(reason) => return self.refuse(c.version, c.client_id, reason, cx),
         };
         tracing::debug!(peer = %self.peer, client = %settings.client_id, version = ?settings.version, "CONNECT");
         let mut wait = self.broker.limits.connect_timeout_ms;
@@ -264,15 +264,15 @@ impl Link {
 
     pub(super) fn refuse_connecting(&mut self, reason: Reason, now: Time, cx: &mut super::Context) {
         let State::Connecting(c) = &self.state else { return };
-        let version = c.settings.version;
+        let (version, client_id) = (c.settings.version, c.settings.client_id.clone());
         self.abandon(now, cx);
-        self.refuse(version, reason, cx);
+        self.refuse(version, &client_id, reason, cx);
     }
 
-    fn refuse(&mut self, version: Version, reason: Reason, cx: &mut super::Context) {
+    fn refuse(&mut self, version: Version, client_id: &str, reason: Reason, cx: &mut super::Context) {
         let why = RefuseReason::from_code(reason as u8);
         self.broker.metrics.connects_refused.of(why).inc();
-        tracing::info!(peer = %self.peer, ?reason, "connection refused");
+        tracing::info!(peer = %self.peer, client = client_id, ?reason, "connection refused");
         // These two can be said in a DISCONNECT only, and that only after a CONNACK (sections 3.2.2.2, 3.14).
         let reason = match reason {
             Reason::SessionTakenOver | Reason::ServerShuttingDown => Reason::ServerUnavailable,
@@ -292,7 +292,7 @@ impl Link {
         tracing::info!(peer = %self.peer, error = %e, "connection refused");
         self.state = State::Closed;
         if let Answer::ConnAck(v) = e.answer(version) {
-            self.refuse(v, e.reason(), cx);
+            self.refuse(v, "", e.reason(), cx);
         }
     }
 

@@ -231,6 +231,18 @@ impl Link {
         self.count(cx);
     }
 
+    /// The owner has written to the socket what it took. Whoever is being closed has had its goodbye now: what it did not take it
+    /// never gets, since after this another connection may have the session, and nothing is written to two (G1).
+    pub fn written(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
+        if let State::Open(open) = &self.state
+            && let Some(cause) = open.closing
+        {
+            cx.actions.wire.clear();
+            self.leave(cause, now, cx);
+            self.poll(waker, now, cx);
+        }
+    }
+
     /// When [`Link::poll`] must be called next, even if nothing wakes it.
     pub fn next_timeout(&self) -> Option<Time> {
         let limit = self.broker.limits.publish_timeout_ms;
@@ -249,7 +261,11 @@ impl Link {
     /// The network connection is gone.
     pub fn lost(&mut self, now: Time, cx: &mut Context) {
         match &mut self.state {
-            State::Open(_) => self.leave(CloseCause::Lost, now, cx),
+            // Whoever was being closed already is not lost: a client that said goodbye may be gone before it is answered.
+            State::Open(open) => {
+                let cause = open.closing.unwrap_or(CloseCause::Lost);
+                self.leave(cause, now, cx);
+            }
             State::Connecting(_) => self.abandon(now, cx),
             State::Fresh(_) | State::Leaving(_) | State::Closed => {}
         }
@@ -260,14 +276,13 @@ impl Link {
     /// The broker shuts down: the client is told, its session kept.
     pub fn shut_down(&mut self, now: Time, cx: &mut Context) {
         match &mut self.state {
-            State::Open(o) => {
+            State::Open(o) if o.closing.is_none() => {
                 o.session.close(CloseCause::ShuttingDown, None, &mut cx.actions);
                 self.run_effects(now, cx);
-                self.finish_closing(now, cx);
             }
             State::Connecting(_) => self.refuse_connecting(crate::mqtt::Reason::ServerShuttingDown, now, cx),
             State::Fresh(_) => self.state = State::Closed,
-            State::Leaving(_) | State::Closed => {}
+            State::Open(_) | State::Leaving(_) | State::Closed => {}
         }
         self.count(cx);
     }
@@ -278,7 +293,6 @@ impl Link {
             State::Open(o) if o.closing.is_none() => {
                 o.session.close(CloseCause::NotServing, None, &mut cx.actions);
                 self.run_effects(now, cx);
-                self.finish_closing(now, cx);
             }
             State::Open(_) | State::Fresh(_) | State::Leaving(_) | State::Closed => {}
             State::Connecting(_) => self.refuse_connecting(crate::mqtt::Reason::ServerUnavailable, now, cx),
@@ -301,7 +315,6 @@ impl Link {
             State::Open(o) => {
                 o.session.fail(e.reason(), &e.to_string(), &mut cx.actions);
                 self.run_effects(now, cx);
-                self.finish_closing(now, cx);
             }
             _ => {
                 self.broker.metrics.errors.of(ErrorType::from_code(e.reason() as u8)).inc();

@@ -7,7 +7,7 @@ use crate::broker::ending::delivery;
 use crate::clock::Time;
 use crate::mqtt::packet::Packet;
 use crate::mqtt::{QoS, Reason};
-use crate::session::{CloseCause, Delivery, Input, Outcome};
+use crate::session::{Delivery, Input, Outcome};
 use crate::telemetry::metrics::PublishRefusal;
 use std::task::Waker;
 
@@ -23,7 +23,6 @@ impl Link {
                 open.session.handle(Input::Packet(packet), now, &mut cx.actions);
                 if !cx.actions.effects.is_empty() {
                     self.run_effects(now, cx);
-                    self.finish_closing(now, cx);
                 }
             }
             // The decoder yields CONNECT before anything else, and nothing is decoded in other states.
@@ -31,23 +30,11 @@ impl Link {
         }
     }
 
-    pub(super) fn finish_closing(&mut self, now: Time, cx: &mut Context) {
-        if let State::Open(open) = &self.state
-            && let Some(cause) = open.closing
-            // Given up at the next poll, once the goodbye is written: after the CONNACK of the other connection nothing
-            // may come here (G1).
-            && cause != CloseCause::TakenOver
-        {
-            self.leave(cause, now, cx);
-        }
-    }
-
     pub(super) fn poll_open(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
         let reading = self.wants_read();
         let State::Open(open) = &mut self.state else { return };
-        if let Some(cause) = open.closing {
-            cx.actions.wire.clear(); // what the client did not take by now it never gets
-            return self.leave(cause, now, cx);
+        if open.closing.is_some() {
+            return; // until its owner has tried to write the goodbye
         }
         if open.session.next_timeout().is_some_and(|t| t <= now) {
             if reading {
@@ -65,10 +52,6 @@ impl Link {
             self.broker.wake_publisher(waker);
         }
         open.handle.mailbox.set_load(open.session.load() + open.local.len());
-        if open.closing == Some(CloseCause::TakenOver) {
-            waker.wake_by_ref();
-        }
-        self.finish_closing(now, cx);
     }
 
     /// Moves deliveries to the client while it takes them.

@@ -121,6 +121,7 @@ pub const ALL: &[&str] = &[
     // Disconnects
     "disconnect.shutdown",
     "disconnect.kick",
+    "disconnect.unread",
     "disconnect.after",
     "ping",
 ];

@@ -335,6 +335,8 @@ impl Client {
             if !self.stalled {
                 self.received.append(&mut cx.actions.wire);
             }
+            link.written(&waker, now, cx);
+            cx.scratch.wakes.flush();
             let room = was_full && cx.actions.wire.len() < WIRE_BYTES_MAX;
             if link.closed() || (!came && !room) {
                 return;
