@@ -59,7 +59,14 @@ fn message() -> Message {
 
 fn to(session: SessionNo) -> Recipient {
     let subscription_ids = Default::default();
-    Recipient { session, qos: QoS::AtLeastOnce, retain: false, subscription_ids, shared: None }
+    Recipient {
+        session,
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        subscription_ids,
+        shared: None,
+        publisher: None,
+    }
 }
 
 fn make_session(journal: &RedbJournal, no: SessionNo) {

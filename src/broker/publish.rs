@@ -5,7 +5,8 @@ use super::Broker;
 use super::handle::Handle;
 use super::mailbox::{Refusal, Turn, Wakes};
 use super::ports::{
-    Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recipient, Revision, Seq, SessionNo, SessionRecord,
+    Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Publisher, Recipient, Revision, Seq, SessionNo,
+    SessionRecord,
 };
 use super::remote::{RemoteCache, Ticket, Updated};
 use super::retained::Underway;
@@ -27,6 +28,14 @@ pub struct Origin<'a> {
     pub inbound: Option<u16>,
     /// The session's record without the will that this message is.
     pub record: Option<&'a SessionRecord>,
+}
+
+impl Origin<'_> {
+    /// The duty to bring its publish to the other nodes.
+    pub(super) fn duty(&self) -> Recipient {
+        let publisher = Publisher { session: self.session, packet_id: self.inbound };
+        duty(None, (self.session != 0).then(|| Box::new(publisher)))
+    }
 }
 
 /// What became of a publish.
@@ -190,7 +199,14 @@ impl Broker {
                         Some(e) => (e.subscription_ids.clone(), e.shared.clone()),
                         None => (SmallVec::new(), None),
                     };
-                    let r = Recipient { session: t.handle.no, qos, retain, subscription_ids, shared };
+                    let r = Recipient {
+                        session: t.handle.no,
+                        qos,
+                        retain,
+                        subscription_ids,
+                        shared,
+                        publisher: None,
+                    };
                     // A session may be here directly and as a member: the journal has it once a message.
                     if r.shared.is_some() && scratch.recipients.iter().any(|o| o.session == r.session) {
                         return true;
@@ -235,7 +251,7 @@ impl Broker {
         }
         let delivered = recipients.len();
         if duty.is_some() {
-            recipients.push(duty_of(None));
+            recipients.push(way.origin.duty());
         }
         let mut seq = 0;
         if !recipients.is_empty() {
@@ -300,6 +316,7 @@ impl Broker {
             retain,
             subscription_ids: e.map(|e| e.subscription_ids.clone()).unwrap_or_default(),
             shared: e.and_then(|e| e.shared.clone()),
+            publisher: None,
         });
         scratch.journaled.push(t.clone());
         Some(self.journal_message(message, &way, None, scratch))
@@ -381,7 +398,7 @@ impl Broker {
 
 /// The recipient that stands for a duty of this node: to bring a message to all other nodes that need it, or to a member of
 /// one shared subscription.
-pub(super) fn duty_of(shared: Option<Arc<str>>) -> Recipient {
-    let qos = QoS::ExactlyOnce;
-    Recipient { session: ORIGIN_DUTY, qos, retain: false, subscription_ids: SmallVec::new(), shared }
+pub(super) fn duty(shared: Option<Arc<str>>, publisher: Option<Box<Publisher>>) -> Recipient {
+    let (qos, subscription_ids) = (QoS::ExactlyOnce, SmallVec::new());
+    Recipient { session: ORIGIN_DUTY, qos, retain: false, subscription_ids, shared, publisher }
 }

@@ -52,10 +52,6 @@ impl Broker {
         if broker.remote.is_none() {
             recovered.retained.iter().for_each(|message| broker.retained.set(message, || ()));
         }
-        if let Some(remote) = &broker.remote {
-            let first_new = broker.next_session.load(Ordering::Relaxed);
-            remote.sessions.first_new.store(first_new, Ordering::Release);
-        }
         // What others sent here before may come after what they send now.
         let hold = broker.remote.as_ref().map(|r| r.sessions.hold.clone());
         let handles: Vec<_> =

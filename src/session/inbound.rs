@@ -30,6 +30,8 @@ struct Answer {
     packet_id: u16,
     qos: QoS,
     outcome: Option<Outcome>,
+    /// The publish came over an earlier connection.
+    earlier: bool,
 }
 
 impl Inbound {
@@ -44,6 +46,18 @@ impl Inbound {
         let at_least_once = || self.answers.iter().filter(|a| a.qos == QoS::AtLeastOnce).count();
         self.answers.len() + self.exactly_once.len() >= usize::from(maximum)
             && at_least_once() + self.exactly_once.len() >= usize::from(maximum)
+    }
+
+    /// PUBREL came. If that was for a publish of an earlier connection which is under way still, PUBREC went out right before a
+    /// restart that did not know: nobody is to be told the outcome any more. Whether it was so.
+    fn was_answered(&mut self, packet_id: u16) -> bool {
+        let Some(token) = self.exactly_once.get_mut(&packet_id).filter(|token| **token != 0) else {
+            return false;
+        };
+        let Some(at) = self.answers.iter().position(|a| a.token == *token && a.earlier) else { return false };
+        self.answers.remove(at);
+        *token = 0;
+        true
     }
 
     /// What a lost connection leaves: identifiers of publishes under way stay in use, their acknowledgements are void.
@@ -72,7 +86,7 @@ impl Session {
         *self.inbound.exactly_once.get_mut(&packet_id)? = token;
         self.next_token += 1;
         let qos = QoS::ExactlyOnce;
-        self.inbound.answers.push_back(Answer { token, packet_id, qos, outcome: None });
+        self.inbound.answers.push_back(Answer { token, packet_id, qos, outcome: None, earlier: true });
         Some(token)
     }
 
@@ -132,7 +146,8 @@ impl Session {
             return;
         }
         let token = self.token();
-        self.inbound.answers.push_back(Answer { token, packet_id: p.packet_id, qos: p.qos, outcome: None });
+        let (packet_id, qos) = (p.packet_id, p.qos);
+        self.inbound.answers.push_back(Answer { token, packet_id, qos, outcome: None, earlier: false });
         let mut inbound = None;
         if p.qos == QoS::ExactlyOnce {
             self.inbound.exactly_once.insert(p.packet_id, token);
@@ -153,6 +168,10 @@ impl Session {
             return;
         }
         self.inbound.answers[at].outcome = Some(outcome);
+        self.give_answers(out);
+    }
+
+    fn give_answers(&mut self, out: &mut Actions) {
         while let Some(Answer { packet_id, qos, outcome: Some(outcome), .. }) = self.inbound.answers.front() {
             let (packet_id, qos, outcome) = (*packet_id, *qos, *outcome);
             if self.conn.as_ref().is_none_or(|c| c.closed) {
@@ -191,6 +210,9 @@ impl Session {
     }
 
     pub(super) fn pubrel(&mut self, ack: Ack, out: &mut Actions) {
+        if self.inbound.was_answered(ack.packet_id) {
+            self.give_answers(out);
+        }
         let Some(conn) = self.conn.as_mut() else { return };
         let version = conn.version;
         match self.inbound.exactly_once.get(&ack.packet_id) {

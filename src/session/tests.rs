@@ -242,3 +242,34 @@ fn a_session_handed_to_another_node_gives_its_client_time_before_the_will() {
     s.detach(CloseCause::HandedOver, NOW, &mut out);
     assert!(matches!(out.effects[..], [Effect::End]), "{out:?}");
 }
+
+/// The node did not know after a restart that PUBREC had gone out; the client does.
+#[test]
+fn a_publish_of_an_earlier_connection_is_answered_when_its_outcome_is_known_or_completed_if_it_was_before() {
+    let both_open = || {
+        let mut s = Session::recovered(60, NOW, None, &[1, 2], std::iter::empty());
+        let mut out = Actions::default();
+        s.attach(&settings(Version::V5, 10), NOW, &mut out);
+        let asked = [1, 2].map(|id| s.still_under_way(id).unwrap());
+        assert_eq!(s.still_under_way(3), None);
+        s.handle(Input::Packet(publish(1, QoS::ExactlyOnce)), NOW, &mut out);
+        assert!(out.wire.is_empty() && out.effects.is_empty(), "a repetition waits as well");
+        (s, out, asked)
+    };
+    let safe = |token| Input::Published { token, outcome: Outcome::Safe { matched: true } };
+    let (mut s, mut out, asked) = both_open();
+    s.handle(safe(asked[1]), NOW, &mut out);
+    assert_eq!(sent(&mut out), []);
+    s.handle(safe(asked[0]), NOW, &mut out);
+    assert_eq!(sent(&mut out), [(0x50, 1), (0x50, 2)]);
+
+    let (mut s, mut out, asked) = both_open();
+    s.handle(safe(asked[1]), NOW, &mut out);
+    s.handle(Input::Packet(Packet::PubRel(ack(1))), NOW, &mut out);
+    assert_eq!(sent(&mut out), [(0x50, 2)], "nothing waits for the first any more");
+    let [ended] = tokens(&mut out)[..] else { panic!("one packet identifier is free") };
+    s.handle(Input::Durable { token: ended }, NOW, &mut out);
+    assert_eq!(sent(&mut out), [(0x70, 1)]);
+    s.handle(safe(asked[0]), NOW, &mut out);
+    assert_eq!(sent(&mut out), [], "nor is told of it");
+}

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-/// The seeds to run: the usual ones, or those of `BERTH_MOVES_SEEDS`.
+/// The seeds to run: the usual ones, or those of `BERTH_SIMULATION_SEEDS`.
 pub(super) fn seeds(usual: Range<u64>) -> Range<u64> {
-    let Ok(text) = std::env::var("BERTH_MOVES_SEEDS") else { return usual };
-    let (from, to) = text.split_once("..").expect("BERTH_MOVES_SEEDS is like 0..200");
+    let Ok(text) = std::env::var("BERTH_SIMULATION_SEEDS") else { return usual };
+    let (from, to) = text.split_once("..").expect("BERTH_SIMULATION_SEEDS is like 0..200");
     from.parse().unwrap()..to.parse().unwrap()
 }
 

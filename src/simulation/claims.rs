@@ -101,7 +101,7 @@ fn only_so_many_clients_wait_for_their_sessions() {
 
 #[test]
 fn a_session_made_for_an_earlier_connect_is_not_given_to_one_that_wants_more() {
-    for seed in 730..750 {
+    for seed in seeds(730..750) {
         let cluster = cluster(1, seed);
         cluster.store.latency(500);
         let first = SimClient::connect(cluster.open(0), "s", false, 0);

@@ -114,13 +114,18 @@ impl SimClient {
 
     /// Sends SUBSCRIBE; its packet identifier.
     pub fn subscribe(&mut self, filter: &str, qos: QoS) -> u16 {
+        self.send_subscribe(filter, qos, false)
+    }
+
+    /// As [`SimClient::subscribe`], but not to what it publishes itself.
+    pub fn subscribe_to_others(&mut self, filter: &str, qos: QoS) -> u16 {
+        self.send_subscribe(filter, qos, true)
+    }
+
+    fn send_subscribe(&mut self, filter: &str, qos: QoS, no_local: bool) -> u16 {
         let id = self.id();
-        let options = SubscribeOptions {
-            qos,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::Send,
-        };
+        let retain_handling = RetainHandling::Send;
+        let options = SubscribeOptions { qos, no_local, retain_as_published: false, retain_handling };
         let mut bytes = Vec::new();
         client::subscribe(&mut bytes, Version::V5, id, &[], &[(filter, options)]);
         self.wire.send(&bytes);

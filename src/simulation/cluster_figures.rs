@@ -79,7 +79,7 @@ fn sum(cluster: &Cluster, figure: impl Fn(&Metrics) -> u64) -> u64 {
 
 #[test]
 fn every_node_shows_the_sums_over_all() {
-    for seed in 0..10 {
+    for seed in seeds(0..10) {
         let (cluster, mut watchers) = three(seed);
         let mut away = connected(&cluster, 1, "away", 3_600);
         subscribed(&cluster, &mut away, "q/#");
@@ -121,7 +121,7 @@ fn every_node_shows_the_sums_over_all() {
 
 #[test]
 fn who_does_not_answer_is_missing_and_who_cannot_ask_keeps_what_it_has() {
-    for seed in 0..5 {
+    for seed in seeds(0..5) {
         let (cluster, mut watchers) = three(seed);
         let whole = [("nodes", "3"), ("nodes/missing", "0"), ("clients/connected", "3")];
         let parted = [("nodes", "3"), ("nodes/missing", "1"), ("clients/connected", "2")];
@@ -141,7 +141,7 @@ fn who_does_not_answer_is_missing_and_who_cannot_ask_keeps_what_it_has() {
 
 #[test]
 fn the_next_leader_adds_up_after_the_first_one_died() {
-    for seed in 0..5 {
+    for seed in seeds(0..5) {
         let (mut cluster, mut watchers) = three(seed);
         let first = [("leader", "n0"), ("nodes", "3"), ("clients/connected", "3")];
         watchers.iter_mut().for_each(|w| shows(&cluster, seed, w, &first));

@@ -3,6 +3,7 @@
 use super::takeovers::{EXPIRY_S, connected, expected};
 use super::*;
 use crate::mqtt::{QoS, Reason};
+use crate::telemetry::metrics::MoveResult;
 
 /// Bytes of one message.
 const LARGE: usize = 900 << 10;
@@ -57,6 +58,25 @@ fn a_session_with_large_messages_moves() {
     let mut moved = resume(&cluster);
     assert!(cluster.until(|| moved.payloads().len() >= 40));
     assert_eq!(numbers(&mut moved), expected(0..40));
+}
+
+/// As long as something comes, it goes on.
+#[test]
+fn a_session_that_takes_longer_than_a_takeover_may_wait_moves() {
+    let mut limits = Limits::default();
+    limits.remote.takeover_timeout_ms = 1_000;
+    let cluster = cluster(limits);
+    session(&cluster, ["t/#"]);
+    publish(&cluster, 0..40, LARGE);
+    cluster.net.latency(150);
+    let began = cluster.sim.now();
+    let (mut client, present) = takeovers::resume(&cluster, 1, "s");
+    assert!(present);
+    assert!(cluster.sim.now().since_ms(began) > 1_000);
+    let moves = |result| cluster.broker(1).unwrap().metrics.moves.of(result).get();
+    assert_eq!((moves(MoveResult::Came), moves(MoveResult::Failed)), (1, 0), "in one go");
+    assert!(cluster.until(|| client.payloads().len() >= 40));
+    assert_eq!(numbers(&mut client), expected(0..40));
 }
 
 #[test]

@@ -43,6 +43,8 @@ use crate::cluster::memory::{
 };
 use crate::storage::{MemoryJournal, MemoryOptions};
 use crate::telemetry::Metrics;
+#[cfg(test)]
+use choices::seeds;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -99,6 +101,7 @@ impl Cluster {
 
     /// As [`Cluster::new`], with these limits.
     pub fn with(n: usize, seed: u64, limits: Limits) -> Cluster {
+        eprintln!("simulated with seed {seed}");
         let sim = SimTasks::new(seed, START);
         let store = Store::new(sim.process(), seed.wrapping_add(1));
         let net = Network::new(seed.wrapping_add(2));

@@ -1,7 +1,7 @@
 //! A session that moves between nodes while it is published to: nothing acknowledged is lost (G2), the order of its publisher
-//! holds (G3), and at QoS 2 nothing comes twice (G4). `BERTH_MOVES_SEEDS=0..200` runs other seeds than the usual.
+//! holds (G3), and at QoS 2 nothing comes twice (G4). `BERTH_SIMULATION_SEEDS=0..200` runs other seeds than the usual.
 
-use super::choices::{Choices, seeds};
+use super::choices::Choices;
 use super::*;
 use crate::mqtt::{QoS, Reason};
 use std::collections::BTreeSet;
@@ -66,7 +66,6 @@ impl Mover {
 }
 
 fn begin(seed: u64, qos: QoS) -> (Cluster, Mover, SimClient) {
-    eprintln!("seed {seed}");
     let cluster = Cluster::new(3, seed);
     for no in 0..3 {
         let told = cluster.broker(no).unwrap().when_routes_known();

@@ -1,8 +1,8 @@
 //! Sessions that move between nodes while they are published to and nodes crash and come back with their disks: nothing
 //! acknowledged is lost (G2), each publisher's order holds (G3), at QoS 2 nothing comes twice (G4), Present=0 is never said (G5),
-//! and in the end one node has each session (G1). `BERTH_MOVES_SEEDS=0..200` runs other seeds than the usual.
+//! and in the end one node has each session (G1). `BERTH_SIMULATION_SEEDS=0..200` runs other seeds than the usual.
 
-use super::choices::{Choices, seeds};
+use super::choices::Choices;
 use super::*;
 use crate::mqtt::{QoS, Reason};
 use std::collections::{BTreeMap, BTreeSet};

@@ -39,7 +39,7 @@ fn sorted(client: &mut SimClient) -> Vec<String> {
 
 #[test]
 fn a_group_whose_only_member_moved_is_served_by_an_origin_that_does_not_know_it_yet() {
-    for seed in 0..40 {
+    for seed in seeds(0..40) {
         let cluster = cluster(3, seed);
         cluster.net.latency(2);
         let lagging = cluster.name(if seed % 2 == 0 { 2 } else { 0 });
@@ -170,7 +170,7 @@ fn a_session_that_is_on_its_way_to_a_node_that_leaves_goes_on_to_another() {
 
 #[test]
 fn a_group_whose_member_moved_is_served_also_if_its_old_node_dies_before_the_origin_knows() {
-    for seed in 0..40 {
+    for seed in seeds(0..40) {
         let limits = Limits { publish_timeout_ms: 60_000, ..Limits::default() };
         let mut cluster = cluster_with(3, seed, limits);
         cluster.net.latency(2);

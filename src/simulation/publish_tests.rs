@@ -12,7 +12,6 @@ fn cluster(n: usize, seed: u64) -> Cluster {
 }
 
 fn cluster_with(n: usize, seed: u64, limits: Limits) -> Cluster {
-    eprintln!("seed {seed}");
     let cluster = Cluster::with(n, seed, limits);
     start_routes(&cluster, 0..n);
     cluster
@@ -45,7 +44,7 @@ fn acked(client: &mut SimClient, id: u16) -> bool {
 
 #[test]
 fn publishes_reach_sessions_of_other_nodes_once_and_in_order() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let cluster = cluster(3, seed);
         cluster.net.latency(20);
         let mut subs: Vec<_> = (0..3).map(|no| connect(&cluster, no, &format!("s{no}"), 60)).collect();
@@ -77,7 +76,7 @@ fn publishes_reach_sessions_of_other_nodes_once_and_in_order() {
 
 #[test]
 fn nothing_is_acknowledged_before_the_other_node_has_it() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let cluster = cluster(2, seed);
         let mut sub = connect(&cluster, 1, "s", 60);
         subscribe(&cluster, &mut sub, "t", QoS::ExactlyOnce);
@@ -95,7 +94,7 @@ fn nothing_is_acknowledged_before_the_other_node_has_it() {
 
 #[test]
 fn a_broken_link_repeats_frames_and_nobody_gets_one_twice() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let cluster = cluster(2, seed);
         cluster.net.latency(30);
         let mut sub = connect(&cluster, 1, "s", 60);
@@ -121,7 +120,7 @@ fn a_broken_link_repeats_frames_and_nobody_gets_one_twice() {
 
 #[test]
 fn a_message_of_a_shared_subscription_goes_to_one_member_in_the_whole_cluster() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let cluster = cluster(3, seed);
         let mut members: Vec<_> = (0..3).map(|no| connect(&cluster, no, &format!("m{no}"), 0)).collect();
         for m in &mut members {
@@ -164,7 +163,7 @@ fn a_message_of_a_shared_subscription_goes_to_one_member_in_the_whole_cluster() 
 
 #[test]
 fn a_shared_subscription_queues_with_a_persistent_member_when_nobody_is_online() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let cluster = cluster(2, seed);
         let mut member = connect(&cluster, 1, "m", 600);
         subscribe(&cluster, &mut member, "$share/g/t", QoS::AtLeastOnce);
@@ -181,7 +180,7 @@ fn a_shared_subscription_queues_with_a_persistent_member_when_nobody_is_online()
 
 #[test]
 fn the_receiver_crashes_before_it_answers_and_gets_the_publish_again() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let mut cluster = cluster(2, seed);
         cluster.net.latency(10);
         let mut sub = connect(&cluster, 1, "s", 600);
@@ -205,7 +204,7 @@ fn the_receiver_crashes_before_it_answers_and_gets_the_publish_again() {
 
 #[test]
 fn a_dead_node_holds_publishes_for_its_persistent_sessions_until_it_is_back() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let mut cluster = cluster(3, seed);
         let mut sub = connect(&cluster, 1, "s", 600);
         subscribe(&cluster, &mut sub, "t", QoS::ExactlyOnce);
@@ -231,7 +230,7 @@ fn a_dead_node_holds_publishes_for_its_persistent_sessions_until_it_is_back() {
 #[test]
 fn a_crashed_origin_sends_its_qos_2_publishes_again_under_the_same_name() {
     let mut most = 0;
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let mut cluster = cluster(2, seed);
         cluster.net.latency(10);
         let mut sub = connect(&cluster, 1, "s", 600);
@@ -264,7 +263,7 @@ fn a_crashed_origin_sends_its_qos_2_publishes_again_under_the_same_name() {
 
 #[test]
 fn a_node_that_is_not_current_holds_publishes_and_matches_them_when_it_has_caught_up() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let cluster = cluster(2, seed);
         let mut publisher = connect(&cluster, 0, "p", 600);
         cluster.cut_from_store(0, true);
@@ -294,7 +293,7 @@ fn a_node_that_is_not_current_holds_publishes_and_matches_them_when_it_has_caugh
 
 #[test]
 fn too_many_held_publishes_slow_their_publishers_down() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         eprintln!("seed {seed}");
         let mut limits = Limits::default();
         limits.remote.held_publishes = 20;
@@ -320,7 +319,7 @@ fn too_many_held_publishes_slow_their_publishers_down() {
 
 #[test]
 fn what_is_matched_late_is_acknowledged_only_when_it_is_durable_here() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let cluster = cluster(2, seed);
         let mut sub = connect(&cluster, 0, "s", 60);
         subscribe(&cluster, &mut sub, "t", QoS::ExactlyOnce);
@@ -346,7 +345,7 @@ fn what_is_matched_late_is_acknowledged_only_when_it_is_durable_here() {
 
 #[test]
 fn a_node_that_comes_back_without_its_disk_does_not_answer_for_the_sessions_on_it() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let mut cluster = cluster(2, seed);
         let mut lost = connect(&cluster, 1, "lost", 3_600);
         subscribe(&cluster, &mut lost, "t", QoS::AtLeastOnce);
@@ -364,7 +363,7 @@ fn a_node_that_comes_back_without_its_disk_does_not_answer_for_the_sessions_on_i
 
 #[test]
 fn a_message_at_qos_0_finds_the_node_whose_member_is_online() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let cluster = cluster(3, seed);
         let mut away = connect(&cluster, 1, "away", 3_600);
         subscribe(&cluster, &mut away, "$share/g/t", QoS::AtLeastOnce);
@@ -385,7 +384,7 @@ fn a_message_at_qos_0_finds_the_node_whose_member_is_online() {
 
 #[test]
 fn a_publish_that_waits_for_long_comes_to_nobody_twice() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let mut limits = Limits { publish_timeout_ms: 600_000, ..Limits::default() };
         limits.remote.seen = 100;
         let mut cluster = cluster_with(3, seed, limits);
@@ -415,7 +414,7 @@ fn a_publish_that_waits_for_long_comes_to_nobody_twice() {
 
 #[test]
 fn publishes_for_a_node_that_is_gone_do_not_slow_down_those_for_others() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let mut limits = Limits { publish_timeout_ms: 600_000, ..Limits::default() };
         limits.remote.held_publishes = 20;
         let mut cluster = cluster_with(3, seed, limits);
@@ -459,7 +458,7 @@ fn publishes_for_a_node_that_is_gone_do_not_slow_down_those_for_others() {
 
 #[test]
 fn a_publisher_whose_qos_2_publish_waits_for_a_dead_node_comes_back_meanwhile() {
-    for seed in SEEDS {
+    for seed in seeds(SEEDS) {
         let mut cluster = cluster(2, seed);
         let mut gone = connect(&cluster, 1, "gone", 3_600);
         subscribe(&cluster, &mut gone, "t", QoS::ExactlyOnce);
@@ -485,5 +484,46 @@ fn a_publisher_whose_qos_2_publish_waits_for_a_dead_node_comes_back_meanwhile() 
         assert!(cluster.until(|| !gone.payloads().is_empty()), "seed {seed}");
         cluster.advance(5_000);
         assert_eq!(gone.payloads(), ["m"], "seed {seed}");
+    }
+}
+
+/// After a restart the node knows whose publish it still has to bring to others: a repetition is not answered before they have
+/// it, and only that session stays.
+#[test]
+fn a_publisher_whose_qos_2_publish_waits_for_a_dead_node_comes_back_after_a_restart() {
+    for seed in seeds(SEEDS) {
+        let mut cluster = cluster(3, seed);
+        let mut gone = connect(&cluster, 1, "gone", 3_600);
+        subscribe(&cluster, &mut gone, "t", QoS::ExactlyOnce);
+        cluster.crash(1);
+        let mut publisher = connect(&cluster, 0, "p", 3_600);
+        publisher.subscribe_to_others("t", QoS::ExactlyOnce);
+        let mut other = connect(&cluster, 0, "other", 3_600);
+        subscribe(&cluster, &mut other, "t", QoS::ExactlyOnce);
+        let id = publisher.publish("t", "m", QoS::ExactlyOnce, false);
+        assert!(cluster.until(|| other.payloads() == ["m"]), "seed {seed}");
+        cluster.crash(0);
+        cluster.restart(0);
+        start_routes(&cluster, [0]);
+        let mut elsewhere = SimClient::connect(cluster.open(2), "p", false, 3_600);
+        assert!(cluster.until(|| elsewhere.wire.closed()), "seed {seed}");
+        let refused = Got::Connected { present: false, reason: Reason::ServerUnavailable };
+        assert_eq!(elsewhere.seen(), [refused], "seed {seed}: its publish waits on node 0");
+        let resumed = Got::Connected { present: true, reason: Reason::Success };
+        let mut moved = connect(&cluster, 2, "other", 3_600);
+        assert_eq!(moved.seen().first(), Some(&resumed), "seed {seed}: it has published nothing");
+        let mut publisher = connect(&cluster, 0, "p", 3_600);
+        assert_eq!(publisher.seen().first(), Some(&resumed), "seed {seed}");
+        publisher.publish_again("t", "m", QoS::ExactlyOnce, id);
+        cluster.advance(2_000);
+        assert!(!acked(&mut publisher, id), "seed {seed}: the other node does not have it");
+        cluster.restart(1);
+        start_routes(&cluster, [1]);
+        assert!(cluster.until(|| acked(&mut publisher, id)), "seed {seed}: {:?}", publisher.seen());
+        let mut gone = connect(&cluster, 1, "gone", 3_600);
+        assert!(cluster.until(|| !gone.payloads().is_empty()), "seed {seed}");
+        cluster.advance(5_000);
+        assert_eq!(gone.payloads(), ["m"], "seed {seed}");
+        assert_eq!(publisher.payloads(), Vec::<String>::new(), "seed {seed}: No Local");
     }
 }

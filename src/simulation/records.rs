@@ -23,7 +23,7 @@ fn the_routes_of_a_forgotten_node_leave_the_index() {
 
 #[test]
 fn an_eviction_counts_before_the_record_that_comes_after_it() {
-    for seed in 0..8 {
+    for seed in seeds(0..8) {
         let cluster = cluster(2, seed);
         let mut watcher = SimClient::connect(cluster.open(0), "w", true, 0);
         assert!(connected(&cluster, &mut watcher).is_some());

@@ -125,7 +125,7 @@ fn a_transient_session_is_replaced_and_its_connection_closed_first() {
 
 #[test]
 fn of_two_that_come_at_once_one_wins_and_the_session_is_whole() {
-    for seed in 100..120 {
+    for seed in seeds(100..120) {
         let cluster = cluster(3, seed);
         cluster.net.latency(3);
         let mut publisher = SimClient::connect(cluster.open(2), "p", true, 0);
@@ -235,7 +235,7 @@ fn the_new_owner_may_die_at_any_moment() {
 
 #[test]
 fn order_holds_while_a_session_moves_under_load() {
-    for seed in 200..210 {
+    for seed in seeds(200..210) {
         let cluster = cluster(3, seed);
         cluster.net.latency(2);
         cluster.store.latency(1);
@@ -294,7 +294,7 @@ fn a_node_that_leaves_hands_its_sessions_over() {
 /// Order holds per QoS also where a publisher uses two on one topic, and publishes where the session goes to.
 #[test]
 fn order_holds_for_each_qos_while_a_session_moves() {
-    for seed in 300..360 {
+    for seed in seeds(300..360) {
         let cluster = cluster(3, seed);
         cluster.net.latency(2);
         cluster.store.latency(1);

@@ -67,7 +67,7 @@ fn subscribed(cluster: &Cluster, client: &mut SimClient, filter: &str) {
 
 #[test]
 fn a_publish_reaches_the_subscribers_of_all_nodes_once() {
-    for seed in 0..10 {
+    for seed in seeds(0..10) {
         let cluster = Cluster::new(3, seed);
         cluster.store.latency(5);
         cluster.net.latency(5);

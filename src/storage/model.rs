@@ -1,7 +1,7 @@
 //! What a journal is, said as plainly as possible, and random changes to hold one against it.
 
 use crate::broker::ports::{
-    Change, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Recipient, Recovered,
+    Change, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Publisher, Recipient, Recovered,
     RecoveredSession, Seq, SessionNo, SessionRecord, Stored, SubscriptionRecord, WillRecord,
 };
 use crate::clock::Time;
@@ -11,6 +11,7 @@ use crate::mqtt::{Message, QoS};
 use proptest::prelude::*;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 
 /// A [`Change`] that owns what it speaks of.
 #[derive(Clone, Debug)]
@@ -367,6 +368,9 @@ pub(super) fn recipient(session: SessionNo, by: u16) -> Recipient {
         retain: by & 2 == 0,
         subscription_ids: (0..u32::from(by % 4)).map(|id| id * 100_000 + 1).collect::<SmallVec<_>>(),
         shared: (by & 16 == 0).then(|| "$share/group/a/+".into()),
+        publisher: (by & 96 == 32).then(|| {
+            Box::new(Publisher { session: u64::from(by), packet_id: NonZeroU16::new(by >> 7).map(u16::from) })
+        }),
     }
 }
 

@@ -5,7 +5,7 @@ use super::cluster_rows::{self, Parked};
 use super::migrate::Chain;
 use super::session_rows;
 use super::wire::{Input, put_text, put_u64, put_varint};
-use crate::broker::ports::{MessageId, NodeRecord, OutboundState, Recipient, Seq, SessionNo};
+use crate::broker::ports::{MessageId, NodeRecord, OutboundState, Publisher, Recipient, Seq, SessionNo};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
@@ -26,6 +26,11 @@ const KIND_NAMED: u8 = 5;
 const KIND_SEEN: u8 = 6;
 const KIND_NODE: u8 = 7;
 const KIND_PARKED: u8 = 8;
+
+// Flags of a recipient, beside its QoS in the lowest two bits.
+const RETAIN: u8 = 1 << 2;
+const SHARED: u8 = 1 << 3;
+const PUBLISHER: u8 = 1 << 4;
 
 /// Why a row cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -272,8 +277,12 @@ pub(super) fn get_id(input: &mut Input<'_>) -> Result<MessageId, RecordError> {
 
 fn put_recipient(out: &mut Vec<u8>, recipient: &Recipient) {
     put_varint(out, recipient.session);
+    let flag = |set: bool, bit: u8| if set { bit } else { 0 };
     out.push(
-        recipient.qos as u8 | u8::from(recipient.retain) << 2 | u8::from(recipient.shared.is_some()) << 3,
+        recipient.qos as u8
+            | flag(recipient.retain, RETAIN)
+            | flag(recipient.shared.is_some(), SHARED)
+            | flag(recipient.publisher.is_some(), PUBLISHER),
     );
     put_varint(out, recipient.subscription_ids.len() as u64);
     for id in &recipient.subscription_ids {
@@ -282,20 +291,33 @@ fn put_recipient(out: &mut Vec<u8>, recipient: &Recipient) {
     if let Some(shared) = &recipient.shared {
         put_text(out, shared);
     }
+    if let Some(publisher) = &recipient.publisher {
+        put_varint(out, publisher.session);
+        put_varint(out, u64::from(publisher.packet_id.unwrap_or(0)));
+    }
+}
+
+fn get_publisher(input: &mut Input<'_>) -> Result<Publisher, RecordError> {
+    let session = input.varint()?;
+    let packet_id = u16::try_from(input.varint()?).map_err(|_| RecordError::Value("packet identifier"))?;
+    Ok(Publisher { session, packet_id: (packet_id != 0).then_some(packet_id) })
 }
 
 /// Checks and passes over a recipient.
 fn skip_recipient(input: &mut Input<'_>) -> Result<SessionNo, RecordError> {
     let session = input.varint()?;
     let flags = input.u8()?;
-    if flags > 0xF || flags & 3 == 3 {
+    if flags > (3 | RETAIN | SHARED | PUBLISHER) || flags & 3 == 3 {
         return Err(RecordError::Value("delivery"));
     }
     for _ in 0..input.len()? {
         u32::try_from(input.varint()?).map_err(|_| RecordError::Value("subscription identifier"))?;
     }
-    if flags & 8 != 0 {
+    if flags & SHARED != 0 {
         input.text()?;
+    }
+    if flags & PUBLISHER != 0 {
+        get_publisher(input)?;
     }
     Ok(session)
 }
@@ -311,9 +333,10 @@ fn get_recipient(input: &mut Input<'_>) -> Result<Recipient, RecordError> {
     Ok(Recipient {
         session,
         qos: QoS::from_bits(flags & 3).ok_or(RecordError::Value("QoS"))?,
-        retain: flags & 4 != 0,
+        retain: flags & RETAIN != 0,
         subscription_ids,
-        shared: if flags & 8 != 0 { Some(Arc::from(input.text()?)) } else { None },
+        shared: if flags & SHARED != 0 { Some(Arc::from(input.text()?)) } else { None },
+        publisher: if flags & PUBLISHER != 0 { Some(Box::new(get_publisher(input)?)) } else { None },
     })
 }
 

@@ -4,8 +4,8 @@ use super::cluster_rows::{put_node, put_parked, put_seen};
 use super::record::*;
 use super::session_rows::*;
 use crate::broker::ports::{
-    MessageId, NodeRecord, OutboundState, ParkedRetain, Recipient, SessionRecord, SubscriptionRecord,
-    WillRecord,
+    MessageId, NodeRecord, OutboundState, ParkedRetain, Publisher, Recipient, SessionRecord,
+    SubscriptionRecord, WillRecord,
 };
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
@@ -119,6 +119,14 @@ fn the_format_is_pinned() {
     let row = encoded(|out| put_message(out, None, &message, &[recipient(300, 2)]));
     assert_eq!(row, [&[2, 1, 1][..], &to, &body].concat());
     let row = encoded(|out| put_message(out, Some(id), &message, &[recipient(300, 2)]));
+    assert_eq!(row, [&[2, 5, 0xAC, 2, 9, 1][..], &to, &body].concat());
+    let duty = Recipient {
+        session: 0,
+        publisher: Some(Box::new(Publisher { session: 300, packet_id: Some(9) })),
+        ..recipient(0, 2)
+    };
+    let row = encoded(|out| put_message(out, Some(id), &message, &[duty]));
+    let to = [&[0, 25][..], &to[3..], &[0xAC, 2, 9]].concat();
     assert_eq!(row, [&[2, 5, 0xAC, 2, 9, 1][..], &to, &body].concat());
     assert_eq!(encoded(|out| put_seen(out, id, &[1, 300])), [2, 6, 0xAC, 2, 9, 2, 1, 0xAC, 2]);
     let node = NodeRecord { node: "n1".into(), incarnations: vec![7, 8] };

@@ -31,6 +31,17 @@ pub struct Recipient {
     pub subscription_ids: SmallVec<[u32; 2]>,
     /// The shared subscription (`$share/<group>/<filter>`) it came through, if any.
     pub shared: Option<Arc<str>>,
+    /// Of an [`ORIGIN_DUTY`]: whose publish it is, if a session of this journal has to wait for it.
+    pub publisher: Option<Box<Publisher>>,
+}
+
+/// Whose publish a duty is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Publisher {
+    /// The session.
+    pub session: SessionNo,
+    /// The QoS 2 packet identifier it came under; `None` for a will.
+    pub packet_id: Option<u16>,
 }
 
 /// A session's record: what is kept besides subscriptions, queue and in-flight state.

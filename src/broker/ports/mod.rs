@@ -16,9 +16,9 @@ pub use index::{
     Revision, Route, SessionOwner,
 };
 pub use journal::{
-    Change, Journal, JournalHealth, Lsn, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, ReadDone,
-    Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored, SubscriptionRecord,
-    WillRecord,
+    Change, Journal, JournalHealth, Lsn, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Publisher,
+    ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
+    SubscriptionRecord, WillRecord,
 };
 pub use peers::{
     Answer, Answers, Frame, GroupTry, Inbox, LinkState, LinkStatus, PeerError, Peers, Report, Request,

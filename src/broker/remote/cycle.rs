@@ -1,7 +1,7 @@
 //! The life of a publish that this node owns, after it was matched: its record becomes durable, nodes answer, the index moves
 //! on, time passes, the node restarts.
 
-use super::origin::entry::{Entry, OpenGroup, Stage};
+use super::origin::entry::{Entry, OpenGroup};
 use super::{Remote, RemoteCache, Ticket};
 use crate::broker::Broker;
 use crate::broker::ports::{
@@ -243,8 +243,10 @@ impl Broker {
         for (id, _) in over {
             self.journal.append(&[Change::Unseen { id }]);
         }
-        remote.origins.recovering(earlier, !duties.is_empty());
-        if !duties.is_empty() {
+        remote.origins.recovering(earlier);
+        if duties.is_empty() {
+            remote.origins.recovered();
+        } else {
             tracing::info!(publishes = duties.len(), "publishes begun before the restart are sent again");
             self.read_duties(duties.into_iter().map(|(seq, _)| seq).collect());
         }
@@ -263,8 +265,7 @@ impl Broker {
                 let Some(remote) = &broker.remote else { return };
                 for s in found {
                     let Some(id) = s.id else { continue };
-                    let mut entry = Entry::new(s.message, 0, remote.now());
-                    (entry.duty, entry.stage) = (Some(s.seq), Stage::Lane);
+                    let mut entry = Entry::of_duty(s.message, s.seq, s.recipient.publisher, remote.now());
                     if let Some(name) = s.recipient.shared {
                         entry.groups.push(OpenGroup::new(name));
                         (entry.direct, entry.groups_known) = (false, true);

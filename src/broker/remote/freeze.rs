@@ -25,7 +25,6 @@ use futures_util::future::{Either, select};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 /// How often to look for what nobody tells of, milliseconds.
@@ -127,10 +126,6 @@ impl Broker {
         {
             self.park(&handle, session, &mut Scratch::default());
             return Response::Refused("QoS 2 publishes of the session wait for other nodes".into());
-        }
-        if !remote.duties_done(&handle, deadline).await {
-            self.park(&handle, session, &mut Scratch::default());
-            return Response::Refused("QoS 2 publishes from before the restart wait for other nodes".into());
         }
         let Some(state) = self.freeze_out(&remote, &handle, session) else {
             return Response::NotHere;
@@ -379,21 +374,6 @@ impl Remote {
             }
             self.ports.tasks.sleep(REVISION_PAUSE_MS).await;
         }
-    }
-
-    /// Waits until every node has the QoS 2 publishes that were begun before the start: any session of the journal may have
-    /// published them, and goes on elsewhere only after them (G3). False if that takes too long.
-    async fn duties_done(&self, handle: &Handle, deadline: Time) -> bool {
-        if handle.no >= self.sessions.first_new.load(Ordering::Acquire) {
-            return true;
-        }
-        while self.origins.earlier_open() {
-            if deadline <= self.now() {
-                return false;
-            }
-            self.until(self.now().plus_ms(LOOK_MS), self.sessions.reports()).await;
-        }
-        true
     }
 
     /// Waits until nothing is kept back for the sake of order: what is handed over must be complete up to some point.

@@ -292,7 +292,7 @@ impl<'a> Reader<'a> {
         let (qos, retain) = (QoS::from_bits(self.u8()?)?, self.flag()?);
         let subscription_ids: SmallVec<[u32; 2]> = self.list(Reader::u32)?.into();
         let shared = self.option(|r| r.text().map(Arc::from))?;
-        let recipient = Recipient { session: 0, qos, retain, subscription_ids, shared };
+        let recipient = Recipient { session: 0, qos, retain, subscription_ids, shared, publisher: None };
         Some(Stored { seq, id, message, recipient })
     }
 }
@@ -346,6 +346,7 @@ mod tests {
                 retain: false,
                 subscription_ids: [7, 8, 9].into_iter().collect(),
                 shared: Some("$share/g/a/+".into()),
+                publisher: None,
             },
         }
     }

@@ -68,6 +68,8 @@ impl Broker {
         Box::pin(async move {
             let Some(remote) = broker.remote.clone() else { return };
             remote.when_applied(remote.me.incarnation).await;
+            // A client that comes back may repeat a publish that other nodes still have to get.
+            remote.origins.when_read().await;
             let candidates = std::mem::take(&mut *remote.sessions.recovered.lock());
             let verdicts = remote.judge(&candidates, store_went_back);
             let (mut kept, mut again, mut ended, mut dropped) = (Vec::new(), Vec::new(), Vec::new(), 0);

@@ -7,7 +7,7 @@ use super::origin::{self, Next, View};
 use super::{Kept, Remote, RemoteNode, RemoteShare, Ticket};
 use crate::broker::Broker;
 use crate::broker::ports::{Change, Frame, GroupTry, MessageId, Revision};
-use crate::broker::publish::{Cache, Leaving, Origin, Routed, Scratch, Way, duty_of};
+use crate::broker::publish::{Cache, Leaving, Origin, Routed, Scratch, Way, duty};
 use crate::broker::router::Group;
 use crate::mqtt::{Message, QoS};
 use smallvec::SmallVec;
@@ -115,7 +115,7 @@ impl Broker {
             given_back.ticket = None;
             return Err(given_back);
         }
-        let recipients = [duty_of(None)];
+        let recipients = [origin.duty()];
         let mut changes: SmallVec<[Change<'_>; 3]> = SmallVec::new();
         if let Some(packet_id) = origin.inbound {
             changes.push(Change::InboundBegin { session: origin.session, packet_id });
@@ -460,7 +460,7 @@ impl Broker {
         entry.groups_known = true;
         // Behind all that waits already; there is no hurry.
         let taken = remote.origins.queue(id, entry, true).is_ok();
-        let recipients = [duty_of(Some(name.clone()))];
+        let recipients = [duty(Some(name.clone()), None)];
         let change = Change::Message { seq, id: Some(id), message, recipients: &recipients };
         let lsn = self.journal.append(&[change]);
         drop(inside);

@@ -126,8 +126,6 @@ pub struct Sessions {
     /// Sessions that are being handed over.
     pub(super) outgoing: Mutex<HashMap<Arc<str>, Arc<super::outgoing::Outgoing>>>,
     pub(super) departed: Mutex<BTreeMap<(Revision, SessionNo), Departed>>,
-    /// Sessions with a lower number were in the journal at the start.
-    pub(in crate::broker) first_new: AtomicU64,
     correlations: AtomicU64,
     procedures: Arc<AtomicUsize>,
 }

@@ -14,7 +14,7 @@ const FRAMES: u64 = 4000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_frame_is_answered_once_and_in_order_whatever_the_network_does() {
-    let mut random = Random::seeded("PEERS_SEED");
+    let mut random = Random::seeded("BERTH_PEERS_SEED");
     let (a, b, proxy) = pair(quick()).await;
     let mut sent = 0;
     while sent < FRAMES {

@@ -1,7 +1,7 @@
 //! One publish that this node owns: which nodes were asked to take it, what they said, and what is still to do. Pure.
 
 use super::floors::Floors;
-use crate::broker::ports::{Answer, GroupTry, Revision, Seq, SessionNo};
+use crate::broker::ports::{Answer, GroupTry, Publisher, Revision, Seq, SessionNo};
 use crate::broker::remote::{Kept, Ticket};
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -230,6 +230,16 @@ impl Entry {
             parts: SmallVec::new(),
             away: SmallVec::new(),
         }
+    }
+
+    /// A publish that an earlier process with this journal had begun. Its publisher waits for it again: whoever repeats it is
+    /// not answered before all have it.
+    pub fn of_duty(message: Message, duty: Seq, publisher: Option<Box<Publisher>>, since: Time) -> Entry {
+        let mut entry = Entry::new(message, publisher.as_ref().map_or(0, |p| p.session), since);
+        entry.inbound = publisher.and_then(|p| p.packet_id);
+        entry.ticket = entry.inbound.map(|_| Ticket::new());
+        (entry.duty, entry.stage) = (Some(duty), Stage::Lane);
+        entry
     }
 
     /// Bytes it counts with.

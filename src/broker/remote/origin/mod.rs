@@ -7,13 +7,13 @@ mod floors;
 mod held;
 mod view;
 
-use crate::broker::ports::{Answer, Incarnation, MemberId, MessageId, Revision, SessionNo};
+use crate::broker::ports::{Answer, BoxFuture, Incarnation, MemberId, MessageId, Revision, SessionNo};
 use crate::broker::remote::{Kept, Once, Ticket};
 use crate::clock::Time;
 use crate::mqtt::{QoS, Reason};
 use entry::{Again, Entry, Plan, Sends, Stage};
 use floors::Floors;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use held::{Count, Held};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -51,8 +51,6 @@ struct Inner {
     room: Vec<Waker>,
     /// Earlier incarnations of this node.
     earlier: Vec<Incarnation>,
-    /// What earlier incarnations left is still being read from the journal.
-    reading: bool,
 }
 
 /// See the module.
@@ -67,6 +65,8 @@ pub struct Origins {
     lane: AtomicBool,
     /// Chooses nodes for shared subscriptions.
     turn: AtomicU64,
+    /// What earlier incarnations left has been read from the journal.
+    read: Arc<Once<()>>,
     /// Publishes done with since the low-water mark was last asked for.
     unreported: AtomicUsize,
 }
@@ -83,6 +83,7 @@ impl Origins {
             held: Held::default(),
             lane: AtomicBool::new(false),
             turn: AtomicU64::new(incarnation),
+            read: Once::new(),
             unreported: AtomicUsize::new(0),
         }
     }
@@ -167,22 +168,15 @@ impl Origins {
 
     /// Earlier incarnations of this node whose publishes are all done with.
     pub fn retired(&self) -> Vec<Incarnation> {
-        let inner = self.inner.lock();
-        if inner.reading {
+        if self.read.get().is_none() {
             return Vec::new();
         }
+        let inner = self.inner.lock();
         let open = |origin: Incarnation| {
             let range = MessageId { origin, seq: 0 }..=MessageId { origin, seq: u64::MAX };
             inner.entries.range(range).next().is_some()
         };
         inner.earlier.iter().copied().filter(|i| !open(*i)).collect()
-    }
-
-    /// Whether a publish of an earlier incarnation is not done with.
-    pub fn earlier_open(&self) -> bool {
-        let inner = self.inner.lock();
-        let own = MessageId { origin: self.me.incarnation, seq: 0 };
-        inner.reading || inner.entries.range(..own).next().is_some()
     }
 
     /// Every publish to `node` that was matched before the result is answered, and sent on if it had moved.
@@ -206,8 +200,16 @@ impl Origins {
         if !inner.exactly_once.contains_key(&session) {
             return Vec::new();
         }
-        let of_session = inner.entries.values().filter(|e| e.counts_for == Some(session));
-        of_session.filter_map(|e| Some((e.inbound?, e.ticket.clone()?))).collect()
+        // A packet identifier comes up twice if the first publish under it was answered right before a restart that did not
+        // know: the second counts.
+        let newest_first = inner.entries.values().rev().filter(|e| e.counts_for == Some(session));
+        let mut known = HashSet::new();
+        let mut under_way: Vec<_> = newest_first
+            .filter_map(|e| Some((e.inbound?, e.ticket.clone()?)))
+            .filter(|(packet_id, _)| known.insert(*packet_id))
+            .collect();
+        under_way.reverse();
+        under_way
     }
 
     /// Whether the publish is still open.
@@ -510,15 +512,18 @@ impl Origins {
     }
 
     /// What earlier incarnations left is about to be read.
-    pub fn recovering(&self, earlier: Vec<Incarnation>, reading: bool) {
-        let mut inner = self.inner.lock();
-        inner.earlier = earlier;
-        inner.reading = reading;
+    pub fn recovering(&self, earlier: Vec<Incarnation>) {
+        self.inner.lock().earlier = earlier;
     }
 
     /// It has been read.
     pub fn recovered(&self) {
-        self.inner.lock().reading = false;
+        self.read.set(());
+    }
+
+    /// When it has been read.
+    pub fn when_read(&self) -> BoxFuture<()> {
+        self.read.wait()
     }
 
     /// Publishes by what they wait for: (not matched, to be matched again, other nodes, there or gone).
