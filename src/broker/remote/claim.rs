@@ -158,7 +158,7 @@ impl Claiming {
                 }
                 self.broker.registry_remove(&handle);
             }
-            if !self.remote.ports.coordinator.reachable() {
+            if !self.remote.ports.coordinator.writable() {
                 // Nothing is under way here, and what is begun now could not be given up.
                 self.pause(REACH_AGAIN_MS).await;
                 continue;
@@ -329,6 +329,11 @@ impl Claiming {
                 "refused with 0x88: the node that owns the session does not answer. Start it again with its data; if it is gone for \
                  good, `berth ctl cluster forget {}` gives its sessions up", o.holder.node
             ),
+            None if self.remote.ports.coordinator.reachable()
+                && !self.remote.ports.coordinator.writable() =>
+            {
+                tracing::warn!(%client, "refused with 0x88: etcd takes no writes (its database is full)");
+            }
             None => tracing::warn!(%client, "refused with 0x88: etcd did not answer in time"),
         }
         Reason::ServerUnavailable

@@ -3,12 +3,16 @@
 //!
 //! Batches form by themselves: while a proposal is on its way the next one gathers. More than one is on its way only when
 //! there are enough operations to fill it, or when the last one is slow. No key is twice in a proposal, nor in two at once.
+//!
+//! etcd (all versions up to 3.6) does not count what nested transactions write towards its quota: it would never raise its
+//! NOSPACE alarm for them, nor heed it. So a proposal that adds to the database names, for the case that the fence fails, one
+//! more put, which is counted; it could not be carried out, since its key is not there.
 
 use super::client::Etcd;
 use super::error::EtcdError;
 use crate::clock::{self, Time};
 use crate::telemetry::Metrics;
-use etcd_client::{Compare, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Compare, PutOptions, Txn, TxnOp, TxnOpResponse};
 use hashbrown::HashSet;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -82,6 +86,8 @@ pub struct Op {
     pub until: Option<Time>,
     /// Others go first: there may be very many of these.
     pub bulk: bool,
+    /// It may add to the database: not while that is full.
+    pub grows: bool,
     /// Takes the outcome.
     pub done: Done,
 }
@@ -109,6 +115,8 @@ struct State {
     sweep_at: Time,
     busy: HashSet<String>,
     flying: usize,
+    /// The database was full when something was written last.
+    full: bool,
     last_start: Time,
 }
 
@@ -121,6 +129,8 @@ pub struct Proposer {
 struct Shared {
     etcd: Etcd,
     fence: FenceNow,
+    /// A key that nobody ever writes.
+    nothing: String,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
     wake: Notify,
@@ -133,8 +143,9 @@ enum Step {
 
 impl Proposer {
     /// Starts it. Needs a runtime.
-    pub fn new(etcd: Etcd, fence: FenceNow, metrics: Arc<Metrics>) -> Proposer {
-        let shared = Arc::new(Shared { etcd, fence, metrics, state: Mutex::default(), wake: Notify::new() });
+    pub fn new(etcd: Etcd, fence: FenceNow, nothing: String, metrics: Arc<Metrics>) -> Proposer {
+        let (state, wake) = (Mutex::default(), Notify::new());
+        let shared = Arc::new(Shared { etcd, fence, nothing, metrics, state, wake });
         let driver = tokio::spawn(drive(shared.clone()));
         Proposer { shared, driver }
     }
@@ -177,6 +188,7 @@ async fn drive(shared: Arc<Shared>) {
         let (step, late) = {
             let mut state = shared.state.lock();
             let late = state.expired(now);
+            state.full = shared.etcd.full();
             (state.step(now), late)
         };
         for queued in late {
@@ -232,16 +244,31 @@ impl State {
 
     /// Takes as many operations as fit into one proposal. The order of operations on one key is kept.
     fn gather(&mut self) -> Vec<Queued> {
-        let (mut batch, mut bytes) = (Vec::new(), 0);
         self.proposals += 1;
+        if !self.full {
+            return self.gather_such(|_| true);
+        }
+        // A full database takes no proposal with anything that grows in it: what makes room goes by itself.
+        let shrinking = self.gather_such(|op| !op.grows);
+        if shrinking.is_empty() { self.gather_such(|op| op.grows) } else { shrinking }
+    }
+
+    fn gather_such(&mut self, wanted: fn(&Op) -> bool) -> Vec<Queued> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
         let bulk_first = self.proposals.is_multiple_of(BULK_TURN);
         for bulk in [bulk_first, !bulk_first] {
-            self.gather_from(bulk, &mut batch, &mut bytes);
+            self.gather_from(bulk, wanted, &mut batch, &mut bytes);
         }
         batch
     }
 
-    fn gather_from(&mut self, bulk: bool, batch: &mut Vec<Queued>, bytes: &mut usize) {
+    fn gather_from(
+        &mut self,
+        bulk: bool,
+        wanted: fn(&Op) -> bool,
+        batch: &mut Vec<Queued>,
+        bytes: &mut usize,
+    ) {
         let mut kept = VecDeque::new();
         let mut blocked: HashSet<String> = HashSet::new();
         let mut scanned = 0;
@@ -253,7 +280,7 @@ impl State {
             scanned += 1;
             let fits = batch.is_empty() || (*bytes + queued.op.bytes <= REQUEST_BYTES_MAX && !queued.alone);
             let free = |key: &String| !self.busy.contains(key) && !blocked.contains(key);
-            if !fits || !queued.op.keys.iter().all(free) {
+            if !fits || !wanted(&queued.op) || !queued.op.keys.iter().all(free) {
                 blocked.extend(queued.op.keys.iter().cloned());
                 kept.push_back(queued);
                 continue;
@@ -303,6 +330,16 @@ fn is_refusal(error: &EtcdError) -> bool {
         .any(|text| what.contains(text))
 }
 
+/// A put that cannot be carried out: only what it would cost matters.
+fn counted(nothing: &str) -> TxnOp {
+    TxnOp::put(nothing, "", Some(PutOptions::new().with_ignore_value()))
+}
+
+/// Whether etcd says that it came to [`counted`]: the fence has failed.
+fn is_not_there(error: &EtcdError) -> bool {
+    matches!(error, EtcdError::Refused { what, .. } if what.contains("key not found"))
+}
+
 async fn fly(shared: Arc<Shared>, mut batch: Vec<Queued>) {
     let Some(fence) = (shared.fence)() else {
         return shared.failed(batch, None);
@@ -310,13 +347,22 @@ async fn fly(shared: Arc<Shared>, mut batch: Vec<Queued>) {
     let nested: Vec<TxnOp> = batch.iter().map(|queued| TxnOp::txn(queued.op.txn.clone())).collect();
     shared.metrics.etcd_proposals.inc();
     shared.metrics.etcd_proposal_changes.record(batch.len() as f64);
-    match shared.etcd.txn(Txn::new().when([fence]).and_then(nested)).await {
+    let grows = batch.iter().any(|queued| queued.op.grows);
+    let mut txn = Txn::new().when([fence]).and_then(nested);
+    if grows {
+        txn = txn.or_else([counted(&shared.nothing)]);
+    }
+    match shared.etcd.txn(txn).await {
         Ok(response) if response.succeeded() => {
+            if grows {
+                shared.etcd.has_room();
+            }
             let revision = response.header().map_or(0, |h| h.revision()) as u64;
             shared.succeeded(batch, response.op_responses(), revision);
         }
         // The member key is another: nothing was written.
         Ok(_) => shared.failed(batch, None),
+        Err(error) if is_not_there(&error) => shared.failed(batch, None),
         Err(error) => {
             for queued in &mut batch {
                 queued.again = true;
@@ -383,7 +429,8 @@ mod tests {
 
     fn op(keys: &[&str], bytes: usize) -> Queued {
         let keys = keys.iter().map(|&k| k.to_owned()).collect();
-        let op = Op { keys, txn: Txn::new(), bytes, until: None, bulk: false, done: Box::new(|_| ()) };
+        let done = Box::new(|_| ());
+        let op = Op { keys, txn: Txn::new(), bytes, until: None, bulk: false, grows: true, done };
         Queued { op, again: false, alone: false }
     }
 
@@ -454,6 +501,23 @@ mod tests {
         odd.alone = true;
         state.queue.extend([odd, op(&["even"], 1)]);
         assert_eq!(keys(&state.gather()), ["odd"]);
+    }
+
+    #[test]
+    fn what_makes_room_is_not_kept_out_by_what_needs_it() {
+        let mut state = State { full: true, ..State::default() };
+        let removal = |key: &str| {
+            let mut removal = op(&[key], 1);
+            removal.op.grows = false;
+            removal
+        };
+        state.queue.extend([op(&["a"], 1), removal("a"), removal("b"), op(&["c"], 1), removal("d")]);
+        assert_eq!(keys(&state.gather()), ["b", "d"], "not the one that comes after another of its key");
+        assert_eq!(keys(&state.gather()), ["a", "c"]);
+        state.full = false;
+        state.busy.clear();
+        state.queue.push_back(op(&["e"], 1));
+        assert_eq!(keys(&state.gather()), ["a", "e"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Claims, releases and evictions: compare-and-swap operations on `sessions/` and `evictions/`.
 
-use super::batch::{Failure, Nested, Op, Proposer};
+use super::batch::{Done, Failure, Nested, Op, Proposer};
 use super::eviction::EvictionRecord;
 use super::holders::{Chain, Holders};
 use super::keys::Keys;
@@ -53,18 +53,10 @@ impl From<Failure> for Unavailable {
     }
 }
 
-/// Submits an operation and waits for its outcome; `bulk` = it lets others go first.
-pub async fn outcome(
-    proposer: &Proposer,
-    keys: Vec<String>,
-    txn: Txn,
-    bytes: usize,
-    until: Option<clock::Time>,
-    bulk: bool,
-) -> Result<Nested, Failure> {
+/// Submits what `op` makes of where the outcome goes, and waits for that.
+pub async fn outcome(proposer: &Proposer, op: impl FnOnce(Done) -> Op) -> Result<Nested, Failure> {
     let (done, outcome) = oneshot::channel();
-    let done = Box::new(move |nested| drop(done.send(nested)));
-    proposer.submit(Op { keys, txn, bytes, until, bulk, done });
+    proposer.submit(op(Box::new(move |nested| drop(done.send(nested)))));
     outcome.await.unwrap_or_else(|_| Err(Failure::Unavailable("this node is stopping".into())))
 }
 
@@ -116,7 +108,8 @@ impl Claims {
             keys.push(key);
         }
         let txn = Txn::new().when(compares).and_then(puts).or_else(gets);
-        let nested = outcome(&self.proposer, keys, txn, bytes, Some(until), false).await?;
+        let op = |done| Op { keys, txn, bytes, until: Some(until), bulk: false, grows: true, done };
+        let nested = outcome(&self.proposer, op).await?;
         if nested.succeeded {
             return Ok(ClaimOutcome::Granted(nested.revision));
         }
@@ -248,8 +241,9 @@ impl Claims {
     async fn delete_if(&self, key: &str, compares: Vec<Compare>) -> Option<(Vec<u8>, Revision)> {
         let txn =
             Txn::new().when(compares).and_then([TxnOp::delete(key, None)]).or_else([TxnOp::get(key, None)]);
-        let keys = vec![key.to_owned()];
-        let nested = outcome(&self.proposer, keys, txn, 4 * key.len(), None, false).await.ok()?;
+        let (keys, bytes) = (vec![key.to_owned()], 4 * key.len());
+        let op = |done| Op { keys, txn, bytes, until: None, bulk: false, grows: false, done };
+        let nested = outcome(&self.proposer, op).await.ok()?;
         match nested.responses.first() {
             Some(TxnOpResponse::Get(get)) if !nested.succeeded => {
                 let kv = get.kvs().first()?;

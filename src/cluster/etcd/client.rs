@@ -311,11 +311,15 @@ impl Etcd {
     /// Why there is no answer.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, EtcdError> {
         let response = self.once(|client| async move { kv(&client).txn(txn).await }).await?;
-        let full = &self.inner.full;
-        if full.load(Ordering::Relaxed) && has_put(response.op_responses()) {
-            full.store(false, Ordering::Relaxed);
+        if self.full() && has_put(response.op_responses()) {
+            self.has_room();
         }
         Ok(response)
+    }
+
+    /// Something was written that a full database does not take.
+    pub fn has_room(&self) {
+        self.inner.full.store(false, Ordering::Relaxed);
     }
 
     /// A connection for watches, to the current member for watches.
@@ -391,13 +395,9 @@ fn forget(link: &Link, number: u64) {
     }
 }
 
-/// Whether something was put: a full database still takes removals.
+/// Whether something was put: a full database still takes removals, and what is nested it does not count.
 fn has_put(responses: Vec<TxnOpResponse>) -> bool {
-    responses.into_iter().any(|response| match response {
-        TxnOpResponse::Put(_) => true,
-        TxnOpResponse::Txn(txn) => has_put(txn.op_responses()),
-        _ => false,
-    })
+    responses.iter().any(|response| matches!(response, TxnOpResponse::Put(_)))
 }
 
 /// The client for keys, ready for large answers.

@@ -135,7 +135,8 @@ impl EtcdCoordinator {
         let applier = Arc::new(Applier::new(relay.clone(), decoder, metrics.clone()));
         let follower = Follower::new(etcd.clone(), keys.root().to_owned(), applier.clone(), metrics.clone());
         let follower = Arc::new(follower);
-        let proposer = Arc::new(Proposer::new(etcd.clone(), registered.fence.clone(), metrics.clone()));
+        let fence = registered.fence.clone();
+        let proposer = Arc::new(Proposer::new(etcd.clone(), fence, keys.nothing(), metrics.clone()));
         let reads = Arc::new(Reads::new(etcd.clone(), member_key.clone(), metrics.clone()));
         let claims = Arc::new(Claims {
             keys: keys.clone(),

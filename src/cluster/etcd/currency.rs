@@ -44,7 +44,7 @@ impl Currency {
             ticks.tick().await;
             if self.proposer.full() {
                 // Shows when there is room again, also if nothing else is to be written.
-                self.nudge();
+                self.rewrite(true);
             }
             if let Some(at) = self.prove().await {
                 current_at = at;
@@ -73,7 +73,7 @@ impl Currency {
             return Some(at);
         }
         // Something else in this etcd was written, or the watch lags. An event of our own tells which.
-        self.nudge();
+        self.rewrite(false);
         self.reaches(revision, self.stale_after / 2).await.then_some(at)
     }
 
@@ -83,8 +83,8 @@ impl Currency {
         matches!(timeout(limit, reached).await, Ok(Ok(_)))
     }
 
-    /// Writes this node's member record again, as it is.
-    fn nudge(&self) {
+    /// Writes this node's member record again, as it is; if there is room (`grows`), or in any case.
+    fn rewrite(&self, grows: bool) {
         let options = PutOptions::new().with_ignore_value().with_ignore_lease();
         let put = TxnOp::put(&*self.member_key, "", Some(options));
         let until = clock::now().plus_ms(u64::try_from(self.stale_after.as_millis()).unwrap_or(u64::MAX) / 2);
@@ -94,6 +94,7 @@ impl Currency {
             bytes: self.member_key.len(),
             until: Some(until),
             bulk: false,
+            grows,
             done: Box::new(|_| ()),
         });
     }

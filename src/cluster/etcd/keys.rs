@@ -94,6 +94,11 @@ impl Keys {
         &self.root
     }
 
+    /// A key that nobody ever writes.
+    pub fn nothing(&self) -> String {
+        format!("{}nothing", self.root)
+    }
+
     /// What all `members/` keys begin with.
     pub fn members(&self) -> String {
         format!("{}members/", self.root)

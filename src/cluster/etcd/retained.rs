@@ -1,7 +1,7 @@
 //! Writes retained messages: one update per topic on its way, later ones of the topic wait and the last of them wins; many
 //! topics share a proposal.
 
-use super::batch::{Failure, Nested, Proposer, REQUEST_BYTES_MAX};
+use super::batch::{Failure, Nested, Op, Proposer, REQUEST_BYTES_MAX};
 use super::claims::{compare_revision, outcome};
 use super::keys::Keys;
 use super::retained_value;
@@ -195,7 +195,9 @@ impl RetainedWriter {
                 .or_else([TxnOp::get(&*key, None)]);
             let bytes = bytes_of(&key, value.as_ref().map_or(0, Vec::len));
             let until = clock::now().plus_ms(u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX));
-            match outcome(&self.proposer, vec![key.clone()], txn, bytes, Some(until), true).await {
+            let (keys, grows) = (vec![key.clone()], value.is_some());
+            let op = |done| Op { keys, txn, bytes, until: Some(until), bulk: true, grows, done };
+            match outcome(&self.proposer, op).await {
                 Ok(nested) => {
                     parked |= nested.again;
                     match judge(update, &nested, parked) {

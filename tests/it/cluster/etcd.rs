@@ -50,6 +50,28 @@ impl Etcd {
         Etcd::with(n, "http", &[])
     }
 
+    /// One member with the smallest database that is worth filling.
+    pub fn small() -> Etcd {
+        Etcd::with(1, "http", &["--quota-backend-bytes", "2097152"].map(str::to_owned))
+    }
+
+    /// Writes until the database is full and the member raises its NOSPACE alarm.
+    pub fn fill(&self) {
+        let filler = "x".repeat(60_000);
+        let full = (0..100).position(|i| !self.try_ctl(&["put", &format!("/fill/{i}"), &filler]).1);
+        assert!(full.is_some(), "the quota is not reached");
+    }
+
+    /// Makes room again as an operator does.
+    pub fn make_room(&self) {
+        self.ctl(&["del", "/fill/", "--prefix"]);
+        let status: serde_json::Value =
+            serde_json::from_str(&self.ctl(&["endpoint", "status", "--write-out=json"])).unwrap();
+        self.ctl(&["compact", &status[0]["Status"]["header"]["revision"].to_string()]);
+        self.ctl(&["defrag"]);
+        self.ctl(&["alarm", "disarm"]);
+    }
+
     /// As [`Etcd::start`] with clients served over `scheme` (`http` or `https`) and more arguments for each member.
     pub fn with(n: usize, scheme: &'static str, args: &[String]) -> Etcd {
         // Its fsyncs go to memory: tests do not pull the plug.

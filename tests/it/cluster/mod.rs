@@ -10,6 +10,7 @@ mod etcd;
 mod failover;
 mod failures;
 mod formation;
+mod full_database;
 mod knowledge;
 mod lagging;
 mod lease;

@@ -62,8 +62,13 @@ impl BerthCluster {
 
     /// As [`BerthCluster::start`] with this many etcd members and these options for every broker.
     pub fn with(n: usize, etcds: usize, options: &[(&str, &str)]) -> BerthCluster {
+        BerthCluster::on(|| Etcd::start(etcds), n, options)
+    }
+
+    /// As [`BerthCluster::with`], on this etcd.
+    pub fn on(etcd: impl FnOnce() -> Etcd, n: usize, options: &[(&str, &str)]) -> BerthCluster {
         let alone = alone();
-        let etcd = Etcd::start(etcds);
+        let etcd = etcd();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let memory = PathBuf::from("/dev/shm");

@@ -172,8 +172,7 @@ fn a_member_that_hangs_does_not_mean_that_etcd_is_away() {
 
 #[test]
 fn a_full_database_takes_no_writes_but_answers() {
-    let quota = ["--quota-backend-bytes", "2097152"].map(str::to_owned);
-    let etcd = Etcd::with(1, "http", &quota);
+    let etcd = Etcd::small();
     let runtime = runtime();
     runtime.block_on(async {
         let a = Node::start(etcd.endpoints(), "a").await;
@@ -181,18 +180,12 @@ fn a_full_database_takes_no_writes_but_answers() {
         let first = a.coordinator.routes(vec![change(0)]).await;
         a.coordinator.applies(first).await;
         assert!(a.coordinator.writable());
-        let filler = "x".repeat(60_000);
-        let full = (0..100).position(|i| !etcd.try_ctl(&["put", &format!("/fill/{i}"), &filler]).1);
-        assert!(full.is_some(), "the quota is not reached");
+        etcd.fill();
         let waits = tokio::spawn(a.coordinator.routes(vec![change(1)]));
         becomes_true("the full database is noticed", || !a.coordinator.writable()).await;
         assert!(a.coordinator.reachable() && !waits.is_finished());
         a.coordinator.read_revision().await.unwrap();
-        etcd.ctl(&["del", "/fill/", "--prefix"]);
-        let revision = a.coordinator.read_revision().await.unwrap();
-        etcd.ctl(&["compact", &revision.to_string()]);
-        etcd.ctl(&["defrag"]);
-        etcd.ctl(&["alarm", "disarm"]);
+        etcd.make_room();
         let written = waits.await.unwrap();
         assert!(a.coordinator.writable());
         a.coordinator.applies(written).await;

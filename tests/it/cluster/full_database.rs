@@ -1,0 +1,54 @@
+//! etcd's database is full (NOSPACE): what needs writes goes on as in an outage, the rest goes on as ever.
+
+use super::etcd::Etcd;
+use super::nodes::BerthCluster;
+use crate::client::{Dial, In};
+use crate::wait;
+use berth::mqtt::{QoS, Reason};
+
+#[test]
+fn clients_go_on_with_a_full_database_and_everything_is_made_up_for_when_there_is_room() {
+    let cluster = BerthCluster::on(Etcd::small, 2, &[("cluster.takeover_timeout", "1s")]);
+    let known = Dial::v5("known").persistent();
+    assert!(!cluster.connect(1, &known).subscribe(&[("t/#", QoS::ExactlyOnce)]).is_empty());
+    let mut publisher = cluster.connect(0, &Dial::v5("publisher"));
+    cluster.etcd.fill();
+    // It is noticed by what is written: the first one is parked.
+    publisher.publish_with("t/kept", b"kept", QoS::AtLeastOnce, true);
+    for node in 0..2 {
+        let newcomer = Dial::v5("newcomer").persistent();
+        let (_, answer) = newcomer.try_connect(cluster.mqtt(node)).unwrap();
+        assert!(matches!(answer, In::ConnAck { reason: Reason::ServerUnavailable, .. }), "{answer:?}");
+        cluster.wait_status(node, "the status says so", |s| s["cluster"]["etcd"]["writable"] == false);
+        assert!(cluster.ready(node), "it serves whom it knows");
+    }
+    // A session that would have to move stays where it is, and is not shut out there.
+    let (_, answer) = known.try_connect(cluster.mqtt(0)).unwrap();
+    assert!(matches!(answer, In::ConnAck { reason: Reason::ServerUnavailable, .. }), "{answer:?}");
+    // A session that is known needs no write, nor do publishes across nodes.
+    let mut subscriber = cluster.connect(1, &known);
+    assert!(subscriber.present);
+    assert_eq!(subscriber.receive().text(), "kept");
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+        publisher.publish("t/1", &format!("{qos:?}"), qos);
+        assert_eq!(subscriber.receive().text(), format!("{qos:?}"));
+    }
+    assert_eq!(subscriber.subscribe(&[("new", QoS::AtLeastOnce)]), [1], "SUBACK does not wait");
+
+    cluster.etcd.make_room();
+    for node in 0..2 {
+        cluster.wait_status(node, "writes go on", |s| s["cluster"]["etcd"]["writable"] == true);
+    }
+    wait::until_true("the new route is known", || {
+        let answer = publisher.publish_with("new", b"routed", QoS::AtLeastOnce, false);
+        answer == Reason::Success
+    });
+    while subscriber.receive().text() != "routed" {}
+    wait::until_true("new sessions are made", || {
+        let (_, answer) = Dial::v5("newcomer").persistent().try_connect(cluster.mqtt(1)).unwrap();
+        matches!(answer, In::ConnAck { reason: Reason::Success, .. })
+    });
+    wait::until_true("the parked message is kept by the cluster", || {
+        cluster.etcd.ctl(&["get", "--prefix", "/berth/berth/v1/retained/"]).contains("t/kept")
+    });
+}
