@@ -10,6 +10,7 @@
 
 use super::client::Etcd;
 use super::error::EtcdError;
+use super::trouble::Trouble;
 use crate::clock::{self, Time};
 use crate::telemetry::Metrics;
 use etcd_client::{Compare, PutOptions, Txn, TxnOp, TxnOpResponse};
@@ -117,6 +118,7 @@ struct State {
     flying: usize,
     /// The database was full when something was written last.
     full: bool,
+    trouble: Trouble,
     last_start: Time,
 }
 
@@ -374,13 +376,17 @@ async fn fly(shared: Arc<Shared>, mut batch: Vec<Queued>) {
 
 impl Shared {
     fn succeeded(&self, batch: Vec<Queued>, responses: Vec<TxnOpResponse>, revision: u64) {
-        {
+        let over = {
             let mut state = self.state.lock();
             state.landed(&batch);
             state.pause_ms = 0;
             state.resume_at = Time::default();
-        }
+            state.trouble.over(clock::now())
+        };
         self.wake.notify_one();
+        if let Some(ms) = over {
+            tracing::info!(ms, "etcd carries out proposals again");
+        }
         let mut responses = responses.into_iter();
         for Queued { op, again, .. } in batch {
             let outcome = match responses.next() {
@@ -398,9 +404,11 @@ impl Shared {
     fn failed(&self, mut batch: Vec<Queued>, error: Option<EtcdError>) {
         let now = clock::now();
         let mut lost = Vec::new();
+        let news;
         {
             let mut state = self.state.lock();
             state.landed(&batch);
+            news = error.as_ref().is_some_and(|error| state.trouble.is_news(error, now));
             match &error {
                 Some(error) if is_refusal(error) && batch.len() > 1 => {
                     batch.iter_mut().for_each(|queued| queued.alone = true);
@@ -413,7 +421,9 @@ impl Shared {
         self.wake.notify_one();
         if let Some(error) = error {
             self.metrics.etcd_errors.inc();
-            tracing::warn!(%error, "a proposal to etcd has no outcome; it is tried again");
+            if news {
+                tracing::warn!(%error, "a proposal to etcd has no outcome: it is tried until it has");
+            }
             let why: Arc<str> = error.to_string().into();
             for queued in lost {
                 tracing::error!(keys = ?queued.op.keys, %error, "etcd refuses an operation; it is given up");

@@ -31,4 +31,5 @@ mod scan;
 pub mod snapshot;
 pub mod sweep;
 pub mod tls;
+mod trouble;
 pub mod watch;

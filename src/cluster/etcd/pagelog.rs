@@ -10,7 +10,9 @@ use super::decode::RawEvent;
 use super::keys::{Key, Keys};
 use super::page::{Fold, Packed, RoutePage, merge};
 use super::snapshot::{self, SnapshotError};
+use super::trouble::Trouble;
 use crate::broker::ports::{MemberId, Revision, RouteChange};
+use crate::clock;
 use etcd_client::{Compare, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse};
 use std::time::Duration;
 use tokio::time::sleep;
@@ -144,9 +146,15 @@ impl PageLog {
     async fn commit(&self, change: Change) -> Revision {
         let mut pause = PAUSE;
         let mut said = false;
+        let mut trouble = Trouble::default();
         loop {
             match self.attempt(&change).await {
-                Ok(Attempt::Done(revision)) => return revision,
+                Ok(Attempt::Done(revision)) => {
+                    if let Some(ms) = trouble.over(clock::now()) {
+                        tracing::info!(ms, "this node's routes are written to etcd again");
+                    }
+                    return revision;
+                }
                 Ok(Attempt::Fenced) => {}
                 Ok(Attempt::Changed { key }) => {
                     if !std::mem::replace(&mut said, true) {
@@ -157,7 +165,11 @@ impl PageLog {
                         );
                     }
                 }
-                Err(error) => tracing::warn!(%error, "this node's routes wait for etcd"),
+                Err(error) => {
+                    if trouble.is_news(&error, clock::now()) {
+                        tracing::warn!(%error, "this node's routes wait for etcd");
+                    }
+                }
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_LONGEST);
@@ -248,11 +260,16 @@ impl PageLog {
     /// Removes all routes of an incarnation that this node has adopted: says so first, so that those who follow know.
     pub async fn clear(&self, of: &MemberId) {
         let mut pause = PAUSE;
+        let mut said = false;
         loop {
             match self.try_clear(of).await {
                 Ok(true) => return,
                 Ok(false) => {}
-                Err(error) => tracing::warn!(%error, of = %of, "routes of an earlier start wait for etcd"),
+                Err(error) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(%error, of = %of, "routes of an earlier start wait for etcd");
+                    }
+                }
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_LONGEST);
