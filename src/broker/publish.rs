@@ -31,11 +31,32 @@ pub struct Origin<'a> {
 }
 
 impl Origin<'_> {
+    /// How sure the journal must be of a retained message of it.
+    fn keeping(&self) -> Keeping {
+        match (self.record, self.inbound) {
+            (Some(_), _) => Keeping::Enough,
+            // A repetition is acknowledged as the first one, and changes nothing.
+            (None, Some(_)) => Keeping::AsWell,
+            (None, None) => Keeping::IfAway,
+        }
+    }
+
     /// The duty to bring its publish to the other nodes.
     pub(super) fn duty(&self) -> Recipient {
         let publisher = Publisher { session: self.session, packet_id: self.inbound };
         duty(None, (self.session != 0).then(|| Box::new(publisher)))
     }
+}
+
+/// What the journal does for an update of a retained message that the cluster's store is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeping {
+    /// Keeps it only while the store is away.
+    IfAway,
+    /// Keeps it as well: it is not published again if it is lost here.
+    AsWell,
+    /// Keeps it, and that is enough: there is nobody to wait for the store.
+    Enough,
 }
 
 /// What became of a publish.
@@ -133,7 +154,7 @@ impl Broker {
         }
         let (mut lsn, mut ticket) = (None, None);
         if message.retain() {
-            match self.retain(message, origin.record.is_some()) {
+            match self.retain(message, origin.keeping()) {
                 Ok(updated) => (lsn, ticket) = (updated.lsn, updated.ticket),
                 Err(reason) => {
                     self.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
@@ -347,9 +368,9 @@ impl Broker {
         self.metrics.messages_dropped.of(reason).add(1);
     }
 
-    fn retain(&self, message: &Message, will: bool) -> Result<Updated, Reason> {
+    fn retain(&self, message: &Message, keeping: Keeping) -> Result<Updated, Reason> {
         if let Some(remote) = &self.remote {
-            return self.retain_in_cluster(remote, message, will);
+            return self.retain_in_cluster(remote, message, keeping);
         }
         let clears = message.payload().is_empty();
         if !clears && !self.retained.admits(message, &self.limits.retained, Underway::default()) {

@@ -186,6 +186,14 @@ pub enum Effect {
         /// The QoS 2 packet identifier to record with it (durable sessions).
         inbound: Option<u16>,
     },
+    /// A QoS 2 publish of an earlier connection, whose outcome was open when this one began, was repeated; answer with
+    /// [`Input::Published`] when the outcome is known.
+    Repeated {
+        /// To answer with.
+        token: Token,
+        /// The packet identifier.
+        packet_id: u16,
+    },
     /// Subscribe; answer with [`Input::Subscribed`].
     Subscribe {
         /// To answer with.

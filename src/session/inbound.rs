@@ -15,12 +15,15 @@ use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+/// A publish that came over an earlier connection is still under way.
+const EARLIER: Token = Token::MAX;
+
 /// Publishes from the client.
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
     /// Publishes without an acknowledgement yet, oldest first; tokens ascend.
     answers: VecDeque<Answer>,
-    /// QoS 2 packet identifiers in use, with the token of a publish that is still under way (0 = none).
+    /// QoS 2 packet identifiers in use, with the token of a publish that is still under way (0 = none, or [`EARLIER`]).
     exactly_once: HashMap<u16, Token>,
 }
 
@@ -30,8 +33,6 @@ struct Answer {
     packet_id: u16,
     qos: QoS,
     outcome: Option<Outcome>,
-    /// The publish came over an earlier connection.
-    earlier: bool,
 }
 
 impl Inbound {
@@ -48,21 +49,15 @@ impl Inbound {
             && at_least_once() + self.exactly_once.len() >= usize::from(maximum)
     }
 
-    /// PUBREL came. If that was for a publish of an earlier connection which is under way still, PUBREC went out right before a
-    /// restart that did not know: nobody is to be told the outcome any more. Whether it was so.
-    fn was_answered(&mut self, packet_id: u16) -> bool {
-        let Some(token) = self.exactly_once.get_mut(&packet_id).filter(|token| **token != 0) else {
-            return false;
-        };
-        let Some(at) = self.answers.iter().position(|a| a.token == *token && a.earlier) else { return false };
-        self.answers.remove(at);
-        *token = 0;
-        true
-    }
-
-    /// What a lost connection leaves: identifiers of publishes under way stay in use, their acknowledgements are void.
+    /// What a lost connection leaves: identifiers of publishes under way stay in use, their acknowledgements are void. Those
+    /// that were refused, but not told so, have not happened.
     pub(super) fn detach(&mut self) {
-        self.answers = VecDeque::new();
+        for answer in std::mem::take(&mut self.answers) {
+            let refused = matches!(answer.outcome, Some(Outcome::Denied(_) | Outcome::Failed(_)));
+            if refused && answer.qos == QoS::ExactlyOnce {
+                self.exactly_once.remove(&answer.packet_id);
+            }
+        }
         self.exactly_once.values_mut().for_each(|t| *t = 0);
     }
 
@@ -79,15 +74,12 @@ impl Inbound {
 }
 
 impl Session {
-    /// A QoS 2 publish of an earlier connection whose outcome is still open: it will come with this token, and a repetition is
-    /// not answered before. `None` if the session knows nothing of it. After [`Session::attach`], before the first packet.
-    pub fn still_under_way(&mut self, packet_id: u16) -> Option<Token> {
-        let token = self.next_token;
-        *self.inbound.exactly_once.get_mut(&packet_id)? = token;
-        self.next_token += 1;
-        let qos = QoS::ExactlyOnce;
-        self.inbound.answers.push_back(Answer { token, packet_id, qos, outcome: None, earlier: true });
-        Some(token)
+    /// The outcome of a QoS 2 publish of an earlier connection is still open: a repetition is not answered before that is known
+    /// ([`Effect::Repeated`]). After [`Session::attach`], before the first packet.
+    pub fn still_under_way(&mut self, packet_id: u16) {
+        if let Some(under_way) = self.inbound.exactly_once.get_mut(&packet_id) {
+            *under_way = EARLIER;
+        }
     }
 
     pub(super) fn publish(&mut self, p: &Publish<'_>, now: Time, out: &mut Actions) {
@@ -114,8 +106,16 @@ impl Session {
             && let Some(under_way) = self.inbound.exactly_once.get(&p.packet_id)
         {
             // A repetition: the first one counts. If its outcome is still open, that answers for both.
-            if *under_way == 0 {
-                encode::ack(out.packet(), conn.version, AckKind::PubRec, p.packet_id, Reason::Success, None);
+            match *under_way {
+                0 => {
+                    let (kind, reason) = (AckKind::PubRec, Reason::Success);
+                    encode::ack(out.packet(), conn.version, kind, p.packet_id, reason, None);
+                }
+                EARLIER => {
+                    let token = self.await_outcome(p.packet_id, p.qos);
+                    out.effects.push(Effect::Repeated { token, packet_id: p.packet_id });
+                }
+                _ => {}
             }
             return;
         }
@@ -145,15 +145,19 @@ impl Session {
             out.effects.push(Effect::Publish { token: None, message, inbound: None });
             return;
         }
-        let token = self.token();
-        let (packet_id, qos) = (p.packet_id, p.qos);
-        self.inbound.answers.push_back(Answer { token, packet_id, qos, outcome: None, earlier: false });
-        let mut inbound = None;
-        if p.qos == QoS::ExactlyOnce {
-            self.inbound.exactly_once.insert(p.packet_id, token);
-            inbound = self.durable.then_some(p.packet_id);
-        }
+        let token = self.await_outcome(p.packet_id, p.qos);
+        let inbound = (p.qos == QoS::ExactlyOnce && self.durable).then_some(p.packet_id);
         out.effects.push(Effect::Publish { token: Some(token), message, inbound });
+    }
+
+    /// The client is to be answered when the outcome of this publish is known.
+    fn await_outcome(&mut self, packet_id: u16, qos: QoS) -> Token {
+        let token = self.token();
+        self.inbound.answers.push_back(Answer { token, packet_id, qos, outcome: None });
+        if qos == QoS::ExactlyOnce {
+            self.inbound.exactly_once.insert(packet_id, token);
+        }
+        token
     }
 
     pub(super) fn published(&mut self, token: Token, outcome: Outcome, out: &mut Actions) {
@@ -168,10 +172,6 @@ impl Session {
             return;
         }
         self.inbound.answers[at].outcome = Some(outcome);
-        self.give_answers(out);
-    }
-
-    fn give_answers(&mut self, out: &mut Actions) {
         while let Some(Answer { packet_id, qos, outcome: Some(outcome), .. }) = self.inbound.answers.front() {
             let (packet_id, qos, outcome) = (*packet_id, *qos, *outcome);
             if self.conn.as_ref().is_none_or(|c| c.closed) {
@@ -192,6 +192,10 @@ impl Session {
             (Version::V5, Outcome::Late(r)) if qos == QoS::AtLeastOnce => r,
             (_, Outcome::Denied(_)) => Reason::Success,
             (_, Outcome::Failed(r) | Outcome::Late(r)) => {
+                if qos == QoS::ExactlyOnce && matches!(outcome, Outcome::Failed(_)) {
+                    // It has not happened: a repetition is another attempt.
+                    self.free(packet_id, out);
+                }
                 return self.fail(r, "the publish could not be stored safely", out);
             }
         };
@@ -200,23 +204,26 @@ impl Session {
             if (reason as u8) < 0x80 {
                 self.inbound.exactly_once.insert(packet_id, 0);
             } else {
-                self.inbound.exactly_once.remove(&packet_id);
-                if self.durable {
-                    out.effects.push(Effect::InboundEnd { token: None, packet_id });
-                }
+                self.free(packet_id, out);
             }
         }
         encode::ack(out.packet(), version, kind, packet_id, reason, None);
     }
 
-    pub(super) fn pubrel(&mut self, ack: Ack, out: &mut Actions) {
-        if self.inbound.was_answered(ack.packet_id) {
-            self.give_answers(out);
+    /// A QoS 2 packet identifier was refused.
+    fn free(&mut self, packet_id: u16, out: &mut Actions) {
+        self.inbound.exactly_once.remove(&packet_id);
+        if self.durable {
+            out.effects.push(Effect::InboundEnd { token: None, packet_id });
         }
+    }
+
+    pub(super) fn pubrel(&mut self, ack: Ack, out: &mut Actions) {
         let Some(conn) = self.conn.as_mut() else { return };
         let version = conn.version;
         match self.inbound.exactly_once.get(&ack.packet_id) {
-            Some(0) => {
+            // If the outcome is open, PUBREC went out right before a restart that did not know.
+            Some(0 | &EARLIER) => {
                 self.inbound.exactly_once.remove(&ack.packet_id);
                 if !self.durable {
                     encode::ack(

@@ -243,33 +243,60 @@ fn a_session_handed_to_another_node_gives_its_client_time_before_the_will() {
     assert!(matches!(out.effects[..], [Effect::End]), "{out:?}");
 }
 
-/// The node did not know after a restart that PUBREC had gone out; the client does.
 #[test]
-fn a_publish_of_an_earlier_connection_is_answered_when_its_outcome_is_known_or_completed_if_it_was_before() {
-    let both_open = || {
-        let mut s = Session::recovered(60, NOW, None, &[1, 2], std::iter::empty());
-        let mut out = Actions::default();
-        s.attach(&settings(Version::V5, 10), NOW, &mut out);
-        let asked = [1, 2].map(|id| s.still_under_way(id).unwrap());
-        assert_eq!(s.still_under_way(3), None);
-        s.handle(Input::Packet(publish(1, QoS::ExactlyOnce)), NOW, &mut out);
-        assert!(out.wire.is_empty() && out.effects.is_empty(), "a repetition waits as well");
-        (s, out, asked)
-    };
+fn a_publish_of_an_earlier_connection_is_answered_when_it_is_repeated_and_its_outcome_is_known() {
+    let mut s = Session::recovered(60, NOW, None, &[1, 2, 4], std::iter::empty());
+    let mut out = Actions::default();
+    let limits = Limits { receive_maximum: 10, ..Limits::default() };
+    s.attach(&Settings { limits, ..settings(Version::V5, 10) }, NOW, &mut out);
+    [1, 2, 3].into_iter().for_each(|id| s.still_under_way(id));
     let safe = |token| Input::Published { token, outcome: Outcome::Safe { matched: true } };
-    let (mut s, mut out, asked) = both_open();
-    s.handle(safe(asked[1]), NOW, &mut out);
-    assert_eq!(sent(&mut out), []);
-    s.handle(safe(asked[0]), NOW, &mut out);
-    assert_eq!(sent(&mut out), [(0x50, 1), (0x50, 2)]);
-
-    let (mut s, mut out, asked) = both_open();
-    s.handle(safe(asked[1]), NOW, &mut out);
-    s.handle(Input::Packet(Packet::PubRel(ack(1))), NOW, &mut out);
-    assert_eq!(sent(&mut out), [(0x50, 2)], "nothing waits for the first any more");
+    // A client that does not repeat them has nothing to wait for.
+    s.handle(Input::Packet(publish(9, QoS::AtLeastOnce)), NOW, &mut out);
+    let [other] = tokens(&mut out)[..] else { panic!("one publish") };
+    s.handle(safe(other), NOW, &mut out);
+    assert_eq!(sent(&mut out), [(0x40, 9)]);
+    s.handle(Input::Packet(publish(4, QoS::ExactlyOnce)), NOW, &mut out);
+    assert_eq!(sent(&mut out), [(0x50, 4)], "its outcome is known");
+    for _ in 0..2 {
+        s.handle(Input::Packet(publish(1, QoS::ExactlyOnce)), NOW, &mut out);
+    }
+    assert!(out.wire.is_empty());
+    let [Effect::Repeated { token, packet_id: 1 }] = out.effects[..] else { panic!("{:?}", out.effects) };
+    out.effects.clear();
+    s.handle(safe(token), NOW, &mut out);
+    assert_eq!(sent(&mut out), [(0x50, 1)]);
+    // The client knows better: PUBREC went out right before a restart that did not know.
+    s.handle(Input::Packet(Packet::PubRel(ack(2))), NOW, &mut out);
     let [ended] = tokens(&mut out)[..] else { panic!("one packet identifier is free") };
     s.handle(Input::Durable { token: ended }, NOW, &mut out);
-    assert_eq!(sent(&mut out), [(0x70, 1)]);
-    s.handle(safe(asked[0]), NOW, &mut out);
-    assert_eq!(sent(&mut out), [], "nor is told of it");
+    assert_eq!(sent(&mut out), [(0x70, 2)]);
+}
+
+/// What was refused has not happened: its repetition is another attempt, also if nobody could be told.
+#[test]
+fn a_refused_exactly_once_publish_is_not_acknowledged_when_it_comes_again() {
+    for version in [Version::V311, Version::V5] {
+        let (mut s, mut out) = attached(true, version, 10);
+        s.handle(Input::Packet(publish(1, QoS::AtLeastOnce)), NOW, &mut out);
+        s.handle(Input::Packet(publish(2, QoS::ExactlyOnce)), NOW, &mut out);
+        let [first, second] = tokens(&mut out)[..] else { panic!("two publishes") };
+        let outcome = Outcome::Failed(Reason::QuotaExceeded);
+        // Behind one whose outcome is open, and never told.
+        s.handle(Input::Published { token: second, outcome }, NOW, &mut out);
+        assert_eq!(sent(&mut out), []);
+        s.detach(CloseCause::Lost, NOW, &mut out);
+        out.effects.clear();
+        s.attach(&settings(version, 10), NOW, &mut out);
+        s.handle(Input::Published { token: first, outcome }, NOW, &mut out);
+        s.handle(Input::Packet(publish(2, QoS::ExactlyOnce)), NOW, &mut out);
+        assert_eq!(sent(&mut out), [], "{version:?}: it is tried again");
+        let [again] = tokens(&mut out)[..] else { panic!("another attempt") };
+        s.handle(Input::Published { token: again, outcome }, NOW, &mut out);
+        s.detach(CloseCause::Lost, NOW, &mut out);
+        (out.effects, out.wire) = Default::default();
+        s.attach(&settings(version, 10), NOW, &mut out);
+        s.handle(Input::Packet(publish(2, QoS::ExactlyOnce)), NOW, &mut out);
+        assert_eq!(tokens(&mut out).len(), 1, "{version:?}: told or not, it has not happened");
+    }
 }

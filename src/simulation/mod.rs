@@ -25,6 +25,8 @@ mod publish_tests;
 #[cfg(test)]
 mod records;
 #[cfg(test)]
+mod repeated_publishes;
+#[cfg(test)]
 mod takeovers;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use crate::mqtt::{QoS, Reason};
 /// Seeds that every scenario is run with; a failure names the one.
 const SEEDS: std::ops::Range<u64> = 0..60;
 
-fn cluster(n: usize, seed: u64) -> Cluster {
+pub(super) fn cluster(n: usize, seed: u64) -> Cluster {
     cluster_with(n, seed, Limits::default())
 }
 
@@ -18,7 +18,7 @@ fn cluster_with(n: usize, seed: u64, limits: Limits) -> Cluster {
 }
 
 /// Tells the cluster the nodes' routes, as a starting node does.
-fn start_routes(cluster: &Cluster, nodes: impl IntoIterator<Item = usize>) {
+pub(super) fn start_routes(cluster: &Cluster, nodes: impl IntoIterator<Item = usize>) {
     for no in nodes {
         let told = cluster.broker(no).unwrap().when_routes_known();
         assert!(cluster.sim.wait(told, PATIENCE_MS).is_some(), "routes of n{no}");
@@ -26,19 +26,19 @@ fn start_routes(cluster: &Cluster, nodes: impl IntoIterator<Item = usize>) {
     cluster.advance(3_000);
 }
 
-fn connect(cluster: &Cluster, no: usize, id: &str, expiry_s: u32) -> SimClient {
+pub(super) fn connect(cluster: &Cluster, no: usize, id: &str, expiry_s: u32) -> SimClient {
     let mut client = SimClient::connect(cluster.open(no), id, false, expiry_s);
     let connected = |g: &Got| matches!(g, Got::Connected { reason: Reason::Success, .. });
     assert!(cluster.until(|| client.seen().iter().any(connected)), "{id}: {:?}", client.seen());
     client
 }
 
-fn subscribe(cluster: &Cluster, client: &mut SimClient, filter: &str, qos: QoS) {
+pub(super) fn subscribe(cluster: &Cluster, client: &mut SimClient, filter: &str, qos: QoS) {
     let id = client.subscribe(filter, qos);
     assert!(cluster.until(|| client.seen().iter().any(|g| matches!(g, Got::Subscribed(i, _) if *i == id))));
 }
 
-fn acked(client: &mut SimClient, id: u16) -> bool {
+pub(super) fn acked(client: &mut SimClient, id: u16) -> bool {
     client.seen().iter().any(|g| matches!(g, Got::Acked(i, r) if *i == id && !r.is_error()))
 }
 
@@ -453,77 +453,5 @@ fn publishes_for_a_node_that_is_gone_do_not_slow_down_those_for_others() {
         let expected: Vec<String> = (0..20).map(|n| n.to_string()).collect();
         assert!(cluster.until(|| gone.payloads().len() == 20), "seed {seed}: {:?}", gone.seen());
         assert_eq!(gone.payloads(), expected, "seed {seed}");
-    }
-}
-
-#[test]
-fn a_publisher_whose_qos_2_publish_waits_for_a_dead_node_comes_back_meanwhile() {
-    for seed in seeds(SEEDS) {
-        let mut cluster = cluster(2, seed);
-        let mut gone = connect(&cluster, 1, "gone", 3_600);
-        subscribe(&cluster, &mut gone, "t", QoS::ExactlyOnce);
-        cluster.crash(1);
-        let mut publisher = connect(&cluster, 0, "p", 3_600);
-        subscribe(&cluster, &mut publisher, "mine", QoS::AtLeastOnce);
-        let id = publisher.publish("t", "m", QoS::ExactlyOnce, false);
-        // Not safe in time: the connection ends.
-        assert!(cluster.until(|| publisher.wire.closed()), "seed {seed}: {:?}", publisher.seen());
-        let mut publisher = connect(&cluster, 0, "p", 3_600);
-        let present = |g: &Got| matches!(g, Got::Connected { present: true, .. });
-        assert!(publisher.seen().iter().any(present), "seed {seed}");
-        let mut other = connect(&cluster, 0, "other", 0);
-        other.publish("mine", "news", QoS::AtMostOnce, false);
-        assert!(cluster.until(|| publisher.payloads() == ["news"]), "seed {seed}");
-        publisher.publish_again("t", "m", QoS::ExactlyOnce, id);
-        cluster.advance(2_000);
-        assert!(!acked(&mut publisher, id), "seed {seed}: the other node does not have it");
-        cluster.restart(1);
-        start_routes(&cluster, [1]);
-        assert!(cluster.until(|| acked(&mut publisher, id)), "seed {seed}: {:?}", publisher.seen());
-        let mut gone = connect(&cluster, 1, "gone", 3_600);
-        assert!(cluster.until(|| !gone.payloads().is_empty()), "seed {seed}");
-        cluster.advance(5_000);
-        assert_eq!(gone.payloads(), ["m"], "seed {seed}");
-    }
-}
-
-/// After a restart the node knows whose publish it still has to bring to others: a repetition is not answered before they have
-/// it, and only that session stays.
-#[test]
-fn a_publisher_whose_qos_2_publish_waits_for_a_dead_node_comes_back_after_a_restart() {
-    for seed in seeds(SEEDS) {
-        let mut cluster = cluster(3, seed);
-        let mut gone = connect(&cluster, 1, "gone", 3_600);
-        subscribe(&cluster, &mut gone, "t", QoS::ExactlyOnce);
-        cluster.crash(1);
-        let mut publisher = connect(&cluster, 0, "p", 3_600);
-        publisher.subscribe_to_others("t", QoS::ExactlyOnce);
-        let mut other = connect(&cluster, 0, "other", 3_600);
-        subscribe(&cluster, &mut other, "t", QoS::ExactlyOnce);
-        let id = publisher.publish("t", "m", QoS::ExactlyOnce, false);
-        assert!(cluster.until(|| other.payloads() == ["m"]), "seed {seed}");
-        cluster.crash(0);
-        cluster.restart(0);
-        start_routes(&cluster, [0]);
-        let mut elsewhere = SimClient::connect(cluster.open(2), "p", false, 3_600);
-        assert!(cluster.until(|| elsewhere.wire.closed()), "seed {seed}");
-        let refused = Got::Connected { present: false, reason: Reason::ServerUnavailable };
-        assert_eq!(elsewhere.seen(), [refused], "seed {seed}: its publish waits on node 0");
-        let resumed = Got::Connected { present: true, reason: Reason::Success };
-        let mut moved = connect(&cluster, 2, "other", 3_600);
-        assert_eq!(moved.seen().first(), Some(&resumed), "seed {seed}: it has published nothing");
-        let mut publisher = connect(&cluster, 0, "p", 3_600);
-        assert_eq!(publisher.seen().first(), Some(&resumed), "seed {seed}");
-        publisher.publish_again("t", "m", QoS::ExactlyOnce, id);
-        cluster.advance(2_000);
-        assert!(!acked(&mut publisher, id), "seed {seed}: the other node does not have it");
-        cluster.restart(1);
-        start_routes(&cluster, [1]);
-        assert!(cluster.until(|| acked(&mut publisher, id)), "seed {seed}: {:?}", publisher.seen());
-        let mut gone = connect(&cluster, 1, "gone", 3_600);
-        assert!(cluster.until(|| !gone.payloads().is_empty()), "seed {seed}");
-        cluster.advance(5_000);
-        assert_eq!(gone.payloads(), ["m"], "seed {seed}");
-        assert_eq!(publisher.payloads(), Vec::<String>::new(), "seed {seed}: No Local");
     }
 }

@@ -1,6 +1,5 @@
 //! From CONNECT to CONNACK: who the client is, which session it gets, and what must be durable before it is told.
 
-use super::waiting::{self, What};
 use super::{Link, Open, State, Waiting};
 use crate::broker::handle::Handle;
 use crate::broker::inspect::{Attached, Connection, WillInfo};
@@ -212,12 +211,8 @@ impl Link {
             expiry_s: session.expiry_s(),
             will: session.will().map(WillInfo::of),
         }));
-        let mut under_way = Waiting::default();
-        for (packet_id, ticket) in self.broker.publishes_under_way(handle.no) {
-            if let Some(token) = session.still_under_way(packet_id) {
-                let what = What::Published { matched: false };
-                under_way.push(waiting::Answer { lsn: 0, ticket: Some(ticket), token, since: now, what });
-            }
+        for packet_id in self.broker.publishes_under_way(handle.no) {
+            session.still_under_way(packet_id);
         }
         self.state = State::Open(Box::new(Open {
             session,
@@ -227,7 +222,7 @@ impl Link {
             maximum_packet_size: settings.limits.maximum_packet_size,
             cache: Default::default(),
             local: VecDeque::new(),
-            waiting: under_way,
+            waiting: Waiting::default(),
             subscribing: 0,
             retained: None,
             closing: None,

@@ -40,6 +40,19 @@ impl Open {
             Effect::Publish { token, message, inbound } => {
                 self.publish(broker, token, &message, inbound, now, cx);
             }
+            Effect::Repeated { token, packet_id } => {
+                match broker.publish_under_way(session, packet_id) {
+                    Some(ticket) => {
+                        let what = What::Published { matched: false };
+                        self.waiting.push(Answer { lsn: 0, ticket: Some(ticket), token, since: now, what });
+                    }
+                    // All have it by now.
+                    None => {
+                        let outcome = Outcome::Safe { matched: true };
+                        self.tell(Input::Published { token, outcome }, now, &mut cx.actions);
+                    }
+                }
+            }
             Effect::Settle { seq } => broker.settle_row(seq.get(), session),
             Effect::Outbound { token, packet_id, seq, released } => {
                 let state = if released { OutboundState::Released } else { OutboundState::Sent };

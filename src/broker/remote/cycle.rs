@@ -345,9 +345,18 @@ impl Broker {
         self.remote.as_ref().map_or(0, |r| r.origins.held())
     }
 
-    /// The packet identifiers of a session's QoS 2 publishes that wait for other nodes, and what tells the outcome.
-    pub(in crate::broker) fn publishes_under_way(&self, session: SessionNo) -> Vec<(u16, Arc<Ticket>)> {
+    /// The packet identifiers of a session's QoS 2 publishes that wait for other nodes.
+    pub(in crate::broker) fn publishes_under_way(&self, session: SessionNo) -> Vec<u16> {
         self.remote.as_ref().map_or_else(Vec::new, |r| r.origins.under_way(session))
+    }
+
+    /// What tells the outcome of one of them; `None` if all nodes have it.
+    pub(in crate::broker) fn publish_under_way(
+        &self,
+        session: SessionNo,
+        packet_id: u16,
+    ) -> Option<Arc<Ticket>> {
+        self.remote.as_ref()?.origins.ticket(session, packet_id)
     }
 
     /// Whether a publish would wait for others although no more may. Wills are taken always: there is one for a session.

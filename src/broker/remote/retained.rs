@@ -8,6 +8,7 @@ use crate::broker::Broker;
 use crate::broker::ports::{
     BoxFuture, Change, Journal, Lsn, MessageId, ParkedRetain, Retain, RetainOutcome, Revision,
 };
+use crate::broker::publish::Keeping;
 use crate::broker::retained::Underway;
 use crate::clock::Time;
 use crate::mqtt::{Message, Reason};
@@ -99,8 +100,7 @@ pub struct Updated {
 }
 
 impl Broker {
-    /// Writes an update of a retained message; an empty payload clears. With `keep` the journal has it until it is written,
-    /// whether or not the store answers.
+    /// Writes an update of a retained message; an empty payload clears.
     ///
     /// # Errors
     /// The limits of retained messages forbid it, those that wait for the store counted.
@@ -108,11 +108,11 @@ impl Broker {
         &self,
         remote: &Arc<Remote>,
         message: &Message,
-        keep: bool,
+        keeping: Keeping,
     ) -> Result<Updated, Reason> {
         let coordinator = &remote.ports.coordinator;
         let (topic, limits) = (Arc::<str>::from(message.topic()), &self.limits.retained);
-        let kept = keep || !coordinator.writable();
+        let kept = keeping == Keeping::Enough || !coordinator.writable();
         let mut table = remote.retains.0.lock();
         let admitted = if message.payload().is_empty() {
             table.waiting.len() < limits.messages || table.waiting.contains_key(&topic)
@@ -136,9 +136,10 @@ impl Broker {
             remote.write_retained(&mut table, self.journal.clone(), update, None);
             return Ok(Updated { lsn: Some(lsn), ticket: None });
         }
+        let lsn = (keeping == Keeping::AsWell).then(|| table.park(&*self.journal, &update));
         let ticket = Ticket::new();
         remote.write_retained(&mut table, self.journal.clone(), update, Some(ticket.clone()));
-        Ok(Updated { lsn: None, ticket: Some(ticket) })
+        Ok(Updated { lsn, ticket: Some(ticket) })
     }
 
     /// Takes up updates that the journal kept because the store was away.

@@ -13,7 +13,7 @@ use crate::clock::Time;
 use crate::mqtt::{QoS, Reason};
 use entry::{Again, Entry, Plan, Sends, Stage};
 use floors::Floors;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use held::{Count, Held};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -194,22 +194,22 @@ impl Origins {
         self.inner.lock().exactly_once.get(&session).map(|(_, once)| once.clone())
     }
 
-    /// The packet identifiers of a session's QoS 2 publishes whose outcome is open, and who is told; in order.
-    pub fn under_way(&self, session: SessionNo) -> Vec<(u16, Arc<Ticket>)> {
+    /// The packet identifiers of a session's QoS 2 publishes whose outcome is open.
+    pub fn under_way(&self, session: SessionNo) -> Vec<u16> {
         let inner = self.inner.lock();
         if !inner.exactly_once.contains_key(&session) {
             return Vec::new();
         }
-        // A packet identifier comes up twice if the first publish under it was answered right before a restart that did not
-        // know: the second counts.
-        let newest_first = inner.entries.values().rev().filter(|e| e.counts_for == Some(session));
-        let mut known = HashSet::new();
-        let mut under_way: Vec<_> = newest_first
-            .filter_map(|e| Some((e.inbound?, e.ticket.clone()?)))
-            .filter(|(packet_id, _)| known.insert(*packet_id))
-            .collect();
-        under_way.reverse();
-        under_way
+        let of_session = inner.entries.values().filter(|e| e.counts_for == Some(session));
+        of_session.filter_map(|e| e.inbound).collect()
+    }
+
+    /// What tells the outcome of the publish that came under this packet identifier, if it is open. There are two if the first
+    /// one was answered right before a restart that did not know: the newer counts.
+    pub fn ticket(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Ticket>> {
+        let inner = self.inner.lock();
+        let came = |e: &&Entry| e.counts_for == Some(session) && e.inbound == Some(packet_id);
+        inner.entries.values().rev().find(came)?.ticket.clone()
     }
 
     /// Whether the publish is still open.
