@@ -4,7 +4,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 
-say() { printf '==> %s\n' "$*" >&2; }
+# That nobody reads it any more is no reason to end.
+say() { printf '==> %s\n' "$*" >&2 || true; }
 
 fail() {
     printf 'error: %s\n' "$*" >&2
