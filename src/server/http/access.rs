@@ -1,7 +1,7 @@
 //! Who may use `/api/v1/`. There is no authentication: only programs on this machine, and no web page that a browser on
 //! this machine shows.
 
-use super::bounded::Bounded;
+use super::bounded::{Bounded, Requests};
 use axum::extract::Request;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -11,19 +11,28 @@ use axum::serve::IncomingStream;
 use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 
-/// Where a connection comes from.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub SocketAddr);
+/// Where a connection comes from, and what is asked on it.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    address: SocketAddr,
+    requests: Requests,
+}
 
 impl Connected<IncomingStream<'_, Bounded>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Bounded>) -> Peer {
-        Peer(*stream.remote_addr())
+        Peer { address: *stream.remote_addr(), requests: stream.io().requests() }
     }
+}
+
+/// Notes on the connection that it waits for this node.
+pub(super) async fn counted(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
+    let _answering = peer.requests.begin();
+    next.run(request).await
 }
 
 /// Lets requests through that come from this machine.
 pub(super) async fn local_only(
-    ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
+    ConnectInfo(Peer { address: peer, .. }): ConnectInfo<Peer>,
     request: Request,
     next: Next,
 ) -> Response {

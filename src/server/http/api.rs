@@ -158,7 +158,11 @@ async fn drain(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn forget(State(shared): State<Arc<Shared>>, Path(node): Path<String>) -> Response {
-    answer(shared.source.forget(&node)).await
+    // A task of its own: whoever asked may be gone before it is done, and half of it helps nobody.
+    match tokio::spawn(shared.source.forget(&node)).await {
+        Ok(outcome) => done(outcome),
+        Err(error) => ApiError::Unavailable(error.to_string()).into_response(),
+    }
 }
 
 fn query<T>(asked: Asked<T>) -> Result<T, ApiError> {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -15,7 +16,7 @@ use tokio::time::Sleep;
 /// Connections at a time; further ones wait in the kernel.
 pub const HTTP_CONNECTIONS_MAX: usize = 64;
 
-/// A connection that neither reads nor writes for so long is closed.
+/// A connection that neither reads nor writes for so long is closed, unless it waits for an answer of this node.
 pub const HTTP_IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// A listener whose connections are few and never idle for long.
@@ -34,7 +35,8 @@ impl axum::serve::Listener for Bounded {
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
         let (stream, address) = axum::serve::Listener::accept(&mut self.inner).await;
         let idle = Box::pin(tokio::time::sleep(self.idle_max));
-        (BoundedStream { stream, idle, idle_max: self.idle_max, _permit: permit }, address)
+        let (requests, idle_max) = (Requests::default(), self.idle_max);
+        (BoundedStream { stream, requests, idle, idle_max, _permit: permit }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -43,28 +45,65 @@ impl axum::serve::Listener for Bounded {
 }
 
 impl Bounded {
-    /// With the limits of this module.
-    pub(super) fn new(inner: TcpListener) -> Bounded {
-        Bounded { inner, permits: Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX)), idle_max: HTTP_IDLE_MAX }
+    /// With [`HTTP_CONNECTIONS_MAX`].
+    pub(super) fn new(inner: TcpListener, idle_max: Duration) -> Bounded {
+        Bounded { inner, permits: Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX)), idle_max }
     }
 }
 
-/// A stream that fails once nothing has moved for `idle_max`.
+/// Requests of one connection that are being answered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Requests(Arc<AtomicUsize>);
+
+impl Requests {
+    /// One more, until what is returned is dropped.
+    pub(super) fn begin(&self) -> Answering {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Answering(self.0.clone())
+    }
+
+    fn any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// See [`Requests::begin`].
+pub(super) struct Answering(Arc<AtomicUsize>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A stream that fails once nothing has moved for `idle_max` although nobody works at an answer.
 pub(super) struct BoundedStream {
     stream: TcpStream,
+    requests: Requests,
     idle: Pin<Box<Sleep>>,
     idle_max: Duration,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl BoundedStream {
+    /// What is asked on it.
+    pub(super) fn requests(&self) -> Requests {
+        self.requests.clone()
+    }
+
     /// `polled` unless it waits for longer than allowed; restarts the clock when something moved.
     fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.idle.set(tokio::time::sleep(self.idle_max));
             return polled;
         }
-        self.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        while self.idle.as_mut().poll(cx).is_ready() {
+            if !self.requests.any() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.idle.set(tokio::time::sleep(self.idle_max));
+        }
+        Poll::Pending
     }
 }
 

@@ -93,6 +93,7 @@ pub struct BindError {
 pub struct HttpServer {
     listener: TcpListener,
     address: SocketAddr,
+    idle_max: Duration,
 }
 
 struct Shared {
@@ -110,7 +111,7 @@ impl HttpServer {
         let refused = |source| BindError { address, source };
         let listener = TcpListener::bind(address).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
-        Ok(HttpServer { listener, address })
+        Ok(HttpServer { listener, address, idle_max: HTTP_IDLE_MAX })
     }
 
     /// The address, with the port that the system chose if 0 was asked for.
@@ -131,7 +132,8 @@ impl HttpServer {
             let _ = stopping.send(());
         };
         let service = router(source, metrics).into_make_service_with_connect_info::<access::Peer>();
-        let serve = axum::serve(Bounded::new(self.listener), service).with_graceful_shutdown(signal);
+        let serve =
+            axum::serve(Bounded::new(self.listener, self.idle_max), service).with_graceful_shutdown(signal);
         let overdue = async move {
             let _ = stopped.await;
             tokio::time::sleep(STOP_MAX).await;
@@ -159,6 +161,7 @@ fn router(source: Arc<dyn Operator>, metrics: Arc<Metrics>) -> Router {
         .method_not_allowed_fallback(async || {
             (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "error": "method not allowed" })))
         })
+        .layer(axum::middleware::from_fn(access::counted))
         .with_state(Arc::new(Shared { source, metrics }))
 }
 

@@ -3,10 +3,18 @@ use crate::broker::inspect::{SessionState, SessionSummary};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 #[derive(Default)]
-struct Fake(AtomicBool);
+struct Fake(AtomicBool, Arc<Slow>);
+
+/// A request that takes its time.
+#[derive(Default)]
+struct Slow {
+    begun: Notify,
+    may_end: Notify,
+    ended: Notify,
+}
 
 impl Operator for Fake {
     fn ready(&self) -> Result<(), String> {
@@ -73,8 +81,16 @@ impl Operator for Fake {
     }
 
     fn forget(&self, node: &str) -> Answer<Forgotten> {
-        let error = ApiError::Conflict(format!("{node} lives"));
-        Box::pin(async { Err(error) })
+        let (error, slow) = (ApiError::Conflict(format!("{node} lives")), self.1.clone());
+        let takes_time = node == "slow";
+        Box::pin(async move {
+            if takes_time {
+                slow.begun.notify_one();
+                slow.may_end.notified().await;
+                slow.ended.notify_one();
+            }
+            Err(error)
+        })
     }
 }
 
@@ -86,7 +102,12 @@ struct Running {
 }
 
 async fn start() -> Running {
-    let server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    start_with(HTTP_IDLE_MAX).await
+}
+
+async fn start_with(idle_max: Duration) -> Running {
+    let mut server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    server.idle_max = idle_max;
     let address = server.local_addr();
     let (stop, stopped) = oneshot::channel::<()>();
     let source = Arc::new(Fake::default());
@@ -188,4 +209,35 @@ async fn the_api_passes_on_what_it_is_asked() {
     }
     let forbidden = "DELETE /api/v1/sessions/a HTTP/1.1\r\norigin: http://x\r\nx:";
     assert_eq!(ask(running.address, forbidden).await.0, 403);
+}
+
+#[tokio::test]
+async fn what_takes_long_is_waited_for() {
+    let idle_max = Duration::from_millis(50);
+    let running = start_with(idle_max).await;
+    let slow = running.source.1.clone();
+    let asked = tokio::spawn(ask(running.address, "POST /api/v1/cluster/forget/slow"));
+    slow.begun.notified().await;
+    // Another connection that says nothing is closed meanwhile: so long is too long.
+    for _ in 0..3 {
+        let mut idle = TcpStream::connect(running.address).await.unwrap();
+        assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
+    }
+    assert!(!asked.is_finished());
+    slow.may_end.notify_one();
+    assert_eq!(asked.await.unwrap().0, 409);
+}
+
+#[tokio::test]
+async fn to_forget_a_node_goes_on_when_whoever_asked_is_gone() {
+    let running = start().await;
+    let slow = running.source.1.clone();
+    let asked = tokio::spawn(ask(running.address, "POST /api/v1/cluster/forget/slow"));
+    slow.begun.notified().await;
+    asked.abort();
+    assert!(asked.await.is_err());
+    // Served after the connection's end is noticed, or before: it makes no difference.
+    assert_eq!(ask(running.address, "GET /health").await.0, 200);
+    slow.may_end.notify_one();
+    tokio::time::timeout(Duration::from_secs(20), slow.ended.notified()).await.unwrap();
 }
