@@ -1,6 +1,6 @@
 //! The broker's answers as people read them. Answers are taken as they come: a broker of another version may say less.
 
-use super::table::{Table, clean, duration, list, word};
+use super::table::{Table, clean, duration, list, shell_word, word};
 use crate::clock;
 use serde_json::Value;
 
@@ -184,7 +184,7 @@ pub(super) fn sessions(answer: &Value) -> String {
         );
     }
     if let Some(next) = answer["next"].as_str() {
-        text += &format!("there are more: --after '{}'\n", clean(next));
+        text += &format!("there are more: --after={}\n", shell_word(next));
     }
     text
 }

@@ -55,6 +55,26 @@ pub(super) fn clean(text: &str) -> String {
         .collect()
 }
 
+/// A text as one word for a shell, whoever chose it: `$'…'`, which bash, zsh and ksh know, only where a terminal would not show
+/// what is in it.
+pub(super) fn shell_word(text: &str) -> String {
+    if !text.contains(char::is_control) {
+        return format!("'{}'", text.replace('\'', r"'\''"));
+    }
+    let mut word = "$'".to_owned();
+    for c in text.chars() {
+        match c {
+            '\'' | '\\' => word.extend(['\\', c]),
+            c if c.is_control() => {
+                let mut bytes = [0; 4];
+                c.encode_utf8(&mut bytes).bytes().for_each(|b| word += &format!("\\x{b:02x}"));
+            }
+            c => word.push(c),
+        }
+    }
+    word + "'"
+}
+
 /// A JSON value as people write it; nothing for null.
 pub(super) fn word(value: &Value) -> String {
     match value {
@@ -85,6 +105,29 @@ pub(super) fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shell_takes_any_text_for_one_word() {
+        let texts = [
+            "plain",
+            "",
+            "-o",
+            "it's",
+            "'; touch x; '",
+            "$(id) `id` \\ \" * ~ !",
+            "a\nb",
+            "\u{1b}[2J'\\x41",
+            "\u{85}f",
+            "é\t'",
+        ];
+        for text in texts {
+            let word = shell_word(text);
+            assert!(!word.contains(char::is_control), "{word:?}");
+            let script = format!("printf %s --after={word}");
+            let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("--after={text}"), "{word}");
+        }
+    }
 
     #[test]
     fn columns_are_aligned() {
