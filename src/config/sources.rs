@@ -115,7 +115,8 @@ impl Reader {
                 Some(known) => format!("unknown option; did you mean {known}?"),
                 None => "unknown option; `berth config defaults` lists all".to_owned(),
             };
-            self.problem(key, Some(value), reason, origin);
+            // Without the value: it may be a secret under a name with a slip in it.
+            self.problem(key, None, reason, origin);
         }
     }
 
@@ -182,7 +183,7 @@ fn text_of(kind: &ValueKind) -> Option<String> {
             texts.map(|t| t.join(","))
         }
         ValueKind::Table(_) => None,
-        // `~` where a value is wanted; shown in the message about the unknown key.
+        // `~` where a value is wanted.
         ValueKind::Nil => Some("null".to_owned()),
         ValueKind::Boolean(b) => Some(b.to_string()),
         ValueKind::I64(i) => Some(i.to_string()),

@@ -82,13 +82,11 @@ fn all_problems_are_reported_at_once_with_their_origin() {
     let expected = [
         "8 problems in the configuration:".to_owned(),
         format!("  limits.max_qos = \"3\": expected a number from 0 to 2 {from_file}"),
-        format!(
-            "  limits.max_conections = \"5\": unknown option; did you mean limits.max_connections? {from_file}"
-        ),
+        format!("  limits.max_conections: unknown option; did you mean limits.max_connections? {from_file}"),
         format!("  log = \"7\": this is a section, not an option {from_file}"),
         format!("  storage.dir: expected one value {from_file}"),
         "(from env BERTH__SYS__INTERVAL)".to_owned(),
-        "  tls.cert = \"x\": unknown option; `berth config defaults` lists all (from env BERTH__TLS__CERT)"
+        "  tls.cert: unknown option; `berth config defaults` lists all (from env BERTH__TLS__CERT)"
             .to_owned(),
         "  log.level = \"loud\": expected one of off, error".to_owned(),
         "(from flag --log-level)".to_owned(),
