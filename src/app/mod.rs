@@ -131,7 +131,14 @@ async fn serve(config: &Config) -> Result<(), RunError> {
         let stop = http_stop.clone();
         tokio::spawn(server.run(desk.clone(), metrics.clone(), async move { stop.notified().await }))
     });
-    let (journal, mut recovered) = open_journal(config, &metrics).await?;
+    let (journal, mut recovered) = tokio::select! {
+        opened = open_journal(config, &metrics) => opened?,
+        signal = signals.next() => {
+            // As after a crash: whatever is being done to it is done at the next start.
+            tracing::info!(signal, "stopped before the journal was read");
+            return Ok(());
+        }
+    };
     let (sessions, retained) = (recovered.sessions.len(), recovered.retained.len());
     tracing::info!(sessions, retained, took_ms = clock::now().since_ms(started), "journal read");
 
@@ -167,6 +174,11 @@ async fn serve(config: &Config) -> Result<(), RunError> {
                 tracing::info!(signal, "stopped before this node knew its cluster");
                 member.leave().await;
                 return Ok(());
+            }
+            why = member.must_stop() => {
+                tracing::error!(%why, "stopping before this node knew its cluster");
+                member.leave().await;
+                return Err(RunError::Replaced(why));
             }
         }
     }
