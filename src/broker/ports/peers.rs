@@ -198,7 +198,8 @@ pub trait Peers: Send + Sync + 'static {
     /// The frame need not be answered any more, and not be sent if it was not yet.
     fn cancel(&self, node: &Arc<str>, id: MessageId);
 
-    /// Tells all nodes; a later report replaces one not sent yet only if no frame was queued between them.
+    /// Tells all nodes, each behind the frames that were queued for it before. Of reports not sent yet the first and the last
+    /// suffice.
     fn report(&self, report: Report);
 
     /// Asks a node.

@@ -5,6 +5,7 @@ use super::{before, give_way};
 use crate::broker::ports::{
     Answer, Answers, Frame, Inbox, LinkState, LinkStatus, MemberId, MessageId, Report, Tasks,
 };
+use crate::cluster::peers::REPORTS_MAX;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -126,6 +127,12 @@ impl Link {
         if let Some(Item::Report(last)) = state.queue.back_mut() {
             *last = report;
         } else {
+            let is_report = |i: &Item| matches!(i, Item::Report(_));
+            if state.queue.iter().filter(|i| is_report(i)).count() >= REPORTS_MAX
+                && let Some(last) = state.queue.iter().rposition(is_report)
+            {
+                state.queue.remove(last);
+            }
             state.queue.push_back(Item::Report(report));
         }
         drop(state);

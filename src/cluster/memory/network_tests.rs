@@ -184,6 +184,26 @@ fn what_is_not_answered_is_sent_again_in_order_and_before_all_later_ones() {
 }
 
 #[test]
+fn reports_do_not_gather_where_nothing_gets_through() {
+    let stage = Stage::new(1);
+    let (a, b) = (stage.start("a", 1), stage.start("b", 2));
+    stage.net.stall("a", "b", true);
+    for n in 0..100 {
+        a.send(n..n + 1);
+        a.report(n);
+        if n > 0 {
+            a.peers.cancel(&"b".into(), MessageId { origin: 1, seq: n });
+        }
+    }
+    a.send(100..101);
+    b.end.take();
+    stage.net.stall("a", "b", false);
+    stage.sim.run_until_idle();
+    let expected = [Event::Frame(0), Event::Report(0), Event::Report(99), Event::Frame(100)];
+    assert_eq!(b.end.take(), expected);
+}
+
+#[test]
 fn a_new_process_gets_what_the_old_one_did_not_answer() {
     let stage = Stage::new(1);
     let (a, b) = (stage.start("a", 1), stage.start("b", 2));

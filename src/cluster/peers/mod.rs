@@ -30,6 +30,7 @@ mod wire;
 
 pub(super) use asks::CONTROL_MESSAGE_MAX;
 pub use options::{PeerIdentity, PeerOptions, PeerTls, PemFile};
+pub(super) use queue::REPORTS_MAX;
 pub use server::{BindError, PeerServer};
 
 use crate::broker::ports::{

@@ -13,12 +13,19 @@ use std::collections::{BTreeMap, VecDeque};
 pub(super) const BATCH_FRAMES_MAX: usize = 64;
 /// Bytes of messages in one batch, the last message not counted.
 pub(super) const BATCH_BYTES_MAX: usize = 64 << 10;
+/// Reports that wait for one node: the first keeps its place, so that some get through whatever comes behind it, and a later
+/// one replaces the last.
+pub(in crate::cluster) const REPORTS_MAX: usize = 2;
+
+/// Places of frames and reports that are gone, beyond twice those that are not; then they are cleared away.
+const DEAD_PLACES: usize = 64;
 
 enum Out {
     /// The frame at this position, if it still is there.
     Kept(u64),
     Loose(Frame),
-    Report(Report),
+    /// The report of this number, if it still is there.
+    Report(u64),
 }
 
 /// One batch, ready to be sent.
@@ -38,6 +45,9 @@ pub(super) struct Queue {
     unsent_from: u64,
     sent_ever: u64,
     unsent: VecDeque<Out>,
+    /// Reports of `unsent` by number, ascending.
+    reports: VecDeque<(u64, Report)>,
+    last_report: u64,
     /// Frames of `kept` that are not sent on this stream.
     kept_unsent: usize,
     loose: usize,
@@ -56,6 +66,8 @@ impl Queue {
             unsent_from: 1,
             sent_ever: 1,
             unsent: VecDeque::new(),
+            reports: VecDeque::new(),
+            last_report: 0,
             kept_unsent: 0,
             loose: 0,
             loose_bytes: 0,
@@ -97,19 +109,44 @@ impl Queue {
                 self.kept_unsent -= 1;
             }
         }
+        self.tidy();
         self.shrink();
     }
 
-    /// Queues a report behind everything that is there; it replaces the last one if nothing came in between.
+    /// Queues a report behind everything that is there; it replaces the last one if nothing came in between, or if the first
+    /// has not been sent either.
     pub(super) fn report(&mut self, report: &Report) {
         self.latest = Some(report.clone());
         if !self.open {
             return;
         }
-        match self.unsent.back_mut() {
-            Some(Out::Report(last)) => *last = report.clone(),
-            _ => self.unsent.push_back(Out::Report(report.clone())),
+        if let (Some(Out::Report(_)), Some((_, last))) = (self.unsent.back(), self.reports.back_mut()) {
+            *last = report.clone();
+            return;
         }
+        self.reports.truncate(REPORTS_MAX - 1);
+        self.push_report(report.clone());
+        self.tidy();
+    }
+
+    fn push_report(&mut self, report: Report) {
+        self.last_report += 1;
+        self.reports.push_back((self.last_report, report));
+        self.unsent.push_back(Out::Report(self.last_report));
+    }
+
+    /// Clears away the places of what is gone, once they are many.
+    fn tidy(&mut self) {
+        let live = self.kept_unsent + self.loose + self.reports.len();
+        if self.unsent.len() <= 2 * live + DEAD_PLACES {
+            return;
+        }
+        let (kept, reports) = (&self.kept, &self.reports);
+        self.unsent.retain(|out| match out {
+            Out::Kept(position) => kept.contains_key(position),
+            Out::Loose(_) => true,
+            Out::Report(number) => reports.iter().any(|(n, _)| n == number),
+        });
     }
 
     /// A stream is there: everything not answered is to be sent on it, oldest first, then the latest report. Returns how
@@ -118,7 +155,9 @@ impl Queue {
         self.close();
         self.open = true;
         self.unsent.extend(self.kept.keys().map(|position| Out::Kept(*position)));
-        self.unsent.extend(self.latest.clone().map(Out::Report));
+        if let Some(latest) = self.latest.clone() {
+            self.push_report(latest);
+        }
         self.kept.range(..self.sent_ever).count()
     }
 
@@ -126,6 +165,7 @@ impl Queue {
     pub(super) fn close(&mut self) -> usize {
         self.open = false;
         self.unsent.clear();
+        self.reports.clear();
         self.loose_bytes = 0;
         self.kept_unsent = self.kept.len();
         self.unsent_from = self.kept.keys().next().copied().unwrap_or(self.next);
@@ -139,7 +179,11 @@ impl Queue {
         while batch.message.frames.len() < BATCH_FRAMES_MAX && batch.bytes < BATCH_BYTES_MAX {
             let Some(out) = self.unsent.pop_front() else { break };
             match out {
-                Out::Report(report) => {
+                Out::Report(number) => {
+                    let is_there = self.reports.front().is_some_and(|(first, _)| *first == number);
+                    let Some((_, report)) = is_there.then(|| self.reports.pop_front()).flatten() else {
+                        continue;
+                    };
                     batch.message.report = Some(wire::report(report));
                     break;
                 }

@@ -101,6 +101,53 @@ fn reports_give_way_to_later_ones_only_side_by_side() {
 }
 
 #[test]
+fn what_waits_for_a_node_that_does_not_read_stays_small() {
+    let mut queue = queue();
+    queue.open();
+    queue.push(frame(1));
+    queue.report(&report(1));
+    for seq in 2..100_000 {
+        queue.push(frame(seq));
+        queue.report(&report(seq));
+        queue.cancel(id(seq));
+        assert!(queue.unsent.len() < 200, "{} after {seq}", queue.unsent.len());
+    }
+    queue.push(frame(100_000));
+    assert_eq!((queue.unanswered(), queue.queued()), (0, 2));
+    let sent = [Sent::Frame(1, 1), Sent::Report(1), Sent::Report(99_999), Sent::Frame(100_000, 100_000)];
+    assert_eq!(take(&mut queue), sent);
+    assert_eq!(accept(&mut queue, 1, 100_000), [1, 100_000]);
+}
+
+#[test]
+fn of_reports_between_frames_the_first_keeps_its_place_and_the_last_comes_after_all() {
+    let mut queue = queue();
+    queue.open();
+    for seq in 1..=4 {
+        queue.push(frame(seq));
+        queue.report(&report(seq * 10));
+    }
+    assert_eq!(queue.take(Time(1)).unwrap().message.report.unwrap().applied, 10);
+    // The one that is left is the first now.
+    queue.push(frame(5));
+    queue.report(&report(50));
+    queue.report(&report(60));
+    queue.push(frame(6));
+    assert_eq!(
+        take(&mut queue),
+        [
+            Sent::Frame(2, 2),
+            Sent::Frame(3, 3),
+            Sent::Frame(4, 4),
+            Sent::Report(40),
+            Sent::Frame(5, 5),
+            Sent::Report(60),
+            Sent::Frame(6, 6)
+        ]
+    );
+}
+
+#[test]
 fn a_cancelled_frame_is_not_sent_and_its_answer_is_void() {
     let mut queue = queue();
     queue.open();
