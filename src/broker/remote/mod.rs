@@ -19,6 +19,8 @@ mod evict;
 mod freeze;
 mod groups;
 mod index;
+#[cfg(test)]
+mod keep_tests;
 mod lanes;
 mod late;
 mod outgoing;
@@ -128,6 +130,7 @@ pub struct Remote {
     all_applied: Arc<Level>,
     stream: index::Stream,
     weighing: Mutex<()>,
+    keeping: Mutex<()>,
     report_bell: Arc<Bell>,
     lag_bell: Arc<Bell>,
     serve_bell: Arc<Bell>,
@@ -162,6 +165,7 @@ impl Remote {
             all_applied: Arc::default(),
             stream: index::Stream::default(),
             weighing: Mutex::default(),
+            keeping: Mutex::default(),
             report_bell: Arc::default(),
             lag_bell: Arc::default(),
             serve_bell: Arc::default(),
@@ -260,8 +264,15 @@ impl Remote {
             lost.retain(|n| *n != self.me.node && !self.members.reachable(n));
             self.origins.queue_again(&nodes, &lost);
         });
-        self.ports.peers.keep(self.members.to_keep());
+        self.keep_links();
         self.weigh();
+    }
+
+    /// Has links to all nodes that there should be.
+    fn keep_links(&self) {
+        // One at a time, or an older list might replace a newer one.
+        let _keeping = self.keeping.lock();
+        self.ports.peers.keep(self.members.to_keep());
     }
 
     /// Draws conclusions from what everybody has reported.
