@@ -4,7 +4,7 @@
 use super::Broker;
 use super::handle::Handle;
 use super::mailbox::Rank;
-use super::ports::{Change, Lsn, Seq, SessionRecord, Stored, WillRecord};
+use super::ports::{Change, Lsn, Seq, SessionNo, SessionRecord, Stored, WillRecord};
 use super::publish::{Cache, Origin, Scratch};
 use super::remote::Remote;
 use super::remote::sessions::Over;
@@ -36,6 +36,9 @@ struct HandOn {
 
 /// Messages of an ended session that are read from the journal at a time to be handed on.
 const HAND_ON_BATCH_MAX: usize = 128;
+
+/// Messages of a session that left which are settled in one step.
+const SETTLE_BATCH_MAX: usize = 1_024;
 
 impl Broker {
     /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
@@ -308,6 +311,16 @@ impl Broker {
     fn settle(&self, handle: &Handle, seq: Seq) {
         self.metrics.messages_dropped.of(DropReason::SessionEnded).add(1);
         self.settle_row(seq, handle.no);
+    }
+
+    /// A session that is another node's now, or did not become this one's, goes from the journal with its messages `left`.
+    pub(super) fn forget_rows(&self, session: SessionNo, left: &[Seq]) {
+        for some in left.chunks(SETTLE_BATCH_MAX) {
+            let settled: Vec<Change<'_>> =
+                some.iter().map(|seq| Change::Settle { seq: *seq, session }).collect();
+            self.journal.append(&settled);
+        }
+        self.journal.append(&[Change::SessionEnd { session }]);
     }
 
     fn forget(&self, handle: &Handle, tombstone: Option<&SessionRecord>) -> Option<Lsn> {

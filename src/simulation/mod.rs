@@ -13,6 +13,8 @@ mod endings;
 #[cfg(test)]
 mod large_sessions;
 #[cfg(test)]
+mod left_rows;
+#[cfg(test)]
 mod moves_interrupted;
 #[cfg(test)]
 mod moves_under_load;

@@ -67,6 +67,8 @@ struct State {
     seen: BTreeMap<MessageId, BTreeSet<SessionNo>>,
     /// `seen` the other way round.
     seen_by: BTreeSet<(SessionNo, MessageId)>,
+    /// Sessions that ended, and messages that these had not settled.
+    ended: (u64, u64),
 }
 
 struct Entry {
@@ -161,6 +163,13 @@ impl MemoryJournal {
     /// Only the next `appends` reach the disk: what comes after them is not durable, and gone at the next start.
     pub fn lose_after(&self, appends: usize) {
         self.state.lock().lost_after = Some(appends);
+    }
+
+    /// Sessions that ended, and messages that they left behind without settling them: on a disk these stay until the next
+    /// start.
+    #[must_use]
+    pub fn ended(&self) -> (u64, u64) {
+        self.state.lock().ended
     }
 
     fn full(&self, state: &State) -> bool {
@@ -384,6 +393,8 @@ impl State {
     fn end(&mut self, session: SessionNo) {
         self.forget_seen(session);
         let Some(gone) = self.sessions.remove(&session) else { return };
+        self.ended.0 += u64::from(gone.record.is_some());
+        self.ended.1 += gone.unsettled.len() as u64;
         for seq in gone.unsettled.into_keys() {
             self.release(seq, session);
         }

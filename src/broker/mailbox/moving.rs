@@ -5,6 +5,7 @@ use crate::broker::ports::{Revision, Seq};
 use crate::broker::remote::Once;
 use crate::session::{CloseCause, Session};
 use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -59,8 +60,9 @@ impl Mailbox {
         }
     }
 
-    /// The frozen session is with another node since `at`. Returns it; `None` if it is not frozen.
-    pub fn depart(&self, at: Revision, wakes: &mut Wakes) -> Option<Box<Session>> {
+    /// The frozen session is with another node since `at`. Returns it and the numbers of all journaled messages that waited;
+    /// `None` if it is not frozen.
+    pub fn depart(&self, at: Revision, wakes: &mut Wakes) -> Option<(Box<Session>, VecDeque<Seq>)> {
         let mut inner = self.inner.lock();
         let frozen = match std::mem::replace(&mut inner.place, Place::Departed(at)) {
             Place::Frozen(frozen) => *frozen,
@@ -69,7 +71,7 @@ impl Mailbox {
                 return None;
             }
         };
-        inner.backlog = Default::default();
+        let backlog = std::mem::take(&mut inner.backlog);
         inner.backlog_bytes = 0;
         self.load.store(0, Relaxed);
         inner.leave(wakes);
@@ -77,7 +79,7 @@ impl Mailbox {
         if let Some(outcome) = frozen.outcome {
             outcome.set(Some(at));
         }
-        Some(frozen.session)
+        Some((frozen.session, backlog))
     }
 
     /// Looks at the frozen session, if it is.

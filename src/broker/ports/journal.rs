@@ -193,7 +193,8 @@ pub enum Change<'a> {
     },
     /// Insert or replace a session's record.
     Session(&'a SessionRecord),
-    /// The session is gone: record, subscriptions, inbound and outbound steps. Its unsettled messages are settled.
+    /// The session is gone: record, subscriptions, inbound and outbound steps, and what it has seen. Its messages are to be
+    /// settled before: those that are not are nobody's, but may stay where they are until the journal is opened again.
     SessionEnd {
         /// The session.
         session: SessionNo,

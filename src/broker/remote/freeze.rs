@@ -12,8 +12,8 @@ use crate::broker::Broker;
 use crate::broker::handle::{Handle, Subscriptions};
 use crate::broker::mailbox::{Found, Wakes};
 use crate::broker::ports::{
-    BoxFuture, Change, Claim, ClaimOutcome, Epoch, Expected, MemberId, OutboundState, Response, Revision,
-    Seq, SubscriptionRecord,
+    BoxFuture, Claim, ClaimOutcome, Epoch, Expected, MemberId, OutboundState, Response, Revision, Seq,
+    SubscriptionRecord,
 };
 use crate::broker::publish::Scratch;
 use crate::clock::Time;
@@ -283,9 +283,10 @@ impl Broker {
     pub(super) fn depart(self: &Arc<Broker>, handle: &Arc<Handle>, at: Revision) {
         let Some(remote) = self.remote.clone() else { return };
         handle.disown();
-        if handle.mailbox.depart(at, &mut Wakes::default()).is_none() {
-            return;
-        }
+        let Some((session, backlog)) = handle.mailbox.depart(at, &mut Wakes::default()) else { return };
+        let in_flight = session.outbound_steps().into_iter().map(|(_, seq, _)| seq.get());
+        let left: Vec<Seq> = in_flight.chain(backlog).collect();
+        drop(session);
         self.late_soon(&remote);
         if self.registry_remove(handle) {
             self.metrics.sessions.of(SessionState::Active).sub(1);
@@ -308,7 +309,8 @@ impl Broker {
         tasks.spawn(Box::pin(async move {
             remote.when_applied(at).await;
             remote.seen.forget_session(handle.no);
-            broker.journal.append(&[Change::SessionEnd { session: handle.no }]);
+            broker.forget_rows(handle.no, &left);
+            drop(left);
             if !remote.when_all_applied(at, remote.limits.suback_wait_ms).await {
                 remote.forget_move(at);
             }

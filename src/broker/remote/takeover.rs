@@ -136,9 +136,10 @@ impl Broker {
         match (fetched, incoming) {
             (Ok(()), Some(incoming)) => Ok(incoming),
             (fetched, incoming) => {
-                if let Some(Incoming { no, .. }) = incoming {
+                if let Some(Incoming { no, steps, backlog, .. }) = incoming {
                     remote.seen.forget_session(no);
-                    self.journal.append(&[Change::SessionEnd { session: no }]);
+                    let came: Vec<Seq> = steps.into_values().chain(backlog).collect();
+                    self.forget_rows(no, &came);
                 }
                 Err(fetched.err().unwrap_or_else(|| "the first part did not come".to_owned()))
             }
@@ -314,9 +315,11 @@ impl Broker {
         handle.disown();
         let subscriptions = self.forget_subscriptions(handle);
         self.unsubscribe_all(handle, &subscriptions);
-        handle.mailbox.end(&mut Wakes::default());
+        let steps = handle.mailbox.parked(Session::outbound_steps).unwrap_or_default();
+        let (backlog, _) = handle.mailbox.end(&mut Wakes::default());
         remote.seen.forget_session(handle.no);
-        self.journal.append(&[Change::SessionEnd { session: handle.no }]);
+        let came: Vec<Seq> = steps.into_iter().map(|(_, seq, _)| seq.get()).chain(backlog).collect();
+        self.forget_rows(handle.no, &came);
         self.late_soon(remote);
     }
 

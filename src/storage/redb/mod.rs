@@ -17,6 +17,8 @@ mod open;
 mod open_tests;
 mod reader;
 mod recover;
+#[cfg(test)]
+mod rows_tests;
 mod schema;
 mod shared;
 mod stats;
