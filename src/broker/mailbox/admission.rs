@@ -85,6 +85,11 @@ impl Mailbox {
         here && inner.expected.contains(&key)
     }
 
+    /// Publishes that are expected.
+    pub fn expected_len(&self) -> usize {
+        self.inner.lock().expected.len()
+    }
+
     /// It will not come, or has come.
     pub fn unexpect(&self, key: (Incarnation, MessageId)) {
         self.inner.lock().expected.remove(&key);

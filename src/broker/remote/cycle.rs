@@ -67,8 +67,9 @@ impl Broker {
         }
     }
 
-    fn forget_publish(&self, remote: &Remote, id: MessageId) {
+    fn forget_publish(&self, remote: &Arc<Remote>, id: MessageId) {
         remote.origins.remove(id);
+        self.forget_late(remote, id);
         if remote.origins.low_water_is_news() {
             remote.report_soon();
         }
@@ -167,7 +168,7 @@ impl Broker {
     }
 
     /// Gives publishes up that are older than `before` or have failed: their publishers are told so.
-    fn give_up(&self, remote: &Remote, before: Time, failed: &[MessageId]) {
+    fn give_up(&self, remote: &Arc<Remote>, before: Time, failed: &[MessageId]) {
         let reason = Reason::ImplementationSpecificError;
         for (id, nodes) in remote.origins.give_up(before, failed, reason) {
             self.metrics.publishes_given_up.inc();
@@ -213,12 +214,13 @@ impl Broker {
     }
 
     /// Publishes of `origin` below `low` will not come again, save those in `open`.
-    pub(super) fn unsee_below(&self, remote: &Remote, origin: Incarnation, low: u64, open: &[u64]) {
+    pub(super) fn unsee_below(&self, remote: &Arc<Remote>, origin: Incarnation, low: u64, open: &[u64]) {
         self.unsee_all(&remote.seen.prune(origin, low, open));
+        self.forget_late_below(remote, origin, low, open);
     }
 
     /// Incarnations that were given up send nothing again.
-    fn prune_given_up(&self, remote: &Remote) {
+    fn prune_given_up(&self, remote: &Arc<Remote>) {
         for origin in remote.seen.origins().into_iter().filter(|o| remote.members.is_over(*o)) {
             self.unsee_below(remote, origin, u64::MAX, &[]);
         }

@@ -1,5 +1,6 @@
 //! Publishes that wait until sessions here can take them: it is not known where a session goes, or older publishes of the same
-//! sender are on their way. They are taken in the order of their names (G3). Nobody has been told that they are safe.
+//! sender are on their way. They are taken in the order of their names (G3). Nobody has been told that they are safe. They wait no
+//! longer than at their origins, so that these bound them.
 
 use super::Remote;
 use crate::broker::Broker;
@@ -7,6 +8,7 @@ use crate::broker::handle::Handle;
 use crate::broker::mailbox::Turn;
 use crate::broker::ports::{Answers, Frame, Incarnation, MessageId, Revision};
 use crate::broker::publish::{Cache, Leaving, Scratch};
+use hashbrown::HashSet;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -47,6 +49,7 @@ impl LatePublishes {
     fn push(&self, key: Key, late: Late) {
         let mut waiting = self.waiting.lock();
         let held = waiting.entry(key).or_default();
+        held.frames.retain(|(_, answers)| answers.stands());
         held.frames.extend(late.frames);
         held.moved = held.moved.max(late.moved);
         held.matched_at = held.matched_at.into_iter().chain(late.matched_at).min();
@@ -56,6 +59,32 @@ impl LatePublishes {
             }
         }
         self.len.store(waiting.len(), Ordering::Release);
+    }
+
+    fn take(&self, key: Key) -> Option<Late> {
+        let mut waiting = self.waiting.lock();
+        let late = waiting.remove(&key)?;
+        self.len.store(waiting.len(), Ordering::Release);
+        Some(late)
+    }
+
+    /// Takes out what other nodes sent of `origin` below `low`, save those in `open`.
+    fn take_below(&self, origin: Incarnation, low: u64, open: &[u64]) -> Vec<(Key, Late)> {
+        let open: HashSet<u64> = open.iter().copied().collect();
+        let of_origin = |sender, seq| (sender, MessageId { origin, seq });
+        let over = |((_, id), late): &(&Key, &Late)| !late.frames.is_empty() && !open.contains(&id.seq);
+        let mut waiting = self.waiting.lock();
+        let (mut keys, mut from) = (Vec::new(), Bound::Unbounded);
+        while let Some(sender) =
+            waiting.range((from, Bound::Unbounded)).next().map(|((sender, _), _)| *sender)
+        {
+            let range = of_origin(sender, 0)..of_origin(sender, low);
+            keys.extend(waiting.range(range).filter(over).map(|(key, _)| *key));
+            from = Bound::Excluded((sender, MessageId { origin: u64::MAX, seq: u64::MAX }));
+        }
+        let taken = keys.into_iter().filter_map(|key| Some((key, waiting.remove(&key)?))).collect();
+        self.len.store(waiting.len(), Ordering::Release);
+        taken
     }
 
     fn has(&self, key: Key) -> bool {
@@ -103,6 +132,13 @@ impl Late {
     }
 }
 
+impl Remote {
+    /// Publishes that wait for sessions here.
+    pub fn publishes_late(&self) -> usize {
+        self.late.len.load(Ordering::Acquire)
+    }
+}
+
 impl Broker {
     /// Keeps a publish until the sessions that could not take it can.
     pub(super) fn wait_late(
@@ -116,8 +152,49 @@ impl Broker {
         let Leaving { moved, moving } = leaving;
         let late = Late { frames, moved, moving, matched_at: Some(matched_at) };
         let ready = !late.must_wait(key);
-        remote.late.push(key, late);
+        self.push_late(remote, key, late);
         if ready {
+            self.late_soon(remote);
+        }
+    }
+
+    fn push_late(&self, remote: &Arc<Remote>, key: Key, late: Late) {
+        let own = late.frames.is_empty();
+        remote.late.push(key, late);
+        if own && !remote.origins.is_open(key.1) {
+            // Given up meanwhile.
+            self.forget_late(remote, key.1);
+        }
+    }
+
+    /// A publish of this node has come to its end: nothing waits for it any more.
+    pub(super) fn forget_late(&self, remote: &Arc<Remote>, id: MessageId) {
+        if remote.late.is_empty() {
+            return;
+        }
+        let key = (remote.me.incarnation, id);
+        if let Some(late) = remote.late.take(key) {
+            self.unwait(remote, key, &late.moving);
+            self.late_soon(remote);
+        }
+    }
+
+    /// Publishes of `origin` below `low` are done with, save those in `open`: no session takes one any more, so none waits.
+    pub(super) fn forget_late_below(
+        &self,
+        remote: &Arc<Remote>,
+        origin: Incarnation,
+        low: u64,
+        open: &[u64],
+    ) {
+        if remote.late.is_empty() {
+            return;
+        }
+        let over = remote.late.take_below(origin, low, open);
+        for (key, late) in &over {
+            self.unwait(remote, *key, &late.moving);
+        }
+        if !over.is_empty() {
             self.late_soon(remote);
         }
     }
@@ -176,7 +253,7 @@ impl Broker {
             }
             // Still to be matched: what comes after it waits.
             if remote.origins.is_open(id) && late.moving.iter().any(|h| h.mailbox.expects(key)) {
-                return remote.late.push(key, late);
+                return self.push_late(remote, key, late);
             }
         }
         self.unwait(remote, key, &late.moving);
