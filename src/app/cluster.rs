@@ -10,7 +10,7 @@ use crate::broker::{Broker, ClusterPorts, ports};
 use crate::clock::{self, Time};
 use crate::cluster::TokioTasks;
 use crate::cluster::certificate::CertificateError;
-use crate::cluster::etcd::client::{Etcd, EtcdOptions};
+use crate::cluster::etcd::client::{Etcd, EtcdOptions, read_password};
 use crate::cluster::etcd::coordinator::{EtcdCoordinator, EtcdStatus, Limits, Registered};
 use crate::cluster::etcd::custody::{self, ForgetError, Forgotten, Linked};
 use crate::cluster::etcd::election::Election;
@@ -410,8 +410,9 @@ fn etcd_options(config: &Config) -> Result<EtcdOptions, JoinError> {
     let password = match (&etcd.password, &etcd.password_file) {
         (Some(secret), _) => Some(secret.reveal().to_owned()),
         (None, Some(path)) => {
-            let bytes = read(path, "etcd.password_file")?;
-            Some(String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned())
+            let unread =
+                |source| JoinError::File { option: "etcd.password_file", path: path.clone(), source };
+            Some(read_password(path).map_err(unread)?)
         }
         (None, None) => None,
     };
@@ -431,6 +432,7 @@ fn etcd_options(config: &Config) -> Result<EtcdOptions, JoinError> {
         prefix: etcd.prefix.clone(),
         cluster: cluster.name.clone(),
         user: password.map(|p| (etcd.username.clone(), p)),
+        password_file: etcd.password_file.clone().filter(|_| etcd.password.is_none()),
         tls,
         connect_timeout: etcd.timeout,
         request_timeout: etcd.timeout,

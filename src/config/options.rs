@@ -267,7 +267,7 @@ options! {
         "username" username: Text = "",
         /// Password; better in password_file.
         "password" password: SecretOrNone = "",
-        /// File that holds the password.
+        /// File that holds the password; read again for every new connection.
         "password_file" password_file: FileOrNone = "",
         /// PEM file of the authority that signed etcd's certificate. Without it the system's authorities count.
         "ca_file" ca_file: FileOrNone = "",

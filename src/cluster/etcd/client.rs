@@ -12,6 +12,7 @@ use etcd_client::{
     Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, Txn, TxnOpResponse, TxnResponse,
     WatchClient,
 };
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub struct EtcdOptions {
     pub cluster: String,
     /// User and password.
     pub user: Option<(String, String)>,
+    /// Where the password is read again for each new connection: it may have been replaced.
+    pub password_file: Option<PathBuf>,
     /// TLS, for `https` endpoints.
     pub tls: Option<EtcdTls>,
     /// How long opening a connection may take.
@@ -60,6 +63,18 @@ impl EtcdOptions {
         self.user.as_ref().map(|(name, _)| &**name)
     }
 
+    /// The password that is in the file now; `None` if there is no file to read.
+    fn password_now(&self) -> Option<String> {
+        let file = self.password_file.as_deref()?;
+        match read_password(file) {
+            Ok(password) => Some(password),
+            Err(error) => {
+                tracing::debug!(?file, %error, "etcd.password_file cannot be read: the password of the start is tried");
+                None
+            }
+        }
+    }
+
     fn connect_options(&self, now: Time) -> Result<ConnectOptions, EtcdError> {
         let mut options = ConnectOptions::new()
             .with_require_leader(true)
@@ -68,13 +83,22 @@ impl EtcdOptions {
             .with_connect_timeout(self.connect_timeout)
             .with_auto_token_refresh(true);
         if let Some((user, password)) = &self.user {
-            options = options.with_user(user, password);
+            options = options.with_user(user, self.password_now().as_deref().unwrap_or(password));
         }
         if let Some(tls) = &self.tls {
             options = options.with_tls(tls.options(now)?);
         }
         Ok(options)
     }
+}
+
+/// What is in a file with a password, without the end of its line.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read_password(file: &Path) -> std::io::Result<String> {
+    let bytes = std::fs::read(file)?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// The connection to one member, opened when first needed.

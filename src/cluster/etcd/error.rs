@@ -198,11 +198,11 @@ impl EtcdError {
         }
     }
 
-    /// Whether another endpoint may do better.
+    /// Whether this member does not do, and another one or a new connection may: it does not answer, or does not let this node in.
     pub fn is_endpoint(&self) -> bool {
         use EtcdError::{
-            CertificateMissing, ClientCertificate, Closed, NoLeader, Other, ServerCertificate, TimedOut,
-            Unreachable,
+            CertificateMissing, ClientCertificate, Closed, NoLeader, NotPermitted, Other, ServerCertificate,
+            TimedOut, Unreachable, UserMissing, UserUnwanted, WrongPassword,
         };
         matches!(
             self,
@@ -213,6 +213,10 @@ impl EtcdError {
                 | ClientCertificate { .. }
                 | CertificateMissing { .. }
                 | Closed { .. }
+                | WrongPassword { .. }
+                | UserMissing { .. }
+                | UserUnwanted { .. }
+                | NotPermitted { .. }
                 | Other { .. }
         )
     }

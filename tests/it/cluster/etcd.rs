@@ -41,6 +41,8 @@ pub struct Etcd {
     members: Vec<Member>,
     scheme: &'static str,
     args: Vec<String>,
+    /// As whom etcdctl asks, `user:password`.
+    user: Option<&'static str>,
     dir: TempDir,
 }
 
@@ -53,6 +55,16 @@ impl Etcd {
     /// One member with the smallest database that is worth filling.
     pub fn small() -> Etcd {
         Etcd::with(1, "http", &["--quota-backend-bytes", "2097152"].map(str::to_owned))
+    }
+
+    /// Turns authentication on. Etcdctl is `root` from then on.
+    pub fn enable_auth(&mut self) {
+        for args in
+            [&["user", "add", "root:root"][..], &["user", "grant-role", "root", "root"], &["auth", "enable"]]
+        {
+            self.ctl(args);
+        }
+        self.user = Some("root:root");
     }
 
     /// Writes until the database is full and the member raises its NOSPACE alarm.
@@ -81,7 +93,7 @@ impl Etcd {
         let member =
             || Member { client: free_port(), peer: free_port(), metrics: free_port(), process: None };
         let members = (0..n).map(|_| member()).collect();
-        let mut etcd = Etcd { members, scheme, args: args.to_vec(), dir };
+        let mut etcd = Etcd { members, scheme, args: args.to_vec(), user: None, dir };
         for i in 0..n {
             etcd.spawn(i);
         }
@@ -209,6 +221,7 @@ impl Etcd {
         let endpoints: Vec<_> = running.map(|i| self.endpoint(i)).collect();
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").args(["--endpoints", &endpoints.join(","), "--command-timeout=10s"]);
+        command.args(self.user.iter().flat_map(|user| ["--user", user]));
         let output = command.args(args).output().expect("the etcdctl program must be installed");
         let stderr = String::from_utf8_lossy(&output.stderr);
         let ok = output.status.success();

@@ -24,6 +24,7 @@ mod operate;
 mod orphaned;
 mod outage;
 mod partitions;
+mod password;
 mod peers;
 mod peers_faults;
 mod peers_tls;

@@ -23,6 +23,7 @@ pub fn options(server: &Server) -> EtcdOptions {
         prefix: "/berth".to_owned(),
         cluster: CLUSTER.to_owned(),
         user: None,
+        password_file: None,
         tls: None,
         connect_timeout: Duration::from_secs(2),
         request_timeout: Duration::from_secs(2),

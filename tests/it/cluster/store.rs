@@ -146,6 +146,7 @@ pub fn options(endpoints: Vec<String>) -> EtcdOptions {
         prefix: "/berth".to_owned(),
         cluster: "test".to_owned(),
         user: None,
+        password_file: None,
         tls: None,
         connect_timeout: Duration::from_secs(1),
         request_timeout: Duration::from_secs(2),
