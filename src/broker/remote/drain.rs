@@ -142,6 +142,9 @@ impl Broker {
         if self.session(&client_id).is_some_and(|h| h.mailbox.present()) {
             return Response::Done;
         }
+        if !remote.ports.coordinator.writable() {
+            return Response::Refused("etcd takes no writes".into());
+        }
         let owner = match remote.ports.coordinator.owner(&client_id).await {
             Ok(Some(owner)) if owner.holder == from => owner,
             Ok(_) => return Response::NotHere,

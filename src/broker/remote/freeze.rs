@@ -120,6 +120,9 @@ impl Broker {
             // It would be given up at once, with its client gone.
             return Response::Refused("the node that has the session has no link to this one".into());
         }
+        if remote.is_full() {
+            return Response::Refused("etcd takes no writes".into());
+        }
         let Out::Session(session) = self.take_out(&handle).await else { return Response::NotHere };
         if let Some(open) = remote.origins.publishes_settled(handle.no)
             && remote.until(deadline, open.wait()).await.is_none()
@@ -347,6 +350,13 @@ impl Broker {
 }
 
 impl Remote {
+    /// Whether the store answers and takes no writes. One that only this node does not reach is no reason to keep a session: the
+    /// other node may.
+    fn is_full(&self) -> bool {
+        let store = &self.ports.coordinator;
+        store.reachable() && !store.writable()
+    }
+
     /// Completes when nothing has been heard of a takeover for too long, or nothing can be any more: who asked has been started
     /// again, or cannot be reached.
     async fn silence(&self, out: &Outgoing) {

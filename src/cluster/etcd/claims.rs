@@ -78,6 +78,8 @@ impl Claims {
         let until = clock::now().plus_ms(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX));
         let mut followed = Vec::new();
         let mut written_at = 0;
+        // One record for another costs little, and while a session is on its way somebody must be able to say whose it is.
+        let grows = claim.expected == Expected::Absent || claim.evict.is_some();
         if let Expected::Read(owner) = &claim.expected {
             let chain = self.chain(&owner.session.owner).await?;
             if chain.holder != owner.holder {
@@ -108,7 +110,7 @@ impl Claims {
             keys.push(key);
         }
         let txn = Txn::new().when(compares).and_then(puts).or_else(gets);
-        let op = |done| Op { keys, txn, bytes, until: Some(until), bulk: false, grows: true, done };
+        let op = |done| Op { keys, txn, bytes, until: Some(until), bulk: false, grows, done };
         let nested = outcome(&self.proposer, op).await?;
         if nested.succeeded {
             return Ok(ClaimOutcome::Granted(nested.revision));
