@@ -44,7 +44,7 @@ impl Remote {
         let applied = report.applied;
         self.members.report(from, report, self.applied());
         self.weigh();
-        if applied > self.applied() && !self.ports.coordinator.answering() {
+        if applied > self.applied() && self.may_miss() {
             self.lag_bell.ring();
         }
     }
@@ -80,13 +80,13 @@ pub(super) async fn send_reports(broker: Weak<Broker>, bell: Arc<Bell>) {
     }
 }
 
-/// Fetches what this node has missed from another that has it, while the store does not answer.
+/// Fetches what this node has missed from another that has it, while it may miss something.
 pub(super) async fn catch_up(broker: Weak<Broker>, bell: Arc<Bell>) {
     loop {
         bell.heard().await;
         loop {
             let Some(remote) = broker.upgrade().and_then(|b| b.remote.clone()) else { return };
-            if remote.ports.coordinator.answering() || !remote.fetch_missed().await {
+            if !remote.may_miss() || !remote.fetch_missed().await {
                 break;
             }
         }
@@ -94,6 +94,13 @@ pub(super) async fn catch_up(broker: Weak<Broker>, bell: Arc<Bell>) {
 }
 
 impl Remote {
+    /// Whether the store may not bring what is missing here: it does not answer, or it answers and this node is not current all the
+    /// same. Before the first snapshot nothing is missing.
+    fn may_miss(&self) -> bool {
+        let current = self.is_current(self.now());
+        !self.ports.coordinator.answering() || (!current && self.applied() > 0)
+    }
+
     /// Fetches what this node has missed from the first that still has it; true if that brought it on.
     async fn fetch_missed(&self) -> bool {
         let before = self.applied();
@@ -103,7 +110,7 @@ impl Remote {
             }
             let applied = self.applied();
             if applied > before {
-                tracing::info!(from = %ahead, applied, "caught up by another node while etcd is away");
+                tracing::info!(from = %ahead, applied, "caught up by another node");
                 return true;
             }
         }

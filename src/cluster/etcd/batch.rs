@@ -159,9 +159,9 @@ impl Proposer {
         self.shared.wake.notify_one();
     }
 
-    /// Whether etcd's database was full when something was written last.
-    pub fn full(&self) -> bool {
-        self.shared.etcd.full()
+    /// Whether something should be written to see whether etcd's database has room.
+    pub fn is_room_unknown(&self) -> bool {
+        self.shared.etcd.is_room_unknown()
     }
 
     /// Operations that wait or are on their way.

@@ -153,6 +153,8 @@ struct Inner {
     answering: AtomicBool,
     /// The database is full.
     full: AtomicBool,
+    /// When something was written last that a full database does not take.
+    room_at: AtomicU64,
 }
 
 /// A connection for watches.
@@ -194,6 +196,7 @@ impl Etcd {
             answers: AtomicU64::new(0),
             answering: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            room_at: AtomicU64::new(0),
             options,
         };
         Ok(Etcd { inner: Arc::new(inner) })
@@ -344,6 +347,14 @@ impl Etcd {
     /// Something was written that a full database does not take.
     pub fn has_room(&self) {
         self.inner.full.store(false, Ordering::Relaxed);
+        self.inner.room_at.store(clock::now().0, Ordering::Relaxed);
+    }
+
+    /// Whether something should be written to see whether the database has room: it was full, or nothing that shows it has been
+    /// written for as long as a lease.
+    pub fn is_room_unknown(&self) -> bool {
+        let room_at = Time(self.inner.room_at.load(Ordering::Relaxed));
+        self.full() || clock::now() >= room_at.plus_ms(self.inner.options.lease_ttl.as_millis() as u64)
     }
 
     /// A connection for watches, to the current member for watches.

@@ -3,6 +3,7 @@
 
 use super::applier::Applier;
 use super::batch::{Op, Proposer};
+use super::claims::outcome;
 use super::reads::Reads;
 use super::watch::Follower;
 use crate::broker::ports::Revision;
@@ -15,6 +16,9 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// How long an event may take before this node makes one.
 const EVENT_WAIT: Duration = Duration::from_millis(200);
+
+/// So often in a row an event of this node's own may come late while others come; then another member is watched.
+const LATE_IN_A_ROW: u32 = 3;
 
 /// See the module.
 pub struct Currency {
@@ -39,14 +43,14 @@ impl Currency {
     pub async fn run(&self) {
         let mut ticks = interval(self.stale_after / 3);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut current_at = clock::now();
+        let (mut current_at, mut missed) = (clock::now(), 0);
         loop {
             ticks.tick().await;
-            if self.proposer.full() {
-                // Shows when there is room again, also if nothing else is to be written.
-                self.rewrite(true);
+            if self.proposer.is_room_unknown() {
+                // Shows when there is none, and when there is some again, also if nothing else is to be written.
+                tokio::spawn(self.rewrite(true));
             }
-            if let Some(at) = self.prove().await {
+            if let Some(at) = self.prove(&mut missed).await {
                 current_at = at;
                 self.applier.index().current_at(at);
             }
@@ -54,8 +58,9 @@ impl Currency {
         }
     }
 
-    /// Since when everything is known here, if that can be shown now.
-    async fn prove(&self) -> Option<Time> {
+    /// Since when everything is known here, if that can be shown now. `missed` counts how often an event of this node's own did
+    /// not come in time.
+    async fn prove(&self, missed: &mut u32) -> Option<Time> {
         let at = clock::now();
         // Before the read: what is applied while it is under way may be newer than what it shows.
         let applied = self.applier.applied();
@@ -70,11 +75,28 @@ impl Currency {
             return None;
         }
         if self.reaches(revision, EVENT_WAIT).await {
+            *missed = 0;
             return Some(at);
         }
         // Something else in this etcd was written, or the watch lags. An event of our own tells which.
-        self.rewrite(false);
-        self.reaches(revision, self.stale_after / 2).await.then_some(at)
+        let half = self.stale_after / 2;
+        tokio::select! {
+            came = self.reaches(revision, half) => return came.then_some(at),
+            written = self.rewrite(false) => if !written {
+                return self.reaches(revision, half).await.then_some(at);
+            },
+        }
+        let before = self.applier.applied();
+        if self.reaches(revision, half).await {
+            *missed = 0;
+            return Some(at);
+        }
+        *missed += 1;
+        if self.applier.applied() == before || *missed >= LATE_IN_A_ROW {
+            *missed = 0;
+            self.follower.lags();
+        }
+        None
     }
 
     async fn reaches(&self, revision: Revision, limit: Duration) -> bool {
@@ -83,19 +105,15 @@ impl Currency {
         matches!(timeout(limit, reached).await, Ok(Ok(_)))
     }
 
-    /// Writes this node's member record again, as it is; if there is room (`grows`), or in any case.
-    fn rewrite(&self, grows: bool) {
+    /// Writes this node's member record again, as it is; if there is room (`grows`), or in any case. True once that is done.
+    fn rewrite(&self, grows: bool) -> impl Future<Output = bool> + Send + 'static {
         let options = PutOptions::new().with_ignore_value().with_ignore_lease();
         let put = TxnOp::put(&*self.member_key, "", Some(options));
         let until = clock::now().plus_ms(u64::try_from(self.stale_after.as_millis()).unwrap_or(u64::MAX) / 2);
-        self.proposer.submit(Op {
-            keys: vec![self.member_key.clone()],
-            txn: Txn::new().and_then([put]),
-            bytes: self.member_key.len(),
-            until: Some(until),
-            bulk: false,
-            grows,
-            done: Box::new(|_| ()),
-        });
+        let (keys, bytes) = (vec![self.member_key.clone()], self.member_key.len());
+        let txn = Txn::new().and_then([put]);
+        let op = move |done| Op { keys, txn, bytes, until: Some(until), bulk: false, grows, done };
+        let proposer = self.proposer.clone();
+        async move { outcome(&proposer, op).await.is_ok_and(|nested| nested.succeeded) }
     }
 }

@@ -11,7 +11,7 @@ use etcd_client::{EventType, WatchOptions, WatchResponse};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 /// Between two requests for a sign of life.
@@ -48,6 +48,8 @@ pub struct Follower {
     status: Mutex<WatchStatus>,
     /// Asks for a snapshot: the store is not the one that was followed.
     resnapshot: Notify,
+    /// The member that is watched does not follow the others.
+    lagging: watch::Sender<()>,
 }
 
 /// Why a watch ended.
@@ -62,7 +64,8 @@ impl Follower {
     /// Follows `prefix`.
     pub fn new(etcd: Etcd, prefix: String, applier: Arc<Applier>, metrics: Arc<Metrics>) -> Follower {
         let (status, resnapshot) = (Mutex::default(), Notify::new());
-        Follower { etcd, prefix, applier, metrics, status, resnapshot }
+        let lagging = watch::Sender::default();
+        Follower { etcd, prefix, applier, metrics, status, resnapshot, lagging }
     }
 
     /// How it goes.
@@ -73,6 +76,12 @@ impl Follower {
     /// The store is another one (restored from a backup): starts over with a snapshot.
     pub fn start_over(&self) {
         self.resnapshot.notify_one();
+    }
+
+    /// An event of something that is certainly written has not come for long: the member that is watched answers, but does not
+    /// follow the others. The watch goes on at another one.
+    pub fn lags(&self) {
+        self.lagging.send_replace(());
     }
 
     /// Takes one snapshot.
@@ -165,6 +174,8 @@ impl Follower {
         let silence = sleep(SILENCE);
         tokio::pin!(silence);
         let mut parts = Parts::default();
+        // What was missed before was not missed by this watch.
+        let mut lagging = self.lagging.subscribe();
         loop {
             tokio::select! {
                 message = stream.message() => {
@@ -183,6 +194,9 @@ impl Follower {
                     if let Ok(Err(error)) = timeout(PROGRESS, stream.request_progress()).await {
                         return End::Broken(self.etcd.watch_error(link, &error).to_string());
                     }
+                }
+                Ok(()) = lagging.changed() => {
+                    return End::Broken(format!("etcd at {} lags behind", link.endpoint));
                 }
                 () = &mut silence => {
                     return End::Broken(format!("etcd at {} is silent", link.endpoint));

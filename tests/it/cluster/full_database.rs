@@ -2,8 +2,10 @@
 
 use super::etcd::Etcd;
 use super::nodes::BerthCluster;
+use super::store::{Node, runtime};
 use crate::client::{Dial, In};
 use crate::wait;
+use berth::broker::ports::{Claim, ClaimOutcome, Coordinator, Expected};
 use berth::mqtt::{QoS, Reason};
 
 #[test]
@@ -13,6 +15,10 @@ fn clients_go_on_with_a_full_database_and_everything_is_made_up_for_when_there_i
     assert!(!cluster.connect(1, &known).subscribe(&[("t/#", QoS::ExactlyOnce)]).is_empty());
     let mut publisher = cluster.connect(0, &Dial::v5("publisher"));
     cluster.etcd.fill();
+    // Nobody has noticed yet: a session that is asked for elsewhere is refused there, and not shut out where it is.
+    let (_, answer) = known.try_connect(cluster.mqtt(0)).unwrap();
+    assert!(matches!(answer, In::ConnAck { reason: Reason::ServerUnavailable, .. }), "{answer:?}");
+    assert!(cluster.connect(1, &known).present);
     // It is noticed by what is written: the first one is parked.
     publisher.publish_with("t/kept", b"kept", QoS::AtLeastOnce, true);
     for node in 0..2 {
@@ -50,5 +56,40 @@ fn clients_go_on_with_a_full_database_and_everything_is_made_up_for_when_there_i
     });
     wait::until_true("the parked message is kept by the cluster", || {
         cluster.etcd.ctl(&["get", "--prefix", "/berth/berth/v1/retained/"]).contains("t/kept")
+    });
+}
+
+#[test]
+fn a_node_that_writes_nothing_learns_that_the_database_is_full() {
+    let options = [("cluster.lease", "2s"), ("cluster.stale_after", "1s")];
+    let cluster = BerthCluster::on(Etcd::small, 2, &options);
+    cluster.etcd.fill();
+    for node in 0..2 {
+        cluster.wait_status(node, "the status says so", |s| s["cluster"]["etcd"]["writable"] == false);
+    }
+    cluster.etcd.make_room();
+    for node in 0..2 {
+        cluster.wait_status(node, "writes go on", |s| s["cluster"]["etcd"]["writable"] == true);
+    }
+}
+
+#[test]
+fn a_session_that_is_on_its_way_when_the_database_becomes_full_arrives() {
+    let etcd = Etcd::small();
+    runtime().block_on(async {
+        let a = Node::start(etcd.endpoints(), "a").await;
+        let b = Node::start(etcd.endpoints(), "b").await;
+        let claim =
+            |expected, epoch| Claim { client_id: "moves".into(), expected, epoch, expiry_s: 60, evict: None };
+        let made = a.coordinator.claim(claim(Expected::Absent, 1)).await.unwrap();
+        assert!(matches!(made, ClaimOutcome::Granted(_)), "{made:?}");
+        let frozen = b.coordinator.owner("moves").await.unwrap().unwrap();
+        etcd.fill();
+        // By the node that takes it over, and by the one that takes it back.
+        for (node, frozen) in [(&b, frozen.clone()), (&a, frozen)] {
+            let claimed = node.coordinator.claim(claim(Expected::Read(frozen), 2)).await.unwrap();
+            let found = matches!(&claimed, ClaimOutcome::Found(Some(owner)) if owner.holder == b.me);
+            assert!(found || matches!(claimed, ClaimOutcome::Granted(_)) && node.me == b.me, "{claimed:?}");
+        }
     });
 }

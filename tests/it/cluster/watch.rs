@@ -1,6 +1,9 @@
 //! The index follows etcd through everything that can happen to it.
 
+use super::etcd::Etcd;
+use super::proxy::Proxy;
 use super::store::{Node, dump, keys, setup};
+use super::trap::{Trap, Way};
 use crate::random::Random;
 use crate::wait::{self, becomes_true};
 use berth::broker::ports::{Claim, Coordinator, Expected, MessageId, Retain, RouteChange};
@@ -305,5 +308,35 @@ fn a_snapshot_of_many_pages() {
             tokio::time::timeout(Duration::from_secs(20), Node::start(etcd.endpoints(), "b")).await.unwrap();
         assert_eq!(b.index.content().sessions.len(), 25_000);
         assert_eq!(dump(&b.etcd, &keys().sessions()).await.len(), 25_000);
+    });
+}
+
+#[test]
+fn a_member_that_answers_but_does_not_follow_is_left() {
+    let (etcd, runtime) = setup(1);
+    // Like a member that has applied nothing for a while: another store, whose revision is far below. It opens a watch from any
+    // revision on, and answers whoever asks for a sign of life.
+    let mut behind = Etcd::start(1);
+    behind.kill(0);
+    runtime.block_on(async {
+        let proxy = Proxy::start(etcd.endpoint(0).strip_prefix("http://").unwrap().parse().unwrap()).await;
+        let endpoints = vec![format!("http://{}", proxy.address()), behind.endpoint(0)];
+        let a = Node::start(endpoints, "a").await;
+        let direct = Node::start(etcd.endpoints(), "b").await;
+        a.equals_snapshot().await;
+        behind.restart(0);
+        behind.wait_healthy(0);
+        proxy.trap(Trap::at(Way::Back, "sprung-by-this"));
+        let route = |filter: &str| RouteChange { filter: filter.into(), route: Some((true, 1)) };
+        direct.coordinator.routes(vec![route("sprung-by-this")]).await;
+        becomes_true("the other store is watched", || {
+            a.coordinator.status().watch.endpoint == Some(behind.endpoint(0))
+        })
+        .await;
+        proxy.release();
+        let written = direct.coordinator.routes(vec![route("missed")]).await;
+        becomes_true("the watch goes on where there is something", || a.index.applied() >= written).await;
+        becomes_current(&a).await;
+        assert_eq!(a.index.snapshots(), 1);
     });
 }
