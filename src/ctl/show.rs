@@ -126,7 +126,7 @@ fn etcd(etcd: &Value) -> String {
         endpoints.join(","),
         match (etcd["reachable"] == true, etcd["writable"] == false) {
             (true, false) => "answers",
-            (true, true) => "TAKES NO WRITES (its database is full)",
+            (true, true) => "TAKES NO WRITES (its database is full, or this node may not write to it)",
             (false, _) => "DOES NOT ANSWER",
         },
         word(&etcd["lag_seconds"]),

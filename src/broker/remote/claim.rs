@@ -332,7 +332,7 @@ impl Claiming {
             None if self.remote.ports.coordinator.reachable()
                 && !self.remote.ports.coordinator.writable() =>
             {
-                tracing::warn!(%client, "refused with 0x88: etcd takes no writes (its database is full)");
+                tracing::warn!(%client, "refused with 0x88: etcd takes no writes (its database is full, or this node may not write to it)");
             }
             None => tracing::warn!(%client, "refused with 0x88: etcd did not answer in time"),
         }

@@ -151,7 +151,7 @@ struct Inner {
     answers: AtomicU64,
     /// The last request was answered.
     answering: AtomicBool,
-    /// The database is full.
+    /// The database is full, or this node may not write to it.
     full: AtomicBool,
     /// When something was written last that a full database does not take.
     room_at: AtomicU64,
@@ -219,12 +219,12 @@ impl Etcd {
         answers > 0 && self.inner.requests.links.iter().any(may_do)
     }
 
-    /// Whether etcd's database was full when something was written last.
+    /// Whether etcd's database was full when something was written last, or was not for this node to write to.
     pub fn full(&self) -> bool {
         self.inner.full.load(Ordering::Relaxed)
     }
 
-    /// Whether etcd answers and takes writes: not while its database is full.
+    /// Whether etcd answers and takes writes: not while its database is full or not for this node to write to.
     pub fn writable(&self) -> bool {
         self.reachable() && !self.full()
     }
@@ -254,7 +254,7 @@ impl Etcd {
         } else {
             inner.answers.fetch_add(1, Ordering::Relaxed);
         }
-        if matches!(outcome, Err(EtcdError::NoSpace)) {
+        if matches!(outcome, Err(EtcdError::NoSpace | EtcdError::NotPermitted { .. })) {
             inner.full.store(true, Ordering::Relaxed);
         }
         outcome

@@ -178,7 +178,7 @@ pub struct EtcdStatus {
     pub endpoints: Vec<String>,
     /// Whether it answers.
     pub reachable: bool,
-    /// Whether it takes writes as well: not while its database is full.
+    /// Whether it takes writes as well: not while its database is full, or this node may not write to it.
     pub writable: bool,
     /// The member that is watched; missing while there is no watch.
     #[serde(skip_serializing_if = "Option::is_none")]

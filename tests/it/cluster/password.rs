@@ -63,4 +63,18 @@ fn a_password_that_changes_is_an_outage_until_its_file_has_the_new_one() {
     wait::until_true("the parked message is kept by the cluster", || {
         cluster.etcd.ctl(&["get", "--prefix", "/berth/berth/v1/retained/"]).contains("t/kept")
     });
+
+    let grant = |what| {
+        cluster.etcd.ctl(&["role", "grant-permission", "berth", what, "/berth/berth/v1/", "--prefix=true"]);
+    };
+    cluster.etcd.ctl(&["role", "revoke-permission", "berth", "/berth/berth/v1/", "--prefix=true"]);
+    grant("read");
+    for node in 0..2 {
+        cluster.wait_status(node, "etcd takes no writes", |s| s["cluster"]["etcd"]["writable"] == false);
+    }
+    assert_eq!(subscriber.subscribe(&[("newer", QoS::AtLeastOnce)]), [1], "SUBACK does not wait");
+    grant("readwrite");
+    for node in 0..2 {
+        cluster.wait_status(node, "etcd takes writes", |s| s["cluster"]["etcd"]["writable"] == true);
+    }
 }
