@@ -42,12 +42,29 @@ struct Topics {
 #[derive(Default)]
 struct Topic {
     flying: bool,
-    /// The next update and who waits for it.
-    next: Option<(Retain, Vec<Waiter>)>,
-    /// It was accepted while etcd was away.
-    parked: bool,
+    next: Option<Next>,
     /// This node's last write.
     own: Option<Own>,
+}
+
+/// The next update of a topic.
+struct Next {
+    update: Retain,
+    /// It was accepted while etcd was away.
+    parked: bool,
+    /// Those who wait for it.
+    waiters: Vec<Waiter>,
+}
+
+impl Next {
+    /// A later update takes its place, with what it knew and how it was accepted. Those who need not wait for it: the journal
+    /// keeps it.
+    fn merge(&mut self, update: Retain, parked: bool, waiter: Waiter) -> Vec<Waiter> {
+        let replaced = if update.kept { std::mem::take(&mut self.waiters) } else { Vec::new() };
+        (self.update, self.parked) = (update, parked);
+        self.waiters.push(waiter);
+        replaced
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -100,20 +117,13 @@ impl RetainedWriter {
                 }
                 Entry::Vacant(entry) => entry.insert(Topic::default()),
             };
-            entry.parked |= parked;
             match &mut entry.next {
-                Some((next, waiters)) => {
-                    // What the first of them knew: whatever came since is another node's.
-                    let known = next.known;
-                    if update.kept {
-                        for waiter in waiters.drain(..) {
-                            let _ = waiter.send(RetainOutcome::Replaced);
-                        }
+                Some(next) => {
+                    for waiter in next.merge(update, parked, done) {
+                        let _ = waiter.send(RetainOutcome::Replaced);
                     }
-                    *next = Retain { known, ..update };
-                    waiters.push(done);
                 }
-                next => *next = Some((update, vec![done])),
+                next => *next = Some(Next { update, parked, waiters: vec![done] }),
             }
             if !entry.flying {
                 entry.flying = true;
@@ -137,7 +147,7 @@ impl RetainedWriter {
 
     /// Writes what waits for a topic until nothing does.
     async fn write(self: Arc<Self>, topic: Arc<str>) {
-        while let Some((update, waiters, parked, own)) = self.take(&topic) {
+        while let Some((Next { update, parked, waiters }, own)) = self.take(&topic) {
             // An update that began before our last write was applied here knows less than we do.
             let base = match own {
                 Some(own) if own.at > update.known => own.revision,
@@ -155,13 +165,12 @@ impl RetainedWriter {
         }
     }
 
-    fn take(&self, topic: &Arc<str>) -> Option<(Retain, Vec<Waiter>, bool, Option<Own>)> {
+    fn take(&self, topic: &Arc<str>) -> Option<(Next, Option<Own>)> {
         let mut topics = self.topics.lock();
         let Topics { all, idle } = &mut *topics;
         let entry = all.get_mut(topic)?;
-        if let Some((update, waiters)) = entry.next.take() {
-            let parked = std::mem::take(&mut entry.parked);
-            return Some((update, waiters, parked, entry.own));
+        if let Some(next) = entry.next.take() {
+            return Some((next, entry.own));
         }
         entry.flying = false;
         *idle += 1;
@@ -258,4 +267,30 @@ fn judge(update: &Retain, nested: &Nested, parked: bool) -> Attempt {
 
 fn is_own_earlier(there: MessageId, update: MessageId) -> bool {
     there.origin == update.origin && there.seq < update.seq
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(seq: u64, known: Revision, kept: bool) -> Retain {
+        Retain { topic: "t".into(), message: None, id: MessageId { origin: 1, seq }, known, kept }
+    }
+
+    #[test]
+    fn an_update_that_takes_the_place_of_another_inherits_nothing() {
+        let (first, mut first_hears) = oneshot::channel();
+        let mut next = Next { update: update(1, 5, true), parked: true, waiters: vec![first] };
+        // Etcd is back, and another node's message of revision 8 was known.
+        let (second, mut second_hears) = oneshot::channel();
+        assert!(next.merge(update(2, 8, false), false, second).is_empty(), "both wait");
+        assert_eq!((next.update.id.seq, next.update.known, next.parked), (2, 8, false));
+        let (third, _) = oneshot::channel();
+        for waiter in next.merge(update(3, 0, true), true, third) {
+            waiter.send(RetainOutcome::Replaced).unwrap();
+        }
+        assert_eq!((next.update.id.seq, next.update.known, next.parked), (3, 0, true));
+        assert_eq!((next.waiters.len(), first_hears.try_recv()), (1, Ok(RetainOutcome::Replaced)));
+        assert_eq!(second_hears.try_recv(), Ok(RetainOutcome::Replaced));
+    }
 }

@@ -164,8 +164,7 @@ impl Coordinator for MemoryCoordinator {
                         let _ = waiter.send(RetainOutcome::Replaced);
                     }
                 }
-                waiting.update = update;
-                waiting.late |= late;
+                (waiting.update, waiting.late) = (update, late);
                 waiting.for_it.push(done);
                 return certain(wait);
             }
