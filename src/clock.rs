@@ -22,6 +22,12 @@ impl Time {
         Time(self.0.saturating_add(ms))
     }
 
+    /// This moment less `ms` milliseconds, saturating.
+    #[must_use]
+    pub fn minus_ms(self, ms: u64) -> Time {
+        Time(self.0.saturating_sub(ms))
+    }
+
     /// This moment plus `s` seconds, saturating.
     #[must_use]
     pub fn plus_secs(self, s: u64) -> Time {

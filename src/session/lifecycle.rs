@@ -183,6 +183,11 @@ impl Session {
         self.detached_at
     }
 
+    /// The deadlines of a dormant session are later by so much.
+    pub fn put_off(&mut self, ms: u64) {
+        self.detached_at = self.detached_at.map(|at| at.plus_ms(ms));
+    }
+
     fn deadlines(&self) -> [Option<(Time, Timer)>; 3] {
         if let Some(c) = self.conn.as_ref() {
             let at = (c.keep_alive_ms > 0).then(|| c.heard_at.plus_ms(c.keep_alive_ms));

@@ -108,7 +108,10 @@ impl Inner {
     /// it has been pushed: others may publish meanwhile.
     fn judge(&mut self, turn: Option<Turn>) -> Result<(), Refusal> {
         let frozen = matches!(self.place, Place::Frozen(_));
-        let Some(turn) = turn else { return if frozen { Err(Refusal::Moving) } else { Ok(()) } };
+        let Some(turn) = turn else {
+            // Those that keep no order wait only while what they bring might be void.
+            return if frozen || self.unsure() { Err(Refusal::Moving) } else { Ok(()) };
+        };
         let held = match (&self.order, frozen) {
             (_, true) => Err(Refusal::Moving),
             (Some(order), false) => order.judge(&turn),
@@ -124,6 +127,11 @@ impl Inner {
             Ok(()) => {}
         }
         held
+    }
+
+    /// Whether it is not known yet that the session is this node's.
+    pub(super) fn unsure(&self) -> bool {
+        self.order.as_ref().is_some_and(|o| o.unsure())
     }
 
     /// Whether an older publish of the same sender is expected.

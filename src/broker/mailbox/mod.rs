@@ -93,7 +93,8 @@ impl Frozen {
 pub enum Refusal {
     /// It is dropped, and counted.
     Dropped(DropReason),
-    /// The session may be about to move: whether the message is for this node is known when [`Mailbox::moving`] says so.
+    /// The session may be about to move, or to come: whether the message is for this node is known when
+    /// [`Mailbox::moving`] says so, or when the session is this node's.
     Moving,
     /// The session moved at this revision: whoever matched on an older index has to match again.
     Moved(Revision),

@@ -16,7 +16,7 @@ pub enum Rank {
     Online,
     /// Dormant: messages wait.
     Dormant,
-    /// On its way to another node.
+    /// On its way to another node, or to this one.
     Moving,
     /// With another node since then; the latest first, since it is the least known.
     Left(Reverse<Revision>),
@@ -111,6 +111,13 @@ impl Mailbox {
         }
     }
 
+    /// The dormant session's client was here for so long, or was taken to be: its deadlines are as much later.
+    pub fn put_off(&self, ms: u64) {
+        if let Place::Parked(session) = &mut self.inner.lock().place {
+            session.put_off(ms);
+        }
+    }
+
     /// Asks the connection that has the session to close and to send its client to `reference`.
     pub fn hand_over(&self, reference: Arc<str>, wakes: &mut Wakes) {
         let mut inner = self.inner.lock();
@@ -126,7 +133,9 @@ impl Mailbox {
         if self.online() {
             return Rank::Online;
         }
-        match &self.inner.lock().place {
+        let inner = self.inner.lock();
+        match &inner.place {
+            Place::Parked(_) if inner.unsure() => Rank::Moving,
             Place::Attached | Place::Parked(_) => Rank::Dormant,
             Place::Frozen(_) => Rank::Moving,
             Place::Departed(at) => Rank::Left(Reverse(*at)),

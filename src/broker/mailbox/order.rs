@@ -58,6 +58,12 @@ impl OrderHold {
         self.0.lock().over
     }
 
+    /// Whether it is not known yet that the session is this node's.
+    pub(super) fn unsure(&self) -> bool {
+        let inner = self.0.lock();
+        inner.since.is_none() && !inner.over
+    }
+
     pub(super) fn judge(&self, turn: &Turn) -> Result<(), Refusal> {
         let inner = self.0.lock();
         if inner.over {
