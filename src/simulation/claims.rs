@@ -114,3 +114,34 @@ fn a_session_made_for_an_earlier_connect_is_not_given_to_one_that_wants_more() {
         assert!(present, "seed {seed}");
     }
 }
+
+#[test]
+fn nobody_hears_of_a_session_that_no_client_was_told_of() {
+    for seed in seeds(0..120) {
+        let cluster = cluster(2, 8_000 + seed);
+        cluster.net.latency(1);
+        cluster.store.latency(3);
+        let mut first = SimClient::connect(cluster.open(0), "s", false, EXPIRY_S);
+        cluster.advance(seed % 12);
+        let mut second = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
+        let present = connected(&cluster, &mut second).is_some_and(|(present, _)| present);
+        let told = first.seen().iter().any(|g| matches!(g, Got::Connected { reason: Reason::Success, .. }));
+        assert!(told || !present, "seed {seed}");
+    }
+}
+
+#[test]
+fn clients_that_were_refused_are_not_kept_in_any_list() {
+    let mut cluster = cluster(3, 9_000);
+    let (client, _) = resume(&cluster, 0, "s");
+    client.wire.lose();
+    cluster.advance(100);
+    cluster.crash(0);
+    for _ in 0..1_000 {
+        let came = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
+        cluster.advance(1);
+        came.wire.lose();
+    }
+    let (news, reports) = cluster.broker(1).unwrap().remote().unwrap().sessions.waiting();
+    assert!(news < 100 && reports < 100, "{news}, {reports}");
+}

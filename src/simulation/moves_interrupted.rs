@@ -17,6 +17,14 @@ fn with_will(cluster: &Cluster) -> SimClient {
     client
 }
 
+/// A client at node 2 that hears of wills.
+fn observer(cluster: &Cluster) -> SimClient {
+    let mut observer = SimClient::connect(cluster.open(2), "o", true, 0);
+    assert!(connected(cluster, &mut observer).is_some());
+    subscribe(cluster, &mut observer, "will/#");
+    observer
+}
+
 fn subscribe(cluster: &Cluster, client: &mut SimClient, filter: &str) {
     client.subscribe(filter, QoS::ExactlyOnce);
     assert!(cluster.until(|| client.seen().iter().any(|g| matches!(g, Got::Subscribed(..)))));
@@ -34,9 +42,7 @@ fn comes_to_the_other(cluster: &Cluster, expiry_s: u32) -> SimClient {
 #[test]
 fn a_session_that_ended_at_its_new_owner_does_not_come_back_at_the_old_one() {
     let cluster = cluster(3, 41);
-    let mut observer = SimClient::connect(cluster.open(2), "o", true, 0);
-    assert!(connected(&cluster, &mut observer).is_some());
-    subscribe(&cluster, &mut observer, "will/#");
+    let mut observer = observer(&cluster);
     let _old = with_will(&cluster);
     let mut client = comes_to_the_other(&cluster, 0);
     // Node 1 gets all of the state, but cannot claim the session yet.
@@ -84,4 +90,70 @@ fn a_client_keeps_its_connection_while_its_session_cannot_be_given_away() {
     cluster.net.part_one_way(&from, &to, false);
     assert_eq!(connected(&cluster, &mut client), Some((true, Reason::Success)));
     assert!(cluster.until(|| old.wire.closed()));
+}
+
+#[test]
+fn no_deadline_of_a_session_passes_while_it_is_on_its_way() {
+    for connected_still in [true, false] {
+        let what = format!("connected still: {connected_still}");
+        let cluster = cluster(3, 44);
+        let mut observer = observer(&cluster);
+        let old = with_will(&cluster);
+        if !connected_still {
+            old.wire.lose();
+            cluster.advance(500);
+        }
+        let mut client = comes_to_the_other(&cluster, EXPIRY_S);
+        cluster.cut_from_store(1, true);
+        cluster.advance(3_000);
+        cluster.cut_from_store(1, false);
+        assert_eq!(connected(&cluster, &mut client), Some((true, Reason::Success)), "{what}");
+        cluster.advance(20_000);
+        assert_eq!(observer.payloads(), [""; 0], "{what}");
+    }
+}
+
+#[test]
+fn no_session_expires_while_it_is_on_its_way() {
+    let cluster = cluster(3, 45);
+    let mut old = SimClient::connect(cluster.open(0), "s", false, 2);
+    assert_eq!(connected(&cluster, &mut old), Some((false, Reason::Success)));
+    subscribe(&cluster, &mut old, "t/#");
+    old.wire.lose();
+    cluster.advance(1_000);
+    let mut client = comes_to_the_other(&cluster, 2);
+    cluster.cut_from_store(1, true);
+    cluster.advance(3_000);
+    cluster.cut_from_store(1, false);
+    assert_eq!(connected(&cluster, &mut client), Some((true, Reason::Success)));
+    client.wire.lose();
+    assert!(cluster.until(|| cluster.store.owner("s").is_none()));
+}
+
+#[test]
+fn no_deadline_passes_while_a_client_waits_for_its_node_to_be_current() {
+    for connected_still in [true, false] {
+        let what = format!("connected still: {connected_still}");
+        let cluster = cluster(3, 46);
+        let mut observer = observer(&cluster);
+        let old = with_will(&cluster);
+        let alone = |alone: bool| {
+            [1, 2].iter().for_each(|no| cluster.partition(0, *no, alone));
+            cluster.cut_from_store(0, alone);
+        };
+        alone(true);
+        cluster.advance(5_500);
+        if !connected_still {
+            old.wire.lose();
+            cluster.advance(500);
+        }
+        let mut client = SimClient::connect(cluster.open(0), "s", false, EXPIRY_S);
+        cluster.advance(3_000);
+        assert!(client.seen().is_empty(), "{what}");
+        alone(false);
+        assert_eq!(connected(&cluster, &mut client), Some((true, Reason::Success)), "{what}");
+        cluster.advance(20_000);
+        assert_eq!(observer.payloads(), [""; 0], "{what}");
+        assert!(!client.wire.closed(), "{what}");
+    }
 }

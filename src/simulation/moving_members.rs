@@ -4,6 +4,7 @@
 use super::takeovers::{EXPIRY_S, cluster, cluster_with, connected, expected, resume};
 use super::*;
 use crate::mqtt::{Property, QoS, Reason, client};
+use crate::telemetry::metrics::MoveResult;
 
 const GROUP: &str = "$share/g/t/#";
 
@@ -27,6 +28,17 @@ fn acked(client: &mut SimClient) -> Vec<u16> {
         _ => None,
     });
     acked.collect()
+}
+
+/// A client with a session at node 0 and a will, which is published when the session ends.
+fn with_late_will(cluster: &Cluster) -> SimClient {
+    let mut delay = Vec::new();
+    client::put_property(&mut delay, &Property::WillDelayInterval(EXPIRY_S));
+    let (qos, retain) = (QoS::AtLeastOnce, false);
+    let will = client::Will { topic: "wills", payload: b"1", qos, retain, properties: &delay };
+    let mut client = SimClient::connect_with_will(cluster.open(0), "s", true, EXPIRY_S, Some(will));
+    assert!(connected(cluster, &mut client).is_some());
+    client
 }
 
 /// What a client has got, sorted, each once.
@@ -106,17 +118,7 @@ fn a_clean_start_elsewhere_while_the_session_moves_publishes_its_will_once() {
         let mut witness = SimClient::connect(cluster.open(2), "witness", true, 0);
         assert!(connected(&cluster, &mut witness).is_some());
         witness.subscribe("wills", QoS::AtLeastOnce);
-        let mut delay = Vec::new();
-        client::put_property(&mut delay, &Property::WillDelayInterval(EXPIRY_S));
-        let will = client::Will {
-            topic: "wills",
-            payload: b"1",
-            qos: QoS::AtLeastOnce,
-            retain: false,
-            properties: &delay,
-        };
-        let mut old = SimClient::connect_with_will(cluster.open(0), "s", true, EXPIRY_S, Some(will));
-        assert!(connected(&cluster, &mut old).is_some(), "{what}");
+        let old = with_late_will(&cluster);
         old.wire.lose();
         cluster.advance(1_000);
         let mut resumed = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
@@ -191,5 +193,103 @@ fn a_group_whose_member_moved_is_served_also_if_its_old_node_dies_before_the_ori
         cluster.store.lag(&lagging, false);
         assert!(cluster.until(|| acked(&mut publisher).len() == ids.len()), "seed {seed}");
         assert_eq!(sorted(&mut s), expected(0..10), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_member_that_may_not_have_come_takes_nothing_for_its_group() {
+    for ms in 0..60 {
+        let what = format!("its new node loses etcd {ms} ms after the session is frozen");
+        let cluster = cluster(3, 6_000 + ms);
+        let mut publisher = publisher(&cluster, 1);
+        let s = member(&cluster, 0, "s", EXPIRY_S);
+        s.wire.lose();
+        cluster.advance(1_000);
+        cluster.net.latency(20);
+        let came = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
+        let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
+        assert!(cluster.until(frozen), "{what}");
+        cluster.advance(ms);
+        cluster.cut_from_store(1, true);
+        let ids: Vec<u16> =
+            (0..40).map(|n| publisher.publish("t/x", &n.to_string(), QoS::AtLeastOnce, false)).collect();
+        cluster.advance(15_000);
+        came.wire.lose();
+        cluster.cut_from_store(1, false);
+        cluster.advance(1_000);
+        let acked = acked(&mut publisher);
+        let (mut s, present) = resume(&cluster, 2, "s");
+        assert!(present, "{what}");
+        cluster.advance(5_000);
+        let got = sorted(&mut s);
+        let lost: Vec<u16> = ids
+            .iter()
+            .zip(expected(0..40))
+            .filter(|(id, n)| acked.contains(id) && !got.contains(n))
+            .map(|(id, _)| *id)
+            .collect();
+        assert!(lost.is_empty(), "{what}: of {} acknowledged: {lost:?}", acked.len());
+    }
+}
+
+#[test]
+fn a_session_whose_new_owner_did_not_hear_that_it_has_it_ends_there_if_it_is_replaced() {
+    for seed in seeds(0..10) {
+        let cluster = cluster(3, 7_000 + seed);
+        cluster.net.latency(3);
+        cluster.store.latency(2);
+        let mut witness = SimClient::connect(cluster.open(2), "witness", true, 0);
+        assert!(connected(&cluster, &mut witness).is_some());
+        witness.subscribe("wills", QoS::AtLeastOnce);
+        // What the session subscribes to is wanted at the new node already.
+        let (mut here, _) = resume(&cluster, 1, "here");
+        here.subscribe("t/#", QoS::AtLeastOnce);
+        let mut old = with_late_will(&cluster);
+        old.subscribe("t/#", QoS::AtLeastOnce);
+        cluster.advance(100);
+        old.wire.lose();
+        cluster.advance(1_000);
+        let resumed = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
+        let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
+        assert!(cluster.until(frozen), "seed {seed}");
+        resumed.wire.lose();
+        cluster.store.lose_answers(&cluster.name(1), 1);
+        let counted = || cluster.store.owner("s").is_some_and(|o| o.session.epoch == 2);
+        assert!(cluster.until(counted), "seed {seed}");
+        let mut clean = SimClient::connect(cluster.open(2), "s", true, 0);
+        assert_eq!(connected(&cluster, &mut clean), Some((false, Reason::Success)), "seed {seed}");
+        cluster.advance(20_000);
+        let lost = cluster.broker(1).unwrap().metrics.moves.of(MoveResult::Lost).get();
+        assert_eq!((lost, witness.payloads()), (1, expected(1..2)), "seed {seed}");
+        assert!(!clean.wire.closed(), "seed {seed}");
+        assert!(cluster.until(|| cluster.store.evictions().is_empty()), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_pending_session_whose_claim_counted_ends_after_a_restart_if_it_was_replaced() {
+    for seed in seeds(0..10) {
+        let mut cluster = cluster(3, 8_000 + seed);
+        cluster.net.latency(3);
+        cluster.store.latency(2);
+        let mut witness = SimClient::connect(cluster.open(2), "witness", true, 0);
+        assert!(connected(&cluster, &mut witness).is_some());
+        witness.subscribe("wills", QoS::AtLeastOnce);
+        let old = with_late_will(&cluster);
+        old.wire.lose();
+        cluster.advance(1_000);
+        let resumed = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
+        let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
+        assert!(cluster.until(frozen), "seed {seed}");
+        resumed.wire.lose();
+        let counted = || cluster.store.owner("s").is_some_and(|o| o.session.epoch == 2);
+        assert!(cluster.until(counted), "seed {seed}");
+        cluster.crash(1);
+        let mut clean = SimClient::connect(cluster.open(2), "s", true, 0);
+        assert_eq!(connected(&cluster, &mut clean), Some((false, Reason::Success)), "seed {seed}");
+        cluster.restart(1);
+        cluster.advance(20_000);
+        assert_eq!(witness.payloads(), ["1"], "seed {seed}");
+        assert!(cluster.until(|| cluster.store.evictions().is_empty()), "seed {seed}");
     }
 }

@@ -5,6 +5,8 @@ use super::*;
 use crate::broker::operate::OperateError;
 use crate::broker::ports::{Claim, ClaimOutcome, Expected, Index, IndexEvent, SessionOwner};
 use crate::mqtt::{QoS, client};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Wake};
 
 #[test]
 fn the_routes_of_a_forgotten_node_leave_the_index() {
@@ -78,4 +80,29 @@ fn a_session_that_is_at_neither_end_of_a_move_is_not_unknown() {
     let why = "client \"s\": node n1 is just taking or leaving it".to_owned();
     assert_eq!(kick("s"), Err(OperateError::Unavailable(why)));
     assert_eq!(kick("nobody"), Err(OperateError::NoSession("nobody".to_owned())));
+}
+
+/// Looks at the broker of node 0 when it is woken.
+struct Looks(Arc<Broker>, AtomicU64);
+
+impl Wake for Looks {
+    fn wake(self: Arc<Self>) {
+        let replaced = self.0.remote().unwrap().sessions.replaced_by("s", 7);
+        self.1.store(1 + u64::from(replaced), Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_revision_finds_the_evictions_that_came_with_it() {
+    let cluster = cluster(2, 32);
+    let broker = cluster.broker(0).unwrap().clone();
+    let remote = broker.remote().unwrap();
+    let revision = remote.applied() + 1;
+    let looks = Arc::new(Looks(broker.clone(), AtomicU64::new(0)));
+    let mut applied = remote.when_applied(revision);
+    assert!(applied.as_mut().poll(&mut Context::from_waker(&looks.clone().into())).is_pending());
+    let (node, client_id) = (cluster.name(0), Arc::from("s"));
+    let eviction = IndexEvent::Eviction { node, client_id, epoch: Some(7), revision };
+    broker.apply(vec![eviction], Some(revision));
+    assert_eq!(looks.1.load(Ordering::Relaxed), 2);
 }

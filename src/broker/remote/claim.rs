@@ -205,7 +205,15 @@ impl Claiming {
                 None => return Err(Reason::ServerUnavailable),
             }
         }
-        if self.remote.until(self.deadline, self.remote.when_current()).await.is_none() {
+        // Its deadlines do not pass while its client waits here.
+        let since = self.remote.now();
+        self.broker.dormant.unwatch(handle);
+        let current = self.remote.until(self.deadline, self.remote.when_current()).await;
+        if current.is_some() {
+            handle.mailbox.put_off(self.remote.now().since_ms(since));
+        }
+        self.broker.watch_parked(handle);
+        if current.is_none() {
             tracing::warn!(client = %self.client_id, "refused: this node does not know whether what it knows is recent");
             return Err(Reason::ServerUnavailable);
         }

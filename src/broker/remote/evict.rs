@@ -1,5 +1,6 @@
 //! Sessions that another node claimed over this node's head: a clean start, or a session without state.
 
+use super::Remote;
 use super::durable::durable;
 use super::freeze::Out;
 use super::sessions::Sessions;
@@ -19,13 +20,11 @@ impl Broker {
         epoch: Epoch,
         will_stays: bool,
     ) -> BoxFuture<()> {
-        if let Some(remote) = &self.remote {
-            // What is made here from now on goes above it, lest this, or its request coming late, take it for the old one.
-            remote.sessions.note_ended(client_id, epoch);
-            if will_stays {
-                // At once: whoever holds the lane may want to know.
-                remote.sessions.begin_eviction(client_id, epoch);
-            }
+        match &self.remote {
+            // At once: whoever holds the lane may want to know.
+            Some(remote) if will_stays => remote.note_eviction(client_id, epoch),
+            Some(remote) => remote.sessions.note_ended(client_id, epoch),
+            None => {}
         }
         let (broker, client_id) = (self.clone(), client_id.clone());
         Box::pin(async move {
@@ -64,6 +63,15 @@ impl Broker {
     }
 }
 
+impl Remote {
+    /// A session of this node was replaced under `epoch`. What is made here from now on goes above that, lest the eviction, or
+    /// its request coming late, take it for the old one.
+    pub(super) fn note_eviction(&self, client_id: &Arc<str>, epoch: Epoch) {
+        self.sessions.note_ended(client_id, epoch);
+        self.sessions.begin_eviction(client_id, epoch);
+    }
+}
+
 impl Sessions {
     fn begin_eviction(&self, client_id: &Arc<str>, epoch: Epoch) {
         let mut evicting = self.evicting.lock();
@@ -84,7 +92,7 @@ impl Sessions {
     }
 
     /// Whether a session with state was replaced by one without, under this epoch, over this node's head.
-    pub(super) fn replaced_by(&self, client_id: &str, epoch: Epoch) -> bool {
+    pub(crate) fn replaced_by(&self, client_id: &str, epoch: Epoch) -> bool {
         self.evicting.lock().get(client_id).is_some_and(|known| *known == epoch)
     }
 }

@@ -33,6 +33,8 @@ const LOOK_MS: u64 = 20;
 /// The pause before the store's revision is asked for again, milliseconds.
 const REVISION_PAUSE_MS: u64 = 200;
 
+const GIVEN_UP: &str = "the takeover was given up meanwhile";
+
 /// A session taken out of its mailbox, so that no connection has it.
 pub(super) enum Out {
     /// The session.
@@ -93,6 +95,7 @@ impl Broker {
         let since = remote.now();
         let deadline = since.plus_ms(remote.limits.takeover_timeout_ms);
         let lane = remote.sessions.lanes.join(&client_id);
+        let asking = remote.sessions.asked.join(&correlation);
         loop {
             if let Some(answer) = remote.asked_before(&to, &client_id, &correlation) {
                 return answer;
@@ -115,22 +118,38 @@ impl Broker {
         if !handle.durable {
             return Response::Refused("the session is not kept beyond its connection".into());
         }
+        // Its client has come: what is not due by now waits.
+        self.dormant.unwatch(&handle);
         remote.ordered(&handle, deadline).await;
-        if !remote.linked_to(&to) {
+        let refused = if !remote.linked_to(&to) {
             // It would be given up at once, with its client gone.
-            return Response::Refused("the node that has the session has no link to this one".into());
+            Some("the node that has the session has no link to this one")
+        } else if remote.is_full() {
+            Some("etcd takes no writes")
+        } else {
+            asking.given_up().then_some(GIVEN_UP)
+        };
+        if let Some(why) = refused {
+            self.watch_parked(&handle);
+            return Response::Refused(why.into());
         }
-        if remote.is_full() {
-            return Response::Refused("etcd takes no writes".into());
+        let Out::Session(mut session) = self.take_out(&handle).await else { return Response::NotHere };
+        if handle.take_fresh() {
+            // No client was told of it, and none is to hear of it now.
+            self.end_session(&handle, &mut session, remote.now(), &mut Scratch::default());
+            return Response::NotHere;
         }
-        let Out::Session(session) = self.take_out(&handle).await else { return Response::NotHere };
         if let Some(open) = remote.origins.publishes_settled(handle.no)
             && remote.until(deadline, open.wait()).await.is_none()
         {
             self.park(&handle, session, &mut Scratch::default());
             return Response::Refused("QoS 2 publishes of the session wait for other nodes".into());
         }
-        let Some(state) = self.freeze_out(&remote, &handle, session) else {
+        if asking.given_up() {
+            self.park(&handle, session, &mut Scratch::default());
+            return Response::Refused(GIVEN_UP.into());
+        }
+        let Some(state) = self.freeze_out(&remote, &handle, session, since) else {
             return Response::NotHere;
         };
         let outgoing = Arc::new(Outgoing::new(correlation, to, handle, (since, remote.now()), state, lane));
@@ -140,27 +159,33 @@ impl Broker {
         );
         remote.metrics.sessions_frozen.add(1);
         remote.sessions.outgoing.lock().insert(client_id, outgoing.clone());
+        if asking.given_up() {
+            outgoing.taken.set(None);
+        }
         let broker = self.clone();
         let first = outgoing.first().unwrap_or(Response::NotHere);
         remote.ports.tasks.spawn(Box::pin(async move { broker.see_off(outgoing).await }));
         first
     }
 
-    /// Freezes a session that was taken out: its state but for the messages, and those, which are still to be read.
+    /// Freezes a session that was taken out: its state as it was `since`, when its client had come, but for the messages, and
+    /// those, which are still to be read.
     fn freeze_out(
         &self,
         remote: &Remote,
         handle: &Arc<Handle>,
         mut session: Box<Session>,
+        since: Time,
     ) -> Option<(BytesMut, VecDeque<Seq>)> {
         let mut scratch = Scratch::default();
-        if self.run_timers(handle, &mut session, remote.now(), &mut scratch) {
+        if self.run_timers(handle, &mut session, since, &mut scratch) {
             return None;
         }
         let steps = session.outbound_steps();
         let subscriptions = handle.subscriptions.lock();
         let mut head = Head {
             record: self.record(handle, &session),
+            gone_ms: session.detached_at().map_or(0, |at| since.since_ms(at)),
             subscriptions: subscriptions
                 .iter()
                 .map(|(filter, s)| SubscriptionRecord {
@@ -193,6 +218,9 @@ impl Broker {
     /// The new owner says how its takeover came out.
     pub(super) async fn taken(&self, client_id: &str, correlation: &str, at: Option<Revision>) -> Response {
         let Some(remote) = &self.remote else { return Response::Done };
+        if at.is_none() {
+            remote.sessions.asked.give_up(correlation);
+        }
         if let Some(outgoing) = remote.sessions.outgoing(client_id, correlation) {
             outgoing.taken.set(at);
             outgoing.settled.wait().await;
@@ -379,7 +407,7 @@ impl Remote {
     }
 
     /// A revision of the store, not older than what was read before: asked for until the store has answered.
-    async fn revision_certainly(&self) -> Revision {
+    pub(super) async fn revision_certainly(&self) -> Revision {
         loop {
             if let Ok(revision) = self.ports.coordinator.read_revision().await {
                 return revision;

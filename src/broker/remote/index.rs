@@ -48,13 +48,11 @@ impl Index for Broker {
         };
         let mut parts = std::mem::take(&mut stream.parts);
         drop(stream);
+        parts.extend(events);
+        // Whoever waits for the revision finds them.
+        remote.note_evictions(&parts);
         remote.advance(revision);
-        if parts.is_empty() {
-            self.on_index(&events);
-        } else {
-            parts.extend(events);
-            self.on_index(&parts);
-        }
+        self.on_index(&parts);
         self.on_advanced(revision);
     }
 

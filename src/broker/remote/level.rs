@@ -77,6 +77,11 @@ impl Waiters {
         Box::pin(flag.wait())
     }
 
+    /// How many are listed.
+    pub fn listed(&self) -> usize {
+        self.0.len()
+    }
+
     /// What they have waited for is there.
     pub fn wake(self) {
         self.0.iter().for_each(|flag| flag.raise());
@@ -135,7 +140,7 @@ impl Level {
 
     /// How many wait.
     pub fn waiters(&self) -> usize {
-        self.waiting.lock().values().map(|w| w.0.len()).sum()
+        self.waiting.lock().values().map(Waiters::listed).sum()
     }
 }
 

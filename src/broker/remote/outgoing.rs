@@ -9,6 +9,7 @@ use crate::broker::handle::Handle;
 use crate::broker::ports::{BoxFuture, MemberId, Response, Revision, Seq, Stored};
 use crate::clock::Time;
 use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,6 +37,50 @@ pub struct Outgoing {
     pub(super) settled: Arc<Once<()>>,
     #[allow(dead_code)] // held until the end
     lane: Lane,
+}
+
+/// Takeovers that this node is asked for and that have not begun: how many requests there are for each, and whether it was
+/// given up meanwhile.
+#[derive(Debug, Default)]
+pub struct Asked(Mutex<HashMap<Arc<str>, (usize, bool)>>);
+
+/// A request for one, while it waits.
+#[derive(Debug)]
+pub(super) struct Asking {
+    asked: Arc<Asked>,
+    correlation: Arc<str>,
+}
+
+impl Asked {
+    pub(super) fn join(self: &Arc<Asked>, correlation: &Arc<str>) -> Asking {
+        self.0.lock().entry(correlation.clone()).or_default().0 += 1;
+        Asking { asked: self.clone(), correlation: correlation.clone() }
+    }
+
+    /// Who asked for it does not want it any more.
+    pub(super) fn give_up(&self, correlation: &str) {
+        if let Some((_, given_up)) = self.0.lock().get_mut(correlation) {
+            *given_up = true;
+        }
+    }
+}
+
+impl Asking {
+    pub(super) fn given_up(&self) -> bool {
+        self.asked.0.lock().get(&self.correlation).is_some_and(|(_, given_up)| *given_up)
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let mut asked = self.asked.0.lock();
+        if let Some((requests, _)) = asked.get_mut(&self.correlation) {
+            *requests -= 1;
+            if *requests == 0 {
+                asked.remove(&self.correlation);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -174,5 +219,24 @@ impl Remote {
 impl Sessions {
     pub(super) fn outgoing(&self, client_id: &str, correlation: &str) -> Option<Arc<Outgoing>> {
         self.outgoing.lock().get(client_id).filter(|o| *o.correlation == *correlation).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_takeover_may_be_given_up_before_it_begins() {
+        let asked = Arc::new(Asked::default());
+        let (one, other): (Arc<str>, Arc<str>) = ("b@2/1".into(), "b@2/2".into());
+        let (first, again, another) = (asked.join(&one), asked.join(&one), asked.join(&other));
+        asked.give_up(&one);
+        assert!(first.given_up() && again.given_up() && !another.given_up());
+        drop(first);
+        assert!(again.given_up(), "as long as a request waits");
+        drop((again, another));
+        asked.give_up(&one);
+        assert!(asked.0.lock().is_empty());
     }
 }

@@ -1,5 +1,5 @@
 //! The state of a session on its way to another node: a stream of pieces, one with its record, then one for each message. It is
-//! cut into parts anywhere. Version 1.
+//! cut into parts anywhere. Version 2.
 
 use crate::broker::ports::{
     MessageId, OutboundState, Recipient, Seq, SessionRecord, Stored, SubscriptionRecord, WillRecord,
@@ -12,7 +12,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEAD: u8 = 1;
 const MESSAGE: u8 = 2;
 
@@ -22,8 +22,10 @@ const LENGTH: usize = 4;
 /// Everything of a session but its messages.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Head {
-    /// Its record as the old owner has it.
+    /// Its record as the old owner has it, but for when its client went.
     pub record: SessionRecord,
+    /// For how long its client had been gone, milliseconds: the clocks of two nodes differ.
+    pub gone_ms: u64,
     /// Its subscriptions.
     pub subscriptions: Vec<SubscriptionRecord>,
     /// Inbound QoS 2 packet identifiers in use.
@@ -70,7 +72,7 @@ fn write_head(out: &mut Writer<'_>, head: &Head) {
     let r = &head.record;
     out.text(&r.client_id);
     out.0.put_u32(r.expiry_s);
-    out.option(r.disconnected_at, |o, t| o.0.put_u64(t.0));
+    out.0.put_u64(head.gone_ms);
     out.option(r.will.as_ref(), |o, w| {
         o.message(&w.message);
         o.0.put_u32(w.delay_s);
@@ -258,11 +260,12 @@ impl<'a> Reader<'a> {
     }
 
     fn head(&mut self) -> Option<Head> {
+        let (client_id, expiry_s, gone_ms) = (self.text()?.into(), self.u32()?, self.u64()?);
         let record = SessionRecord {
             no: 0,
-            client_id: self.text()?.into(),
-            expiry_s: self.u32()?,
-            disconnected_at: self.option(|r| r.u64().map(Time))?,
+            client_id,
+            expiry_s,
+            disconnected_at: None,
             will: self.option(Reader::will)?,
             created_at: Time(self.u64()?),
             epoch: self.u64()?,
@@ -270,6 +273,7 @@ impl<'a> Reader<'a> {
         };
         Some(Head {
             record,
+            gone_ms,
             subscriptions: self.list(|r| {
                 Some(SubscriptionRecord {
                     filter: r.text()?.into(),
@@ -318,12 +322,13 @@ mod tests {
                 no: 0,
                 client_id: "client".into(),
                 expiry_s: 60,
-                disconnected_at: Some(Time(5)),
+                disconnected_at: None,
                 will: Some(WillRecord { message: message("will"), delay_s: 3, message_expiry_s: Some(9) }),
                 created_at: Time(1),
                 epoch: 4,
                 pending: false,
             },
+            gone_ms: 5,
             subscriptions: vec![SubscriptionRecord {
                 filter: "$share/g/a/+".into(),
                 options: SubscribeOptions::from_bits(1).unwrap(),

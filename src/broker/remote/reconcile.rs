@@ -4,7 +4,7 @@
 use super::Remote;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
-use crate::broker::ports::{BoxFuture, Claim, ClaimOutcome, Expected, SessionNo, SessionOwner};
+use crate::broker::ports::{BoxFuture, Claim, ClaimOutcome, Epoch, Expected, SessionNo, SessionOwner};
 use crate::broker::publish::Scratch;
 use crate::session::Session;
 use crate::telemetry::metrics::SessionState;
@@ -223,9 +223,9 @@ impl Remote {
         }
         let judge = |c: &Candidate| {
             let epoch = c.handle.epoch();
-            let evicted = evictions.get(&c.handle.client_id).is_some_and(|by| *by > epoch);
+            let by = evictions.get(&c.handle.client_id).copied().filter(|by| *by > epoch);
             let best = rank(c).is_some_and(|rank| best.get(&*c.handle.client_id) == Some(&rank));
-            self.verdict(c, named.get(&c.handle.client_id), best, evicted)
+            self.verdict(c, named.get(&c.handle.client_id), best, by)
                 .unwrap_or(if !c.pending && store_went_back { Verdict::ClaimAgain } else { Verdict::Drop })
         };
         candidates.iter().map(judge).collect()
@@ -237,9 +237,12 @@ impl Remote {
         c: &Candidate,
         named: Option<&SessionOwner>,
         best: bool,
-        evicted: bool,
+        evicted_by: Option<Epoch>,
     ) -> Option<Verdict> {
-        let ended = (evicted && !c.pending) || c.over();
+        let evicted = evicted_by.is_some();
+        // The store has named this node under just the epoch before: also what is pending was claimed then.
+        let claimed = !c.pending || evicted_by == Some(c.handle.epoch() + 1);
+        let ended = (evicted && claimed) || c.over();
         let replaced = if ended { Verdict::Ended } else { Verdict::Drop };
         let Some(named) = named else { return (evicted || ended).then_some(replaced) };
         let epoch = c.handle.epoch();

@@ -2,6 +2,8 @@
 
 use super::durable::AfterDurable;
 use super::lanes::Lanes;
+use super::level::Waiters;
+use super::outgoing::Asked;
 use super::{Once, Remote};
 use crate::broker::Broker;
 use crate::broker::handle::{Handle, Subscriptions};
@@ -104,8 +106,8 @@ pub(super) struct Departed {
 pub struct Sessions {
     pub(super) lanes: Arc<Lanes>,
     runs: Mutex<HashMap<Arc<str>, Arc<Run>>>,
-    news: Mutex<Option<Arc<Once<()>>>>,
-    reports: Mutex<Option<Arc<Once<()>>>>,
+    news: Mutex<Waiters>,
+    reports: Mutex<Waiters>,
     ended: Mutex<Ended>,
     granted: Mutex<Granted>,
     /// Sessions that are over, until the journal says so.
@@ -123,6 +125,8 @@ pub struct Sessions {
     pub(in crate::broker) hold: Arc<OrderHold>,
     /// Sessions of the journal of which it is not known whether they are still this node's.
     pub(super) recovered: Mutex<Vec<super::reconcile::Candidate>>,
+    /// Takeovers that this node is asked for.
+    pub(super) asked: Arc<Asked>,
     /// Sessions that are being handed over.
     pub(super) outgoing: Mutex<HashMap<Arc<str>, Arc<super::outgoing::Outgoing>>>,
     pub(super) departed: Mutex<BTreeMap<(Revision, SessionNo), Departed>>,
@@ -148,28 +152,24 @@ impl Sessions {
 
     /// Membership, custody, a link or a session's record has changed.
     pub(super) fn poke(&self) {
-        let news = self.news.lock().take();
-        if let Some(news) = news {
-            news.set(());
-        }
+        let news = std::mem::take(&mut *self.news.lock());
+        news.wake();
     }
 
     /// Completes at the next [`Sessions::poke`]. Taken before looking, nothing is missed.
     pub(super) fn news(&self) -> BoxFuture<()> {
-        self.news.lock().get_or_insert_with(Once::new).wait()
+        self.news.lock().join()
     }
 
     /// A node has said how far it is with its publishes, or this one is further.
     pub(super) fn reported(&self) {
-        let reports = self.reports.lock().take();
-        if let Some(reports) = reports {
-            reports.set(());
-        }
+        let reports = std::mem::take(&mut *self.reports.lock());
+        reports.wake();
     }
 
     /// Completes at the next [`Sessions::reported`]. Taken before looking, nothing is missed.
     pub(super) fn reports(&self) -> BoxFuture<()> {
-        self.reports.lock().get_or_insert_with(Once::new).wait()
+        self.reports.lock().join()
     }
 
     /// Names a takeover in the logs of both nodes.
@@ -201,6 +201,11 @@ impl Sessions {
             runs.remove(client_id);
         }
         last
+    }
+
+    /// How many wait for [`Sessions::poke`] and for [`Sessions::reported`], those that have left and are still listed included.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.news.lock().listed(), self.reports.lock().listed())
     }
 
     /// CONNECTs that have not been decided.
@@ -235,6 +240,17 @@ impl Sessions {
         self.granted.lock().at.get(client_id).is_some_and(|at| revision < *at)
     }
 
+    /// Keeps an eviction until this node's sessions have been compared with the store; false if they have been.
+    fn keep_eviction(&self, client_id: &Arc<str>, epoch: Epoch) -> bool {
+        // Under the lock: those that are kept are looked at after the flag is raised.
+        let mut evictions = self.evictions.lock();
+        let keep = self.reconciled.get().is_none();
+        if keep {
+            evictions.insert(client_id.clone(), epoch);
+        }
+        keep
+    }
+
     /// The last epoch of a session that ended here or was replaced over this node's head, if it remembers one.
     pub(super) fn ended_at(&self, client_id: &str) -> Option<Epoch> {
         self.ended.lock().epochs.get(client_id).copied()
@@ -242,6 +258,19 @@ impl Sessions {
 }
 
 impl Remote {
+    /// Notes which sessions were replaced over this node's head.
+    pub(super) fn note_evictions(&self, events: &[IndexEvent]) {
+        for event in events {
+            if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch), revision } = event
+                && *node == self.me.node
+                && !self.sessions.outdated(client_id, *revision)
+                && !self.sessions.keep_eviction(client_id, *epoch)
+            {
+                self.note_eviction(client_id, *epoch);
+            }
+        }
+    }
+
     /// `f`, unless `deadline` comes first.
     pub(super) async fn until<T>(&self, deadline: Time, f: BoxFuture<T>) -> Option<T> {
         let left = deadline.since_ms(self.now());
@@ -330,8 +359,7 @@ impl Broker {
     }
 
     fn on_eviction(&self, remote: &Arc<Remote>, client_id: &Arc<str>, epoch: Epoch) {
-        if remote.sessions.reconciled.get().is_none() {
-            remote.sessions.evictions.lock().insert(client_id.clone(), epoch);
+        if remote.sessions.keep_eviction(client_id, epoch) {
             return;
         }
         let Some(broker) = self.me.upgrade() else { return };
@@ -382,5 +410,27 @@ impl Broker {
         );
         let (client_id, epoch) = (client_id.clone(), session.epoch);
         remote.ports.tasks.spawn(Box::pin(async move { broker.evict(&client_id, epoch, false).await }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn who_does_not_wait_any_more_is_not_kept() {
+        let sessions = Sessions::default();
+        for _ in 0..10_000 {
+            drop((sessions.news(), sessions.reports()));
+        }
+        let (news, reports) = sessions.waiting();
+        assert!(news < 100 && reports < 100, "{news}, {reports}");
+        let (news, reports) = (sessions.news(), sessions.reports());
+        sessions.poke();
+        assert!(news.now_or_never().is_some());
+        sessions.reported();
+        assert!(reports.now_or_never().is_some());
+        assert_eq!(sessions.waiting(), (0, 0));
     }
 }

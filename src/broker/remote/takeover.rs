@@ -46,6 +46,8 @@ pub(super) enum Moved {
 /// State as it comes in.
 struct Incoming {
     head: Head,
+    /// When that came.
+    since: Time,
     no: SessionNo,
     /// In-flight messages: the old owner's number of each, and the new one.
     steps: HashMap<Seq, Seq>,
@@ -99,7 +101,7 @@ impl Broker {
                 return (Moved::NotNow, None);
             }
         };
-        let (no, expiry_s) = (incoming.no, incoming.head.record.expiry_s);
+        let (no, expiry_s, since) = (incoming.no, incoming.head.record.expiry_s, incoming.since);
         let hold = Arc::new(OrderHold::default());
         let (handle, routed) = self.settle_in(remote, incoming, owner, &hold);
         if !self.ready(remote, trip, routed).await {
@@ -115,6 +117,8 @@ impl Broker {
         };
         match remote.claim_certainly(claim).await {
             ClaimOutcome::Granted(at) => {
+                // Its client came before it was on its way: what was not due then is not due now.
+                handle.mailbox.put_off(remote.now().since_ms(since));
                 self.registry_insert(&handle);
                 self.save_parked(&handle);
                 self.watch_parked(&handle);
@@ -123,7 +127,22 @@ impl Broker {
                 (Moved::Here, Some(at))
             }
             ClaimOutcome::Found(found) => {
-                self.discard(remote, &handle);
+                // An eviction is known with the claim that brought it.
+                let at = match &found {
+                    Some(owner) => owner.revision,
+                    None => remote.revision_certainly().await,
+                };
+                remote.when_applied(at).await;
+                let replaced = remote.sessions.replaced_by(trip.client_id, handle.epoch() + 1);
+                match replaced.then(|| handle.mailbox.check_out()).flatten() {
+                    // Over this node's head: the session was here, though the store could not say so.
+                    Some(session) => {
+                        self.end_replaced(&handle, session, true).await;
+                        remote.seen.forget_session(no);
+                        self.late_soon(remote);
+                    }
+                    None => self.discard(remote, &handle),
+                }
                 (Moved::Lost(found), None)
             }
         }
@@ -164,7 +183,9 @@ impl Broker {
             drop(bytes);
             while let Some(piece) = arriving.next().map_err(|why| format!("a part cannot be read: {why}"))? {
                 match (piece, incoming.as_mut()) {
-                    (Piece::Head(head), None) => *incoming = Some(self.begin_incoming(*head, trip, owner)),
+                    (Piece::Head(head), None) => {
+                        *incoming = Some(self.begin_incoming(remote, *head, trip, owner));
+                    }
                     (Piece::Message(stored), Some(incoming)) => self.add_message(incoming, *stored),
                     (_, _) => return Err("the parts do not come in order".to_owned()),
                 }
@@ -216,27 +237,26 @@ impl Broker {
         }
     }
 
-    fn begin_incoming(&self, head: Head, trip: &Trip<'_>, owner: &Owner) -> Incoming {
-        let no = self.new_session_no();
+    fn begin_incoming(&self, remote: &Remote, head: Head, trip: &Trip<'_>, owner: &Owner) -> Incoming {
+        let (no, since) = (self.new_session_no(), remote.now());
         let record = SessionRecord {
             no,
             client_id: trip.client_id.clone(),
             epoch: owner.session.epoch + 1,
             pending: true,
-            // Counted from when its client went, which the old owner knows.
-            disconnected_at: Some(head.record.disconnected_at.unwrap_or(trip.since)),
+            disconnected_at: Some(since.minus_ms(head.gone_ms)),
             ..head.record.clone()
         };
         let mut changes = vec![Change::Session(&record)];
         changes.extend(head.subscriptions.iter().map(|s| Change::Subscribe { session: no, subscription: s }));
         changes.extend(head.inbound.iter().map(|id| Change::InboundBegin { session: no, packet_id: *id }));
         let session = [no];
-        let added = self.remote.as_ref().map(|r| r.seen.add_for(no, &head.seen)).unwrap_or_default();
+        let added = remote.seen.add_for(no, &head.seen);
         changes.extend(added.iter().map(|id| Change::Seen { id: *id, sessions: &session }));
         self.journal.append(&changes);
         drop(changes);
         let (steps, backlog) = (HashMap::new(), VecDeque::new());
-        Incoming { head: Head { record, ..head }, no, steps, backlog, bytes: 0 }
+        Incoming { head: Head { record, ..head }, since, no, steps, backlog, bytes: 0 }
     }
 
     fn add_message(&self, incoming: &mut Incoming, stored: Stored) {
@@ -268,7 +288,7 @@ impl Broker {
         owner: &Owner,
         hold: &Arc<OrderHold>,
     ) -> (Arc<Handle>, Option<super::RouteWait>) {
-        let Incoming { head, no, steps, backlog, bytes } = incoming;
+        let Incoming { head, no, steps, backlog, bytes, .. } = incoming;
         let record = head.record;
         let outbound = head.outbound.into_iter().filter_map(|(packet_id, old, state)| {
             let seq = NonZeroU64::new(*steps.get(&old)?)?;
