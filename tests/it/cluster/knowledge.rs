@@ -64,6 +64,8 @@ fn suback_waits_for_a_node_that_lags_until_that_is_not_current_any_more() {
     let cluster = cluster(2, 2);
     let mut sub = client(&cluster, 0, "s", 60);
     cluster.store.lag("n1", true);
+    // Nor does it hear from the other what it misses.
+    cluster.net.stall("n0", "n1", true);
     let began = cluster.sim.now();
     let id = sub.subscribe("t", QoS::AtLeastOnce);
     let lagging = remote(&cluster, 1);
@@ -78,7 +80,22 @@ fn suback_waits_for_a_node_that_lags_until_that_is_not_current_any_more() {
     assert!(waited >= limits.suback_wait_ms && waited < 2 * limits.suback_wait_ms, "{waited}");
     assert_eq!(cluster.broker(0).unwrap().metrics.suback_waits.of(SubackWait::TimedOut).get(), 1);
     cluster.store.lag("n1", false);
+    cluster.net.stall("n0", "n1", false);
     assert!(cluster.until(|| know_all(&cluster, 1, 2) && nodes(&cluster, 1, "t").contains("n0")));
+}
+
+#[test]
+fn a_node_whose_watch_lags_learns_of_a_subscription_by_the_other() {
+    let cluster = cluster(2, 12);
+    let mut sub = client(&cluster, 0, "s", 60);
+    cluster.store.lag("n1", true);
+    let began = cluster.sim.now();
+    let id = sub.subscribe("t", QoS::AtLeastOnce);
+    assert!(cluster.until(|| sub.seen().contains(&Got::Subscribed(id, vec![Reason::GrantedQoS1]))));
+    assert!(nodes(&cluster, 1, "t").contains("n0"), "acknowledged before it knows");
+    let (waited, limits) = (cluster.sim.now().since_ms(began), Limits::default().remote);
+    assert!(waited < limits.suback_wait_ms, "{waited}");
+    assert_eq!(cluster.broker(0).unwrap().metrics.suback_waits.of(SubackWait::Done).get(), 1);
 }
 
 #[test]
