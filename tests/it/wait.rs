@@ -31,6 +31,19 @@ pub fn until_true(what: &str, mut look: impl FnMut() -> bool) {
     until(what, || look().then_some(()));
 }
 
+/// Waits until a process that was sent SIGSTOP has stopped: on a busy machine its other threads go on until one of them has
+/// seen the signal.
+pub fn until_stopped(pid: u32) {
+    // The state follows the name, which is in parentheses.
+    let stopped = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    };
+    until_true("the process stops", || {
+        std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().all(stopped)
+    });
+}
+
 /// As [`until`], for a look that has to wait for something itself.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
     let deadline = deadline();

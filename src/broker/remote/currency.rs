@@ -50,6 +50,11 @@ impl Currency {
         }
     }
 
+    /// Whether it ever was, while there were others.
+    pub fn was_current(&self) -> bool {
+        self.at.load(Ordering::Acquire) > 0
+    }
+
     /// Whether it is current.
     pub fn is_current(&self, now: Time) -> bool {
         now < self.until()

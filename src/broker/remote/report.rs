@@ -94,11 +94,11 @@ pub(super) async fn catch_up(broker: Weak<Broker>, bell: Arc<Bell>) {
 }
 
 impl Remote {
-    /// Whether the store may not bring what is missing here: it does not answer, or it answers and this node is not current all the
-    /// same. Before the first snapshot nothing is missing.
+    /// Whether the store may not bring what is missing here: it does not answer, or it answers and this node is not current any
+    /// more all the same.
     fn may_miss(&self) -> bool {
-        let current = self.is_current(self.now());
-        !self.ports.coordinator.answering() || (!current && self.applied() > 0)
+        let fell_behind = self.currency.was_current() && !self.is_current(self.now());
+        !self.ports.coordinator.answering() || fell_behind
     }
 
     /// Fetches what this node has missed from the first that still has it; true if that brought it on.

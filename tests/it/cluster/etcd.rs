@@ -195,6 +195,7 @@ impl Etcd {
     /// SIGSTOP: it hangs, its connections stay open.
     pub fn stop(&self, i: usize) {
         self.signal(i, Signal::STOP);
+        wait::until_stopped(self.members[i].process.as_ref().expect("the member runs").id());
     }
 
     /// SIGCONT.

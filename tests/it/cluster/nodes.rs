@@ -163,6 +163,7 @@ impl BerthCluster {
     /// SIGSTOP: it hangs, its connections stay open.
     pub fn stop(&self, i: usize) {
         self.nodes[i].broker.signal("STOP");
+        wait::until_stopped(self.nodes[i].broker.pid());
     }
 
     /// SIGCONT.
@@ -275,7 +276,15 @@ impl BerthCluster {
     /// The node that leads: the oldest candidate, as etcd's election has it.
     pub fn leader(&self) -> Option<usize> {
         let prefix = "/berth/berth/v1/leader";
-        let args = ["get", "--prefix", prefix, "--sort-by=CREATE", "--limit=1", "--print-value-only"];
+        let args = [
+            "get",
+            "--prefix",
+            prefix,
+            "--sort-by=CREATE",
+            "--order=ASCEND",
+            "--limit=1",
+            "--print-value-only",
+        ];
         let (value, ok) = self.etcd.try_ctl(&args);
         (0..self.len()).find(|i| ok && value.contains(&format!("n{i}")))
     }
