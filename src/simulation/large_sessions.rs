@@ -28,8 +28,8 @@ fn session<'f>(cluster: &Cluster, filters: impl IntoIterator<Item = &'f str>) {
     cluster.settle();
 }
 
-/// Publishes messages of `len` bytes, which begin with a number.
-fn publish(cluster: &Cluster, numbers: std::ops::Range<usize>, len: usize) {
+/// Publishes messages of `len` bytes at node 0, which begin with a number.
+pub(super) fn publish(cluster: &Cluster, numbers: std::ops::Range<usize>, len: usize) {
     let mut client = SimClient::connect(cluster.open(0), "p", true, 0);
     assert!(connected(cluster, &mut client).is_some());
     for n in numbers {

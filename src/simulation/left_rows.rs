@@ -1,5 +1,6 @@
 //! What the journals of nodes have left of sessions that went, or did not come after all: nothing, before the next start too.
 
+use super::large_sessions::publish;
 use super::takeovers::{EXPIRY_S, cluster, connected, expected, resume};
 use super::*;
 use crate::mqtt::{QoS, Reason};
@@ -11,17 +12,6 @@ fn subscriber(cluster: &Cluster) -> SimClient {
     client.subscribe("t/#", QoS::ExactlyOnce);
     assert!(cluster.until(|| client.seen().iter().any(|g| matches!(g, Got::Subscribed(..)))));
     client
-}
-
-/// Publishes messages of `len` bytes at node 0, which begin with a number.
-fn publish(cluster: &Cluster, numbers: std::ops::Range<usize>, len: usize) {
-    let mut client = SimClient::connect(cluster.open(0), "p", true, 0);
-    assert!(connected(cluster, &mut client).is_some());
-    for n in numbers {
-        let id = client.publish("t/x", &format!("{n}{}", " ".repeat(len)), QoS::AtLeastOnce, false);
-        let acked = |g: &Got| matches!(g, Got::Acked(i, reason) if *i == id && !reason.is_error());
-        assert!(cluster.until(|| client.seen().iter().any(acked)), "message {n}");
-    }
 }
 
 /// The client comes to node 1; its session is frozen at node 0.

@@ -49,6 +49,26 @@ fn sorted(client: &mut SimClient) -> Vec<String> {
     got
 }
 
+/// A client at node 2 that sees all wills.
+fn witness(cluster: &Cluster) -> SimClient {
+    let mut witness = SimClient::connect(cluster.open(2), "witness", true, 0);
+    assert!(connected(cluster, &mut witness).is_some());
+    witness.subscribe("wills", QoS::AtLeastOnce);
+    witness
+}
+
+/// The client comes from node 0 to node 1 and is lost once its session is frozen; false if it was there before that showed.
+fn begins_to_move(cluster: &Cluster) -> bool {
+    let mut resumed = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
+    let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
+    assert!(cluster.until(|| frozen() || !resumed.seen().is_empty()));
+    let moves = resumed.seen().is_empty();
+    if moves {
+        resumed.wire.lose();
+    }
+    moves
+}
+
 #[test]
 fn a_group_whose_only_member_moved_is_served_by_an_origin_that_does_not_know_it_yet() {
     for seed in seeds(0..40) {
@@ -115,9 +135,7 @@ fn a_clean_start_elsewhere_while_the_session_moves_publishes_its_will_once() {
         let cluster = cluster(3, 4_000 + ms);
         cluster.net.latency(3);
         cluster.store.latency(2);
-        let mut witness = SimClient::connect(cluster.open(2), "witness", true, 0);
-        assert!(connected(&cluster, &mut witness).is_some());
-        witness.subscribe("wills", QoS::AtLeastOnce);
+        let mut witness = witness(&cluster);
         let old = with_late_will(&cluster);
         old.wire.lose();
         cluster.advance(1_000);
@@ -239,9 +257,7 @@ fn a_session_whose_new_owner_did_not_hear_that_it_has_it_ends_there_if_it_is_rep
         let cluster = cluster(3, 7_000 + seed);
         cluster.net.latency(3);
         cluster.store.latency(2);
-        let mut witness = SimClient::connect(cluster.open(2), "witness", true, 0);
-        assert!(connected(&cluster, &mut witness).is_some());
-        witness.subscribe("wills", QoS::AtLeastOnce);
+        let mut witness = witness(&cluster);
         // What the session subscribes to is wanted at the new node already.
         let (mut here, _) = resume(&cluster, 1, "here");
         here.subscribe("t/#", QoS::AtLeastOnce);
@@ -250,13 +266,9 @@ fn a_session_whose_new_owner_did_not_hear_that_it_has_it_ends_there_if_it_is_rep
         cluster.advance(100);
         old.wire.lose();
         cluster.advance(1_000);
-        let mut resumed = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
-        let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
-        assert!(cluster.until(|| frozen() || !resumed.seen().is_empty()), "seed {seed}");
-        if !resumed.seen().is_empty() {
+        if !begins_to_move(&cluster) {
             continue; // it was faster
         }
-        resumed.wire.lose();
         cluster.store.lose_answers(&cluster.name(1), 1);
         let counted = || cluster.store.owner("s").is_some_and(|o| o.session.epoch == 2);
         assert!(cluster.until(counted), "seed {seed}");
@@ -278,19 +290,13 @@ fn a_pending_session_whose_claim_counted_ends_after_a_restart_if_it_was_replaced
         let mut cluster = cluster(3, 8_000 + seed);
         cluster.net.latency(3);
         cluster.store.latency(2);
-        let mut witness = SimClient::connect(cluster.open(2), "witness", true, 0);
-        assert!(connected(&cluster, &mut witness).is_some());
-        witness.subscribe("wills", QoS::AtLeastOnce);
+        let mut witness = witness(&cluster);
         let old = with_late_will(&cluster);
         old.wire.lose();
         cluster.advance(1_000);
-        let mut resumed = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
-        let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
-        assert!(cluster.until(|| frozen() || !resumed.seen().is_empty()), "seed {seed}");
-        if !resumed.seen().is_empty() {
+        if !begins_to_move(&cluster) {
             continue; // it was faster
         }
-        resumed.wire.lose();
         let counted = || cluster.store.owner("s").is_some_and(|o| o.session.epoch == 2);
         assert!(cluster.until(counted), "seed {seed}");
         cluster.crash(1);

@@ -16,6 +16,20 @@ fn without_n1(n: usize, seed: u64) -> Cluster {
     cluster
 }
 
+/// The publisher repeats `m`: it is acknowledged when node 1 is back and has it, once.
+fn repeats(cluster: &mut Cluster, seed: u64, publisher: &mut SimClient, id: u16) {
+    publisher.publish_again("t", "m", QoS::ExactlyOnce, id);
+    cluster.advance(2_000);
+    assert!(!acked(publisher, id), "seed {seed}: the other node does not have it");
+    cluster.restart(1);
+    start_routes(cluster, [1]);
+    assert!(cluster.until(|| acked(publisher, id)), "seed {seed}: {:?}", publisher.seen());
+    let mut gone = connect(cluster, 1, "gone", 3_600);
+    assert!(cluster.until(|| !gone.payloads().is_empty()), "seed {seed}");
+    cluster.advance(5_000);
+    assert_eq!(gone.payloads(), ["m"], "seed {seed}");
+}
+
 #[test]
 fn a_publisher_whose_qos_2_publish_waits_for_a_dead_node_comes_back_meanwhile() {
     for seed in seeds(SEEDS) {
@@ -31,16 +45,7 @@ fn a_publisher_whose_qos_2_publish_waits_for_a_dead_node_comes_back_meanwhile() 
         let mut other = connect(&cluster, 0, "other", 0);
         other.publish("mine", "news", QoS::AtMostOnce, false);
         assert!(cluster.until(|| publisher.payloads() == ["news"]), "seed {seed}");
-        publisher.publish_again("t", "m", QoS::ExactlyOnce, id);
-        cluster.advance(2_000);
-        assert!(!acked(&mut publisher, id), "seed {seed}: the other node does not have it");
-        cluster.restart(1);
-        start_routes(&cluster, [1]);
-        assert!(cluster.until(|| acked(&mut publisher, id)), "seed {seed}: {:?}", publisher.seen());
-        let mut gone = connect(&cluster, 1, "gone", 3_600);
-        assert!(cluster.until(|| !gone.payloads().is_empty()), "seed {seed}");
-        cluster.advance(5_000);
-        assert_eq!(gone.payloads(), ["m"], "seed {seed}");
+        repeats(&mut cluster, seed, &mut publisher, id);
     }
 }
 
@@ -68,16 +73,7 @@ fn a_publisher_whose_qos_2_publish_waits_for_a_dead_node_comes_back_after_a_rest
         assert_eq!(moved.seen().first(), Some(&resumed), "seed {seed}: it has published nothing");
         let mut publisher = connect(&cluster, 0, "p", 3_600);
         assert_eq!(publisher.seen().first(), Some(&resumed), "seed {seed}");
-        publisher.publish_again("t", "m", QoS::ExactlyOnce, id);
-        cluster.advance(2_000);
-        assert!(!acked(&mut publisher, id), "seed {seed}: the other node does not have it");
-        cluster.restart(1);
-        start_routes(&cluster, [1]);
-        assert!(cluster.until(|| acked(&mut publisher, id)), "seed {seed}: {:?}", publisher.seen());
-        let mut gone = connect(&cluster, 1, "gone", 3_600);
-        assert!(cluster.until(|| !gone.payloads().is_empty()), "seed {seed}");
-        cluster.advance(5_000);
-        assert_eq!(gone.payloads(), ["m"], "seed {seed}");
+        repeats(&mut cluster, seed, &mut publisher, id);
         assert_eq!(publisher.payloads(), Vec::<String>::new(), "seed {seed}: No Local");
     }
 }
