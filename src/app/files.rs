@@ -1,5 +1,6 @@
 //! The limit on open files: every connection takes one.
 
+use crate::server::parting::PARTINGS_MAX;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors for everything but clients: journal, listeners, HTTP, logs.
@@ -12,7 +13,7 @@ pub(super) fn raise_limit(connections: usize) {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "limit on open files not raised");
     }
-    let wanted = connections as u64 + OTHERS;
+    let wanted = (connections + PARTINGS_MAX) as u64 + OTHERS;
     if let Some(allowed) = getrlimit(Resource::Nofile).current.filter(|c| *c < wanted) {
         tracing::warn!(
             allowed,

@@ -49,6 +49,9 @@ pub(super) fn of(config: &Config) -> Limits {
         subscriptions: limits.max_subscriptions_per_session,
         publish_timeout_ms: millis(config.publish.timeout),
         connect_timeout_ms: millis(limits.connect_timeout),
+        packet_timeout_ms: millis(limits.packet_timeout),
+        write_timeout_ms: millis(limits.write_timeout),
+        arriving_bytes: limits.max_arriving_bytes,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
 use crate::config::Config;
 use crate::server::http::{self, HttpServer};
+use crate::server::parting::Partings;
 use crate::server::tcp::{self, Listener};
 use crate::storage::OpenError;
 use crate::telemetry::{Metrics, logs};
@@ -189,9 +190,10 @@ async fn serve(config: &Config) -> Result<(), RunError> {
     if let Some(interval) = config.sys.interval {
         tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));
     }
+    let partings = Partings::default();
     for listener in listeners {
         tracing::info!(address = %listener.local_addr(), "MQTT listens");
-        tasks.push(tokio::spawn(listener.run(broker.clone(), stop.clone())));
+        tasks.push(tokio::spawn(listener.run(broker.clone(), partings.clone(), stop.clone())));
     }
     node.ready.store(true, Ordering::Release);
     tracing::info!("ready");

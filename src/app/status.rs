@@ -78,6 +78,7 @@ impl Node {
         metrics.retained_messages.set(retained as u64);
         metrics.retained_bytes.set(retained_bytes as u64);
         metrics.queued_messages.set(self.broker.queued_messages());
+        metrics.arriving_bytes.set(self.broker.arriving_bytes() as u64);
         metrics.journal_size_bytes.set(journal.size_bytes());
         metrics.journal_healthy.set(u64::from(journal.health() == JournalHealth::Ok));
         if let JournalKind::Redb(journal) = &self.journal {

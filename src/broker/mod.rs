@@ -15,6 +15,7 @@ pub mod router;
 mod dormant;
 mod ending;
 mod purge;
+pub mod receiving;
 mod recover;
 mod registry;
 mod subscribe;
@@ -32,6 +33,7 @@ use crate::telemetry::metrics::SessionState;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
 use ports::{Authorizer, Coordinator, Journal, Peers, SessionNo, Tasks};
+use receiving::Receiving;
 use registry::Registry;
 use remote::{Remote, RemoteLimits};
 use retained::{Retained, RetainedLimits};
@@ -60,6 +62,12 @@ pub struct Limits {
     pub publish_timeout_ms: u64,
     /// How long a connection may take to send CONNECT, milliseconds.
     pub connect_timeout_ms: u64,
+    /// How long one packet may take to arrive, milliseconds.
+    pub packet_timeout_ms: u64,
+    /// How long a client may take nothing of what is written for it, milliseconds.
+    pub write_timeout_ms: u64,
+    /// Bytes of large packets that arrive, all connections together.
+    pub arriving_bytes: usize,
 }
 
 impl Default for Limits {
@@ -74,6 +82,9 @@ impl Default for Limits {
             subscriptions: 100_000,
             publish_timeout_ms: 10_000,
             connect_timeout_ms: 10_000,
+            packet_timeout_ms: 600_000,
+            write_timeout_ms: 60_000,
+            arriving_bytes: 256 << 20,
         }
     }
 }
@@ -116,6 +127,8 @@ pub struct Broker {
     /// The last messages of `$SYS`.
     own: Retained,
     dormant: Dormant,
+    /// Room for packets that arrive.
+    receiving: Receiving,
     next_session: AtomicU64,
     draining: AtomicBool,
     me: Weak<Broker>,

@@ -5,6 +5,7 @@ use super::handle::Handle;
 use super::mailbox::{Frozen, Mailbox, OrderHold, Place};
 use super::ports::{OutboundState, Recovered, RecoveredSession, WillRecord};
 use super::publish::Scratch;
+use super::receiving::Receiving;
 use super::registry::Registry;
 use super::remote::Remote;
 use super::retained::Retained;
@@ -42,6 +43,7 @@ impl Broker {
             retained: Retained::default(),
             own: Retained::default(),
             dormant: Dormant::default(),
+            receiving: Receiving::new(limits.arriving_bytes),
             next_session: AtomicU64::new(recovered.next_session.max(1)),
             draining: AtomicBool::new(false),
             me: me.clone(),

@@ -114,6 +114,10 @@ options! {
         "backlog" backlog: Count<u32, 1, 65_535> = "1024",
         /// Send small packets at once instead of gathering them (TCP_NODELAY).
         "nodelay" nodelay: Switch = "true",
+        /// After how long without traffic the system asks whether the client's machine is still there (TCP keep-alive), so
+        /// that a vanished client goes also if it has no MQTT keep alive. It is gone after four questions, 15s apart, without
+        /// an answer.
+        "keep_alive" keep_alive: SecondsOrOff<1, 32_767> = "5m",
     }
 
     /// Who may connect.
@@ -136,16 +140,24 @@ options! {
         "max_connections" max_connections: Count<usize, 1, 10_000_000> = "100000",
         /// How long a new connection may take to send CONNECT.
         "connect_timeout" connect_timeout: Span<100, 600_000> = "10s",
+        /// How long one packet may take to arrive once it has begun. Then the connection is closed with 0x97. While it arrives,
+        /// 1 KiB within a keep alive counts as a sign of life, as a whole packet does.
+        "packet_timeout" packet_timeout: Span<100, 86_400_000> = "10m",
+        /// How long a client may take no byte of what is written for it. Then the connection is closed with 0x97.
+        "write_timeout" write_timeout: Span<100, 86_400_000> = "60s",
         /// The largest packet a client may send. Announced to MQTT 5 clients; a larger one closes the
         /// connection with 0x95.
-        "max_packet_size" max_packet_size: Size<u32, 128, 268_435_460> = "1MiB",
+        "max_packet_size" max_packet_size: Size<u32, 128, 268_435_460> = "16MiB",
+        /// Memory for packets above 64 KiB of which only a part has come, all clients together. When it is used up, further
+        /// ones are read on when there is room again. At least max_packet_size.
+        "max_arriving_bytes" max_arriving_bytes: Size<usize, MIB, TIB> = "256MiB",
         /// QoS 1 and 2 messages that a client may send before they are acknowledged. Announced to MQTT 5 clients;
         /// MQTT 3 clients are slowed down instead.
         "receive_maximum" receive_maximum: Count<u16, 1, 65_535> = "1000",
         /// Topic aliases that a client may use. 0 = none.
         "topic_alias_maximum" topic_alias_maximum: Count<u16, 0, 65_535> = "32",
-        /// The longest keep alive of an MQTT 5 client. One that asks for more, or for none, is told this instead (server
-        /// keep alive). MQTT 3 clients cannot be told and keep theirs.
+        /// The longest keep alive. An MQTT 5 client that asks for more, or for none, is told this instead (server keep alive).
+        /// MQTT 3 clients cannot be told: those that are silent for one and a half times as long are disconnected.
         "max_keep_alive" max_keep_alive: SecondsOrOff<1, 65_535> = "off",
         /// The highest QoS offered. Publishes above it close the connection with 0x9B, subscriptions are granted less.
         "max_qos" max_qos: Count<u8, 0, 2> = "2",
@@ -172,7 +184,7 @@ options! {
         /// and 2 stay on disk.
         "mailbox_messages" mailbox_messages: Count<usize, 1, 10_000_000> = "10000",
         /// The same in bytes.
-        "mailbox_bytes" mailbox_bytes: Size<usize, 1024, TIB> = "8MiB",
+        "mailbox_bytes" mailbox_bytes: Size<usize, 1024, TIB> = "64MiB",
     }
 
     /// Limits of retained messages.

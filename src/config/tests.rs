@@ -21,7 +21,7 @@ fn addresses(list: &[&str]) -> Vec<SocketAddr> {
 fn every_default_is_valid() {
     let config = Config::from_pairs(&[("node.id", "n1")]).unwrap();
     assert_eq!(config.listeners.tcp.address, addresses(&["127.0.0.1:1883"]));
-    assert_eq!(config.limits.max_packet_size, 1 << 20);
+    assert_eq!(config.limits.max_packet_size, 16 << 20);
     assert_eq!(config.limits.max_keep_alive, None);
     assert_eq!(config.sys.interval, Some(Duration::from_secs(10)));
     assert_eq!(config.storage.kind, StorageType::Redb);

@@ -2,7 +2,9 @@
 //!
 //! One task serves one connection. Its buffers belong to the thread: an idle connection holds none.
 
-use crate::broker::link::WIRE_BYTES_MAX;
+use super::parting::{Parting, Partings};
+use super::socket::Tcp;
+use crate::broker::link::Driven;
 use crate::broker::{Admission, Broker, Context, Link};
 use crate::clock::{self, Time};
 use std::cell::RefCell;
@@ -11,16 +13,12 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 * 1024;
-
-/// Rounds of reading and writing before other connections of this thread get their turn.
-const ROUNDS_MAX: usize = 8;
 
 struct Buffers {
     context: Context,
@@ -43,12 +41,10 @@ struct Connection {
     armed: Option<Time>,
     /// This node may not serve clients, and this one has been told.
     silenced: bool,
-    /// When to give up writing the last bytes.
-    linger: Option<Time>,
+    partings: Partings,
+    /// The link is done; the client still reads what it was told.
+    parting: Option<Parting>,
 }
-
-/// How long a client may take to read the last bytes before its socket is closed, milliseconds.
-const LINGER_MS: u64 = 1_000;
 
 /// Serves one connection until it ends or `stop` is notified.
 pub(super) async fn serve(
@@ -56,11 +52,12 @@ pub(super) async fn serve(
     peer: SocketAddr,
     broker: Arc<Broker>,
     admission: Admission,
+    partings: Partings,
     stop: Arc<Notify>,
 ) {
     let link = Link::new(broker.clone(), peer, admission, clock::now());
-    let mut c =
-        Connection { stream, link, unsent: Vec::new(), broker, armed: None, silenced: false, linger: None };
+    let (unsent, armed, silenced, parting) = (Vec::new(), None, false, None);
+    let mut c = Connection { stream, link, unsent, broker, armed, silenced, partings, parting };
     let sleep = tokio::time::sleep(std::time::Duration::ZERO);
     let stopped = stop.notified();
     tokio::pin!(sleep, stopped);
@@ -102,7 +99,8 @@ impl Connection {
         if done {
             return Poll::Ready(());
         }
-        let deadline = [self.link.next_timeout(), self.linger].into_iter().flatten().min();
+        let parting = self.parting.as_ref().map(Parting::deadline);
+        let deadline = [self.link.next_timeout(), parting].into_iter().flatten().min();
         self.arm(cx, sleep.as_mut(), deadline)
     }
 
@@ -129,72 +127,32 @@ impl Connection {
     fn work(&mut self, cx: &mut task::Context<'_>, b: &mut Buffers) -> bool {
         let Buffers { context, read } = b;
         let now = clock::now();
-        let serves = self.broker.serves(now);
-        if !serves && !self.silenced {
-            context.actions.wire.clear(); // from here on the client hears only why it is closed
-            self.link.stop_serving(now, context);
-        }
-        self.silenced = !serves;
-        for _ in 0..ROUNDS_MAX {
-            self.link.poll(cx.waker(), now, context);
-            let mut came = false;
-            if self.link.wants_read() && context.actions.wire.len() < WIRE_BYTES_MAX {
-                let mut buf = ReadBuf::new(read);
-                match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
-                    Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                        self.link.receive(buf.filled(), cx.waker(), now, context);
-                        came = true;
-                    }
-                    Poll::Ready(_) => {
-                        self.link.lost(now, context);
-                        context.scratch.wakes.flush();
-                        context.actions.wire.clear();
-                        return true;
-                    }
-                    Poll::Pending => {}
+        if self.parting.is_none() {
+            let serves = self.broker.serves(now);
+            if !serves && !self.silenced {
+                context.actions.wire.clear(); // from here on the client hears only why it is closed
+                self.link.stop_serving(now, context);
+            }
+            self.silenced = !serves;
+            let waker = cx.waker().clone();
+            let mut socket = Tcp::new(&mut self.stream, cx);
+            match self.link.drive(&mut socket, read, &waker, now, context) {
+                Driven::Waits => return false,
+                Driven::Again => {
+                    cx.waker().wake_by_ref(); // there is more to do, but the others first
+                    return false;
                 }
-            }
-            context.scratch.wakes.flush();
-            let was_full = context.actions.wire.len() >= WIRE_BYTES_MAX;
-            if self.write(cx, context).is_err() {
-                self.link.lost(now, context);
-                context.scratch.wakes.flush();
-                context.actions.wire.clear();
-                return true;
-            }
-            self.link.written(cx.waker(), now, context);
-            context.scratch.wakes.flush();
-            // A link stops producing when much waits for the client; there is room again now.
-            let room = was_full && context.actions.wire.len() < WIRE_BYTES_MAX;
-            if self.link.closed() {
-                let linger = *self.linger.get_or_insert(now.plus_ms(LINGER_MS));
-                return context.actions.wire.is_empty() || linger <= now;
-            }
-            if !came && !room {
-                return false;
+                Driven::Closed if self.link.ended() && context.actions.wire.is_empty() => return true,
+                // It counts as a connection no more, and its session may be somebody else's.
+                Driven::Closed => self.broker.dismiss_connection(),
             }
         }
-        cx.waker().wake_by_ref(); // there is more to do, but the others first
-        false
-    }
-
-    /// Writes what the client takes now.
-    fn write(&mut self, cx: &mut task::Context<'_>, context: &mut Context) -> std::io::Result<()> {
-        let wire = &mut context.actions.wire;
-        let mut written = 0;
-        while written < wire.len() {
-            match Pin::new(&mut self.stream).poll_write(cx, &wire[written..]) {
-                Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(n)) => written += n,
-                Poll::Ready(Err(e)) => return Err(e),
-                Poll::Pending => break,
-            }
+        let parting = self.parting.get_or_insert_with(|| self.partings.begin(now));
+        let over = parting.poll(&mut Tcp::new(&mut self.stream, cx), &mut context.actions.wire, read, now);
+        if over {
+            context.actions.wire.clear();
         }
-        if written > 0 {
-            self.broker.metrics.bytes_sent.add(written as u64);
-            if written == wire.len() { wire.clear() } else { drop(wire.drain(..written)) }
-        }
-        Ok(())
+        over
     }
 }
 
@@ -206,6 +164,8 @@ impl Drop for Connection {
             self.link.shut_down(clock::now(), &mut context);
         }
         self.link.lost(clock::now(), &mut context);
-        self.broker.dismiss_connection();
+        if self.parting.is_none() {
+            self.broker.dismiss_connection();
+        }
     }
 }

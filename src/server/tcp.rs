@@ -1,18 +1,25 @@
 //! The TCP listener: accepts connections and gives each a task.
 
 use super::connection::serve;
+use super::parting::Partings;
 use crate::broker::{Admission, Broker};
 use crate::config::Tcp;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 /// How long to wait after a failed accept (out of file descriptors, mostly) before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two questions of the system whether a silent client's machine is still there.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Questions without an answer after which the client is gone.
+const KEEP_ALIVE_RETRIES: u32 = 4;
 
 /// An address could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +37,7 @@ pub struct Listener {
     listener: TcpListener,
     address: SocketAddr,
     nodelay: bool,
+    keep_alive: Option<Duration>,
 }
 
 impl Listener {
@@ -41,7 +49,7 @@ impl Listener {
         let refused = |source| BindError { address, source };
         let listener = open(address, tcp.backlog).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
-        Ok(Listener { listener, address, nodelay: tcp.nodelay })
+        Ok(Listener { listener, address, nodelay: tcp.nodelay, keep_alive: tcp.keep_alive })
     }
 
     /// The address, with the port that the system chose if 0 was asked for.
@@ -50,7 +58,7 @@ impl Listener {
     }
 
     /// Accepts connections until dropped. Each ends when `stop` is notified.
-    pub async fn run(self, broker: Arc<Broker>, stop: Arc<Notify>) {
+    pub async fn run(self, broker: Arc<Broker>, partings: Partings, stop: Arc<Notify>) {
         let mut failing = false;
         loop {
             match self.listener.accept().await {
@@ -61,12 +69,11 @@ impl Listener {
                         tracing::debug!(%peer, "closed: limits.max_connections is reached");
                         continue;
                     }
-                    if self.nodelay
-                        && let Err(error) = stream.set_nodelay(true)
-                    {
-                        tracing::debug!(%peer, %error, "TCP_NODELAY not set");
+                    if let Err(error) = self.tune(&stream) {
+                        tracing::debug!(%peer, %error, "socket options not set (listeners.tcp)");
                     }
-                    tokio::spawn(serve(stream, peer, broker.clone(), admission, stop.clone()));
+                    let (broker, partings, stop) = (broker.clone(), partings.clone(), stop.clone());
+                    tokio::spawn(serve(stream, peer, broker, admission, partings, stop));
                 }
                 Err(error) => {
                     if !failing {
@@ -79,6 +86,18 @@ impl Listener {
                 }
             }
         }
+    }
+}
+
+impl Listener {
+    /// Sets the options of an accepted socket.
+    fn tune(&self, stream: &TcpStream) -> io::Result<()> {
+        if self.nodelay {
+            stream.set_nodelay(true)?;
+        }
+        let Some(idle) = self.keep_alive else { return Ok(()) };
+        let keep_alive = TcpKeepalive::new().with_time(idle).with_interval(KEEP_ALIVE_INTERVAL.min(idle));
+        SockRef::from(stream).set_tcp_keepalive(&keep_alive.with_retries(KEEP_ALIVE_RETRIES))
     }
 }
 

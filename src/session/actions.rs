@@ -139,6 +139,10 @@ pub enum CloseCause {
     Lost,
     /// Nothing was heard for one and a half times the keep alive.
     KeepAlive,
+    /// A packet began and did not end in time.
+    PacketTimeout,
+    /// The client took nothing of what was written for it for too long.
+    WriteTimeout,
     /// The client broke the protocol or a limit.
     Refused(Reason),
     /// Another connection took the client identifier.
@@ -164,6 +168,7 @@ impl CloseCause {
         match self {
             CloseCause::Disconnected | CloseCause::DisconnectedWithWill | CloseCause::Lost => None,
             CloseCause::KeepAlive => Some(Reason::KeepAliveTimeout),
+            CloseCause::PacketTimeout | CloseCause::WriteTimeout => Some(Reason::QuotaExceeded),
             CloseCause::Refused(r) => Some(r),
             CloseCause::TakenOver => Some(Reason::SessionTakenOver),
             CloseCause::Kicked => Some(Reason::AdministrativeAction),

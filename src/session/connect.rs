@@ -102,6 +102,16 @@ impl Settings {
         })
     }
 
+    /// The keep alive that the client is held to, seconds; 0 = none. MQTT 3 clients cannot be told of the server's limit, and
+    /// are held to it all the same.
+    pub fn silence_s(&self) -> u16 {
+        match (self.keep_alive_s, self.limits.max_keep_alive_s) {
+            (0, max) => max,
+            (s, 0) => s,
+            (s, max) => s.min(max),
+        }
+    }
+
     /// The CONNACK that grants these settings.
     pub fn connack(&self, session_present: bool) -> ConnAck<'_> {
         ConnAck {

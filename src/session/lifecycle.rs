@@ -54,7 +54,7 @@ impl Session {
         self.conn = Some(Box::new(Conn {
             version: s.version,
             limits: s.limits,
-            keep_alive_ms: u64::from(s.keep_alive_s) * 1500,
+            keep_alive_ms: u64::from(s.silence_s()) * 1000,
             heard_at: now,
             problem_information: s.problem_information,
             maximum_packet_size: s.maximum_packet_size,
@@ -190,7 +190,7 @@ impl Session {
 
     fn deadlines(&self) -> [Option<(Time, Timer)>; 3] {
         if let Some(c) = self.conn.as_ref() {
-            let at = (c.keep_alive_ms > 0).then(|| c.heard_at.plus_ms(c.keep_alive_ms));
+            let at = (c.keep_alive_ms > 0).then(|| c.heard_at.plus_ms(c.keep_alive_ms * 3 / 2));
             return [at.map(|t| (t, Timer::KeepAlive)), None, None];
         }
         let Some(since) = self.detached_at else { return [None; 3] };
@@ -208,11 +208,16 @@ impl Session {
         self.deadlines().into_iter().flatten().map(|(t, _)| t).min()
     }
 
-    /// The client was not listened to until `now`: its silence is not its own.
-    pub fn excuse(&mut self, now: Time) {
+    /// The client has given a sign of life other than a packet, or was not listened to until `now`.
+    pub fn heard(&mut self, now: Time) {
         if let Some(c) = self.conn.as_mut() {
             c.heard_at = now;
         }
+    }
+
+    /// The keep alive in force, milliseconds; `None` = off, or no connection.
+    pub fn keep_alive_ms(&self) -> Option<u64> {
+        self.conn.as_ref().map(|c| c.keep_alive_ms).filter(|ms| *ms > 0)
     }
 
     pub(super) fn timeout(&mut self, now: Time, out: &mut Actions) {

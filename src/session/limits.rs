@@ -20,7 +20,7 @@ pub struct Limits {
     pub topic_alias_maximum: u16,
     /// Highest QoS accepted.
     pub maximum_qos: crate::mqtt::QoS,
-    /// Largest keep alive granted, seconds; 0 = no limit.
+    /// Largest keep alive granted, seconds; 0 = no limit. MQTT 3 clients are held to it without being told.
     pub max_keep_alive_s: u16,
     /// Largest session expiry interval granted, seconds; `u32::MAX` = no limit.
     pub max_session_expiry_s: u32,
@@ -32,7 +32,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             receive_maximum: 1000,
-            maximum_packet_size: 1024 * 1024,
+            maximum_packet_size: 16 << 20,
             topic_alias_maximum: 32,
             maximum_qos: crate::mqtt::QoS::ExactlyOnce,
             max_keep_alive_s: 0,

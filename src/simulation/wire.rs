@@ -1,6 +1,7 @@
 //! A client's connection without a socket. It is driven as the server drives it: when bytes came, when it was woken, or when
 //! its time has come; so a wake-up that the broker forgets shows as an answer that is missing.
 
+use crate::broker::link::{Broken, Driven, Read, Socket};
 use crate::broker::ports::{BoxFuture, Tasks};
 use crate::broker::{Admission, Broker, Context, Link};
 use crate::clock::Time;
@@ -11,6 +12,9 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
+
+/// Bytes that a socket yields at a time.
+const SEGMENT: usize = 64 * 1024;
 
 #[derive(Default)]
 struct State {
@@ -112,44 +116,52 @@ impl Drop for Gone {
     }
 }
 
+impl Socket for &Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> Read {
+        let mut state = self.state.lock();
+        let n = state.to_broker.len().min(buffer.len());
+        if n == 0 {
+            return if state.lost { Read::Ended } else { Read::Nothing };
+        }
+        buffer[..n].copy_from_slice(&state.to_broker[..n]);
+        state.to_broker.drain(..n);
+        Read::Bytes(n)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        let mut state = self.state.lock();
+        if state.lost {
+            return Err(Broken);
+        }
+        if state.stalled {
+            return Ok(0);
+        }
+        state.from_broker.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn unread(&self) -> bool {
+        !self.state.lock().to_broker.is_empty()
+    }
+
+    fn untaken(&self) -> u64 {
+        0
+    }
+}
+
 /// As the server's connection task does it.
 async fn drive(gone: Gone, mut link: Link, broker: Arc<Broker>, tasks: Arc<dyn Tasks>) {
     let mut cx = Context::default();
     let mut timer: Option<(Time, BoxFuture<()>)> = None;
+    let mut buffer = vec![0; SEGMENT];
     poll_fn(|task| {
         loop {
             let now = tasks.now();
             gone.0.state.lock().waker = Some(task.waker().clone());
-            if gone.0.state.lock().lost {
-                link.lost(now, &mut cx);
-                cx.actions.wire.clear();
-                cx.scratch.wakes.flush();
-                return Poll::Ready(());
-            }
-            link.poll(task.waker(), now, &mut cx);
-            let segment = match link.wants_read() {
-                true => std::mem::take(&mut gone.0.state.lock().to_broker),
-                false => Vec::new(),
-            };
-            if !segment.is_empty() {
-                link.receive(&segment, task.waker(), now, &mut cx);
-            }
-            cx.scratch.wakes.flush();
-            let wrote = {
-                let mut state = gone.0.state.lock();
-                let before = cx.actions.wire.len();
-                if !state.stalled {
-                    state.from_broker.append(&mut cx.actions.wire);
-                }
-                before > cx.actions.wire.len()
-            };
-            link.written(task.waker(), now, &mut cx);
-            cx.scratch.wakes.flush();
-            if link.closed() {
-                return Poll::Ready(());
-            }
-            if wrote || !segment.is_empty() {
-                continue;
+            match link.drive(&mut &*gone.0, &mut buffer, task.waker(), now, &mut cx) {
+                Driven::Closed => return Poll::Ready(()),
+                Driven::Again => continue,
+                Driven::Waits => {}
             }
             let Some(due) = link.next_timeout() else { return Poll::Pending };
             if timer.as_ref().is_none_or(|(at, _)| *at != due) {

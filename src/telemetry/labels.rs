@@ -56,6 +56,10 @@ label! {
         ConnectTimeout = "connect_timeout",
         /// Nothing heard for one and a half keep alive intervals (0x8D).
         KeepAlive = "keep_alive_timeout",
+        /// A packet took longer to arrive than `limits.packet_timeout` (0x97).
+        PacketTimeout = "packet_timeout",
+        /// The client took nothing of what was written for it for `limits.write_timeout` (0x97).
+        WriteTimeout = "write_timeout",
         /// The network failed.
         Io = "io",
         /// The journal did not accept what it had to.

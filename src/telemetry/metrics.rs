@@ -196,6 +196,8 @@ metrics! {
         "Sessions that ended because nobody connected within their session expiry interval.";
     shared_subscriptions: Gauge = "berth_shared_subscriptions", count,
         "Subscriptions of all sessions that are shared ($share/...).";
+    arriving_bytes: Gauge = "berth_arriving_bytes", bytes,
+        "Room taken by packets above 64 KiB that are arriving (limits.max_arriving_bytes).";
     queued_messages: Gauge = "berth_queued_messages", count,
         "QoS 1 and 2 messages that wait for a receiver, counted once per receiver.";
     messages_dropped: Family<DropReason, Counter> = "berth_messages_dropped_total", count,

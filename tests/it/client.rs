@@ -4,6 +4,7 @@
 use berth::mqtt::client::{self, AckKind, ServerPacket};
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
 use berth::mqtt::{Properties, Property, QoS, Reason, Version, frame_len};
+use socket2::{Domain, Socket, Type};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -122,6 +123,12 @@ impl Dial {
     }
 
     #[must_use]
+    pub fn keep_alive(mut self, seconds: u16) -> Dial {
+        self.keep_alive_s = seconds;
+        self
+    }
+
+    #[must_use]
     pub fn receive_maximum(mut self, n: u16) -> Dial {
         self.receive_maximum = n;
         self
@@ -183,6 +190,21 @@ impl Dial {
         Ok((client, answer))
     }
 
+    /// As [`Dial::connect`], with a receive buffer of about so many bytes: what is sent faster than it is read waits at the
+    /// broker, not in this machine's kernel.
+    pub fn connect_narrow(&self, to: SocketAddr, receive_bytes: usize) -> Client {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(receive_bytes).unwrap();
+        socket.connect(&to.into()).unwrap();
+        let mut client = Client::over(socket.into(), self.version).unwrap();
+        client.send(&self.bytes()).unwrap();
+        match client.recv() {
+            In::ConnAck { reason: Reason::Success, present, .. } => client.present = present,
+            other => panic!("{other:?} to {self:?}"),
+        }
+        client
+    }
+
     /// Connects; the broker must accept.
     pub fn connect(&self, to: SocketAddr) -> Client {
         let (client, answer) = self.try_connect(to).unwrap();
@@ -211,7 +233,14 @@ impl Client {
     /// # Errors
     /// If it cannot be made.
     pub fn raw(to: SocketAddr, version: Version) -> io::Result<Client> {
-        let stream = TcpStream::connect(to)?;
+        Client::over(TcpStream::connect(to)?, version)
+    }
+
+    /// A client over a connection on which nothing was said.
+    ///
+    /// # Errors
+    /// If its options cannot be set.
+    pub fn over(stream: TcpStream, version: Version) -> io::Result<Client> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;

@@ -44,6 +44,14 @@ pub fn until_stopped(pid: u32) {
     });
 }
 
+/// The pace of a client that reads or writes slowly, as its test is about. Nothing is expected to have happened meanwhile.
+pub fn pace(ms: u64) {
+    let until = clock::now().plus_ms(ms);
+    while clock::now() < until {
+        std::thread::park_timeout(Duration::from_millis(until.since_ms(clock::now()).max(1)));
+    }
+}
+
 /// As [`until`], for a look that has to wait for something itself.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
     let deadline = deadline();

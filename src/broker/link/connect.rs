@@ -226,6 +226,7 @@ impl Link {
             subscribing: 0,
             retained: None,
             closing: None,
+            muted: self.ended || self.broken,
         }));
         self.run_effects(now, cx);
     }
@@ -301,8 +302,13 @@ impl Link {
     pub(super) fn leave(&mut self, cause: CloseCause, now: Time, cx: &mut super::Context) {
         let State::Open(open) = std::mem::replace(&mut self.state, State::Closed) else { return };
         let Open { mut session, handle, local, .. } = *open;
+        if cause == CloseCause::Lost {
+            // All others were logged when they were decided on.
+            tracing::debug!(client = %handle.client_id, ?cause, "disconnected");
+        }
         let mut actions = std::mem::take(&mut cx.actions);
         handle.set_attached(None);
+        self.forget_partial();
         session.detach(cause, now, &mut actions);
         let mut unsent = Vec::new();
         if actions.effects.iter().any(|e| matches!(e, Effect::End)) {

@@ -99,6 +99,8 @@ impl Open {
                 match cause {
                     C::Refused(r) => broker.metrics.errors.of(ErrorType::from_code(r as u8)).inc(),
                     C::KeepAlive => broker.metrics.errors.of(ErrorType::KeepAlive).inc(),
+                    C::PacketTimeout => broker.metrics.errors.of(ErrorType::PacketTimeout).inc(),
+                    C::WriteTimeout => broker.metrics.errors.of(ErrorType::WriteTimeout).inc(),
                     _ => {}
                 }
                 match cause {

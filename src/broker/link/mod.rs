@@ -1,9 +1,11 @@
 //! One client's protocol endpoint without a socket: bytes in, bytes out, and what happens in between.
 //!
-//! The owner (a connection task, or a test in virtual time) feeds bytes with [`Link::receive`], calls [`Link::poll`] when woken
-//! or when [`Link::next_timeout`] has come, and writes what is in [`Actions::wire`] after each call. A link never waits.
+//! The owner (a connection task, or a test in virtual time) calls [`Link::drive`] with its socket when woken, when the socket is
+//! ready or when [`Link::next_timeout`] has come. A link never waits.
 
+mod arriving;
 mod connect;
+mod drive;
 mod effects;
 mod open;
 mod waiting;
@@ -18,15 +20,29 @@ use crate::mqtt::decode::{self, DecodeError};
 use crate::mqtt::{Message, Version};
 use crate::session::{Actions, CloseCause, Delivery, Session};
 use crate::telemetry::metrics::ErrorType;
+use arriving::Arriving;
+pub use arriving::SMALL_PACKET_MAX;
 use connect::{Connecting, Leaving};
+use drive::Blocked;
+pub use drive::{Broken, Driven, ROUNDS_MAX, Read, Socket};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Waker;
 use waiting::Waiting;
 
-/// Bytes waiting for the client beyond which no more are produced for it.
+/// Bytes waiting for the client beyond which no more messages are produced for it.
 pub const WIRE_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes waiting for the client beyond which nothing more is read from it. The difference to [`WIRE_BYTES_MAX`] is for the
+/// answers to what it says: a client is heard while more messages wait for it than it takes.
+pub const ANSWER_BYTES_MAX: usize = 4 * WIRE_BYTES_MAX;
+
+/// Why a client is let go that takes nothing.
+const WRITE_TIMED_OUT: &str = "the client took no byte of what was written for it (limits.write_timeout)";
+
+/// Why a client is let go that begins a packet and does not end it.
+const PACKET_TIMED_OUT: &str = "a packet took too long to arrive (limits.packet_timeout)";
 
 /// Numbers of journaled messages read at a time for one client.
 const READ_BATCH_MAX: usize = 128;
@@ -39,6 +55,14 @@ pub struct Link {
     state: State,
     /// The beginning of a packet, or packets that must wait.
     partial: Vec<u8>,
+    /// The packet that `partial` is the beginning of.
+    arriving: Option<Arriving>,
+    /// Nothing more comes from the client.
+    ended: bool,
+    /// The client gets nothing more.
+    broken: bool,
+    /// It has yet to take what was written for it.
+    blocked: Option<Blocked>,
     counts: Counts,
     /// There are too many connections: CONNECT will be refused.
     unwelcome: bool,
@@ -74,6 +98,8 @@ struct Open {
     subscribing: usize,
     retained: Option<Box<RetainedTodo>>,
     closing: Option<CloseCause>,
+    /// The client gets nothing more: nothing is taken out of the mailbox for it.
+    muted: bool,
 }
 
 /// Retained messages still to be sent.
@@ -111,6 +137,10 @@ impl Link {
             peer,
             state: State::Fresh(deadline),
             partial: Vec::new(),
+            arriving: None,
+            ended: false,
+            broken: false,
+            blocked: None,
             counts: Counts::default(),
             unwelcome: admission != Admission::Serve,
         }
@@ -119,6 +149,7 @@ impl Link {
     /// Takes bytes from the client: any number, cut anywhere. Then call [`Link::poll`].
     pub fn receive(&mut self, bytes: &[u8], waker: &Waker, now: Time, cx: &mut Context) {
         self.counts.bytes_in += bytes.len() as u64;
+        let packets = self.counts.packets_in;
         if self.partial.is_empty() {
             let used = self.consume(bytes, waker, now, cx);
             if used < bytes.len() && !self.closed() {
@@ -127,6 +158,10 @@ impl Link {
         } else {
             self.partial.extend_from_slice(bytes);
             self.consume_partial(waker, now, cx);
+        }
+        let completed = self.counts.packets_in > packets;
+        if !self.partial.is_empty() || self.arriving.is_some() {
+            self.note_arriving(bytes.len(), completed, self.takes_packets(cx), now);
         }
         self.count(cx);
     }
@@ -174,7 +209,7 @@ impl Link {
             State::Open(o) => {
                 o.closing.is_none()
                     && o.session.wants_packets()
-                    && cx.actions.wire.len() < WIRE_BYTES_MAX * 4
+                    && cx.actions.wire.len() < ANSWER_BYTES_MAX
                     && (o.waiting.is_empty() || !self.broker.publishers_pause())
             }
             State::Connecting(_) | State::Leaving(_) | State::Closed => false,
@@ -182,12 +217,14 @@ impl Link {
     }
 
     /// Whether the owner should read from the socket. While it should not, what the client sends waits in the kernel.
-    pub fn wants_read(&self) -> bool {
+    fn wants_read(&self, cx: &Context) -> bool {
         match &self.state {
-            State::Fresh(_) => true,
+            State::Fresh(_) => !self.waits_for_room(),
             State::Connecting(_) => self.partial.is_empty(),
             State::Open(o) => {
                 o.closing.is_none()
+                    && cx.actions.wire.len() < ANSWER_BYTES_MAX
+                    && !self.waits_for_room()
                     && o.session.wants_packets()
                     && (o.waiting.is_empty()
                         || !self.broker.journal.congested() && !self.broker.publishers_pause())
@@ -202,14 +239,10 @@ impl Link {
             self.poll_connecting(waker, now, cx); // and on, if that opened it
         }
         match &self.state {
-            State::Fresh(deadline) => {
-                if *deadline <= now {
-                    self.connect_timed_out();
-                }
-            }
-            State::Connecting(_) => {}
+            State::Fresh(_) | State::Connecting(_) => {}
             State::Open(_) => {
                 self.poll_open(waker, now, cx);
+                let packets = self.counts.packets_in;
                 while !self.partial.is_empty() && self.takes_packets(cx) {
                     let before = self.partial.len();
                     self.consume_partial(waker, now, cx);
@@ -217,6 +250,10 @@ impl Link {
                         break; // the beginning of a packet
                     }
                     self.poll_open(waker, now, cx); // what these packets asked for must be given or waited for
+                }
+                let completed = self.counts.packets_in > packets;
+                if completed || (!self.partial.is_empty() && self.arriving.is_none()) {
+                    self.note_arriving(self.partial.len(), completed, self.takes_packets(cx), now);
                 }
             }
             State::Leaving(l) => {
@@ -228,12 +265,13 @@ impl Link {
             }
             State::Closed => {}
         }
+        self.take_room(Some(waker));
         self.count(cx);
     }
 
     /// The owner has written to the socket what it took. Whoever is being closed has had its goodbye now: what it did not take it
     /// never gets, since after this another connection may have the session, and nothing is written to two (G1).
-    pub fn written(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
+    fn written(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
         if let State::Open(open) = &self.state
             && let Some(cause) = open.closing
         {
@@ -251,14 +289,15 @@ impl Link {
             State::Connecting(c) => c.deadline(),
             State::Open(o) => {
                 let waiting = o.waiting.since().map(|t| t.plus_ms(limit));
-                [waiting, o.session.next_timeout()].into_iter().flatten().min()
+                let arriving = self.arriving.as_ref().map(|a| a.deadline);
+                [waiting, o.session.next_timeout(), arriving, self.look_at()].into_iter().flatten().min()
             }
             State::Leaving(l) => Some(l.deadline),
             State::Closed => None,
         }
     }
 
-    /// The network connection is gone.
+    /// The network connection is gone, and all that came over it has been handled.
     pub fn lost(&mut self, now: Time, cx: &mut Context) {
         match &mut self.state {
             // Whoever was being closed already is not lost: a client that said goodbye may be gone before it is answered.
@@ -270,7 +309,14 @@ impl Link {
             State::Fresh(_) | State::Leaving(_) | State::Closed => {}
         }
         self.state = State::Closed;
+        self.forget_partial();
         self.count(cx);
+    }
+
+    /// What came of a packet is not needed any more.
+    fn forget_partial(&mut self) {
+        self.partial = Vec::new();
+        self.arriving = None;
     }
 
     /// The broker shuts down: the client is told, its session kept.
@@ -298,6 +344,11 @@ impl Link {
             State::Connecting(_) => self.refuse_connecting(crate::mqtt::Reason::ServerUnavailable, now, cx),
         }
         self.count(cx);
+    }
+
+    /// Whether the client sends nothing more: it has closed its side, or the connection is broken.
+    pub fn ended(&self) -> bool {
+        self.ended || self.broken
     }
 
     /// Whether the owner should close the socket once everything is written.

@@ -31,17 +31,9 @@ impl Link {
     }
 
     pub(super) fn poll_open(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
-        let reading = self.wants_read();
         let State::Open(open) = &mut self.state else { return };
         if open.closing.is_some() {
             return; // until its owner has tried to write the goodbye
-        }
-        if open.session.next_timeout().is_some_and(|t| t <= now) {
-            if reading {
-                open.session.handle(Input::Timeout, now, &mut cx.actions);
-            } else {
-                open.session.excuse(now);
-            }
         }
         open.give_durable(&self.broker, now, cx);
         self.run_effects(now, cx);
@@ -99,6 +91,7 @@ impl Open {
     fn wants_deliveries(&self, cx: &Context) -> bool {
         self.subscribing == 0
             && self.closing.is_none()
+            && !self.muted
             && cx.actions.wire.len() < WIRE_BYTES_MAX
             && self.session.wants_deliveries()
     }

@@ -29,7 +29,7 @@ pub struct PeerOptions {
     pub breaker_pause: Duration,
     /// QoS 0 frames that wait to be sent to one node; more are dropped.
     pub queued_frames_max: usize,
-    /// Bytes of them.
+    /// Bytes of them: as many as `session.mailbox_bytes` by default.
     pub queued_bytes_max: usize,
 }
 
@@ -45,7 +45,7 @@ impl Default for PeerOptions {
             breaker_failures: 3,
             breaker_pause: Duration::from_secs(1),
             queued_frames_max: 10_000,
-            queued_bytes_max: 16 << 20,
+            queued_bytes_max: 64 << 20,
         }
     }
 }

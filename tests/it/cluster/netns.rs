@@ -111,6 +111,11 @@ impl Network {
         self.within(from, &[&["nft", "add", "rule", "ip", "cut", "out"][..], &rule].concat());
     }
 
+    /// Drops every packet from a host to this process's end.
+    pub fn cut_off(&self, from: usize) {
+        self.cut_one_way(from, usize::MAX);
+    }
+
     /// Drops every packet between two hosts.
     pub fn partition(&self, a: usize, b: usize) {
         self.cut_one_way(a, b);

@@ -10,7 +10,10 @@
 //! > c1 HEX v5 c000                  any bytes
 //! * advance 90s                     time passes
 //! * open c1                         a connection on which nothing is sent yet
-//! * lost c1                         c1's connection breaks
+//! * part c1 100 PUBLISH t=t          c1 sends the first 100 bytes of a packet
+//! * part c1 50                      and 50 more
+//! * finish c1                       c1 closes its side of the connection
+//! * lost c1                         c1's connection breaks; what c1 has sent before arrives
 //! * stall c1, * unstall c1          c1 stops reading, and reads again
 //! * restart                         the broker dies without a word and starts again with what was durable
 //! * shutdown, * kick x              as on SIGTERM; as by an operator

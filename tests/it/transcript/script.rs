@@ -7,6 +7,7 @@ use super::world::World;
 use berth::broker::Limits;
 use berth::mqtt::QoS;
 use berth::session::DropReason;
+use std::collections::HashMap;
 
 /// A line that is not an expectation, and the expectations after it.
 struct Step {
@@ -34,6 +35,8 @@ struct Runner {
     limits: Limits,
     sys_interval_ms: Option<u64>,
     world: Option<World>,
+    /// What is still to be sent of a packet that was begun, by client.
+    begun: HashMap<String, Vec<u8>>,
 }
 
 impl Script {
@@ -58,7 +61,8 @@ impl Script {
 
     /// Plays the dialogue.
     pub fn run(&self) -> Outcome {
-        let mut runner = Runner { limits: Limits::default(), sys_interval_ms: None, world: None };
+        let begun = HashMap::new();
+        let mut runner = Runner { limits: Limits::default(), sys_interval_ms: None, world: None, begun };
         let mut outcome = Outcome { differences: Vec::new(), actual: String::new() };
         for step in &self.steps {
             let seen = runner.step(&step.line).unwrap_or_else(|e| vec![format!("< ERROR {e}")]);
@@ -150,6 +154,9 @@ impl Runner {
     /// Carries out a command that is no packet; returns what it says itself.
     fn command(&mut self, words: &[&str]) -> Result<Vec<String>, String> {
         let limits = self.limits;
+        if let ["part", name, n, packet @ ..] = words {
+            return self.send_part(name, number(n)?, packet);
+        }
         let world = self.world();
         match words {
             ["advance", time] => world.advance(millis(time)?),
@@ -164,6 +171,13 @@ impl Runner {
                     return Err(format!("{name} has no connection"));
                 }
                 world.lose(at);
+            }
+            ["finish", name] => {
+                let at = world.client(name);
+                if !world.connected(at) {
+                    return Err(format!("{name} has no connection"));
+                }
+                world.finish(at);
             }
             ["stall", name] => {
                 let at = world.client(name);
@@ -200,6 +214,30 @@ impl Runner {
         Ok(Vec::new())
     }
 
+    /// Sends so many bytes of a packet: a new one, or the one that was begun.
+    fn send_part(&mut self, name: &str, n: usize, packet: &[&str]) -> Result<Vec<String>, String> {
+        let world = self.world();
+        let at = world.client(name);
+        if !world.connected(at) {
+            return Err(format!("{name} has no connection"));
+        }
+        let version = world.clients[at].version;
+        let mut bytes = self.begun.remove(name).unwrap_or_default();
+        if !packet.is_empty() {
+            let packet: Vec<String> = packet.iter().map(|w| (*w).to_owned()).collect();
+            bytes = encode::packet(version, &packet)?;
+        }
+        if n > bytes.len() {
+            return Err(format!("only {} bytes are left", bytes.len()));
+        }
+        let rest = bytes.split_off(n);
+        self.begun.insert(name.to_owned(), rest);
+        let world = self.world();
+        world.send(at, &bytes);
+        world.settle();
+        Ok(Vec::new())
+    }
+
     fn configure(&mut self, setting: &str) -> Result<(), String> {
         let (name, value) = setting.split_once('=').ok_or_else(|| format!("{setting}: no value"))?;
         let l = &mut self.limits;
@@ -223,6 +261,9 @@ impl Runner {
             "subscriptions" => l.subscriptions = number(value)?,
             "publish_timeout" => l.publish_timeout_ms = millis(value)?,
             "connect_timeout" => l.connect_timeout_ms = millis(value)?,
+            "packet_timeout" => l.packet_timeout_ms = millis(value)?,
+            "write_timeout" => l.write_timeout_ms = millis(value)?,
+            "arriving_bytes" => l.arriving_bytes = number(value)?,
             "sys_interval" => self.sys_interval_ms = Some(millis(value)?),
             other => return Err(format!("unknown setting {other}")),
         }

@@ -4,7 +4,7 @@
 //! its time has come. So a wake-up that the broker forgets shows as an answer that is missing.
 
 use super::gated::GatedJournal;
-use berth::broker::link::WIRE_BYTES_MAX;
+use berth::broker::link::{Broken, Driven, Read, Socket};
 use berth::broker::ports::{Authorizer, Credentials, EnhancedAuth, Identity, Recovered};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
@@ -31,6 +31,8 @@ pub struct World {
     pub journal: Arc<GatedJournal>,
     pub limits: Limits,
     pub clients: Vec<Client>,
+    /// Connections that broke, and over which something came that is still to be handled.
+    broken: Vec<Client>,
     pub sys_interval_ms: Option<u64>,
     sys: Option<(Sys, Time)>,
     timers: Arc<Flag>,
@@ -42,16 +44,58 @@ pub struct Client {
     pub name: String,
     /// The version its packets are read in.
     pub version: Version,
-    /// It does not read what comes.
-    pub stalled: bool,
-    /// Bytes in its socket that the broker has not read.
-    unread: Vec<u8>,
-    /// Bytes that the broker has written and the client has not read.
+    line: Line,
+    /// Bytes that the broker could not write yet.
     unsent: Vec<u8>,
-    received: Vec<u8>,
     link: Option<Link>,
     closed: bool,
     woken: Arc<Flag>,
+}
+
+/// A client's socket.
+#[derive(Default)]
+struct Line {
+    /// Bytes that the broker has not read.
+    unread: Vec<u8>,
+    /// Bytes that the client has.
+    received: Vec<u8>,
+    /// The client does not read what comes.
+    stalled: bool,
+    /// The client sends nothing more.
+    ended: bool,
+    /// Nothing reaches the client.
+    broken: bool,
+}
+
+impl Socket for &mut Line {
+    fn read(&mut self, buffer: &mut [u8]) -> Read {
+        let n = self.unread.len().min(buffer.len());
+        if n == 0 {
+            return if self.ended { Read::Ended } else { Read::Nothing };
+        }
+        buffer[..n].copy_from_slice(&self.unread[..n]);
+        self.unread.drain(..n);
+        Read::Bytes(n)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        if self.broken {
+            return Err(Broken);
+        }
+        if self.stalled {
+            return Ok(0);
+        }
+        self.received.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    fn untaken(&self) -> u64 {
+        0
+    }
 }
 
 /// What a client sees.
@@ -113,6 +157,7 @@ impl World {
             journal,
             limits,
             clients: Vec::new(),
+            broken: Vec::new(),
             sys_interval_ms,
             sys: None,
             timers: Flag::new(),
@@ -131,6 +176,7 @@ impl World {
         for c in &mut self.clients {
             c.forget_connection();
         }
+        self.broken.clear();
         let (journal, recovered) = self.journal.crash();
         self.broker = start(self.limits, &journal, recovered, self.now);
         self.journal = journal;
@@ -145,17 +191,7 @@ impl World {
         if let Some(at) = self.clients.iter().position(|c| c.name == name) {
             return at;
         }
-        self.clients.push(Client {
-            name: name.to_owned(),
-            version: Version::V5,
-            stalled: false,
-            unread: Vec::new(),
-            unsent: Vec::new(),
-            received: Vec::new(),
-            link: None,
-            closed: false,
-            woken: Flag::new(),
-        });
+        self.clients.push(Client::new(name));
         self.clients.len() - 1
     }
 
@@ -184,27 +220,32 @@ impl World {
     /// Puts bytes into a client's socket.
     pub fn send(&mut self, at: usize, bytes: &[u8]) {
         let c = &mut self.clients[at];
-        c.unread.extend_from_slice(bytes);
+        c.line.unread.extend_from_slice(bytes);
         c.woken.0.store(true, SeqCst);
     }
 
-    /// A client's connection breaks.
+    /// A client's connection breaks; what it has sent before is still to be read.
     pub fn lose(&mut self, at: usize) {
-        let World { clients, cx, broker, now, .. } = self;
-        let c = &mut clients[at];
-        if let Some(mut link) = c.link.take() {
-            link.lost(*now, cx);
-            broker.dismiss_connection();
-        }
-        c.forget_connection();
-        cx.actions.wire.clear();
-        cx.scratch.wakes.flush();
+        let c = &mut self.clients[at];
+        c.line.broken = true;
+        c.line.ended = true;
+        c.woken.0.store(true, SeqCst);
+        let mut rest = Client::new(&c.name);
+        std::mem::swap(c, &mut rest);
+        self.broken.push(rest);
+        self.settle();
+    }
+
+    /// A client closes its side of the connection: it sends nothing more.
+    pub fn finish(&mut self, at: usize) {
+        self.clients[at].line.ended = true;
+        self.clients[at].woken.0.store(true, SeqCst);
         self.settle();
     }
 
     /// A client stops reading, or reads again.
     pub fn stall(&mut self, at: usize, stalled: bool) {
-        self.clients[at].stalled = stalled;
+        self.clients[at].line.stalled = stalled;
         self.clients[at].woken.0.store(true, SeqCst);
         self.settle();
     }
@@ -242,7 +283,8 @@ impl World {
 
     fn next_deadline(&mut self) -> Option<Time> {
         let broker = self.broker.next_timeout(&Waker::from(self.timers.clone()));
-        let links = self.clients.iter().filter_map(|c| c.link.as_ref()?.next_timeout());
+        let all = self.clients.iter().chain(&self.broken);
+        let links = all.filter_map(|c| c.link.as_ref()?.next_timeout());
         let sys = self.sys.as_ref().map(|(_, t)| *t);
         links.chain(broker).chain(sys).min()
     }
@@ -251,9 +293,11 @@ impl World {
     pub fn settle(&mut self) {
         for _ in 0..ROUNDS_MAX {
             let mut worked = self.run_timers();
-            for at in 0..self.clients.len() {
-                worked |= self.work_if_due(at);
+            let World { clients, broken, cx, now, broker, .. } = self;
+            for c in clients.iter_mut().chain(broken.iter_mut()) {
+                worked |= c.work_if_due(broker, cx, *now);
             }
+            broken.retain(|c| c.link.is_some());
             if !worked {
                 return;
             }
@@ -279,36 +323,18 @@ impl World {
         worked
     }
 
-    fn work_if_due(&mut self, at: usize) -> bool {
-        let World { clients, cx, now, broker, .. } = self;
-        let c = &mut clients[at];
-        let Some(link) = c.link.as_mut() else { return false };
-        let due = link.next_timeout().is_some_and(|t| t <= *now);
-        if !c.woken.0.swap(false, SeqCst) && !due {
-            return false;
-        }
-        std::mem::swap(&mut cx.actions.wire, &mut c.unsent);
-        c.work(cx, *now);
-        std::mem::swap(&mut cx.actions.wire, &mut c.unsent);
-        if c.link.as_ref().is_some_and(|l| l.closed() && c.unsent.is_empty()) {
-            c.link = None;
-            c.closed = true;
-            broker.dismiss_connection();
-        }
-        true
-    }
-
     /// What a client has seen since the last call.
     pub fn take_seen(&mut self, at: usize) -> Vec<Seen> {
         let c = &mut self.clients[at];
         let mut seen = Vec::new();
         let mut used = 0;
-        while let Some(len) = frame_len(&c.received[used..], u32::MAX).expect("no frame") {
-            seen.push(Seen::Frame(c.received[used..used + len].to_vec()));
+        let received = &mut c.line.received;
+        while let Some(len) = frame_len(&received[used..], u32::MAX).expect("no frame") {
+            seen.push(Seen::Frame(received[used..used + len].to_vec()));
             used += len;
         }
-        c.received.drain(..used);
-        assert!(c.received.is_empty() || c.stalled, "half a packet");
+        received.drain(..used);
+        assert!(received.is_empty() || c.line.stalled, "half a packet");
         if std::mem::take(&mut c.closed) {
             seen.push(Seen::Closed);
         }
@@ -317,28 +343,42 @@ impl World {
 }
 
 impl Client {
+    fn new(name: &str) -> Client {
+        Client {
+            name: name.to_owned(),
+            version: Version::V5,
+            line: Line::default(),
+            unsent: Vec::new(),
+            link: None,
+            closed: false,
+            woken: Flag::new(),
+        }
+    }
+
+    fn work_if_due(&mut self, broker: &Broker, cx: &mut Context, now: Time) -> bool {
+        let Some(link) = self.link.as_mut() else { return false };
+        let due = link.next_timeout().is_some_and(|t| t <= now);
+        if !self.woken.0.swap(false, SeqCst) && !due {
+            return false;
+        }
+        std::mem::swap(&mut cx.actions.wire, &mut self.unsent);
+        self.work(cx, now);
+        std::mem::swap(&mut cx.actions.wire, &mut self.unsent);
+        if self.link.as_ref().is_some_and(|l| l.closed() && self.unsent.is_empty()) {
+            self.link = None;
+            self.closed = true;
+            broker.dismiss_connection();
+        }
+        true
+    }
+
     /// As the server's connection task does it.
     fn work(&mut self, cx: &mut Context, now: Time) {
         let waker = Waker::from(self.woken.clone());
         let Some(link) = self.link.as_mut() else { return };
+        let mut buffer = vec![0; SEGMENT];
         for _ in 0..ROUNDS_MAX {
-            link.poll(&waker, now, cx);
-            let mut came = false;
-            if link.wants_read() && cx.actions.wire.len() < WIRE_BYTES_MAX && !self.unread.is_empty() {
-                let n = self.unread.len().min(SEGMENT);
-                let segment: Vec<u8> = self.unread.drain(..n).collect();
-                link.receive(&segment, &waker, now, cx);
-                came = true;
-            }
-            cx.scratch.wakes.flush();
-            let was_full = cx.actions.wire.len() >= WIRE_BYTES_MAX;
-            if !self.stalled {
-                self.received.append(&mut cx.actions.wire);
-            }
-            link.written(&waker, now, cx);
-            cx.scratch.wakes.flush();
-            let room = was_full && cx.actions.wire.len() < WIRE_BYTES_MAX;
-            if link.closed() || (!came && !room) {
+            if link.drive(&mut &mut self.line, &mut buffer, &waker, now, cx) != Driven::Again {
                 return;
             }
         }
@@ -348,9 +388,8 @@ impl Client {
     fn forget_connection(&mut self) {
         self.link = None;
         self.closed = false;
-        self.unread.clear();
+        self.line = Line::default();
         self.unsent.clear();
-        self.received.clear();
     }
 }
 

@@ -1,0 +1,74 @@
+//! A TCP connection as a link sees it, and what the system can be asked about it.
+
+use crate::broker::link::{Broken, Read, Socket};
+use std::ffi::c_int;
+use std::pin::Pin;
+use std::task::{self, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// A connection within one turn of its task.
+pub(super) struct Tcp<'a, 'b> {
+    stream: &'a mut TcpStream,
+    cx: &'a mut task::Context<'b>,
+}
+
+impl<'a, 'b> Tcp<'a, 'b> {
+    pub(super) fn new(stream: &'a mut TcpStream, cx: &'a mut task::Context<'b>) -> Tcp<'a, 'b> {
+        Tcp { stream, cx }
+    }
+
+    /// There is more to do, but others first.
+    pub(super) fn wake(&self) {
+        self.cx.waker().wake_by_ref();
+    }
+
+    /// Tells the peer that nothing more comes. True once that is done, or can never be.
+    pub(super) fn shut(&mut self) -> bool {
+        Pin::new(&mut *self.stream).poll_shutdown(self.cx).is_ready()
+    }
+}
+
+impl Socket for Tcp<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> Read {
+        let mut buffer = ReadBuf::new(buffer);
+        match Pin::new(&mut *self.stream).poll_read(self.cx, &mut buffer) {
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => Read::Bytes(buffer.filled().len()),
+            Poll::Ready(_) => Read::Ended,
+            Poll::Pending => Read::Nothing,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        let mut written = 0;
+        while written < bytes.len() {
+            match Pin::new(&mut *self.stream).poll_write(self.cx, &bytes[written..]) {
+                Poll::Ready(Ok(n)) if n > 0 => written += n,
+                Poll::Ready(_) => return Err(Broken),
+                Poll::Pending => break,
+            }
+        }
+        Ok(written)
+    }
+
+    fn unread(&self) -> bool {
+        // Whoever cannot be asked has said nothing.
+        rustix::io::ioctl_fionread(&*self.stream).is_ok_and(|bytes| bytes > 0)
+    }
+
+    fn untaken(&self) -> u64 {
+        unacknowledged(self.stream).unwrap_or(0)
+    }
+}
+
+/// Bytes written to a TCP connection that the peer's system has not acknowledged (`SIOCOUTQ`, see `tcp(7)`).
+#[allow(unsafe_code)] // the one question to the system that no library asks for us
+fn unacknowledged(stream: &TcpStream) -> rustix::io::Result<u64> {
+    const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
+    // SAFETY: with this number the system writes one `int` and reads nothing.
+    let queued: c_int = unsafe {
+        let getter = rustix::ioctl::Getter::<SIOCOUTQ, c_int>::new();
+        rustix::ioctl::ioctl(stream, getter)?
+    };
+    Ok(u64::try_from(queued).unwrap_or(0))
+}
