@@ -124,7 +124,7 @@ impl Connection {
     }
 
     /// Reads, works and writes until there is nothing to do; true when the connection is over.
-    fn work(&mut self, cx: &mut task::Context<'_>, b: &mut Buffers) -> bool {
+    fn work(&mut self, cx: &task::Context<'_>, b: &mut Buffers) -> bool {
         let Buffers { context, read } = b;
         let now = clock::now();
         if self.parting.is_none() {
@@ -134,12 +134,11 @@ impl Connection {
                 self.link.stop_serving(now, context);
             }
             self.silenced = !serves;
-            let waker = cx.waker().clone();
-            let mut socket = Tcp::new(&mut self.stream, cx);
-            match self.link.drive(&mut socket, read, &waker, now, context) {
+            let mut socket = Tcp { stream: &mut self.stream, waker: cx.waker() };
+            match self.link.drive(&mut socket, read, cx.waker(), now, context) {
                 Driven::Waits => return false,
                 Driven::Again => {
-                    cx.waker().wake_by_ref(); // there is more to do, but the others first
+                    socket.wake();
                     return false;
                 }
                 Driven::Closed if self.link.ended() && context.actions.wire.is_empty() => return true,
@@ -148,7 +147,8 @@ impl Connection {
             }
         }
         let parting = self.parting.get_or_insert_with(|| self.partings.begin(now));
-        let over = parting.poll(&mut Tcp::new(&mut self.stream, cx), &mut context.actions.wire, read, now);
+        let mut socket = Tcp { stream: &mut self.stream, waker: cx.waker() };
+        let over = parting.poll(&mut socket, &mut context.actions.wire, read, now);
         if over {
             context.actions.wire.clear();
         }

@@ -54,7 +54,7 @@ impl Parting {
     /// Writes what the client takes of `last`, and so on; true when the socket may be closed.
     pub(super) fn poll(
         &mut self,
-        socket: &mut Tcp<'_, '_>,
+        socket: &mut Tcp<'_>,
         last: &mut Vec<u8>,
         buffer: &mut [u8],
         now: Time,

@@ -3,36 +3,34 @@
 use crate::broker::link::{Broken, Read, Socket};
 use std::ffi::c_int;
 use std::pin::Pin;
-use std::task::{self, Poll};
+use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A connection within one turn of its task.
-pub(super) struct Tcp<'a, 'b> {
-    stream: &'a mut TcpStream,
-    cx: &'a mut task::Context<'b>,
+/// A connection within one turn of its task, which is woken by `waker`.
+pub(super) struct Tcp<'a> {
+    pub(super) stream: &'a mut TcpStream,
+    pub(super) waker: &'a Waker,
 }
 
-impl<'a, 'b> Tcp<'a, 'b> {
-    pub(super) fn new(stream: &'a mut TcpStream, cx: &'a mut task::Context<'b>) -> Tcp<'a, 'b> {
-        Tcp { stream, cx }
-    }
-
+impl Tcp<'_> {
     /// There is more to do, but others first.
     pub(super) fn wake(&self) {
-        self.cx.waker().wake_by_ref();
+        self.waker.wake_by_ref();
     }
 
     /// Tells the peer that nothing more comes. True once that is done, or can never be.
     pub(super) fn shut(&mut self) -> bool {
-        Pin::new(&mut *self.stream).poll_shutdown(self.cx).is_ready()
+        let cx = &mut Context::from_waker(self.waker);
+        Pin::new(&mut *self.stream).poll_shutdown(cx).is_ready()
     }
 }
 
-impl Socket for Tcp<'_, '_> {
+impl Socket for Tcp<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> Read {
         let mut buffer = ReadBuf::new(buffer);
-        match Pin::new(&mut *self.stream).poll_read(self.cx, &mut buffer) {
+        let cx = &mut Context::from_waker(self.waker);
+        match Pin::new(&mut *self.stream).poll_read(cx, &mut buffer) {
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => Read::Bytes(buffer.filled().len()),
             Poll::Ready(_) => Read::Ended,
             Poll::Pending => Read::Nothing,
@@ -40,9 +38,10 @@ impl Socket for Tcp<'_, '_> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        let cx = &mut Context::from_waker(self.waker);
         let mut written = 0;
         while written < bytes.len() {
-            match Pin::new(&mut *self.stream).poll_write(self.cx, &bytes[written..]) {
+            match Pin::new(&mut *self.stream).poll_write(cx, &bytes[written..]) {
                 Poll::Ready(Ok(n)) if n > 0 => written += n,
                 Poll::Ready(_) => return Err(Broken),
                 Poll::Pending => break,
