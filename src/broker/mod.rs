@@ -16,6 +16,7 @@ mod dormant;
 mod ending;
 mod purge;
 mod recover;
+mod refusals;
 mod registry;
 mod subscribe;
 mod sys;

@@ -1,12 +1,13 @@
 //! A dialogue as a file: what is done, line by line, and what must come of it.
 
 use super::encode;
+use super::log::Log;
 use super::render;
 use super::words::{millis, number, split};
 use super::world::World;
 use berth::broker::Limits;
 use berth::mqtt::QoS;
-use berth::session::DropReason;
+use berth::telemetry::metrics::DropReason;
 
 /// A line that is not an expectation, and the expectations after it.
 struct Step {
@@ -34,6 +35,7 @@ struct Runner {
     limits: Limits,
     sys_interval_ms: Option<u64>,
     world: Option<World>,
+    log: Log,
 }
 
 impl Script {
@@ -58,7 +60,12 @@ impl Script {
 
     /// Plays the dialogue.
     pub fn run(&self) -> Outcome {
-        let mut runner = Runner { limits: Limits::default(), sys_interval_ms: None, world: None };
+        let log = Log::default();
+        log.during(|| self.play(log.clone()))
+    }
+
+    fn play(&self, log: Log) -> Outcome {
+        let mut runner = Runner { limits: Limits::default(), sys_interval_ms: None, world: None, log };
         let mut outcome = Outcome { differences: Vec::new(), actual: String::new() };
         for step in &self.steps {
             let seen = runner.step(&step.line).unwrap_or_else(|e| vec![format!("< ERROR {e}")]);
@@ -101,6 +108,9 @@ impl Runner {
             if let ["broker", settings @ ..] = words.as_slice() {
                 settings.iter().try_for_each(|s| self.configure(s))?;
                 return Ok(Vec::new());
+            }
+            if words == ["log"] {
+                return Ok(self.log.take().iter().map(|line| format!("< broker {line}")).collect());
             }
             let mut lines = self.command(&words)?;
             lines.extend(self.collect());
