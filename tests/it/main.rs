@@ -18,6 +18,7 @@ mod hostile;
 mod kill;
 mod kill_rumqttc;
 mod load;
+mod long_names;
 mod malformed;
 mod operate;
 mod operations;
