@@ -1,7 +1,7 @@
 //! Berth: an MQTT 3.1.1 and 5.0 broker.
 //!
 //! Layers point down only: `mqtt <- topic <- session <- broker <- {storage, cluster, auth} <- server <- app <- main`.
-//! `config`, `telemetry` and `clock` are leaves. See `ARCHITECTURE.md`.
+//! `config`, `telemetry`, `names` and `clock` are leaves. See `ARCHITECTURE.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod app;
@@ -14,6 +14,7 @@ pub mod config;
 #[doc(hidden)]
 pub mod ctl;
 pub mod mqtt;
+pub mod names;
 pub mod server;
 pub mod session;
 #[doc(hidden)]

@@ -6,6 +6,7 @@ use crate::broker::operate::{Kicked, Located, OperateError};
 use crate::clock::{self, Time};
 use crate::cluster::etcd::custody::ForgetError;
 use crate::config::Config;
+use crate::names::shown;
 use crate::server::http::{Answer, ApiError, Draining, Forgotten, NodeStatus, Operator, Status};
 use crate::telemetry::Metrics;
 use parking_lot::Mutex;
@@ -122,12 +123,12 @@ impl Operator for Desk {
     }
 
     fn routes(&self, topic: &str) -> Result<Routes, ApiError> {
-        let invalid = |e| ApiError::Invalid(format!("{topic:?} is not a topic name: {e}"));
+        let invalid = |e| ApiError::Invalid(format!("\"{}\" is not a topic name: {e}", shown(topic)));
         self.running()?.broker.routes_of(topic).map_err(invalid)
     }
 
     fn retained(&self, filter: &str, limit: usize) -> Result<RetainedPage, ApiError> {
-        let invalid = |e| ApiError::Invalid(format!("{filter:?} is not a topic filter: {e}"));
+        let invalid = |e| ApiError::Invalid(format!("\"{}\" is not a topic filter: {e}", shown(filter)));
         self.running()?.broker.retained_of(filter, limit, clock::now()).map_err(invalid)
     }
 

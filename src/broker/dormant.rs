@@ -4,7 +4,7 @@ use super::Broker;
 use super::handle::Handle;
 use super::publish::Scratch;
 use crate::clock::Time;
-use crate::session::{Actions, DropReason, Effect, Session};
+use crate::session::{Actions, Effect, Loss, Session};
 use crate::telemetry::metrics::SessionState;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -61,10 +61,10 @@ impl Broker {
     /// When [`Broker::on_timeout`] is due next. `waker` is woken if that becomes earlier.
     pub fn next_timeout(&self, waker: &Waker) -> Option<Time> {
         *self.dormant.waker.lock() = Some(waker.clone());
-        self.dormant.next()
+        self.dormant.next().into_iter().chain(self.metrics.losses.next_timeout(waker)).min()
     }
 
-    /// Publishes wills that are due and ends sessions that have expired.
+    /// Publishes wills that are due, ends sessions that have expired, and logs what has been lost.
     pub fn on_timeout(&self, now: Time, scratch: &mut Scratch) {
         while let Some(handle) = self.dormant.pop_due(now) {
             if let Some(handle) = handle.upgrade() {
@@ -72,6 +72,7 @@ impl Broker {
             }
         }
         self.expire_retained(now);
+        self.metrics.losses.tell(now);
     }
 
     /// Runs the timers of a session that may be dormant; watches its next deadline.
@@ -118,7 +119,7 @@ impl Broker {
         sessions.of(SessionState::Dormant).add(1);
         let deadline = session.next_timeout();
         let dropped = handle.mailbox.park(session, &mut scratch.wakes);
-        self.metrics.messages_dropped.of(DropReason::Offline).add(dropped as u64);
+        self.metrics.lost(handle.whose(), Loss::Offline, dropped as u64);
         if let Some(at) = deadline {
             self.dormant.watch(at, handle);
         }

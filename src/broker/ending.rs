@@ -10,7 +10,8 @@ use super::remote::Remote;
 use super::remote::sessions::Over;
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS};
-use crate::session::{Actions, Delivery, DropReason, Effect, Extra, Session, Settings, Will};
+use crate::names::shown;
+use crate::session::{Actions, Delivery, Effect, Extra, Loss, Session, Settings, Will};
 use crate::telemetry::metrics::SessionState;
 use crate::topic::Filter;
 use hashbrown::HashSet;
@@ -73,7 +74,7 @@ impl Broker {
                     done.ended = true;
                 }
                 Effect::Save => done.lsn = self.save(handle, session),
-                Effect::Dropped(reason) => self.metrics.messages_dropped.of(reason).inc(),
+                Effect::Dropped(loss) => self.metrics.lost(handle.whose(), loss, 1),
                 // A session without a connection does nothing else.
                 _ => {}
             }
@@ -111,10 +112,11 @@ impl Broker {
     ) {
         // The session has given its will up already, so this record is without it.
         let record = self.record(handle, session);
-        let origin = Origin { session: handle.no, inbound: None, record: Some(&record) };
+        let origin =
+            Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
         self.metrics.wills_published.inc();
         if let Err(reason) = self.publish(message, &origin, &mut Cache::default(), scratch) {
-            tracing::warn!(client = %handle.client_id, topic = message.topic(), ?reason, "will not published");
+            tracing::warn!(client = %shown(&handle.client_id), topic = %shown(message.topic()), ?reason, "will not published");
             self.journal.append(&[Change::Session(&record)]);
         }
     }
@@ -309,7 +311,7 @@ impl Broker {
     }
 
     fn settle(&self, handle: &Handle, seq: Seq) {
-        self.metrics.messages_dropped.of(DropReason::SessionEnded).add(1);
+        self.metrics.lost(handle.whose(), Loss::SessionEnded, 1);
         self.settle_row(seq, handle.no);
     }
 
@@ -336,7 +338,7 @@ impl Broker {
         let Some(given) = handed else {
             return match d.seq {
                 Some(seq) => self.settle(from, seq.get()),
-                None => self.metrics.messages_dropped.of(DropReason::SessionEnded).add(1),
+                None => self.metrics.lost(from.whose(), Loss::SessionEnded, 1),
             };
         };
         if given {

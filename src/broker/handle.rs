@@ -5,6 +5,8 @@ use super::mailbox::Mailbox;
 use super::ports::{BoxFuture, Epoch, Revision, SessionNo};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
+use crate::telemetry::Whose;
+use crate::telemetry::losses::Account;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -44,6 +46,7 @@ pub struct Handle {
     /// Under which deadline it is watched ([`super::dormant::Dormant`]), milliseconds; 0 = none.
     watched: AtomicU64,
     attached: Mutex<Option<Box<Attached>>>,
+    account: Account,
 }
 
 impl Handle {
@@ -69,7 +72,13 @@ impl Handle {
             disowned: AtomicBool::new(false),
             watched: AtomicU64::new(0),
             attached: Mutex::new(None),
+            account: Account::default(),
         }
+    }
+
+    /// Whose loss it is if something for the session, or of it, is lost.
+    pub fn whose(&self) -> Whose<'_> {
+        Whose::client(&self.client_id, &self.account)
     }
 
     /// What is known of the session while a connection has it.

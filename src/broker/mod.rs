@@ -17,6 +17,7 @@ mod ending;
 mod purge;
 pub mod receiving;
 mod recover;
+mod refusals;
 mod registry;
 mod subscribe;
 mod sys;

@@ -2,10 +2,11 @@
 //! each other for the figures of `$SYS/cluster` in the same way.
 
 use super::Broker;
-use super::inspect::{SessionDetails, SessionPage, SessionQuery, Unanswered};
+use super::inspect::{SessionDetails, SessionPage, SessionQuery, Unanswered, listed};
 use super::ports::{BoxFuture, MemberId, Request, Response};
 use super::remote::Remote;
 use super::totals::{Figures, Totals};
+use crate::names::shown;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -98,7 +99,7 @@ pub struct Kicked {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OperateError {
     /// There is no such session.
-    #[error("no session of client {0:?} is known")]
+    #[error("no session of client \"{}\" is known", shown(.0))]
     NoSession(String),
     /// Nobody can tell now.
     #[error("{0}")]
@@ -127,7 +128,7 @@ impl Broker {
             Command::Kick { client_id } => {
                 let closed = self.kick(&client_id);
                 if closed {
-                    tracing::info!(client = client_id, "an operator closed the client's connection");
+                    tracing::info!(client = %shown(&client_id), "an operator closed the client's connection");
                 }
                 let known = closed || self.session(&client_id).is_some_and(|h| h.mailbox.present());
                 Reply::Kicked { known, closed }
@@ -204,7 +205,8 @@ impl Broker {
                         Ok(_) => {}
                         Err(why) => {
                             return Err(OperateError::Unavailable(format!(
-                                "the session of client {client_id:?} is on node {node}, which does not answer: {why}"
+                                "the session of client \"{}\" is on node {node}, which does not answer: {why}",
+                                shown(&client_id)
                             )));
                         }
                     }
@@ -212,7 +214,10 @@ impl Broker {
                 tries += 1;
                 if tries >= KICKS_MAX {
                     let why = remote.absence(&holder, None);
-                    return Err(OperateError::Unavailable(format!("client {client_id:?}: {why}")));
+                    return Err(OperateError::Unavailable(format!(
+                        "client \"{}\": {why}",
+                        shown(&client_id)
+                    )));
                 }
                 remote.ports.tasks.sleep(KICK_AGAIN_MS).await;
             }
@@ -240,6 +245,7 @@ impl SessionPage {
         if let Some(next) = &self.next {
             self.sessions.retain(|s| s.client_id <= *next);
         }
+        let room = room.min(listed(self.sessions.iter().map(|s| s.client_id.len())));
         if self.sessions.len() > room {
             self.sessions.truncate(room);
             self.next = self.sessions.last().map(|s| s.client_id.clone());
@@ -285,7 +291,8 @@ impl Remote {
                     }
                 }
                 return Err(OperateError::Unavailable(format!(
-                    "no node that answers has a session of client {client_id:?}, and etcd cannot be asked: {}",
+                    "no node that answers has a session of client \"{}\", and etcd cannot be asked: {}",
+                    shown(&client_id),
                     why.0
                 )));
             }

@@ -13,8 +13,7 @@ use super::retained::Underway;
 use super::router::{self, Target};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
-use crate::session::{Delivery, DropReason, Extra};
-use crate::telemetry::metrics::PublishRefusal;
+use crate::session::{Delivery, Extra, Loss};
 use smallvec::SmallVec;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -28,6 +27,8 @@ pub struct Origin<'a> {
     pub inbound: Option<u16>,
     /// The session's record without the will that this message is.
     pub record: Option<&'a SessionRecord>,
+    /// The publishing session's handle: its loss it is if the publish is refused.
+    pub handle: Option<&'a Handle>,
 }
 
 impl Origin<'_> {
@@ -148,8 +149,8 @@ impl Broker {
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) -> Result<Routed, Reason> {
-        if self.refuses_to_hold(message, origin, &mut cache.remote) {
-            self.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
+        if let Some(loss) = self.refuses_to_hold(message, origin, &mut cache.remote) {
+            self.publish_refused(origin, loss);
             return Err(Reason::QuotaExceeded);
         }
         let (mut lsn, mut ticket) = (None, None);
@@ -157,7 +158,7 @@ impl Broker {
             match self.retain(message, origin.keeping()) {
                 Ok(updated) => (lsn, ticket) = (updated.lsn, updated.ticket),
                 Err(reason) => {
-                    self.metrics.publishes_refused.of(PublishRefusal::Quota).inc();
+                    self.publish_refused(origin, self.not_retained(message));
                     if message.qos() > QoS::AtMostOnce && origin.record.is_none() {
                         return Err(reason);
                     }
@@ -237,7 +238,7 @@ impl Broker {
                 }
                 Err(refusal) => {
                     self.refused(refusal, &t.handle, way, scratch);
-                    if refusal == Refusal::Dropped(DropReason::QueueFull) {
+                    if let Refusal::Dropped(Loss::QueueMessages(_) | Loss::QueueBytes(_)) = refusal {
                         scratch.full.push(t.handle.clone());
                     }
                 }
@@ -345,12 +346,12 @@ impl Broker {
 
     /// Counts a message that a mailbox did not take, or remembers that it has to look for its session elsewhere.
     fn refused(&self, refusal: Refusal, handle: &Arc<Handle>, way: &Way<'_>, scratch: &mut Scratch) {
-        let reason = match (refusal, way.id) {
-            (Refusal::Dropped(reason), Some(_)) => {
+        let loss = match (refusal, way.id) {
+            (Refusal::Dropped(loss), Some(_)) => {
                 scratch.given.push(handle.no); // and it does not get it later, out of order
-                reason
+                loss
             }
-            (Refusal::Dropped(reason), None) => reason,
+            (Refusal::Dropped(loss), None) => loss,
             (Refusal::Moving, Some(_)) => {
                 self.unsee(way, handle.no);
                 return scratch.leaving.moving.push(handle.clone());
@@ -363,9 +364,9 @@ impl Broker {
                 }
                 return;
             }
-            (Refusal::Moving | Refusal::Moved(_), None) => DropReason::SessionEnded,
+            (Refusal::Moving | Refusal::Moved(_), None) => Loss::SessionEnded,
         };
-        self.metrics.messages_dropped.of(reason).add(1);
+        self.metrics.lost(handle.whose(), loss, 1);
     }
 
     fn retain(&self, message: &Message, keeping: Keeping) -> Result<Updated, Reason> {
@@ -392,7 +393,7 @@ impl Broker {
         }
         self.retained.expire(now, |topic| {
             self.journal.append(&[Change::ClearRetained { topic }]);
-            self.metrics.messages_dropped.of(DropReason::Expired).add(1);
+            self.metrics.lost(self.metrics.losses.retained(), Loss::Expired, 1);
         });
     }
 

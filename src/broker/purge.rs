@@ -6,7 +6,7 @@ use super::handle::Handle;
 use super::ports::{Change, Seq, Stored};
 use super::publish::Scratch;
 use crate::clock::Time;
-use crate::session::{Delivery, DropReason};
+use crate::session::{Delivery, Loss};
 use hashbrown::HashSet;
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ impl Broker {
         if !handle.mailbox.finish_purging(attachment, looked_at.len(), &keep, bytes, again) {
             return;
         }
-        self.metrics.messages_dropped.of(DropReason::Expired).add(expired.len() as u64);
+        self.metrics.lost(handle.whose(), Loss::Expired, expired.len() as u64);
         for seq in expired {
             self.journal.append(&[Change::Settle { seq, session: handle.no }]);
         }

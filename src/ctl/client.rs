@@ -12,6 +12,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the broker may take to answer: giving up a node's sessions takes a while.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Bytes of a request's target; a longer question goes into the body.
+const URL_BYTES_MAX: usize = 8 << 10;
+
 /// The largest answer that is read, bytes.
 const ANSWER_MAX: u64 = 256 << 20;
 
@@ -42,6 +45,8 @@ pub(super) enum Failure {
         /// Its words.
         error: String,
     },
+    /// A name cannot be taken from standard input. Says why.
+    Name(String),
     /// A node that was to end has not.
     StillThere {
         /// Where.
@@ -69,6 +74,7 @@ impl fmt::Display for Failure {
             Failure::Refused { status: 400 | 404 | 409, error } => f.write_str(error),
             Failure::Refused { status: 503, error } => write!(f, "not now (503): {error}"),
             Failure::Refused { status, error } => write!(f, "the broker failed ({status}): {error}"),
+            Failure::Name(why) => f.write_str(why),
             Failure::StillThere { url } => write!(
                 f,
                 "the broker at {url} still runs after {} minutes: its log says what it waits for, SIGTERM ends it at once",
@@ -121,22 +127,34 @@ impl Client {
     }
 
     pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
-        self.request("GET", path)
+        self.request("GET", path, "")
     }
 
     pub(super) fn post(&self, path: &str) -> Result<Value, Failure> {
-        self.request("POST", path)
+        self.request("POST", path, "")
     }
 
-    pub(super) fn delete(&self, path: &str) -> Result<Value, Failure> {
-        self.request("DELETE", path)
+    /// A question whose names may be of any length: `method` and `path`, or the same as `asked` in the body of a POST to
+    /// `instead` if that would be a long path.
+    pub(super) fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        instead: &str,
+        asked: &Value,
+    ) -> Result<Value, Failure> {
+        if path.len() <= URL_BYTES_MAX {
+            return self.request(method, path, "");
+        }
+        self.request("POST", instead, &asked.to_string())
     }
 
-    fn request(&self, method: &str, path: &str) -> Result<Value, Failure> {
+    fn request(&self, method: &str, path: &str, body: &str) -> Result<Value, Failure> {
         let mut stream =
             self.connect().map_err(|error| Failure::NothingListens { url: self.url.clone(), error })?;
         let broken = |error: String| Failure::Broken { url: self.url.clone(), error };
-        let answer = exchange(&mut stream, method, path, &self.host).map_err(|e| broken(e.to_string()))?;
+        let answer =
+            exchange(&mut stream, method, path, &self.host, body).map_err(|e| broken(e.to_string()))?;
         let (status, body) = parse(&answer).ok_or_else(|| broken("what came is not HTTP".to_owned()))?;
         let body: Result<Value, _> = serde_json::from_slice(body);
         if !(200..300).contains(&status) {
@@ -161,13 +179,16 @@ impl Client {
     }
 }
 
-fn exchange(stream: &mut TcpStream, method: &str, path: &str, host: &str) -> io::Result<Vec<u8>> {
+fn exchange(stream: &mut TcpStream, method: &str, path: &str, host: &str, body: &str) -> io::Result<Vec<u8>> {
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: application/json\r\nContent-Length: 0\r\n\r\n"
-    )?;
+    let (kind, length) =
+        (if body.is_empty() { "" } else { "Content-Type: application/json\r\n" }, body.len());
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: application/json\r\n{kind}\
+         Content-Length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
     Ok(answer)

@@ -1,14 +1,17 @@
 //! `berth ctl`: asks a running broker through its admin HTTP, and shows what it says as a table or as JSON.
 
 mod client;
+mod input;
 mod show;
 mod table;
 
 use crate::clock;
+use crate::names::escaped as printable;
 use clap::{Args, Subcommand};
 use client::{Client, Failure};
+use input::Names;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::time::Duration;
 
@@ -89,10 +92,10 @@ enum SessionsCommand {
         /// Of all nodes, not only of the one that is asked
         #[arg(long)]
         cluster: bool,
-        /// Whose client ID begins so
+        /// Whose client ID begins so; - reads it from standard input
         #[arg(long, value_name = "TEXT")]
         prefix: Option<String>,
-        /// Whose client ID comes after this one
+        /// Whose client ID comes after this one; - reads it from standard input
         #[arg(long, value_name = "CLIENT")]
         after: Option<String>,
         /// At most so many (1 to 1000)
@@ -101,12 +104,12 @@ enum SessionsCommand {
     },
     /// Say where a session lives, and how it is
     Show {
-        /// Client ID
+        /// Client ID; - reads it from standard input, less one newline at its end
         client: String,
     },
     /// Close a client's connection, wherever it is; its session stays
     Kick {
-        /// Client ID
+        /// Client ID; - reads it from standard input, less one newline at its end
         client: String,
     },
 }
@@ -115,7 +118,7 @@ enum SessionsCommand {
 enum RoutesCommand {
     /// Say which sessions and nodes a publish to a topic goes to
     Show {
-        /// Topic name
+        /// Topic name; - reads it from standard input
         topic: String,
     },
 }
@@ -124,7 +127,7 @@ enum RoutesCommand {
 enum RetainedCommand {
     /// List retained messages by topic
     List {
-        /// Whose topic matches this filter
+        /// Whose topic matches this filter; - reads it from standard input
         #[arg(default_value = "#")]
         filter: String,
         /// At most so many (1 to 1000)
@@ -146,6 +149,7 @@ pub fn run(ctl: &Ctl) -> u8 {
             let _ = std::io::stdout().write_all(text.as_bytes());
             0
         }
+        Err(why @ Failure::Name(_)) => complain(&why.to_string(), EXIT_USAGE),
         Err(why) => complain(&why.to_string(), EXIT_FAILED),
     }
 }
@@ -153,6 +157,7 @@ pub fn run(ctl: &Ctl) -> u8 {
 type Answer = (Value, fn(&Value) -> String);
 
 fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
+    let mut names = Names::default();
     Ok(match &ctl.command {
         Command::Cluster(ClusterCommand::Status) => (client.get("/cluster/status")?, show::status),
         Command::Cluster(ClusterCommand::Forget { node }) => {
@@ -169,25 +174,36 @@ fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
         }
         Command::Sessions(SessionsCommand::List { cluster, prefix, after, limit }) => {
             let mut path = format!("/api/v1/sessions?limit={limit}&cluster={cluster}");
+            let mut asked = json!({ "limit": limit, "cluster": cluster });
             for (name, value) in [("prefix", prefix), ("after", after)] {
                 if let Some(value) = value {
-                    path += &format!("&{name}={}", escaped(value));
+                    let value = names.take(value)?;
+                    path += &format!("&{name}={}", escaped(&value));
+                    asked[name] = value.into();
                 }
             }
-            (client.get(&path)?, show::sessions)
+            (client.ask("GET", &path, "/api/v1/ask/sessions", &asked)?, show::sessions)
         }
         Command::Sessions(SessionsCommand::Show { client: id }) => {
-            (client.get(&format!("/api/v1/sessions/{}", escaped(id)))?, show::session)
+            let id = names.take(id)?;
+            let path = format!("/api/v1/sessions/{}", escaped(&id));
+            (client.ask("GET", &path, "/api/v1/ask/session", &json!({ "client": id }))?, show::session)
         }
         Command::Sessions(SessionsCommand::Kick { client: id }) => {
-            (client.delete(&format!("/api/v1/sessions/{}", escaped(id)))?, show::kicked)
+            let id = names.take(id)?;
+            let path = format!("/api/v1/sessions/{}", escaped(&id));
+            (client.ask("DELETE", &path, "/api/v1/kick", &json!({ "client": id }))?, show::kicked)
         }
         Command::Routes(RoutesCommand::Show { topic }) => {
-            (client.get(&format!("/api/v1/routes?topic={}", escaped(topic)))?, show::routes)
+            let topic = names.take(topic)?;
+            let path = format!("/api/v1/routes?topic={}", escaped(&topic));
+            (client.ask("GET", &path, "/api/v1/ask/routes", &json!({ "topic": topic }))?, show::routes)
         }
         Command::Retained(RetainedCommand::List { filter, limit }) => {
-            let path = format!("/api/v1/retained?limit={limit}&filter={}", escaped(filter));
-            (client.get(&path)?, show::retained)
+            let filter = names.take(filter)?;
+            let path = format!("/api/v1/retained?limit={limit}&filter={}", escaped(&filter));
+            let asked = json!({ "limit": limit, "filter": filter });
+            (client.ask("GET", &path, "/api/v1/ask/retained", &asked)?, show::retained)
         }
     })
 }
@@ -218,6 +234,6 @@ fn pretty(answer: &Value) -> String {
 }
 
 fn complain(why: &str, code: u8) -> u8 {
-    let _ = writeln!(std::io::stderr(), "berth ctl: {why}");
+    let _ = writeln!(std::io::stderr(), "berth ctl: {}", printable(why));
     code
 }

@@ -1,7 +1,8 @@
 //! The broker's answers as people read them. Answers are taken as they come: a broker of another version may say less.
 
-use super::table::{Table, clean, duration, list, shell_word, word};
+use super::table::{Names, Table, clean, duration, list, shell_word, word};
 use crate::clock;
+use crate::names::shown;
 use serde_json::Value;
 
 /// `/cluster/status`.
@@ -162,11 +163,12 @@ pub(super) fn drained(answer: &Value) -> String {
 
 /// `GET sessions`.
 pub(super) fn sessions(answer: &Value) -> String {
+    let mut names = Names::default();
     let mut table =
         Table::new(&["client", "node", "state", "persistent", "subscriptions", "queued", "in flight"]);
     for s in list(&answer["sessions"]) {
         table.row([
-            word(&s["client_id"]),
+            names.show(&s["client_id"]),
             word(&s["node"]),
             word(&s["state"]),
             word(&s["persistent"]),
@@ -183,15 +185,20 @@ pub(super) fn sessions(answer: &Value) -> String {
             word(&missing["error"])
         );
     }
-    if let Some(next) = answer["next"].as_str() {
-        text += &format!("there are more: --after={}\n", shell_word(next));
+    match answer["next"].as_str() {
+        Some(next) if shown(next).shortened() => {
+            text += "there are more: --after=-, with \"next\" of --json on standard input\n";
+        }
+        Some(next) => text += &format!("there are more: --after={}\n", shell_word(next)),
+        None => {}
     }
-    text
+    text + names.note()
 }
 
 /// `GET sessions/{client}`.
 pub(super) fn session(answer: &Value) -> String {
-    let mut lines = Table::new(&["client", &clean(&word(&answer["client_id"]))]);
+    let mut names = Names::default();
+    let mut lines = Table::new(&["client", &names.show(&answer["client_id"])]);
     let holder = word(&answer["holder"]);
     if !holder.is_empty() {
         lines.row(["lives on".to_owned(), format!("{holder}, epoch {}", word(&answer["epoch"]))]);
@@ -201,7 +208,7 @@ pub(super) fn session(answer: &Value) -> String {
     }
     let session = &answer["session"];
     if session.is_null() {
-        return lines.text(0);
+        return lines.text(0) + names.note();
     }
     let connection = &session["connection"];
     let state = match connection {
@@ -229,19 +236,30 @@ pub(super) fn session(answer: &Value) -> String {
     let will = &session["will"];
     let will = match will {
         Value::Null => "none".to_owned(),
-        w => format!("{} (QoS {}, delay {}s)", word(&w["topic"]), word(&w["qos"]), word(&w["delay_seconds"])),
+        w => format!(
+            "{} (QoS {}, delay {}s)",
+            names.show(&w["topic"]),
+            word(&w["qos"]),
+            word(&w["delay_seconds"])
+        ),
     };
     lines.row(["will".to_owned(), will]);
     let mut filters = Table::new(&["filter", "QoS", "identifier"]);
     for f in list(&session["filters"]) {
-        filters.row([word(&f["filter"]), word(&f["qos"]), word(&f["id"])]);
+        filters.row([names.show(&f["filter"]), word(&f["qos"]), word(&f["id"])]);
     }
-    let total = word(&session["subscriptions"]);
+    let total = session["subscriptions"].as_u64().unwrap_or(0);
+    let left = total.saturating_sub(list(&session["filters"]).len() as u64);
+    let mut text = lines.text(0);
     if filters.is_empty() {
-        lines.text(0) + "no subscriptions\n"
+        text += "no subscriptions\n";
     } else {
-        lines.text(0) + &total + " subscriptions\n" + &filters.text(2)
+        text += &format!("{total} subscriptions\n{}", filters.text(2));
     }
+    if left > 0 && !filters.is_empty() {
+        text += &format!("and {left} more\n");
+    }
+    text + names.note()
 }
 
 /// `, 5m 3s ago` for milliseconds since the epoch; nothing for null.
@@ -254,22 +272,25 @@ fn ago(at: &Value) -> String {
 pub(super) fn kicked(answer: &Value) -> String {
     let node = word(&answer["node"]);
     let place = if node.is_empty() { String::new() } else { format!(" on node {node}") };
-    let client = clean(&word(&answer["client_id"]));
-    if answer["closed"] == true {
+    let mut names = Names::default();
+    let client = names.show(&answer["client_id"]);
+    let text = if answer["closed"] == true {
         format!("the connection of {client}{place} is closed; its session stays\n")
     } else {
         format!("{client} is not connected; its session{place} is dormant\n")
-    }
+    };
+    text + names.note()
 }
 
 /// `GET routes`.
 pub(super) fn routes(answer: &Value) -> String {
+    let mut names = Names::default();
     let node = word(&answer["node"]);
     let mut table = Table::new(&["kind", "name", "node", "QoS", "persistent", "remark"]);
     let here = if node.is_empty() { "this broker".to_owned() } else { node };
     for s in list(&answer["sessions"]) {
         let remark = if s["connected"] == true { "connected" } else { "dormant" };
-        let name = word(&s["client_id"]);
+        let name = names.show(&s["client_id"]);
         table.row([
             "session".to_owned(),
             name,
@@ -285,7 +306,7 @@ pub(super) fn routes(answer: &Value) -> String {
             let remark = format!("{} members{}", word(&n["weight"]), orphaned(n));
             table.row([
                 "shared".to_owned(),
-                word(&g["name"]),
+                names.show(&g["name"]),
                 node,
                 String::new(),
                 word(&n["persistent"]),
@@ -304,14 +325,19 @@ pub(super) fn routes(answer: &Value) -> String {
             remark,
         ]);
     }
-    let mut text = format!("topic {}\n", clean(&word(&answer["topic"])));
+    let mut text = format!("topic {}\n", names.show(&answer["topic"]));
     text += &if table.is_empty() { "nobody subscribes to it\n".to_owned() } else { table.text(0) };
     let (shown, total) =
         (list(&answer["sessions"]).len() as u64, answer["sessions_total"].as_u64().unwrap_or(0));
     if total > shown {
         text += &format!("and {} more sessions here\n", total - shown);
     }
-    text
+    let groups = answer["groups_total"].as_u64().unwrap_or(0);
+    let left = groups.saturating_sub(list(&answer["groups"]).len() as u64);
+    if left > 0 {
+        text += &format!("and {left} more shared subscriptions\n");
+    }
+    text + names.note()
 }
 
 fn orphaned(node: &Value) -> &'static str {
@@ -320,12 +346,13 @@ fn orphaned(node: &Value) -> &'static str {
 
 /// `GET retained`.
 pub(super) fn retained(answer: &Value) -> String {
+    let mut names = Names::default();
     let mut table = Table::new(&["topic", "QoS", "bytes", "revision", "expires in", "payload"]);
     for m in list(&answer["messages"]) {
         let left = m["expires_at"].as_u64().map(|at| at.saturating_sub(clock::now().as_millis()) / 1000);
         let payload = m["payload"].as_str().map_or_else(|| "(binary)".to_owned(), str::to_owned);
         table.row([
-            word(&m["topic"]),
+            names.show(&m["topic"]),
             word(&m["qos"]),
             word(&m["bytes"]),
             word(&m["revision"]),
@@ -338,7 +365,7 @@ pub(super) fn retained(answer: &Value) -> String {
     if total > shown {
         text += &format!("and {} more: --limit, or a narrower filter\n", total - shown);
     }
-    text
+    text + names.note()
 }
 
 #[cfg(test)]

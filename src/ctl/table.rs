@@ -1,11 +1,12 @@
 //! Tables with aligned columns.
 
+use crate::names::{self, steers};
 use serde_json::Value;
 
 /// Spaces between two columns.
 const GAP: usize = 2;
 
-/// A table under a header; nothing is cut off.
+/// A table under a header; only long names are shortened ([`Names`]).
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
@@ -50,22 +51,20 @@ impl Table {
 
 /// Text that cannot change the terminal: client IDs and payloads are of strangers.
 pub(super) fn clean(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
+    names::escaped(text).to_string()
 }
 
 /// A text as one word for a shell, whoever chose it: `$'…'`, which bash, zsh and ksh know, only where a terminal would not show
 /// what is in it.
 pub(super) fn shell_word(text: &str) -> String {
-    if !text.contains(char::is_control) {
+    if !text.contains(steers) {
         return format!("'{}'", text.replace('\'', r"'\''"));
     }
     let mut word = "$'".to_owned();
     for c in text.chars() {
         match c {
             '\'' | '\\' => word.extend(['\\', c]),
-            c if c.is_control() => {
+            c if steers(c) => {
                 let mut bytes = [0; 4];
                 c.encode_utf8(&mut bytes).bytes().for_each(|b| word += &format!("\\x{b:02x}"));
             }
@@ -83,6 +82,27 @@ pub(super) fn word(value: &Value) -> String {
         Value::Bool(true) => "yes".to_owned(),
         Value::Bool(false) => "no".to_owned(),
         other => other.to_string(),
+    }
+}
+
+/// Names in an answer, shortened where they are long.
+#[derive(Default)]
+pub(super) struct Names {
+    shortened: bool,
+}
+
+impl Names {
+    /// A JSON value as people read it; nothing for null.
+    pub(super) fn show(&mut self, value: &Value) -> String {
+        let name = word(value);
+        let shown = names::shown(&name);
+        self.shortened |= shown.shortened();
+        shown.to_string()
+    }
+
+    /// How to get what was left out, if anything was.
+    pub(super) fn note(&self) -> &'static str {
+        if self.shortened { "names with … are shortened: --json has all of them\n" } else { "" }
     }
 }
 
@@ -118,11 +138,12 @@ mod tests {
             "a\nb",
             "\u{1b}[2J'\\x41",
             "\u{85}f",
+            "\u{202e}\u{2028}",
             "é\t'",
         ];
         for text in texts {
             let word = shell_word(text);
-            assert!(!word.contains(char::is_control), "{word:?}");
+            assert!(!word.contains(steers), "{word:?}");
             let script = format!("printf %s --after={word}");
             let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
             assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("--after={text}"), "{word}");

@@ -3,7 +3,7 @@
 use crate::clock::Time;
 use crate::mqtt::packet::{Packet, SubscribeOptions};
 use crate::mqtt::{Message, QoS, Reason};
-pub use crate::telemetry::metrics::DropReason;
+pub use crate::telemetry::Loss;
 use smallvec::SmallVec;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -239,7 +239,7 @@ pub enum Effect {
         packet_id: u16,
     },
     /// A message was dropped (count it).
-    Dropped(DropReason),
+    Dropped(Loss),
     /// A message left for the client (count it); the number is its QoS.
     Sent(QoS),
     /// Write what is in `wire`, then close. The owner answers with [`super::Session::detach`].

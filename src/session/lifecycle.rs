@@ -1,6 +1,6 @@
 //! Attaching to a connection and leaving it; the will, the session's expiry and the keep alive.
 
-use super::actions::{Actions, CloseCause, DropReason, Effect, Leftover};
+use super::actions::{Actions, CloseCause, Effect, Leftover, Loss};
 use super::connect::{Pending, Settings, expires_at};
 use super::inflight::Stage;
 use super::{Conn, Session, limits};
@@ -108,7 +108,7 @@ impl Session {
         for d in ready {
             match d.seq {
                 Some(seq) => seqs.push((seq, d.size())),
-                None => out.effects.push(Effect::Dropped(DropReason::Offline)),
+                None => out.effects.push(Effect::Dropped(Loss::Offline)),
             }
         }
         seqs

@@ -1,6 +1,6 @@
 //! To the client: deliveries, flow control, resending and the acknowledgements of the client (MQTT 5.0 sections 4.3, 4.4, 4.9).
 
-use super::actions::{Actions, Delivery, DropReason, Effect, remaining_s};
+use super::actions::{Actions, Delivery, Effect, Loss, remaining_s};
 use super::connect::Request;
 use super::inflight::{Entry, Inflight, Stage};
 use super::limits::READY_WINDOW;
@@ -147,7 +147,7 @@ impl Session {
         if delivery.qos == QoS::AtMostOnce {
             let Some(conn) = self.conn.as_mut() else { return };
             if delivery.message.expired(now) {
-                out.effects.push(Effect::Dropped(DropReason::Expired));
+                out.effects.push(Effect::Dropped(Loss::Expired));
             } else if conn.write_publish(&delivery, 0, false, now, out) {
                 out.effects.push(Effect::Sent(QoS::AtMostOnce));
             }
@@ -180,7 +180,7 @@ impl Session {
     fn send(&mut self, delivery: Delivery, now: Time, out: &mut Actions) {
         let seq = delivery.seq;
         if delivery.message.expired(now) {
-            out.effects.push(Effect::Dropped(DropReason::Expired));
+            out.effects.push(Effect::Dropped(Loss::Expired));
             out.effects.extend(seq.map(|seq| Effect::Settle { seq }));
             return;
         }
@@ -252,7 +252,7 @@ impl Session {
         match self.outbound.inflight.get_mut(ack.packet_id).map(|e| (e.qos, e.stage)) {
             Some((QoS::AtLeastOnce, Stage::Sent)) => {
                 if ack.reason as u8 >= 0x80 {
-                    out.effects.push(Effect::Dropped(DropReason::Refused));
+                    out.effects.push(Effect::Dropped(Loss::Refused));
                 }
                 self.finish(ack.packet_id, out);
                 self.send_ready(now, out);
@@ -275,7 +275,7 @@ impl Session {
         };
         match (entry.qos, entry.stage) {
             (QoS::ExactlyOnce, Stage::Sent) if ack.reason as u8 >= 0x80 => {
-                out.effects.push(Effect::Dropped(DropReason::Refused));
+                out.effects.push(Effect::Dropped(Loss::Refused));
                 self.finish(ack.packet_id, out);
                 self.send_ready(now, out);
             }
@@ -348,7 +348,7 @@ impl Conn {
             && encode::publish_len(&p) + 3 > self.maximum_packet_size as usize
         {
             if encode::publish_len(&p) > self.maximum_packet_size as usize {
-                out.effects.push(Effect::Dropped(DropReason::TooLarge));
+                out.effects.push(Effect::Dropped(Loss::TooLarge(u64::from(self.maximum_packet_size))));
                 return false;
             }
         } else {

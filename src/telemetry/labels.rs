@@ -173,7 +173,7 @@ label! {
 label! {
     /// Why a PUBLISH was not accepted.
     PublishRefusal = "reason" {
-        /// The journal could not make it safe within `publish.timeout`.
+        /// The journal, or another node, could not make it safe within `publish.timeout`.
         Journal = "journal",
         /// A limit of retained messages (0x97).
         Quota = "quota",

@@ -3,6 +3,7 @@
 pub use super::labels::*;
 
 use super::cells::{Counter, Family, Gauge, Histogram, Label};
+use super::losses::{Counted, Loss, Losses, SUMMARY_MS, Whose};
 use metrics::{Key, KeyName, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
@@ -126,6 +127,8 @@ macro_rules! metrics {
         pub struct Metrics {
             recorder: PrometheusRecorder,
             handle: PrometheusHandle,
+            /// What the log says of losses.
+            pub losses: Losses,
             $(#[doc = $help] pub $field: $kind,)+
         }
 
@@ -142,13 +145,13 @@ macro_rules! metrics {
         )+];
 
         impl Metrics {
-            fn with_recorder(recorder: PrometheusRecorder) -> Metrics {
+            fn with_recorder(recorder: PrometheusRecorder, losses: Losses) -> Metrics {
                 $(
                     let unit = Unit::from_string(stringify!($unit));
                     <$kind as Cell>::describe(&recorder, KeyName::from_const_str($name), unit, $help);
                 )+
                 $(let $field = <$kind as Cell>::make(&recorder, $name);)+
-                Metrics { handle: recorder.handle(), recorder, $($field,)+ }
+                Metrics { handle: recorder.handle(), recorder, losses, $($field,)+ }
             }
 
             fn export(&self) {
@@ -331,6 +334,11 @@ const FRAMES_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 impl Metrics {
     /// All at zero. Independent of any other in the process.
     pub fn new() -> Metrics {
+        Metrics::with_summaries(SUMMARY_MS)
+    }
+
+    /// The same with so many milliseconds between two lines of the log about the same losses.
+    pub fn with_summaries(interval_ms: u64) -> Metrics {
         let mut builder = PrometheusBuilder::new();
         let suffixes =
             [("_seconds", SECONDS_BUCKETS), ("_changes", CHANGES_BUCKETS), ("_frames", FRAMES_BUCKETS)];
@@ -340,7 +348,20 @@ impl Metrics {
                 .set_buckets_for_metric(Matcher::Suffix(suffix.to_owned()), buckets)
                 .unwrap_or_else(|_| PrometheusBuilder::new());
         }
-        Metrics::with_recorder(builder.build_recorder())
+        Metrics::with_recorder(builder.build_recorder(), Losses::new(interval_ms))
+    }
+
+    /// Counts `n` losses of `whose`; the log says so, at once if they are the first of their kind.
+    pub fn lost(&self, whose: Whose<'_>, loss: Loss, n: u64) {
+        if n == 0 {
+            return;
+        }
+        match loss.counted() {
+            Counted::Message(reason) => self.messages_dropped.of(reason).add(n),
+            Counted::Publish(reason) => self.publishes_refused.of(reason).add(n),
+            Counted::Frame => self.peer_frames_dropped.add(n),
+        }
+        self.losses.add(whose, loss, n);
     }
 
     /// All metrics in the Prometheus text format.

@@ -3,7 +3,9 @@
 mod cells;
 mod labels;
 pub mod logs;
+pub mod losses;
 pub mod metrics;
 
 pub use cells::{Counter, Family, Gauge, Histogram, Label};
+pub use losses::{Loss, Whose};
 pub use metrics::Metrics;

@@ -6,20 +6,22 @@ use crate::tree::{Source, read, root, sources};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("config", &[]),
-    ("telemetry", &["clock", "config"]),
+    ("names", &[]),
+    ("telemetry", &["clock", "config", "names"]),
     ("mqtt", &["clock"]),
     ("topic", &["clock", "mqtt"]),
     ("session", &["clock", "telemetry", "mqtt", "topic"]),
-    ("broker", &["clock", "config", "telemetry", "mqtt", "topic", "session"]),
-    ("storage", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),
-    ("cluster", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),
-    ("auth", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),
-    ("server", &["clock", "config", "telemetry", "mqtt", "topic", "session", "broker"]),
+    ("broker", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session"]),
+    ("storage", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
+    ("cluster", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
+    ("auth", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
+    ("server", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
     (
         "app",
         &[
             "clock",
             "config",
+            "names",
             "telemetry",
             "mqtt",
             "topic",
@@ -35,7 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "simulation",
         &["clock", "telemetry", "mqtt", "topic", "session", "broker", "storage", "cluster", "auth"],
     ),
-    ("ctl", &["clock"]),
+    ("ctl", &["clock", "names"]),
     ("cli", &["config", "ctl"]),
     ("lib", &[]),
     ("main", &[]),
@@ -183,6 +185,40 @@ fn only_the_clock_reads_time() {
         }
     }
     none("clock reads outside src/clock.rs", &wrong);
+}
+
+/// What is lost is counted where the log hears of it too.
+#[test]
+fn nothing_is_counted_as_lost_that_is_not_logged() {
+    let counters = ["messages_dropped.of(", "publishes_refused.of(", "peer_frames_dropped."];
+    let mut wrong = Vec::new();
+    for source in sources("src").iter().filter(|s| s.module() != "telemetry") {
+        for (line, code) in source.built_code() {
+            for what in counters.iter().filter(|what| code.contains(**what)) {
+                wrong.push(format!("{}:{line}: {what} instead of Metrics::lost", source.path));
+            }
+        }
+    }
+    none("losses that are not logged", &wrong);
+}
+
+/// A name may have 65,535 bytes and end lines: log lines have it through `names::shown`.
+#[test]
+fn names_of_clients_are_shortened_in_logs() {
+    let bare =
+        ["client = %", "topic = %", "filter = %", "key = %", "client = client_id", "%client", "%topic"];
+    let mut wrong = Vec::new();
+    for source in sources("src").iter().filter(|s| s.module() != "simulation") {
+        for (line, code) in source.built_code() {
+            let hit = bare
+                .iter()
+                .any(|b| code.match_indices(b).any(|(at, _)| !code[at + b.len()..].starts_with("shown(")));
+            if hit {
+                wrong.push(format!("{}:{line}: {}", source.path, code.trim()));
+            }
+        }
+    }
+    none("names that are logged as they are", &wrong);
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod hostile;
 mod kill;
 mod kill_rumqttc;
 mod load;
+mod long_names;
 mod malformed;
 mod operate;
 mod operations;

@@ -18,6 +18,20 @@ use std::sync::Arc;
 /// Entries of one list in an answer; more are counted, not listed.
 pub const LISTED_MAX: usize = 1000;
 
+/// Bytes of the names in one list of an answer; more names are counted, or on the next page. Escaped as JSON they are six times as
+/// many at most, which fits into an answer of one node to another.
+pub const LISTED_BYTES_MAX: usize = 2 << 20;
+
+/// How many names of these lengths go into one list: at least one.
+pub(super) fn listed(lengths: impl Iterator<Item = usize>) -> usize {
+    let mut bytes = 0;
+    let fits = |length: &usize| {
+        bytes += length;
+        bytes <= LISTED_BYTES_MAX
+    };
+    lengths.take(LISTED_MAX).take_while(fits).count().max(1)
+}
+
 /// Characters of a retained payload that are shown.
 const PAYLOAD_SHOWN: usize = 120;
 
@@ -32,8 +46,11 @@ pub struct Routes {
     pub sessions: Vec<MatchedSession>,
     /// How many sessions of this node match.
     pub sessions_total: usize,
-    /// Shared subscriptions, each once.
+    /// Shared subscriptions, each once, at most [`LISTED_MAX`].
     pub groups: Vec<MatchedGroup>,
+    /// How many shared subscriptions match.
+    #[serde(default)]
+    pub groups_total: usize,
     /// Other nodes with sessions that match.
     pub nodes: Vec<MatchedNode>,
 }
@@ -136,7 +153,7 @@ impl Broker {
             .collect();
         sessions.sort_by(|a, b| a.client_id.cmp(&b.client_id));
         let sessions_total = sessions.len();
-        sessions.truncate(LISTED_MAX);
+        sessions.truncate(listed(sessions.iter().map(|s| s.client_id.len())));
         let mut groups: Vec<_> = matches
             .groups
             .iter()
@@ -148,7 +165,9 @@ impl Broker {
             .collect();
         let nodes = self.remote_routes(topic, &mut groups);
         groups.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Routes { topic: topic.to_owned(), node, sessions, sessions_total, groups, nodes })
+        let groups_total = groups.len();
+        groups.truncate(listed(groups.iter().map(|g| g.name.len())));
+        Ok(Routes { topic: topic.to_owned(), node, sessions, sessions_total, groups, groups_total, nodes })
     }
 
     /// The other nodes that `topic` goes to; adds their shares to `groups`.
@@ -195,7 +214,8 @@ impl Broker {
             expires_at: m.expires_at().map(Time::as_millis),
             revision: self.retained.revision_of(m.topic()),
         };
-        Ok(RetainedPage { messages: found.iter().take(limit.min(LISTED_MAX)).map(info).collect(), total })
+        let room = limit.min(listed(found.iter().map(|m| m.topic().len())));
+        Ok(RetainedPage { messages: found.iter().take(room).map(info).collect(), total })
     }
 
     /// The name of this node in its cluster; empty if it is alone.

@@ -1,6 +1,6 @@
 //! Sessions of this node as an operator sees them.
 
-use super::LISTED_MAX;
+use super::{LISTED_MAX, listed};
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::clock::Time;
@@ -213,8 +213,11 @@ impl Broker {
                 more = true;
             }
         });
-        let sessions: Vec<_> =
-            first.into_sorted_vec().iter().map(|c| summary(&c.0, &self.node_name())).collect();
+        let mut first = first.into_sorted_vec();
+        let fit = listed(first.iter().map(|c| c.0.client_id.len()));
+        more |= first.len() > fit;
+        first.truncate(fit);
+        let sessions: Vec<_> = first.iter().map(|c| summary(&c.0, &self.node_name())).collect();
         let next = sessions.last().filter(|_| more).map(|s| s.client_id.clone());
         SessionPage { sessions, next, unanswered: Vec::new() }
     }
@@ -233,7 +236,7 @@ impl Broker {
             })
             .collect();
         filters.sort_by(|a, b| a.filter.cmp(&b.filter));
-        filters.truncate(LISTED_MAX);
+        filters.truncate(listed(filters.iter().map(|f| f.filter.len())));
         let attached = handle.attached().filter(|_| handle.mailbox.online());
         let parked = handle.mailbox.parked(|s| (s.expiry_s(), s.detached_at(), s.will().map(WillInfo::of)));
         let (expiry_s, disconnected_at, will) = match (&attached, parked) {

@@ -11,7 +11,8 @@ use crate::mqtt::decode::{Answer, DecodeError};
 use crate::mqtt::encode::{self, ConnAck};
 use crate::mqtt::packet::Connect;
 use crate::mqtt::{Reason, Version};
-use crate::session::{CloseCause, DropReason, Effect, Session, Settings};
+use crate::names::shown;
+use crate::session::{CloseCause, Effect, Loss, Session, Settings};
 use crate::telemetry::metrics::{ErrorType, RefuseReason};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -106,7 +107,7 @@ impl Link {
             }
             Err(reason) => return self.refuse(c.version, c.client_id, reason, cx),
         };
-        tracing::debug!(peer = %self.peer, client = %settings.client_id, version = ?settings.version, "CONNECT");
+        tracing::debug!(peer = %self.peer, client = %shown(&settings.client_id), version = ?settings.version, "CONNECT");
         let mut wait = self.broker.limits.connect_timeout_ms;
         let step = match self.broker.bring_here(&settings) {
             Some(run) => {
@@ -200,7 +201,7 @@ impl Link {
         let settings = c.settings;
         encode::connack(cx.actions.packet(), settings.version, &settings.connack(present));
         self.broker.metrics.connections_total.inc();
-        tracing::debug!(client = %settings.client_id, present, "connected");
+        tracing::debug!(client = %shown(&settings.client_id), present, "connected");
         session.attach(&settings, now, &mut cx.actions);
         handle.set_attached(Some(Attached {
             connection: Connection {
@@ -268,7 +269,7 @@ impl Link {
     fn refuse(&mut self, version: Version, client_id: &str, reason: Reason, cx: &mut super::Context) {
         let why = RefuseReason::from_code(reason as u8);
         self.broker.metrics.connects_refused.of(why).inc();
-        tracing::info!(peer = %self.peer, client = client_id, ?reason, "connection refused");
+        tracing::info!(peer = %self.peer, client = %shown(client_id), ?reason, "connection refused");
         // These two can be said in a DISCONNECT only, and that only after a CONNACK (sections 3.2.2.2, 3.14).
         let reason = match reason {
             Reason::SessionTakenOver | Reason::ServerShuttingDown => Reason::ServerUnavailable,
@@ -304,7 +305,7 @@ impl Link {
         let Open { mut session, handle, local, .. } = *open;
         if cause == CloseCause::Lost {
             // All others were logged when they were decided on.
-            tracing::debug!(client = %handle.client_id, ?cause, "disconnected");
+            tracing::debug!(client = %shown(&handle.client_id), ?cause, "disconnected");
         }
         let mut actions = std::mem::take(&mut cx.actions);
         handle.set_attached(None);
@@ -318,7 +319,7 @@ impl Link {
             unsent = session.park(&mut actions);
             unsent.extend(local.iter().filter_map(|d| Some((d.seq?, d.size()))));
             let lost = local.iter().filter(|d| d.seq.is_none()).count() as u64;
-            self.broker.metrics.messages_dropped.of(DropReason::Offline).add(lost);
+            self.broker.metrics.lost(handle.whose(), Loss::Offline, lost);
         }
         let effects = std::mem::take(&mut actions.effects);
         cx.actions = actions;

@@ -10,8 +10,9 @@ use crate::broker::subscribe::Answered;
 use crate::broker::{Broker, subscribe::RetainedRequest, sys};
 use crate::clock::Time;
 use crate::mqtt::{Message, Reason};
-use crate::session::{Actions, Effect, Input, Outcome, Token};
-use crate::telemetry::metrics::{ErrorType, PublishRefusal};
+use crate::names::shown;
+use crate::session::{Actions, Effect, Input, Loss, Outcome, Token};
+use crate::telemetry::metrics::ErrorType;
 use smallvec::SmallVec;
 
 impl Link {
@@ -92,7 +93,7 @@ impl Open {
                 };
                 broker.journal.read(session, seqs, Box::new(done));
             }
-            Effect::Dropped(reason) => broker.metrics.messages_dropped.of(reason).inc(),
+            Effect::Dropped(loss) => broker.metrics.lost(self.handle.whose(), loss, 1),
             Effect::Close { cause, why } => {
                 use crate::session::CloseCause as C;
                 let reason = cause.told();
@@ -105,11 +106,11 @@ impl Open {
                 }
                 match cause {
                     C::Disconnected | C::Lost | C::ShuttingDown | C::HandedOver => {
-                        tracing::debug!(client = %self.handle.client_id, ?cause, "disconnected");
+                        tracing::debug!(client = %shown(&self.handle.client_id), ?cause, "disconnected");
                     }
                     _ => {
                         let why = why.as_deref().unwrap_or("");
-                        tracing::info!(client = %self.handle.client_id, ?cause, ?reason, why, "disconnected");
+                        tracing::info!(client = %shown(&self.handle.client_id), ?cause, ?reason, why, "disconnected");
                     }
                 }
                 self.closing = Some(cause);
@@ -156,12 +157,13 @@ impl Open {
     ) -> Result<Routed, Outcome> {
         let topic = message.topic();
         if !broker.may_publish(&self.identity, topic) {
-            broker.metrics.publishes_refused.of(PublishRefusal::NotAuthorized).inc();
+            broker.metrics.lost(self.handle.whose(), Loss::NotAuthorized, 1);
             return Err(Outcome::Denied(Reason::NotAuthorized));
         }
-        let origin = Origin { session: self.handle.no, inbound, record: None };
+        let handle = Some(&*self.handle);
+        let origin = Origin { session: self.handle.no, inbound, record: None, handle };
         broker.publish(message, &origin, &mut self.cache, scratch).map_err(|reason| {
-            tracing::info!(client = %self.handle.client_id, topic, ?reason, "retained message refused");
+            tracing::debug!(client = %shown(&self.handle.client_id), topic = %shown(topic), ?reason, "publish refused");
             Outcome::Failed(reason)
         })
     }
@@ -203,7 +205,14 @@ impl Open {
     }
 
     /// Tells the session what became of a question that other nodes had a part in.
-    pub(super) fn give_kept(&mut self, answer: Answer, kept: Option<Kept>, now: Time, actions: &mut Actions) {
+    pub(super) fn give_kept(
+        &mut self,
+        broker: &Broker,
+        answer: Answer,
+        kept: Option<Kept>,
+        now: Time,
+        actions: &mut Actions,
+    ) {
         let Answer { token, what, .. } = answer;
         match (kept, what) {
             (None, what) => self.give(token, what, now, actions),
@@ -212,6 +221,7 @@ impl Open {
             }
             (Some(Kept::Done { .. }), what) => self.give(token, what, now, actions),
             (Some(Kept::Failed(reason)), What::Published { .. }) => {
+                broker.metrics.lost(self.handle.whose(), Loss::OtherNode, 1);
                 self.tell(Input::Published { token, outcome: Outcome::Failed(reason) }, now, actions);
             }
             (Some(Kept::Failed(reason)), _) => {

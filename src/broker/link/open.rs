@@ -7,8 +7,7 @@ use crate::broker::ending::delivery;
 use crate::clock::Time;
 use crate::mqtt::packet::Packet;
 use crate::mqtt::{QoS, Reason};
-use crate::session::{Delivery, Input, Outcome};
-use crate::telemetry::metrics::PublishRefusal;
+use crate::session::{Delivery, Input, Loss, Outcome};
 use std::task::Waker;
 
 impl Link {
@@ -109,12 +108,13 @@ impl Open {
                 self.waiting.push_front(answer);
                 continue;
             }
-            self.give_kept(a, kept, now, &mut cx.actions);
+            self.give_kept(broker, a, kept, now, &mut cx.actions);
         }
         let before = Time(now.0.saturating_sub(broker.limits.publish_timeout_ms));
         while let Some(late) = self.waiting.pop_late(before) {
             if let What::Published { .. } = late.what {
-                broker.metrics.publishes_refused.of(PublishRefusal::Journal).inc();
+                let loss = Loss::Journal(broker.limits.publish_timeout_ms);
+                broker.metrics.lost(self.handle.whose(), loss, 1);
                 let outcome = Outcome::Late(Reason::ImplementationSpecificError);
                 self.tell(Input::Published { token: late.token, outcome }, now, &mut cx.actions);
             } else {

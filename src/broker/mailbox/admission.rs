@@ -2,7 +2,7 @@
 
 use super::{Inner, Mailbox, MailboxLimits, OrderHold, Place, Refusal, Turn, Wakes};
 use crate::broker::ports::{Incarnation, MessageId};
-use crate::session::{Delivery, DropReason};
+use crate::session::{Delivery, Loss};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -14,17 +14,21 @@ impl Mailbox {
     pub fn admits(&self, size: usize, turn: Option<Turn>, limits: &MailboxLimits) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         match &inner.place {
-            Place::Gone => return Err(Refusal::Dropped(DropReason::SessionEnded)),
+            Place::Gone => return Err(Refusal::Dropped(Loss::SessionEnded)),
             Place::Departed(at) => return Err(Refusal::Moved(*at)),
             Place::Frozen(_) | Place::Attached | Place::Parked(_) => {}
         }
         inner.judge(turn)?;
         let bytes = inner.backlog_bytes + (inner.queue_bytes + size) as u64;
-        if inner.waiting() >= limits.queued_messages || bytes > limits.queued_bytes {
-            inner.has_come(turn);
-            return Err(Refusal::Dropped(DropReason::QueueFull));
-        }
-        Ok(())
+        let full = if inner.waiting() >= limits.queued_messages {
+            Loss::QueueMessages(limits.queued_messages as u64)
+        } else if bytes > limits.queued_bytes {
+            Loss::QueueBytes(limits.queued_bytes)
+        } else {
+            return Ok(());
+        };
+        inner.has_come(turn);
+        Err(Refusal::Dropped(full))
     }
 
     /// As [`Mailbox::push`], of a publish that was admitted with `turn`: those that wait for it may come after it.

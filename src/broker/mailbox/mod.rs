@@ -11,7 +11,7 @@ use super::ports::{Incarnation, MessageId, Revision, Seq};
 use super::remote::Once;
 use crate::clock::Time;
 use crate::mqtt::QoS;
-use crate::session::{CloseCause, Delivery, DropReason, Session};
+use crate::session::{CloseCause, Delivery, Loss, Session};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU64;
@@ -92,7 +92,7 @@ impl Frozen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// It is dropped, and counted.
-    Dropped(DropReason),
+    Dropped(Loss),
     /// The session may be about to move, or to come: whether the message is for this node is known when
     /// [`Mailbox::moving`] says so, or when the session is this node's.
     Moving,
@@ -452,19 +452,30 @@ impl Inner {
 
     fn push(&mut self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<(), Refusal> {
         let size = d.size();
-        let full = self.queue.len() >= limits.messages || self.queue_bytes + size > limits.bytes;
+        let full = if self.queue.len() >= limits.messages {
+            Some(Loss::MailboxMessages(limits.messages as u64))
+        } else if self.queue_bytes + size > limits.bytes {
+            Some(Loss::MailboxBytes(limits.bytes as u64))
+        } else {
+            None
+        };
         match (&self.place, d.seq) {
-            (Place::Gone, _) => return Err(Refusal::Dropped(DropReason::SessionEnded)),
+            (Place::Gone, _) => return Err(Refusal::Dropped(Loss::SessionEnded)),
             (Place::Frozen(_), Some(_)) => return Err(Refusal::Moving),
             (Place::Departed(at), Some(_)) => return Err(Refusal::Moved(*at)),
             (Place::Parked(_) | Place::Frozen(_) | Place::Departed(_), None) => {
-                return Err(Refusal::Dropped(DropReason::Offline));
+                return Err(Refusal::Dropped(Loss::Offline));
             }
-            (Place::Attached, None) if full && !(self.queue.is_empty() && d.qos > QoS::AtMostOnce) => {
-                return Err(Refusal::Dropped(DropReason::MailboxFull));
+            (Place::Attached, None)
+                if let Some(loss) = full
+                    && !(self.queue.is_empty() && d.qos > QoS::AtMostOnce) =>
+            {
+                return Err(Refusal::Dropped(loss));
             }
             (Place::Parked(_), Some(seq)) => self.backlog_push(seq, size),
-            (Place::Attached, Some(seq)) if full || !self.backlog.is_empty() => self.backlog_push(seq, size),
+            (Place::Attached, Some(seq)) if full.is_some() || !self.backlog.is_empty() => {
+                self.backlog_push(seq, size)
+            }
             (Place::Attached, _) => {
                 self.queue_bytes += size;
                 self.queue.push_back(d);

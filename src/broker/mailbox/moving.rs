@@ -27,17 +27,18 @@ pub enum Rank {
 impl Mailbox {
     /// Puts a session that was taken out ([`Mailbox::claim`], [`Mailbox::check_out`]) back as one that may be about to move:
     /// from now on nothing is taken. Under the closed gate, so that whoever was admitted has pushed. Returns the numbers of
-    /// all journaled messages that wait, in order.
-    pub fn freeze(&self, session: Box<Session>, wakes: &mut Wakes) -> Vec<Seq> {
+    /// all journaled messages that wait, in order, and how many others were dropped.
+    pub fn freeze(&self, session: Box<Session>, wakes: &mut Wakes) -> (Vec<Seq>, usize) {
         let mut inner = self.inner.lock();
         inner.queue_to_backlog();
+        let dropped = inner.queue.len();
         inner.queue.clear();
         inner.queue_bytes = 0;
         inner.place = Place::Frozen(Box::new(Frozen::new(session)));
         self.online.store(false, Relaxed);
         self.load.store(inner.backlog.len(), Relaxed);
         inner.leave(wakes);
-        inner.backlog.iter().copied().collect()
+        (inner.backlog.iter().copied().collect(), dropped)
     }
 
     /// The frozen session stays here: takes it out. What comes waits for [`Mailbox::park`] or [`Mailbox::end`]. `None` if it

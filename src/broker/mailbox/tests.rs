@@ -78,18 +78,18 @@ fn limits_and_places_decide_what_is_dropped() {
     for _ in 0..3 {
         push(QoS::AtMostOnce, &mut wakes).unwrap();
     }
-    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(Refusal::Dropped(DropReason::MailboxFull)));
+    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(Refusal::Dropped(Loss::MailboxMessages(3))));
     assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Ok(())); // on disk
     assert_eq!(m.park(session(), &mut wakes), 3);
-    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(Refusal::Dropped(DropReason::Offline)));
+    assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(Refusal::Dropped(Loss::Offline)));
     for _ in 0..7 {
         assert_eq!(m.admits(100, None, &small()), Ok(()));
         push(QoS::AtLeastOnce, &mut wakes).unwrap();
     }
-    assert_eq!(m.admits(100, None, &small()), Err(Refusal::Dropped(DropReason::QueueFull)));
+    assert_eq!(m.admits(100, None, &small()), Err(Refusal::Dropped(Loss::QueueMessages(8))));
     assert_eq!(m.end(&mut wakes).0.len(), 8);
-    assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Err(Refusal::Dropped(DropReason::SessionEnded)));
-    assert_eq!(m.admits(100, None, &small()), Err(Refusal::Dropped(DropReason::SessionEnded)));
+    assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Err(Refusal::Dropped(Loss::SessionEnded)));
+    assert_eq!(m.admits(100, None, &small()), Err(Refusal::Dropped(Loss::SessionEnded)));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_frozen_session_takes_nothing_until_it_is_known_where_it_is() {
     let mut wakes = Wakes::default();
     let frozen = m.check_out().unwrap();
     m.push(delivery(3, QoS::AtLeastOnce), &small(), &mut wakes).unwrap(); // taken out, not yet frozen
-    assert_eq!(m.freeze(frozen, &mut wakes), [1, 2, 3]);
+    assert_eq!(m.freeze(frozen, &mut wakes), (vec![1, 2, 3], 0));
     assert_eq!(m.admits(1, None, &small()), Err(Refusal::Moving));
     assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), &small(), &mut wakes), Err(Refusal::Moving));
     let mut ticket = 0;

@@ -15,6 +15,7 @@ use crate::broker::ports::{
 use crate::broker::publish::Scratch;
 use crate::clock::Time;
 use crate::mqtt::Reason;
+use crate::names::shown;
 use crate::session::{Session, Settings};
 use crate::telemetry::metrics::SessionState;
 use futures_util::future::{Either, select};
@@ -64,7 +65,7 @@ impl Broker {
     pub(in crate::broker) fn bring_here(&self, settings: &Settings) -> Option<Arc<Run>> {
         let (remote, broker) = (self.remote.clone()?, self.me.upgrade()?);
         let Some(procedure) = remote.sessions.procedure(remote.limits.claiming) else {
-            tracing::warn!(client = %settings.client_id, "refused with 0x88: too many clients wait for their sessions");
+            tracing::warn!(client = %shown(&settings.client_id), "refused with 0x88: too many clients wait for their sessions");
             let run = Arc::new(Run::default());
             run.outcome.set(Err(Reason::ServerUnavailable));
             return Some(run);
@@ -214,7 +215,7 @@ impl Claiming {
         }
         self.broker.watch_parked(handle);
         if current.is_none() {
-            tracing::warn!(client = %self.client_id, "refused: this node does not know whether what it knows is recent");
+            tracing::warn!(client = %shown(&self.client_id), "refused: this node does not know whether what it knows is recent");
             return Err(Reason::ServerUnavailable);
         }
         Ok(handle.mailbox.present())
@@ -247,7 +248,7 @@ impl Claiming {
         match self.remote.claim_certainly(claim).await {
             ClaimOutcome::Granted(at) => {
                 broker.registry_insert(&handle);
-                tracing::debug!(client = %self.client_id, epoch, at, "session claimed");
+                tracing::debug!(client = %shown(&self.client_id), epoch, at, "session claimed");
                 if let Some(holder) = over {
                     self.evict_at(holder, epoch).await;
                 }
@@ -265,7 +266,7 @@ impl Claiming {
     /// The connection of the session that was replaced must be closed before CONNACK (G1), if its node can be asked.
     async fn evict_at(&self, holder: &MemberId, epoch: Epoch) {
         if !self.remote.linked_to(holder) {
-            tracing::info!(client = %self.client_id, node = %holder, "replaced over the head of a node that does not answer");
+            tracing::info!(client = %shown(&self.client_id), node = %holder, "replaced over the head of a node that does not answer");
             return;
         }
         let request = Request::Evict { client_id: self.client_id.clone(), epoch };
@@ -281,7 +282,7 @@ impl Claiming {
                 Some(_) | None => break,
             }
         }
-        tracing::info!(client = %self.client_id, node = %holder, "eviction has no answer; the node learns of it by itself");
+        tracing::info!(client = %shown(&self.client_id), node = %holder, "eviction has no answer; the node learns of it by itself");
     }
 
     /// There is a record.
@@ -294,7 +295,7 @@ impl Claiming {
                 return self.make(Expected::Read(owner), epoch, None).await;
             }
             tracing::error!(
-                client = %self.client_id, epoch = owner.session.epoch,
+                client = %shown(&self.client_id), epoch = owner.session.epoch,
                 "the cluster names this node as the session's owner, but its journal does not have it: refused; \
                  a clean start of the client gives the session up"
             );
@@ -333,16 +334,18 @@ impl Claiming {
         let client = &self.client_id;
         match record {
             Some(o) => tracing::warn!(
-                %client, owner = %o.holder, node = %o.holder.node,
+                client = %shown(client), owner = %o.holder, node = %o.holder.node,
                 "refused with 0x88: the node that owns the session does not answer. Start it again with its data; if it is gone for \
                  good, `berth ctl cluster forget {}` gives its sessions up", o.holder.node
             ),
             None if self.remote.ports.coordinator.reachable()
                 && !self.remote.ports.coordinator.writable() =>
             {
-                tracing::warn!(%client, "refused with 0x88: etcd takes no writes (its database is full, or this node may not write to it)");
+                tracing::warn!(client = %shown(client), "refused with 0x88: etcd takes no writes (its database is full, or this node may not write to it)");
             }
-            None => tracing::warn!(%client, "refused with 0x88: etcd did not answer in time"),
+            None => {
+                tracing::warn!(client = %shown(client), "refused with 0x88: etcd did not answer in time")
+            }
         }
         Reason::ServerUnavailable
     }

@@ -11,6 +11,7 @@ use crate::broker::publish::{Origin, Way};
 use crate::broker::router::Group;
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
+use crate::session::Loss;
 use std::future::poll_fn;
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
@@ -367,13 +368,14 @@ impl Broker {
         message: &Message,
         origin: &Origin<'_>,
         cache: &mut RemoteCache,
-    ) -> bool {
-        let Some(remote) = &self.remote else { return false };
+    ) -> Option<Loss> {
+        let remote = self.remote.as_ref()?;
         if message.qos() == QoS::AtMostOnce || origin.record.is_some() {
-            return false;
+            return None;
         }
         let origins = &remote.origins;
-        origins.overfull() || origins.away_full() && remote.lookup(message.topic(), cache).waits()
+        let full = origins.overfull() || origins.away_full() && remote.lookup(message.topic(), cache).waits();
+        full.then(|| origins.limit_reached())
     }
 
     /// Whether publishers should pause since too many publishes wait for other nodes.

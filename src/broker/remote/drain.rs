@@ -8,6 +8,7 @@ use crate::broker::handle::Handle;
 use crate::broker::mailbox::Wakes;
 use crate::broker::ports::{BoxFuture, Member, Request, Response};
 use crate::broker::publish::Scratch;
+use crate::names::shown;
 use crate::telemetry::metrics::HandOver;
 use futures_util::StreamExt;
 use hashbrown::HashSet;
@@ -116,12 +117,12 @@ impl Broker {
                 // Its routes are taken back only once this node knows as well that it is gone.
                 let gone = departed(remote.clone(), handle.clone());
                 if remote.until(deadline, Box::pin(gone)).await.is_none() {
-                    tracing::warn!(client = %handle.client_id, "session taken, but etcd has not told this node so");
+                    tracing::warn!(client = %shown(&handle.client_id), "session taken, but etcd has not told this node so");
                 }
                 remote.metrics.handed_over.of(HandOver::Moved).inc();
                 return true;
             }
-            tracing::info!(client = %handle.client_id, node = %taker.id.node, ?answer, "session not taken");
+            tracing::info!(client = %shown(&handle.client_id), node = %taker.id.node, ?answer, "session not taken");
         }
         remote.metrics.handed_over.of(HandOver::Stayed).inc();
         false

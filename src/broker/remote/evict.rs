@@ -8,6 +8,7 @@ use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::broker::ports::{BoxFuture, Epoch};
 use crate::broker::publish::Scratch;
+use crate::names::shown;
 use crate::session::Session;
 use std::sync::Arc;
 
@@ -52,7 +53,7 @@ impl Broker {
         let Some(remote) = &self.remote else { return };
         handle.disown();
         remote.metrics.evictions.inc();
-        tracing::info!(client = %handle.client_id, "session was replaced by another node's; it ends here");
+        tracing::info!(client = %shown(&handle.client_id), "session was replaced by another node's; it ends here");
         if !will_stays {
             session.forget_will();
         }

@@ -17,7 +17,8 @@ use crate::broker::ports::{
 };
 use crate::broker::publish::Scratch;
 use crate::clock::Time;
-use crate::session::Session;
+use crate::names::shown;
+use crate::session::{Loss, Session};
 use crate::telemetry::metrics::{MoveResult, SessionState};
 use crate::topic::Filter;
 use bytes::BytesMut;
@@ -154,7 +155,7 @@ impl Broker {
         };
         let outgoing = Arc::new(Outgoing::new(correlation, to, handle, (since, remote.now()), state, lane));
         tracing::info!(
-            client = %client_id, correlation = %outgoing.correlation, to = %outgoing.to, epoch,
+            client = %shown(&client_id), correlation = %outgoing.correlation, to = %outgoing.to, epoch,
             "session frozen for another node"
         );
         remote.metrics.sessions_frozen.add(1);
@@ -207,10 +208,11 @@ impl Broker {
         drop(subscriptions);
         let mut left: VecDeque<Seq> = head.outbound.iter().map(|(_, seq, _)| *seq).collect();
         // Nobody is between the note that the session has a publish and its mailbox: both are handed over, or neither is.
-        let waiting = remote.gate.closed(|| {
+        let (waiting, dropped) = remote.gate.closed(|| {
             head.seen = remote.seen.take_for(handle.no);
             handle.mailbox.freeze(session, &mut scratch.wakes)
         });
+        self.metrics.lost(handle.whose(), Loss::Offline, dropped as u64);
         left.extend(waiting);
         Some((encode_head(&head), left))
     }
@@ -235,7 +237,7 @@ impl Broker {
             Either::Left((said, _)) => said,
             Either::Right(_) => {
                 tracing::warn!(
-                    client = %out.handle.client_id, correlation = %out.correlation, to = %out.to,
+                    client = %shown(&out.handle.client_id), correlation = %out.correlation, to = %out.to,
                     "nothing heard of a takeover any more; asking etcd whose the session is"
                 );
                 None
@@ -248,7 +250,7 @@ impl Broker {
         let ms = remote.now().since_ms(out.since);
         match fate {
             Fate::Left(at) => {
-                tracing::info!(client = %out.handle.client_id, correlation = %out.correlation, to = %out.to, at, ms, "session left");
+                tracing::info!(client = %shown(&out.handle.client_id), correlation = %out.correlation, to = %out.to, at, ms, "session left");
                 remote.metrics.moves.of(MoveResult::Left).inc();
                 self.depart(&out.handle, at);
             }
@@ -260,7 +262,7 @@ impl Broker {
                 self.late_soon(&remote);
             }
             Fate::Stays => {
-                tracing::info!(client = %out.handle.client_id, correlation = %out.correlation, ms, "session stays");
+                tracing::info!(client = %shown(&out.handle.client_id), correlation = %out.correlation, ms, "session stays");
                 remote.metrics.moves.of(MoveResult::Stayed).inc();
                 self.stay(&out.handle);
             }

@@ -6,6 +6,7 @@ use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::broker::ports::{BoxFuture, Claim, ClaimOutcome, Epoch, Expected, SessionNo, SessionOwner};
 use crate::broker::publish::Scratch;
+use crate::names::shown;
 use crate::session::Session;
 use crate::telemetry::metrics::SessionState;
 use futures_util::StreamExt;
@@ -194,7 +195,7 @@ impl Broker {
         let claim = Claim { client_id, expected: Expected::Absent, epoch, expiry_s, evict: None };
         match remote.claim_certainly(claim).await {
             ClaimOutcome::Granted(_) => {
-                tracing::warn!(client = %handle.client_id, "etcd had forgotten this session; claimed again");
+                tracing::warn!(client = %shown(&handle.client_id), "etcd had forgotten this session; claimed again");
                 handle.set_epoch(epoch);
                 true
             }

@@ -4,6 +4,7 @@
 use super::members::Standing;
 use crate::broker::ports::{MemberId, Route};
 use crate::broker::router::head;
+use crate::names::shown;
 use crate::topic::{Filter, Trie};
 use hashbrown::HashMap;
 use parking_lot::RwLock;
@@ -322,7 +323,7 @@ impl RoutesIndex {
         let (mut added, mut removed) = (0, Vec::new());
         for r in add {
             let Ok(filter) = Filter::parse(&r.filter) else {
-                tracing::warn!(of = %of, filter = %r.filter, "a route that is no topic filter is left out");
+                tracing::warn!(of = %of, filter = %shown(&r.filter), "a route that is no topic filter is left out");
                 continue;
             };
             let entry = Entry { of: n, snapshot, persistent: r.persistent };

@@ -10,6 +10,7 @@ use crate::broker::ports::{Change, Frame, GroupTry, MessageId, Revision};
 use crate::broker::publish::{Cache, Leaving, Origin, Routed, Scratch, Way, duty};
 use crate::broker::router::Group;
 use crate::mqtt::{Message, QoS};
+use crate::session::Loss;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -84,6 +85,9 @@ impl Broker {
         let elsewhere = !plan.ask.is_empty();
         for (node, asked) in plan.ask {
             self.send_frame(remote, &node, frame(None, plan.matched_at, asked, message));
+        }
+        for node in &plan.away {
+            self.metrics.lost(self.metrics.losses.node(node).whose(), Loss::LinkDown, 1);
         }
         let lsn = self.journal_message(message, &way, None, scratch);
         Routed { lsn, ticket, matched: matched || elsewhere }
@@ -184,7 +188,11 @@ impl Broker {
             && let Some(group) = here
         {
             // All members are here: whoever is best has it.
-            return self.serve_here(message, open, group, true, way, plan, scratch) == Fit::Yes;
+            let served = self.serve_here(message, open, group, true, way, plan, scratch) == Fit::Yes;
+            if !served {
+                self.not_served(way);
+            }
+            return served;
         }
         let candidates = groups::candidates(&remote.me.node, here, there);
         loop {
@@ -192,6 +200,7 @@ impl Broker {
             let turn = way.id.map_or_else(|| remote.origins.turn(), origin::turn_of);
             let choice = groups::choose(&candidates, open, turn);
             let Some(Choice { node, queue, away }) = choice.filter(|c| !(c.queue && way.id.is_none())) else {
+                self.not_served(way);
                 plan.served.push(open.name.clone());
                 return false;
             };
@@ -209,12 +218,22 @@ impl Broker {
             };
             match self.serve_here(message, open, group, queue, way, plan, scratch) {
                 Fit::Yes => return true,
-                Fit::Moving | Fit::Moved(_) => return false,
+                Fit::Moving | Fit::Moved(_) => {
+                    self.not_served(way);
+                    return false;
+                }
                 Fit::No => {
                     self.metrics.groups_declined.inc();
                     open.declined_by(node, queue);
                 }
             }
+        }
+    }
+
+    /// Nobody is online for a shared subscription: at QoS 0 its message is not kept.
+    fn not_served(&self, way: &Way<'_>) {
+        if way.id.is_none() {
+            self.metrics.lost(self.metrics.losses.shared(), Loss::Offline, 1);
         }
     }
 

@@ -13,6 +13,7 @@ use crate::broker::ports::{
 };
 use crate::clock::Time;
 use crate::mqtt::Reason;
+use crate::names::shown;
 use futures_util::future::{Either, select};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -304,7 +305,7 @@ impl Remote {
                 }
                 Ok(outcome) => return outcome,
                 Err(why) => {
-                    tracing::debug!(client = %claim.client_id, %why, "claim has no answer; trying again");
+                    tracing::debug!(client = %shown(&claim.client_id), %why, "claim has no answer; trying again");
                     again = true;
                     self.ports.tasks.sleep(pause).await;
                     pause = (pause * 2).min(RETRY_LONGEST_MS);
@@ -320,7 +321,7 @@ impl Remote {
             match self.ports.coordinator.owner(client_id).await {
                 Ok(owner) => return owner,
                 Err(why) => {
-                    tracing::debug!(client = client_id, %why, "session's record cannot be read; trying again");
+                    tracing::debug!(client = %shown(client_id), %why, "session's record cannot be read; trying again");
                     self.ports.tasks.sleep(pause).await;
                     pause = (pause * 2).min(RETRY_LONGEST_MS);
                 }
@@ -405,7 +406,7 @@ impl Broker {
         }
         let Some(broker) = self.me.upgrade() else { return };
         tracing::warn!(
-            client = %client_id, owner = %session.owner, epoch = session.epoch, ours = handle.epoch(),
+            client = %shown(client_id), owner = %session.owner, epoch = session.epoch, ours = handle.epoch(),
             "session is another node's now; its state here is void"
         );
         let (client_id, epoch) = (client_id.clone(), session.epoch);

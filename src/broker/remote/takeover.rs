@@ -17,6 +17,7 @@ use crate::broker::ports::{
 use crate::broker::recover::will_of;
 use crate::broker::subscribe::{Added, subscriber};
 use crate::clock::Time;
+use crate::names::shown;
 use crate::session::Session;
 use crate::telemetry::metrics::{MoveResult, SessionState};
 use crate::topic::Filter;
@@ -76,14 +77,14 @@ impl Broker {
         let since = remote.now();
         let correlation = remote.sessions.correlation(&remote.me);
         let mut trip = Trip { client_id, from: &owner.holder, correlation, since, deadline };
-        tracing::info!(client = %client_id, correlation = %trip.correlation, from = %trip.from, "takeover begins");
+        tracing::info!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, "takeover begins");
         let (outcome, at) = self.carry_over(&remote, &mut trip, owner).await;
         let (result, ms) = (outcome.result(), remote.now().since_ms(since));
         remote.metrics.moves.of(result).inc();
         if matches!(outcome, Moved::Here) {
             remote.metrics.move_seconds.record(ms as f64 / 1000.0);
         }
-        tracing::info!(client = %client_id, correlation = %trip.correlation, from = %trip.from, ?result, ms, at, "takeover ended");
+        tracing::info!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, ?result, ms, at, "takeover ended");
         self.tell(&remote, &trip, at);
         outcome
     }
@@ -97,7 +98,7 @@ impl Broker {
         let incoming = match self.fetch(remote, trip, owner).await {
             Ok(incoming) => incoming,
             Err(why) => {
-                tracing::info!(client = %trip.client_id, correlation = %trip.correlation, why, "takeover does not succeed now");
+                tracing::info!(client = %shown(trip.client_id), correlation = %trip.correlation, why, "takeover does not succeed now");
                 return (Moved::NotNow, None);
             }
         };
@@ -123,7 +124,7 @@ impl Broker {
                 self.save_parked(&handle);
                 self.watch_parked(&handle);
                 self.put_in_order(remote, hold, Some(owner.holder.clone()), at);
-                tracing::debug!(client = %trip.client_id, no, at, "session claimed");
+                tracing::debug!(client = %shown(trip.client_id), no, at, "session claimed");
                 (Moved::Here, Some(at))
             }
             ClaimOutcome::Found(found) => {

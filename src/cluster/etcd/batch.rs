@@ -12,6 +12,7 @@ use super::client::Etcd;
 use super::error::EtcdError;
 use super::trouble::Trouble;
 use crate::clock::{self, Time};
+use crate::names::shown;
 use crate::telemetry::Metrics;
 use etcd_client::{Compare, PutOptions, Txn, TxnOp, TxnOpResponse};
 use hashbrown::HashSet;
@@ -426,7 +427,8 @@ impl Shared {
             }
             let why: Arc<str> = error.to_string().into();
             for queued in lost {
-                tracing::error!(keys = ?queued.op.keys, %error, "etcd refuses an operation; it is given up");
+                let key = queued.op.keys.first().map_or("", String::as_str);
+                tracing::error!(key = %shown(key), %error, "etcd refuses an operation; it is given up");
                 (queued.op.done)(Err(Failure::Refused(why.clone())));
             }
         }

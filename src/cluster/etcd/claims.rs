@@ -10,6 +10,7 @@ use crate::broker::ports::{
     Claim, ClaimOutcome, Epoch, Expected, MemberId, Owner, Revision, SessionOwner, Unavailable,
 };
 use crate::clock;
+use crate::names::shown;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ClaimResult;
 use etcd_client::{Compare, CompareOp, GetResponse, Txn, TxnOp, TxnOpResponse};
@@ -218,7 +219,9 @@ impl Claims {
         let mine = loop {
             match self.chain(&session.owner).await {
                 Ok(chain) => break chain.holder == self.me,
-                Err(Unavailable(why)) => tracing::debug!(client = client_id, %why, "release waits for etcd"),
+                Err(Unavailable(why)) => {
+                    tracing::debug!(client = %shown(client_id), %why, "release waits for etcd")
+                }
             }
             tokio::time::sleep(RETRY).await;
         };

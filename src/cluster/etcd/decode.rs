@@ -7,6 +7,7 @@ use super::page::{Fold, RoutePage};
 use super::records::{self, CustodyRecord, MemberRecord, SessionRecord};
 use super::retained_value;
 use crate::broker::ports::{IndexEvent, MemberId, Revision, RouteChange};
+use crate::names::shown;
 use bytes::Bytes;
 use hashbrown::HashSet;
 use std::collections::BTreeMap;
@@ -103,7 +104,7 @@ impl Decoder {
         }
         if self.unreadable.insert(key.clone()) {
             let key = String::from_utf8_lossy(key);
-            tracing::error!(%key, problem, "a key in etcd cannot be read and is left out; look at it with etcdctl get");
+            tracing::error!(key = %shown(&key), problem, "a key in etcd cannot be read and is left out; look at it with etcdctl get");
         }
     }
 

@@ -8,6 +8,7 @@ use super::retained_value;
 use crate::broker::ports::{MessageId, Retain, RetainOutcome, Revision};
 use crate::clock;
 use crate::mqtt::Message;
+use crate::names::shown;
 use etcd_client::{Txn, TxnOp, TxnOpResponse};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
@@ -217,7 +218,7 @@ impl RetainedWriter {
                 Err(Failure::Unavailable(_)) => parked = true,
                 Err(Failure::Refused(why)) => {
                     tracing::error!(
-                        topic = &*update.topic,
+                        topic = %shown(&update.topic),
                         %why,
                         "a retained message cannot be written to etcd and is void; lower retained.max_payload"
                     );

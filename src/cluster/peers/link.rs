@@ -12,6 +12,8 @@ use crate::broker::ports::{
     Answer, Frame, Inbox, LinkState, LinkStatus, Member, MemberId, MessageId, Report,
 };
 use crate::clock;
+use crate::telemetry::Loss;
+use crate::telemetry::losses::Named;
 use crate::telemetry::metrics::{LinkChange, PeerAnswer};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -87,6 +89,7 @@ struct Status {
 /// See the module.
 pub(super) struct Link {
     node: Arc<str>,
+    named: Arc<Named>,
     shared: Arc<Shared>,
     target: watch::Sender<Target>,
     phase: watch::Sender<Phase>,
@@ -108,6 +111,7 @@ impl Link {
         let pause_ms = u64::try_from(options.breaker_pause.as_millis()).unwrap_or(u64::MAX);
         Arc::new(Link {
             node: node.clone(),
+            named: shared.metrics.losses.node(node),
             target: watch::Sender::new(target),
             phase: watch::Sender::new(Phase::Opening),
             status: Mutex::new(Status { state: LinkState::Connecting, error: None, rtt_us: None }),
@@ -151,8 +155,8 @@ impl Link {
     }
 
     pub(super) fn send(&self, frame: Frame) {
-        if !change(&self.queue, |queue| queue.inner.push(frame)) {
-            self.shared.metrics.peer_frames_dropped.inc();
+        if let Err(loss) = change(&self.queue, |queue| queue.inner.push(frame)) {
+            self.shared.metrics.lost(self.named.whose(), loss, 1);
         }
     }
 
@@ -389,7 +393,7 @@ impl Link {
             asks.stream = 0;
             asks.inner.close();
         });
-        self.shared.metrics.peer_frames_dropped.add(dropped as u64);
+        self.shared.metrics.lost(self.named.whose(), Loss::LinkDown, dropped as u64);
         self.phase.send_if_modified(|phase| {
             let up = *phase == Phase::Up;
             if up {

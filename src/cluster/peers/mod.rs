@@ -37,8 +37,8 @@ use crate::broker::ports::{
     BoxFuture, Frame, Inbox, LinkStatus, Member, MessageId, PeerError, Peers, Report, Request, Response,
 };
 use crate::clock;
-use crate::telemetry::Metrics;
 use crate::telemetry::metrics::PeerRequest;
+use crate::telemetry::{Loss, Metrics};
 use breaker::Pass;
 use link::{Link, Phase, Target};
 use parking_lot::{Mutex, RwLock};
@@ -200,7 +200,8 @@ impl Peers for GrpcPeers {
         }
         drop(links);
         if frame.id.is_none() {
-            self.shared.metrics.peer_frames_dropped.inc();
+            let metrics = &self.shared.metrics;
+            metrics.lost(metrics.losses.node(node).whose(), Loss::LinkDown, 1);
             return;
         }
         self.link_or_new(node).send(frame);

@@ -5,6 +5,7 @@ use super::proto::{self, exception};
 use super::wire;
 use crate::broker::ports::{Answer, Frame, MessageId, Report};
 use crate::clock::Time;
+use crate::telemetry::Loss;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
@@ -76,8 +77,11 @@ impl Queue {
         }
     }
 
-    /// Queues a frame; false if it was dropped.
-    pub(super) fn push(&mut self, frame: Frame) -> bool {
+    /// Queues a frame.
+    ///
+    /// # Errors
+    /// Why it was dropped.
+    pub(super) fn push(&mut self, frame: Frame) -> Result<(), Loss> {
         let Some(id) = frame.id else { return self.push_loose(frame) };
         let position = self.next;
         self.next += 1;
@@ -87,19 +91,23 @@ impl Queue {
         if self.open {
             self.unsent.push_back(Out::Kept(position));
         }
-        true
+        Ok(())
     }
 
-    fn push_loose(&mut self, frame: Frame) -> bool {
+    fn push_loose(&mut self, frame: Frame) -> Result<(), Loss> {
         let size = frame.message.size();
         let (frames_max, bytes_max) = self.loose_max;
-        if !self.open || self.loose >= frames_max || self.loose_bytes + size > bytes_max {
-            return false;
+        if !self.open {
+            return Err(Loss::LinkDown);
+        } else if self.loose >= frames_max {
+            return Err(Loss::LinkMessages(frames_max as u64));
+        } else if self.loose_bytes + size > bytes_max {
+            return Err(Loss::LinkBytes(bytes_max as u64));
         }
         self.loose += 1;
         self.loose_bytes += size;
         self.unsent.push_back(Out::Loose(frame));
-        true
+        Ok(())
     }
 
     /// Takes a frame back, wherever it is.

@@ -66,19 +66,19 @@ fn accept(queue: &mut Queue, first: u64, count: u64) -> Vec<u64> {
 fn what_is_not_answered_comes_again_first_and_the_latest_report_after_it() {
     let mut queue = queue();
     queue.open();
-    queue.push(frame(1));
+    queue.push(frame(1)).unwrap();
     queue.report(&report(10));
-    queue.push(frame(2));
-    queue.push(frame(3));
+    queue.push(frame(2)).unwrap();
+    queue.push(frame(3)).unwrap();
     assert_eq!(take(&mut queue), [Sent::Frame(1, 1), Sent::Report(10), Sent::Frame(2, 2), Sent::Frame(3, 3)]);
     assert_eq!(accept(&mut queue, 2, 1), [2]);
     queue.close();
-    queue.push(frame(4));
+    queue.push(frame(4)).unwrap();
     queue.report(&report(11));
     queue.report(&report(12));
     assert_eq!((queue.unanswered(), queue.queued()), (0, 3));
     assert_eq!(queue.open(), 2);
-    queue.push(frame(5));
+    queue.push(frame(5)).unwrap();
     assert_eq!(
         take(&mut queue),
         [Sent::Frame(1, 1), Sent::Frame(3, 3), Sent::Frame(4, 4), Sent::Report(12), Sent::Frame(5, 5)]
@@ -94,7 +94,7 @@ fn reports_give_way_to_later_ones_only_side_by_side() {
     queue.open();
     queue.report(&report(1));
     queue.report(&report(2));
-    queue.push(frame(0));
+    queue.push(frame(0)).unwrap();
     queue.report(&report(3));
     queue.report(&report(4));
     assert_eq!(take(&mut queue), [Sent::Report(2), Sent::Loose, Sent::Report(4)]);
@@ -104,15 +104,15 @@ fn reports_give_way_to_later_ones_only_side_by_side() {
 fn what_waits_for_a_node_that_does_not_read_stays_small() {
     let mut queue = queue();
     queue.open();
-    queue.push(frame(1));
+    queue.push(frame(1)).unwrap();
     queue.report(&report(1));
     for seq in 2..100_000 {
-        queue.push(frame(seq));
+        queue.push(frame(seq)).unwrap();
         queue.report(&report(seq));
         queue.cancel(id(seq));
         assert!(queue.unsent.len() < 200, "{} after {seq}", queue.unsent.len());
     }
-    queue.push(frame(100_000));
+    queue.push(frame(100_000)).unwrap();
     assert_eq!((queue.unanswered(), queue.queued()), (0, 2));
     let sent = [Sent::Frame(1, 1), Sent::Report(1), Sent::Report(99_999), Sent::Frame(100_000, 100_000)];
     assert_eq!(take(&mut queue), sent);
@@ -124,15 +124,15 @@ fn of_reports_between_frames_the_first_keeps_its_place_and_the_last_comes_after_
     let mut queue = queue();
     queue.open();
     for seq in 1..=4 {
-        queue.push(frame(seq));
+        queue.push(frame(seq)).unwrap();
         queue.report(&report(seq * 10));
     }
     assert_eq!(queue.take(Time(1)).unwrap().message.report.unwrap().applied, 10);
     // The one that is left is the first now.
-    queue.push(frame(5));
+    queue.push(frame(5)).unwrap();
     queue.report(&report(50));
     queue.report(&report(60));
-    queue.push(frame(6));
+    queue.push(frame(6)).unwrap();
     assert_eq!(
         take(&mut queue),
         [
@@ -152,7 +152,7 @@ fn a_cancelled_frame_is_not_sent_and_its_answer_is_void() {
     let mut queue = queue();
     queue.open();
     for seq in 1..=4 {
-        queue.push(frame(seq));
+        queue.push(frame(seq)).unwrap();
     }
     queue.cancel(id(2));
     queue.cancel(id(9));
@@ -166,17 +166,18 @@ fn a_cancelled_frame_is_not_sent_and_its_answer_is_void() {
 fn frames_without_id_are_dropped_while_closed_and_beyond_their_limits() {
     let options = PeerOptions { queued_frames_max: 2, ..PeerOptions::default() };
     let mut queue = Queue::new(&options, None);
-    assert!(!queue.push(frame(0)));
+    assert_eq!(queue.push(frame(0)), Err(Loss::LinkDown));
     queue.open();
-    assert!(queue.push(frame(0)) && queue.push(frame(0)) && !queue.push(frame(0)));
-    assert!(queue.push(frame(1)), "one with an ID is always kept");
+    let pushed = [0; 3].map(|seq| queue.push(frame(seq)));
+    assert_eq!(pushed, [Ok(()), Ok(()), Err(Loss::LinkMessages(2))]);
+    assert_eq!(queue.push(frame(1)), Ok(()), "one with an ID is always kept");
     assert_eq!(queue.close(), 2);
     queue.open();
     assert_eq!(take(&mut queue), [Sent::Frame(1, 1)]);
     let small = PeerOptions { queued_bytes_max: 10, ..PeerOptions::default() };
     let mut queue = Queue::new(&small, None);
     queue.open();
-    assert!(!queue.push(frame(0)));
+    assert_eq!(queue.push(frame(0)), Err(Loss::LinkBytes(10)));
 }
 
 #[test]
@@ -184,7 +185,7 @@ fn batches_have_limits() {
     let mut queue = queue();
     queue.open();
     for seq in 1..=(BATCH_FRAMES_MAX as u64 + 1) {
-        queue.push(frame(seq));
+        queue.push(frame(seq)).unwrap();
     }
     assert_eq!(queue.take(Time(1)).unwrap().message.frames.len(), BATCH_FRAMES_MAX);
     assert_eq!(queue.take(Time(1)).unwrap().message.frames.len(), 1);
@@ -195,9 +196,9 @@ fn batches_have_limits() {
 fn exceptions_and_what_was_never_sent() {
     let mut queue = queue();
     queue.open();
-    queue.push(frame(1));
+    queue.push(frame(1)).unwrap();
     take(&mut queue);
-    queue.push(frame(2));
+    queue.push(frame(2)).unwrap();
     assert_eq!(accept(&mut queue, 1, u64::MAX), [1], "only what was sent can be answered");
     take(&mut queue);
     let answer = Some(exception::Answer::Moved(77));

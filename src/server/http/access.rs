@@ -2,6 +2,7 @@
 //! this machine shows.
 
 use super::bounded::{Bounded, Requests};
+use crate::names::shown;
 use axum::extract::Request;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -39,7 +40,7 @@ pub(super) async fn local_only(
     match refusal(peer.ip(), request.headers()) {
         None => next.run(request).await,
         Some(why) => {
-            tracing::warn!(%peer, path = request.uri().path(), why, "request refused");
+            tracing::warn!(%peer, path = %shown(request.uri().path()), why, "request refused");
             (StatusCode::FORBIDDEN, Json(json!({ "error": why }))).into_response()
         }
     }

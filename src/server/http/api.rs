@@ -4,17 +4,20 @@ use super::Shared;
 use crate::broker::inspect::{LISTED_MAX, SessionQuery};
 use crate::broker::ports::BoxFuture;
 use axum::Router;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
 
 /// Entries of a list unless told otherwise.
 const LISTED: usize = 100;
+
+/// Bytes of a question in the body of a request: two names of 65,535 bytes fit, however they are escaped.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// A question that is not answered, in words.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,7 +106,28 @@ struct ListRetained {
     limit: Option<usize>,
 }
 
-type Asked<T> = Result<Query<T>, QueryRejection>;
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfClient {
+    client: String,
+}
+
+/// What is asked: in the query of a GET, or as JSON in the body of a POST, where names may be of any length.
+struct Asked<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Asked<T>, ApiError> {
+        if request.method() == Method::POST {
+            let body = Json::from_request(request, state).await;
+            return body.map(|Json(asked)| Asked(asked)).map_err(|e| ApiError::Invalid(e.body_text()));
+        }
+        let (mut parts, _) = request.into_parts();
+        let query = Query::from_request_parts(&mut parts, state).await;
+        query.map(|Query(asked)| Asked(asked)).map_err(|e| ApiError::Invalid(e.body_text()))
+    }
+}
 
 /// The routes below `/api/v1`.
 pub(super) fn router() -> Router<Arc<Shared>> {
@@ -112,23 +136,36 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         .route("/sessions/{client}", get(show_session).delete(kick))
         .route("/routes", get(show_routes))
         .route("/retained", get(list_retained))
+        .route("/ask/sessions", post(list_sessions))
+        .route("/ask/session", post(show_named))
+        .route("/ask/routes", post(show_routes))
+        .route("/ask/retained", post(list_retained))
+        .route("/kick", post(kick_named))
         .route("/node/drain", post(drain))
         .route("/cluster/forget/{node}", post(forget))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
-async fn list_sessions(State(shared): State<Arc<Shared>>, asked: Asked<ListSessions>) -> Response {
-    let ListSessions { limit, after, prefix, cluster } = match query(asked) {
-        Ok(query) => query,
-        Err(error) => return error.into_response(),
-    };
-    let limit = match bounded(limit) {
-        Ok(limit) => limit,
-        Err(error) => return error.into_response(),
-    };
-    answer(shared.source.list_sessions(SessionQuery { limit, after, prefix }, cluster)).await
+async fn list_sessions(
+    State(shared): State<Arc<Shared>>,
+    Asked(ListSessions { limit, after, prefix, cluster }): Asked<ListSessions>,
+) -> Response {
+    match bounded(limit) {
+        Ok(limit) => {
+            answer(shared.source.list_sessions(SessionQuery { limit, after, prefix }, cluster)).await
+        }
+        Err(error) => error.into_response(),
+    }
 }
 
 async fn show_session(State(shared): State<Arc<Shared>>, Path(client): Path<String>) -> Response {
+    answer(shared.source.find_session(&client)).await
+}
+
+async fn show_named(
+    State(shared): State<Arc<Shared>>,
+    Asked(OfClient { client }): Asked<OfClient>,
+) -> Response {
     answer(shared.source.find_session(&client)).await
 }
 
@@ -136,18 +173,26 @@ async fn kick(State(shared): State<Arc<Shared>>, Path(client): Path<String>) -> 
     answer(shared.source.kick(&client)).await
 }
 
-async fn show_routes(State(shared): State<Arc<Shared>>, asked: Asked<OfTopic>) -> Response {
-    match query(asked) {
-        Ok(OfTopic { topic }) => done(shared.source.routes(&topic)),
-        Err(error) => error.into_response(),
-    }
+async fn kick_named(
+    State(shared): State<Arc<Shared>>,
+    Asked(OfClient { client }): Asked<OfClient>,
+) -> Response {
+    answer(shared.source.kick(&client)).await
 }
 
-async fn list_retained(State(shared): State<Arc<Shared>>, asked: Asked<ListRetained>) -> Response {
-    let outcome = query(asked).and_then(|ListRetained { filter, limit }| {
-        shared.source.retained(filter.as_deref().unwrap_or("#"), bounded(limit)?)
-    });
-    done(outcome)
+async fn show_routes(
+    State(shared): State<Arc<Shared>>,
+    Asked(OfTopic { topic }): Asked<OfTopic>,
+) -> Response {
+    done(shared.source.routes(&topic))
+}
+
+async fn list_retained(
+    State(shared): State<Arc<Shared>>,
+    Asked(ListRetained { filter, limit }): Asked<ListRetained>,
+) -> Response {
+    let limit = bounded(limit);
+    done(limit.and_then(|limit| shared.source.retained(filter.as_deref().unwrap_or("#"), limit)))
 }
 
 async fn drain(State(shared): State<Arc<Shared>>) -> Response {
@@ -163,10 +208,6 @@ async fn forget(State(shared): State<Arc<Shared>>, Path(node): Path<String>) -> 
         Ok(outcome) => done(outcome),
         Err(error) => ApiError::Unavailable(error.to_string()).into_response(),
     }
-}
-
-fn query<T>(asked: Asked<T>) -> Result<T, ApiError> {
-    asked.map(|Query(query)| query).map_err(|e| ApiError::Invalid(e.body_text()))
 }
 
 fn bounded(limit: Option<usize>) -> Result<usize, ApiError> {

@@ -2,6 +2,7 @@
 
 use super::nodes::BerthCluster;
 use crate::client::Dial;
+use crate::long_names::{ctl_reading, longest, readable};
 use crate::operate::{ctl, ctl_json};
 use crate::wait;
 use berth::clock;
@@ -67,6 +68,46 @@ fn every_node_shows_the_cluster_and_its_sessions() {
     assert!(said.contains("node n1 is a live member"), "{said}");
     assert!(ctl(http[0], &["cluster", "forget", "n9"]).failed(1).contains("nothing of a node n9 is known"));
     assert!(ctl(http[0], &["sessions", "show", "nobody"]).failed(1).contains("no session"));
+}
+
+#[test]
+fn any_node_shows_and_kicks_a_client_identifier_of_65535_bytes() {
+    let mut cluster = BerthCluster::start(2);
+    let http: Vec<_> = (0..2).map(|i| cluster.broker(i).http).collect();
+    let (here, there) = (longest("here"), longest("there"));
+    let _here = cluster.connect(0, &Dial::v5(&here).persistent());
+    let mut client = cluster.connect(1, &Dial::v5(&there).persistent());
+    client.subscribe(&[(&longest("/f"), QoS::AtLeastOnce)]);
+    let shown = ctl_json(http[0], &["sessions", "show", &there]);
+    assert!(shown["holder"].as_str().unwrap().starts_with("n1@") && shown["client_id"] == *there);
+    assert!(shown["session"]["filters"][0]["filter"] == *longest("/f"));
+    let table = ctl_reading(http[0], &["sessions", "show", "-"], &there).ok();
+    assert!(readable(&table).contains("n1@") && table.contains("(65535 bytes)"), "{table}");
+    let page = ctl_json(http[0], &["sessions", "list", "--cluster", "--limit", "1"]);
+    assert!(page["sessions"][0]["client_id"] == *here && page["next"] == *here);
+    let page = ctl_json(http[0], &["sessions", "list", "--cluster", "--after", &here]);
+    assert!(page["sessions"][0]["client_id"] == *there && page["next"].is_null());
+    let said = ctl(http[0], &["sessions", "kick", &there]).ok();
+    assert!(readable(&said).contains("on node n1 is closed; its session stays"), "{said}");
+    assert_eq!(client.expect_closed(), Some(Reason::AdministrativeAction));
+    assert!(
+        readable(&ctl(http[0], &["sessions", "show", &longest("nobody")]).failed(1)).contains("no session")
+    );
+    // It moves like any other, and stays the same after both nodes have started again.
+    assert!(cluster.connect(0, &Dial::v5(&there).persistent()).present);
+    wait::until_true("it is dormant on its new node", || {
+        let shown = ctl_json(http[1], &["sessions", "show", &there]);
+        shown["session"]["state"] == "dormant" && shown["session"]["node"] == "n0"
+    });
+    for i in 0..2 {
+        cluster.term(i);
+        cluster.restart(i);
+    }
+    let http = cluster.broker(1).http;
+    wait::until_true("it is there again", || ctl(http, &["sessions", "show", &there]).code == 0);
+    for i in 0..2 {
+        readable(&cluster.broker(i).log());
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@
 //! * shutdown, * kick x              as on SIGTERM; as by an operator
 //! * journal hold, release [n], fail nothing becomes durable; (n appends) become durable; and the journal says so
 //! * count queue_full queued         what the broker counts
+//! * log                             what it has logged about losses since the last time
 //! ```
 //!
 //! Properties: `expiry` is the session's, `ttl` the message's; the others are named after the specification. A CONNACK is
@@ -29,6 +30,7 @@
 
 mod encode;
 mod gated;
+mod log;
 mod render;
 mod script;
 mod tags;

@@ -1,12 +1,13 @@
 //! A dialogue as a file: what is done, line by line, and what must come of it.
 
 use super::encode;
+use super::log::Log;
 use super::render;
 use super::words::{millis, number, split};
 use super::world::World;
 use berth::broker::Limits;
 use berth::mqtt::QoS;
-use berth::session::DropReason;
+use berth::telemetry::metrics::DropReason;
 use std::collections::HashMap;
 
 /// A line that is not an expectation, and the expectations after it.
@@ -37,6 +38,7 @@ struct Runner {
     world: Option<World>,
     /// What is still to be sent of a packet that was begun, by client.
     begun: HashMap<String, Vec<u8>>,
+    log: Log,
 }
 
 impl Script {
@@ -61,8 +63,13 @@ impl Script {
 
     /// Plays the dialogue.
     pub fn run(&self) -> Outcome {
-        let begun = HashMap::new();
-        let mut runner = Runner { limits: Limits::default(), sys_interval_ms: None, world: None, begun };
+        let log = Log::default();
+        log.during(|| self.play(log.clone()))
+    }
+
+    fn play(&self, log: Log) -> Outcome {
+        let (limits, begun) = (Limits::default(), HashMap::new());
+        let mut runner = Runner { limits, sys_interval_ms: None, world: None, begun, log };
         let mut outcome = Outcome { differences: Vec::new(), actual: String::new() };
         for step in &self.steps {
             let seen = runner.step(&step.line).unwrap_or_else(|e| vec![format!("< ERROR {e}")]);
@@ -105,6 +112,9 @@ impl Runner {
             if let ["broker", settings @ ..] = words.as_slice() {
                 settings.iter().try_for_each(|s| self.configure(s))?;
                 return Ok(Vec::new());
+            }
+            if words == ["log"] {
+                return Ok(self.log.take().iter().map(|line| format!("< broker {line}")).collect());
             }
             let mut lines = self.command(&words)?;
             lines.extend(self.collect());

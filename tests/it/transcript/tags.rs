@@ -125,6 +125,9 @@ pub const ALL: &[&str] = &[
     "queue.limit",
     "queue.offline-qos0",
     "queue.order",
+    // What is lost
+    "losses.messages",
+    "losses.publishes",
     // Disconnects
     "disconnect.shutdown",
     "disconnect.kick",

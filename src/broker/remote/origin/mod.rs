@@ -11,6 +11,7 @@ use crate::broker::ports::{Answer, BoxFuture, Incarnation, MemberId, MessageId, 
 use crate::broker::remote::{Kept, Once, Ticket};
 use crate::clock::Time;
 use crate::mqtt::{QoS, Reason};
+use crate::session::Loss;
 use entry::{Again, Entry, Plan, Sends, Stage};
 use floors::Floors;
 use hashbrown::HashMap;
@@ -117,6 +118,17 @@ impl Origins {
     pub fn overfull(&self) -> bool {
         let ((here, bytes), (away, away_bytes)) = (self.held.here.get(), self.held.away.get());
         here + away >= 2 * self.max.0 || bytes + away_bytes >= 2 * self.max.1
+    }
+
+    /// Which limit keeps more from waiting.
+    pub fn limit_reached(&self) -> Loss {
+        let ((here, _), (away, _)) = (self.held.here.get(), self.held.away.get());
+        let (publishes, bytes) = self.max;
+        if away >= publishes || here + away >= 2 * publishes {
+            Loss::HeldMessages(publishes as u64)
+        } else {
+            Loss::HeldBytes(bytes as u64)
+        }
     }
 
     fn is_full(&self, count: &Count) -> bool {
