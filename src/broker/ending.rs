@@ -8,6 +8,7 @@ use super::ports::{Change, Lsn, Seq, SessionNo, SessionRecord, Stored, WillRecor
 use super::publish::{Cache, Origin, Scratch};
 use super::remote::Remote;
 use super::remote::sessions::Over;
+use super::retained::NOT_RETAINED;
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS};
 use crate::session::{Actions, Delivery, DropReason, Effect, Extra, Session, Settings, Will};
@@ -113,9 +114,14 @@ impl Broker {
         let record = self.record(handle, session);
         let origin = Origin { session: handle.no, inbound: None, record: Some(&record) };
         self.metrics.wills_published.inc();
-        if let Err(reason) = self.publish(message, &origin, &mut Cache::default(), scratch) {
-            tracing::warn!(client = %handle.client_id, topic = message.topic(), ?reason, "will not published");
+        let (client, topic) = (&*handle.client_id, message.topic());
+        if let Err(failure) = self.publish(message, &origin, &mut Cache::default(), scratch) {
+            let (reason, why) = (failure.reason, failure.why.as_deref());
+            tracing::warn!(client, topic, ?reason, why, "will not published");
             self.journal.append(&[Change::Session(&record)]);
+        }
+        if let Some(why) = scratch.forbidden.take() {
+            tracing::warn!(client, topic, %why, "{NOT_RETAINED}");
         }
     }
 

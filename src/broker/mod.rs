@@ -17,6 +17,7 @@ mod ending;
 mod purge;
 mod recover;
 mod registry;
+mod retain;
 mod subscribe;
 mod sys;
 mod totals;

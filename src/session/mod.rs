@@ -16,8 +16,8 @@ mod packet_ids;
 mod tests;
 
 pub use actions::{
-    Actions, CloseCause, Delivery, DropReason, Effect, Extra, FilterRequest, Input, Leftover, Outcome,
-    SubscribeRequest, Token,
+    Actions, CloseCause, Delivery, DropReason, Effect, Extra, Failure, FilterRequest, Input, Leftover,
+    Outcome, SubscribeRequest, Token,
 };
 pub use connect::Settings;
 pub use limits::Limits;

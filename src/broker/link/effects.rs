@@ -6,6 +6,7 @@ use crate::broker::ending::delivery;
 use crate::broker::ports::{Change, Lsn, OutboundState};
 use crate::broker::publish::{Origin, Routed, Scratch};
 use crate::broker::remote::Kept;
+use crate::broker::retained::NOT_RETAINED;
 use crate::broker::subscribe::Answered;
 use crate::broker::{Broker, subscribe::RetainedRequest, sys};
 use crate::clock::Time;
@@ -126,7 +127,7 @@ impl Open {
         now: Time,
         cx: &mut Context,
     ) {
-        let outcome = self.route(broker, message, inbound, &mut cx.scratch);
+        let outcome = self.route(broker, message, inbound, now, &mut cx.scratch);
         broker.purge_full(&mut cx.scratch, now);
         let Some(token) = token else { return };
         match outcome {
@@ -150,6 +151,7 @@ impl Open {
         broker: &Broker,
         message: &Message,
         inbound: Option<u16>,
+        now: Time,
         scratch: &mut Scratch,
     ) -> Result<Routed, Outcome> {
         let topic = message.topic();
@@ -158,9 +160,19 @@ impl Open {
             return Err(Outcome::Denied(Reason::NotAuthorized));
         }
         let origin = Origin { session: self.handle.no, inbound, record: None };
-        broker.publish(message, &origin, &mut self.cache, scratch).map_err(|reason| {
-            tracing::info!(client = %self.handle.client_id, topic, ?reason, "retained message refused");
-            Outcome::Failed(reason)
+        let routed = broker.publish(message, &origin, &mut self.cache, scratch);
+        let client = &*self.handle.client_id;
+        if let Some(why) = scratch.forbidden.take()
+            && let Some(unsaid) = self.lines.next(now)
+        {
+            tracing::warn!(client, topic, %why, unsaid, "{NOT_RETAINED}");
+        }
+        routed.map_err(|failure| {
+            if let Some(unsaid) = self.lines.next(now) {
+                let (reason, why) = (failure.reason, failure.why.as_deref());
+                tracing::info!(client, topic, ?reason, why, unsaid, "publish refused");
+            }
+            Outcome::Failed(Box::new(failure))
         })
     }
 
@@ -210,7 +222,11 @@ impl Open {
             }
             (Some(Kept::Done { .. }), what) => self.give(token, what, now, actions),
             (Some(Kept::Failed(reason)), What::Published { .. }) => {
-                self.tell(Input::Published { token, outcome: Outcome::Failed(reason) }, now, actions);
+                self.tell(
+                    Input::Published { token, outcome: Outcome::Failed(Box::new(reason.into())) },
+                    now,
+                    actions,
+                );
             }
             (Some(Kept::Failed(reason)), _) => {
                 self.session.fail(reason, "the cluster cannot make it safe", actions);

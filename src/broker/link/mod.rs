@@ -5,6 +5,7 @@
 
 mod connect;
 mod effects;
+mod lines;
 mod open;
 mod waiting;
 
@@ -19,6 +20,7 @@ use crate::mqtt::{Message, Version};
 use crate::session::{Actions, CloseCause, Delivery, Session};
 use crate::telemetry::metrics::ErrorType;
 use connect::{Connecting, Leaving};
+use lines::Lines;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -74,6 +76,7 @@ struct Open {
     subscribing: usize,
     retained: Option<Box<RetainedTodo>>,
     closing: Option<CloseCause>,
+    lines: Lines,
 }
 
 /// Retained messages still to be sent.
