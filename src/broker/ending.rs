@@ -115,8 +115,10 @@ impl Broker {
         let origin =
             Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
         self.metrics.wills_published.inc();
-        if let Err(reason) = self.publish(message, &origin, &mut Cache::default(), scratch) {
-            tracing::warn!(client = %shown(&handle.client_id), topic = %shown(message.topic()), ?reason, "will not published");
+        if let Err(failure) = self.publish(message, &origin, &mut Cache::default(), scratch) {
+            let (client, topic) = (shown(&handle.client_id), shown(message.topic()));
+            let (reason, why) = (failure.reason, failure.why.as_deref());
+            tracing::warn!(%client, %topic, ?reason, why, "will not published");
             self.journal.append(&[Change::Session(&record)]);
         }
     }

@@ -19,6 +19,7 @@ pub mod receiving;
 mod recover;
 mod refusals;
 mod registry;
+mod retain;
 mod subscribe;
 mod sys;
 mod totals;

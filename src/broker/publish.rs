@@ -8,15 +8,17 @@ use super::ports::{
     Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Publisher, Recipient, Revision, Seq, SessionNo,
     SessionRecord,
 };
-use super::remote::{RemoteCache, Ticket, Updated};
-use super::retained::Underway;
+use super::remote::{RemoteCache, Ticket};
 use super::router::{self, Target};
-use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
-use crate::session::{Delivery, Extra, Loss};
+use crate::session::{Delivery, Extra, Failure, Loss};
 use smallvec::SmallVec;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+
+/// What is told whose publish would have to wait for other nodes, beside too many others.
+const HELD_FULL: &str =
+    "as many publishes wait for other nodes as cluster.max_held_messages or cluster.max_held_bytes allows";
 
 /// Who publishes, and what must be recorded together with the message.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +42,11 @@ impl Origin<'_> {
             (None, Some(_)) => Keeping::AsWell,
             (None, None) => Keeping::IfAway,
         }
+    }
+
+    /// Whether whoever publishes `message` can be told that it is refused.
+    fn told(&self, message: &Message) -> bool {
+        message.qos() > QoS::AtMostOnce && self.record.is_none()
     }
 
     /// The duty to bring its publish to the other nodes.
@@ -139,31 +146,30 @@ impl Broker {
     /// Routes `message`.
     ///
     /// # Errors
-    /// 0x97 if it is to be retained and the limits of retained messages forbid it, or if it would have to wait for other nodes
-    /// and too many do: then nothing happened. At QoS 0 and for a will, where nobody could be told, it is routed all the same,
-    /// but not retained.
+    /// 0x97 if it is to be retained and a limit forbids it, or if it would have to wait for other nodes and too many do: then
+    /// nothing happened. At QoS 0 and for a will, where nobody could be told, it is routed all the same; it is not retained,
+    /// what was retained on its topic is cleared, and `scratch` says why.
     pub fn publish(
         &self,
         message: &Message,
         origin: &Origin<'_>,
         cache: &mut Cache,
         scratch: &mut Scratch,
-    ) -> Result<Routed, Reason> {
+    ) -> Result<Routed, Failure> {
         if let Some(loss) = self.refuses_to_hold(message, origin, &mut cache.remote) {
             self.publish_refused(origin, loss);
-            return Err(Reason::QuotaExceeded);
+            return Err(Failure::new(Reason::QuotaExceeded, HELD_FULL));
         }
         let (mut lsn, mut ticket) = (None, None);
         if message.retain() {
-            match self.retain(message, origin.keeping()) {
-                Ok(updated) => (lsn, ticket) = (updated.lsn, updated.ticket),
-                Err(reason) => {
-                    self.publish_refused(origin, self.not_retained(message));
-                    if message.qos() > QoS::AtMostOnce && origin.record.is_none() {
-                        return Err(reason);
-                    }
-                }
+            let updated = self.retain(message, origin.keeping(), origin.told(message)).map_err(|why| {
+                self.not_retained(origin, message, &why);
+                Failure::new(Reason::QuotaExceeded, why.to_string())
+            })?;
+            if let Some(why) = &updated.forbidden {
+                self.not_retained(origin, message, why);
             }
+            (lsn, ticket) = (updated.lsn, updated.ticket);
         }
         if let Some(remote) = &self.remote {
             let mut routed = self.publish_in_cluster(remote, message, origin, ticket, cache, scratch);
@@ -367,34 +373,6 @@ impl Broker {
             (Refusal::Moving | Refusal::Moved(_), None) => Loss::SessionEnded,
         };
         self.metrics.lost(handle.whose(), loss, 1);
-    }
-
-    fn retain(&self, message: &Message, keeping: Keeping) -> Result<Updated, Reason> {
-        if let Some(remote) = &self.remote {
-            return self.retain_in_cluster(remote, message, keeping);
-        }
-        let clears = message.payload().is_empty();
-        if !clears && !self.retained.admits(message, &self.limits.retained, Underway::default()) {
-            return Err(Reason::QuotaExceeded);
-        }
-        let topic = message.topic();
-        let lsn = if clears {
-            self.retained.clear(topic, || self.journal.append(&[Change::ClearRetained { topic }]))
-        } else {
-            Some(self.retained.set(message, || self.journal.append(&[Change::Retain(message)])))
-        };
-        Ok(Updated { lsn, ticket: None })
-    }
-
-    /// Clears retained messages that have expired. In a cluster the leader does it for all.
-    pub fn expire_retained(&self, now: Time) {
-        if self.remote.is_some() {
-            return;
-        }
-        self.retained.expire(now, |topic| {
-            self.journal.append(&[Change::ClearRetained { topic }]);
-            self.metrics.lost(self.metrics.losses.retained(), Loss::Expired, 1);
-        });
     }
 
     /// A message the broker itself publishes and keeps in memory only ($SYS).

@@ -1,29 +1,41 @@
-//! Publishes that are refused: their clients are told, and the log.
+//! Publishes that are refused, or not retained as they should be: the log says which limit it was.
 
 use super::Broker;
 use super::publish::Origin;
+use super::retained::Forbidden;
 use crate::mqtt::Message;
 use crate::session::Loss;
+use crate::telemetry::About;
 
 impl Broker {
-    /// Counts a publish that is refused, or not retained as it should be.
+    /// Counts a publish that is refused.
     pub(super) fn publish_refused(&self, origin: &Origin<'_>, loss: Loss) {
-        let whose = origin.handle.map_or(self.metrics.losses.retained(), |h| h.whose());
-        self.metrics.lost(whose, loss, 1);
+        self.count_refused(origin, loss, None);
     }
 
-    /// Which limit keeps a message that was refused from being retained.
-    pub(super) fn not_retained(&self, message: &Message) -> Loss {
-        let limits = &self.limits.retained;
-        let taken = self.remote.as_ref().is_none_or(|r| r.ports.coordinator.takes(message));
-        if message.payload().len() > limits.payload {
-            Loss::RetainedPayload(limits.payload as u64)
-        } else if !taken {
-            Loss::RetainedRequest
-        } else if self.retained.bytes() + message.size() > limits.bytes {
-            Loss::RetainedBytes(limits.bytes as u64)
-        } else {
-            Loss::RetainedMessages(limits.messages as u64)
+    /// Counts a publish that is refused because it may not be retained, or that is not retained although it was accepted.
+    pub(super) fn not_retained(&self, origin: &Origin<'_>, message: &Message, why: &Forbidden) {
+        let about = About { topic: message.topic(), why };
+        self.count_refused(origin, why.loss(), Some(about));
+    }
+
+    fn count_refused(&self, origin: &Origin<'_>, loss: Loss, about: Option<About<'_>>) {
+        let whose = origin.handle.map_or(self.metrics.losses.retained(), |h| h.whose());
+        self.metrics.lost_about(whose, loss, 1, about);
+    }
+}
+
+impl Forbidden {
+    /// As it is counted and logged.
+    fn loss(&self) -> Loss {
+        match *self {
+            Forbidden::Payload { max, .. } => Loss::RetainedPayload(max as u64),
+            Forbidden::Messages { max, .. } => Loss::RetainedMessages(max as u64),
+            Forbidden::Bytes { max, .. } => Loss::RetainedBytes(max as u64),
+            Forbidden::Request { max, .. } => Loss::RetainedRequest(max as u64),
+            Forbidden::Clears { max } => Loss::RetainedClears(max as u64),
+            Forbidden::Memory { max, .. } => Loss::JournalMemory(max),
+            Forbidden::Journal { .. } => Loss::JournalFailing,
         }
     }
 }

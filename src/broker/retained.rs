@@ -22,8 +22,100 @@ pub struct RetainedLimits {
 
 impl Default for RetainedLimits {
     fn default() -> RetainedLimits {
-        RetainedLimits { messages: 1_000_000, bytes: 1 << 30, payload: 256 << 10 }
+        RetainedLimits { messages: 1_000_000, bytes: 1 << 30, payload: 1 << 20 }
     }
+}
+
+impl RetainedLimits {
+    /// Whether a message could be retained if there were no other.
+    ///
+    /// # Errors
+    /// The limit that forbids it.
+    pub fn allow(&self, message: &Message) -> Result<(), Forbidden> {
+        let (payload, size) = (message.payload().len(), message.size());
+        if payload > self.payload {
+            return Err(Forbidden::Payload { max: self.payload, size: payload });
+        }
+        if self.messages == 0 {
+            return Err(Forbidden::Messages { max: 0, size });
+        }
+        if size > self.bytes {
+            return Err(Forbidden::Bytes { max: self.bytes, used: 0, size });
+        }
+        Ok(())
+    }
+}
+
+/// What the log says of a message that was accepted although a limit forbids to retain it.
+pub const NOT_RETAINED: &str = "message not retained; what was retained on its topic is cleared";
+
+/// A limit that forbids a message to be retained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Forbidden {
+    /// [`RetainedLimits::payload`].
+    #[error("retained.max_payload allows {max} bytes, and the payload has {size}")]
+    Payload {
+        /// The limit.
+        max: usize,
+        /// Bytes of the payload.
+        size: usize,
+    },
+    /// [`RetainedLimits::messages`].
+    #[error("retained.max_messages allows {max}, and this one of {size} bytes would be one more")]
+    Messages {
+        /// The limit.
+        max: usize,
+        /// Bytes of the message.
+        size: usize,
+    },
+    /// [`RetainedLimits::bytes`].
+    #[error(
+        "retained.max_bytes allows {max} bytes, {used} are taken by others, and this message takes {size}"
+    )]
+    Bytes {
+        /// The limit.
+        max: usize,
+        /// Bytes of the other messages.
+        used: usize,
+        /// Bytes of the message.
+        size: usize,
+    },
+    /// The cluster's store takes no larger one.
+    #[error(
+        "a request to etcd takes {max} bytes of topic, payload and properties, and this message has {size} there"
+    )]
+    Request {
+        /// The limit.
+        max: usize,
+        /// Bytes of the message in the request.
+        size: usize,
+    },
+    /// So many clears of topics of which no message is known wait for the cluster's store.
+    #[error("{max} topics without a known message wait to be cleared, and this would be one more")]
+    Clears {
+        /// The limit.
+        max: usize,
+    },
+    /// A journal in memory is full.
+    #[error(
+        "storage.memory_max allows {max} bytes, {used} are taken by others, and this message takes {size}"
+    )]
+    Memory {
+        /// The limit.
+        max: u64,
+        /// Bytes of what else it has.
+        used: u64,
+        /// Bytes of the message.
+        size: usize,
+    },
+    /// A journal on disk cannot be written, and `storage.max_pending` waits.
+    #[error(
+        "the journal cannot be written, as much as storage.max_pending allows waits, and this message takes {size} bytes"
+    )]
+    Journal {
+        /// Bytes of the message.
+        size: usize,
+    },
 }
 
 /// Updates that are to become retained messages and are in no index yet, those of one topic left out.
@@ -81,16 +173,29 @@ pub struct Retained {
 }
 
 impl Retained {
-    /// Whether `message` may become its topic's retained message, beside those that are on their way.
-    pub fn admits(&self, message: &Message, limits: &RetainedLimits, underway: Underway) -> bool {
-        if message.payload().len() > limits.payload {
-            return false;
-        }
+    /// Whether `message` may become its topic's retained message, beside those that are on their way. What is there may be
+    /// replaced by something no larger, also if limits that were lowered leave no room.
+    ///
+    /// # Errors
+    /// The limit that forbids it.
+    pub fn admits(
+        &self,
+        message: &Message,
+        limits: &RetainedLimits,
+        underway: Underway,
+    ) -> Result<(), Forbidden> {
+        limits.allow(message)?;
         let inner = self.inner.read();
-        let old = inner.index.get(message.topic());
-        let messages = inner.index.len() + underway.topics + usize::from(old.is_none());
-        let bytes = inner.bytes + underway.bytes + message.size() - old.map_or(0, |o| o.message.size());
-        messages <= limits.messages && bytes <= limits.bytes
+        let (size, old) = (message.size(), inner.index.get(message.topic()).map(|k| k.message.size()));
+        if old.is_none() && inner.index.len() + underway.topics >= limits.messages {
+            return Err(Forbidden::Messages { max: limits.messages, size });
+        }
+        let old = old.unwrap_or(0);
+        let used = inner.bytes + underway.bytes - old;
+        if size > old && used + size > limits.bytes {
+            return Err(Forbidden::Bytes { max: limits.bytes, used, size });
+        }
+        Ok(())
     }
 
     /// Sets the retained message of its topic; runs `record` under the same lock, so that the journal has the same order.

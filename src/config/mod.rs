@@ -21,8 +21,8 @@ pub use sources::{Flag, Sources};
 
 use std::path::PathBuf;
 
-/// The largest `retained.max_payload` of a cluster, bytes: with topic and properties it must fit into one request to etcd.
-const CLUSTER_RETAINED_PAYLOAD_MAX: usize = 512 << 10;
+/// The largest `retained.max_payload` of a cluster, bytes: in base64, with topic and properties, it must fit into one request to etcd.
+const CLUSTER_RETAINED_PAYLOAD_MAX: usize = 1 << 20;
 
 /// Every option of the broker, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,7 +176,7 @@ impl Config {
             );
         }
         if self.retained.max_payload > CLUSTER_RETAINED_PAYLOAD_MAX {
-            let why = "a cluster keeps retained messages in etcd, whose requests are limited: at most 512KiB";
+            let why = "a cluster keeps retained messages in etcd, whose requests are limited: at most 1MiB";
             reader.refuse("retained.max_payload", why);
         }
         if self.storage.kind == StorageType::Memory {

@@ -189,12 +189,13 @@ options! {
 
     /// Limits of retained messages.
     Retained = "retained" {
-        /// Retained messages in total. At the limit, new topics are refused with 0x97.
+        /// Retained messages in total. At the limit, new topics are refused with 0x97 (MQTT 3: the connection is closed). At
+        /// QoS 0 nobody can be told: the message is delivered and not retained, and what was retained on its topic is cleared.
         "max_messages" max_messages: Count<usize, 0, 1_000_000_000> = "1000000",
         /// The same in bytes.
         "max_bytes" max_bytes: Size<usize, 0, TIB> = "1GiB",
-        /// The largest payload that is retained; a publish with RETAIN and more is refused with 0x97. In a cluster at most 512KiB.
-        "max_payload" max_payload: Size<usize, 1, 268_435_455> = "256KiB",
+        /// The largest payload that is retained; more is refused in the same way, a will at CONNECT. In a cluster at most 1MiB.
+        "max_payload" max_payload: Size<usize, 1, 268_435_455> = "1MiB",
     }
 
     /// The journal: sessions, their queues and retained messages.

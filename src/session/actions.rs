@@ -91,8 +91,30 @@ pub enum Input<'a> {
     Timeout,
 }
 
+/// Why something was not accepted, as the client is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The reason.
+    pub reason: Reason,
+    /// In words: the limit, its value and what exceeds it, where a limit is the reason.
+    pub why: Option<Box<str>>,
+}
+
+impl Failure {
+    /// For this reason and, in words, because of `why`.
+    pub fn new(reason: Reason, why: impl Into<Box<str>>) -> Failure {
+        Failure { reason, why: Some(why.into()) }
+    }
+}
+
+impl From<Reason> for Failure {
+    fn from(reason: Reason) -> Failure {
+        Failure { reason, why: None }
+    }
+}
+
 /// What became of a publish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Every session that must have it has it safely.
     Safe {
@@ -102,7 +124,7 @@ pub enum Outcome {
     /// It is not allowed; MQTT 3 clients get a plain acknowledgement (3.1.1 section 3.3.5).
     Denied(Reason),
     /// It was not accepted: MQTT 3 connections are closed instead of acknowledged.
-    Failed(Reason),
+    Failed(Box<Failure>),
     /// It could not be made safe in time, and may become so yet. At QoS 2 nothing is said, since an error would free the
     /// packet identifier and the client's repetition, if it did not hear of it, would count as a new message (G4).
     Late(Reason),

@@ -3,6 +3,7 @@
 use super::Limits;
 use super::actions::Token;
 use super::lifecycle::Will;
+use super::limits::ANNOUNCED_PACKET_MAX;
 use crate::clock::Time;
 use crate::mqtt::encode::ConnAck;
 use crate::mqtt::message::Parts;
@@ -120,7 +121,7 @@ impl Settings {
             session_expiry_s: self.expiry_capped.then_some(self.expiry_s),
             receive_maximum: Some(self.limits.receive_maximum),
             maximum_qos: (self.limits.maximum_qos < QoS::ExactlyOnce).then_some(self.limits.maximum_qos),
-            maximum_packet_size: Some(self.limits.maximum_packet_size),
+            maximum_packet_size: Some(self.limits.maximum_packet_size.min(ANNOUNCED_PACKET_MAX)),
             assigned_client_id: self.assigned.then_some(&*self.client_id),
             topic_alias_maximum: Some(self.limits.topic_alias_maximum),
             server_keep_alive_s: self.keep_alive_imposed.then_some(self.keep_alive_s),

@@ -18,6 +18,9 @@ use std::sync::Arc;
 /// A publish that came over an earlier connection is still under way.
 const EARLIER: Token = Token::MAX;
 
+/// Why a client is closed whose publish nobody can answer for.
+const NOT_SAFE: &str = "the publish could not be stored safely";
+
 /// Publishes from the client.
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
@@ -172,32 +175,40 @@ impl Session {
             return;
         }
         self.inbound.answers[at].outcome = Some(outcome);
-        while let Some(Answer { packet_id, qos, outcome: Some(outcome), .. }) = self.inbound.answers.front() {
-            let (packet_id, qos, outcome) = (*packet_id, *qos, *outcome);
+        while self.inbound.answers.front().is_some_and(|a| a.outcome.is_some()) {
             if self.conn.as_ref().is_none_or(|c| c.closed) {
                 return; // one before it failed: this one must not be answered without it
             }
-            self.inbound.answers.pop_front();
-            self.answer(packet_id, qos, outcome, out);
+            if let Some(Answer { packet_id, qos, outcome: Some(outcome), .. }) =
+                self.inbound.answers.pop_front()
+            {
+                self.answer(packet_id, qos, outcome, out);
+            }
         }
     }
 
     fn answer(&mut self, packet_id: u16, qos: QoS, outcome: Outcome, out: &mut Actions) {
         let Some(conn) = self.conn.as_ref() else { return };
-        let version = conn.version;
+        let (version, wanted, maximum) = (conn.version, conn.problem_information, conn.maximum_packet_size);
+        let mut why = None;
         let reason = match (version, outcome) {
             (Version::V5, Outcome::Safe { matched: false }) => Reason::NoMatchingSubscribers,
             (_, Outcome::Safe { .. }) => Reason::Success,
-            (Version::V5, Outcome::Denied(r) | Outcome::Failed(r)) => r,
+            (Version::V5, Outcome::Denied(r)) => r,
+            (Version::V5, Outcome::Failed(failure)) => {
+                why = failure.why.filter(|_| wanted);
+                failure.reason
+            }
             (Version::V5, Outcome::Late(r)) if qos == QoS::AtLeastOnce => r,
             (_, Outcome::Denied(_)) => Reason::Success,
-            (_, Outcome::Failed(r) | Outcome::Late(r)) => {
-                if qos == QoS::ExactlyOnce && matches!(outcome, Outcome::Failed(_)) {
+            (_, Outcome::Failed(failure)) => {
+                if qos == QoS::ExactlyOnce {
                     // It has not happened: a repetition is another attempt.
                     self.free(packet_id, out);
                 }
-                return self.fail(r, "the publish could not be stored safely", out);
+                return self.fail(failure.reason, failure.why.as_deref().unwrap_or(NOT_SAFE), out);
             }
+            (_, Outcome::Late(r)) => return self.fail(r, NOT_SAFE, out),
         };
         let kind = if qos == QoS::ExactlyOnce { AckKind::PubRec } else { AckKind::PubAck };
         if qos == QoS::ExactlyOnce {
@@ -207,7 +218,13 @@ impl Session {
                 self.free(packet_id, out);
             }
         }
-        encode::ack(out.packet(), version, kind, packet_id, reason, None);
+        let start = out.wire.len();
+        encode::ack(out.packet(), version, kind, packet_id, reason, why.as_deref());
+        if why.is_some() && out.wire.len() - start > maximum as usize {
+            // The words go rather than the packet (section 3.4.2.2.2).
+            out.take_back(start);
+            encode::ack(out.packet(), version, kind, packet_id, reason, None);
+        }
     }
 
     /// A QoS 2 packet identifier was refused.

@@ -9,6 +9,10 @@ pub const PENDING_REQUESTS: usize = 64;
 /// Topic aliases we assign on one connection, however many the client allows.
 pub const OUTBOUND_ALIASES: u16 = 16;
 
+/// The largest maximum packet size that is announced, bytes. A packet may have 5 bytes more, its fixed header; but some clients take
+/// this for the largest value there is, and give up on a CONNACK that says more.
+pub const ANNOUNCED_PACKET_MAX: u32 = crate::mqtt::VARINT_MAX;
+
 /// Limits that the configuration sets for every connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {

@@ -16,7 +16,7 @@ mod packet_ids;
 mod tests;
 
 pub use actions::{
-    Actions, CloseCause, Delivery, Effect, Extra, FilterRequest, Input, Leftover, Loss, Outcome,
+    Actions, CloseCause, Delivery, Effect, Extra, Failure, FilterRequest, Input, Leftover, Loss, Outcome,
     SubscribeRequest, Token,
 };
 pub use connect::Settings;

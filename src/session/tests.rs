@@ -100,13 +100,13 @@ fn acknowledgements_wait_for_their_outcome_and_keep_the_order_of_the_publishes()
     s.handle(Input::Packet(publish(9, QoS::AtLeastOnce)), NOW, &mut out);
     assert!(out.wire.is_empty());
     let t = tokens(&mut out);
-    let outcome = Outcome::Safe { matched: true };
     for (token, expected) in [
         (t[2], vec![]),
         (t[1], vec![]),
         (t[0], vec![(0x40, 7), (0x50, 8), (0x40, 9)]),
         (t[0], vec![]), // said twice: nothing more
     ] {
+        let outcome = Outcome::Safe { matched: true };
         s.handle(Input::Published { token, outcome }, NOW, &mut out);
         assert_eq!(sent(&mut out), expected, "after token {token}");
     }
@@ -281,18 +281,18 @@ fn a_refused_exactly_once_publish_is_not_acknowledged_when_it_comes_again() {
         s.handle(Input::Packet(publish(1, QoS::AtLeastOnce)), NOW, &mut out);
         s.handle(Input::Packet(publish(2, QoS::ExactlyOnce)), NOW, &mut out);
         let [first, second] = tokens(&mut out)[..] else { panic!("two publishes") };
-        let outcome = Outcome::Failed(Reason::QuotaExceeded);
+        let outcome = Outcome::Failed(Box::new(Reason::QuotaExceeded.into()));
         // Behind one whose outcome is open, and never told.
-        s.handle(Input::Published { token: second, outcome }, NOW, &mut out);
+        s.handle(Input::Published { token: second, outcome: outcome.clone() }, NOW, &mut out);
         assert_eq!(sent(&mut out), []);
         s.detach(CloseCause::Lost, NOW, &mut out);
         out.effects.clear();
         s.attach(&settings(version, 10), NOW, &mut out);
-        s.handle(Input::Published { token: first, outcome }, NOW, &mut out);
+        s.handle(Input::Published { token: first, outcome: outcome.clone() }, NOW, &mut out);
         s.handle(Input::Packet(publish(2, QoS::ExactlyOnce)), NOW, &mut out);
         assert_eq!(sent(&mut out), [], "{version:?}: it is tried again");
         let [again] = tokens(&mut out)[..] else { panic!("another attempt") };
-        s.handle(Input::Published { token: again, outcome }, NOW, &mut out);
+        s.handle(Input::Published { token: again, outcome: outcome.clone() }, NOW, &mut out);
         s.detach(CloseCause::Lost, NOW, &mut out);
         (out.effects, out.wire) = Default::default();
         s.attach(&settings(version, 10), NOW, &mut out);

@@ -31,6 +31,8 @@ mod records;
 #[cfg(test)]
 mod repeated_publishes;
 #[cfg(test)]
+mod retained_limits;
+#[cfg(test)]
 mod takeovers;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,8 @@ use super::order::order_by_origin;
 use super::random_name;
 use super::wakers::Wakers;
 use crate::broker::ports::{
-    Change, Journal, JournalHealth, Lsn, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain,
-    ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
+    Change, Journal, JournalHealth, Lsn, MessageId, NoRoom, NodeRecord, ORIGIN_DUTY, OutboundState,
+    ParkedRetain, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
     SubscriptionRecord,
 };
 use crate::mqtt::Message;
@@ -236,10 +236,16 @@ impl Journal for MemoryJournal {
             return JournalHealth::Failing("the journal in memory is stalled".to_owned());
         }
         JournalHealth::Failing(format!(
-            "the journal in memory holds {} bytes of messages, more than the {} of storage.memory_max_bytes; raise it, \
+            "the journal in memory holds {} bytes of messages, more than the {} of storage.memory_max; raise it, \
              or let subscribers drain or expire their queues",
             state.bytes, self.options.max_bytes
         ))
+    }
+
+    fn takes(&self, message: &Message) -> Result<(), NoRoom> {
+        let (state, max) = (self.state.lock(), self.options.max_bytes);
+        let used = state.bytes - state.retained.get(message.topic()).map_or(0, cost);
+        if used + cost(message) > max { Err(NoRoom::Full { max, used }) } else { Ok(()) }
     }
 
     fn size_bytes(&self) -> u64 {
@@ -498,6 +504,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mqtt::message::Parts;
     use crate::storage::conformance::{append, wait};
     use crate::storage::model::{Op, message, recipient, record};
 
@@ -518,7 +525,7 @@ mod tests {
         assert!(journal.durable() < lsn, "not called durable when there is no room");
         assert!(stored.len() > 1 && stored[0].1 <= journal.durable());
         let JournalHealth::Failing(said) = journal.health() else { panic!("it is full") };
-        assert!(said.contains("storage.memory_max_bytes"), "{said}");
+        assert!(said.contains("storage.memory_max;"), "{said}");
         let settle = |session| Op::Settle { seq, session };
         append(&*journal, &[settle(1), settle(2)]);
         wait(&*journal, lsn);
@@ -528,5 +535,19 @@ mod tests {
         }
         append(&*journal, &[Op::Retain(message("t", 100)), Op::ClearRetained { topic: "t".to_owned() }]);
         assert_eq!(journal.state.lock().bytes, 0);
+    }
+
+    #[test]
+    fn what_it_takes_as_a_retained_message_fits_beside_the_others() {
+        let message =
+            |topic, len| Message::new(Parts { topic, payload: &vec![0; len], ..message("", 0).parts() });
+        let journal = MemoryJournal::new(MemoryOptions { max_bytes: 2000 });
+        append(&*journal, &[Op::Retain(message("a", 900)), Op::Retain(message("b", 500))]);
+        let used = cost(&message("b", 500));
+        assert_eq!(journal.takes(&message("a", 1300)), Ok(()), "it takes the place of another");
+        assert_eq!(journal.takes(&message("a", 1500)), Err(NoRoom::Full { max: 2000, used }));
+        assert!(journal.takes(&message("c", 600)).is_err());
+        append(&*journal, &[Op::ClearRetained { topic: "a".to_owned() }]);
+        assert_eq!(journal.takes(&message("c", 600)), Ok(()));
     }
 }

@@ -3,7 +3,7 @@
 pub use super::labels::*;
 
 use super::cells::{Counter, Family, Gauge, Histogram, Label};
-use super::losses::{Counted, Loss, Losses, SUMMARY_MS, Whose};
+use super::losses::{About, Counted, Loss, Losses, SUMMARY_MS, Whose};
 use metrics::{Key, KeyName, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
@@ -353,6 +353,11 @@ impl Metrics {
 
     /// Counts `n` losses of `whose`; the log says so, at once if they are the first of their kind.
     pub fn lost(&self, whose: Whose<'_>, loss: Loss, n: u64) {
+        self.lost_about(whose, loss, n, None);
+    }
+
+    /// As [`Metrics::lost`]; the first line says what it is about.
+    pub fn lost_about(&self, whose: Whose<'_>, loss: Loss, n: u64, about: Option<About<'_>>) {
         if n == 0 {
             return;
         }
@@ -361,7 +366,7 @@ impl Metrics {
             Counted::Publish(reason) => self.publishes_refused.of(reason).add(n),
             Counted::Frame => self.peer_frames_dropped.add(n),
         }
-        self.losses.add(whose, loss, n);
+        self.losses.add(whose, loss, n, about);
     }
 
     /// All metrics in the Prometheus text format.

@@ -7,5 +7,5 @@ pub mod losses;
 pub mod metrics;
 
 pub use cells::{Counter, Family, Gauge, Histogram, Label};
-pub use losses::{Loss, Whose};
+pub use losses::{About, Loss, Whose};
 pub use metrics::Metrics;

@@ -17,14 +17,16 @@ fn run(command: &mut Command) -> String {
     out
 }
 
-/// Paho needs an interpreter that has it: `BERTH_TEST_PYTHON`, or the usual one.
+/// Runs a script of `tests/it` that uses Paho; it must succeed. What it says. Paho needs an interpreter that has it:
+/// `BERTH_TEST_PYTHON`, or the usual one.
+pub fn paho_script(script: &str, args: &[&str]) -> String {
+    let python = std::env::var("BERTH_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    run(Command::new(python).arg(root().join("tests/it").join(script)).args(args))
+}
+
 fn paho(version: &str) {
     let broker = Broker::start();
-    let python = std::env::var("BERTH_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let script = root().join("tests/it/paho_client.py");
-    let mut command = Command::new(python);
-    command.arg(script).arg(broker.mqtt.port().to_string()).arg(version);
-    let done = run(&mut command);
+    let done = paho_script("paho_client.py", &[&broker.mqtt.port().to_string(), version]);
     assert!(done.lines().count() >= 6, "{done}");
 }
 

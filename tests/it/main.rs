@@ -12,6 +12,7 @@ mod codec;
 mod corpus;
 mod disk_full;
 mod docs;
+mod field;
 mod fuzz_decode;
 mod heard;
 mod history;

@@ -12,7 +12,7 @@ use crate::mqtt::encode::{self, ConnAck};
 use crate::mqtt::packet::Connect;
 use crate::mqtt::{Reason, Version};
 use crate::names::shown;
-use crate::session::{CloseCause, Effect, Loss, Session, Settings};
+use crate::session::{CloseCause, Effect, Failure, Loss, Session, Settings};
 use crate::telemetry::metrics::{ErrorType, RefuseReason};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -85,18 +85,20 @@ impl Link {
         let limits = self.broker.limits.session;
         let assign = || assigned_id(&self.broker, now);
         let settings = if self.unwelcome {
-            Err(Reason::QuotaExceeded)
+            Err(Reason::QuotaExceeded.into())
         } else if self.broker.draining() {
-            Err(Reason::ServerUnavailable)
+            Err(Reason::ServerUnavailable.into())
         } else if let Some(Err(why)) = self.broker.remote.as_ref().map(|r| r.may_serve()) {
             tracing::warn!(peer = %self.peer, why, "connection refused: this node may not serve");
-            Err(Reason::ServerUnavailable)
+            Err(Reason::ServerUnavailable.into())
         } else if let Some(method) = c.authentication_method {
             // No exchange can begin while no method is built in; the port says 0x8C.
-            Err(self.broker.authorizer.enhanced(method).err().unwrap_or(Reason::BadAuthenticationMethod))
+            let refused = self.broker.authorizer.enhanced(method).err();
+            Err(refused.unwrap_or(Reason::BadAuthenticationMethod).into())
         } else {
             Settings::negotiate(c, limits, assign)
                 .and_then(|s| self.broker.authorizer.connect(&who).map(|()| s))
+                .map_err(Failure::from)
                 .and_then(|s| self.may_have(&s).map(|()| s))
         };
         let settings = match settings {
@@ -105,7 +107,11 @@ impl Link {
                 self.state = State::Closed;
                 return;
             }
-            Err(reason) => return self.refuse(c.version, c.client_id, reason, cx),
+            Err(failure) => {
+                let max =
+                    if c.request_problem_information { c.maximum_packet_size.unwrap_or(u32::MAX) } else { 0 };
+                return self.refuse_saying(c.version, c.client_id, &failure, max, cx);
+            }
         };
         tracing::debug!(peer = %self.peer, client = %shown(&settings.client_id), version = ?settings.version, "CONNECT");
         let mut wait = self.broker.limits.connect_timeout_ms;
@@ -123,18 +129,29 @@ impl Link {
     }
 
     /// Whether a client that was let in may have its will, and can be told what it is granted.
-    fn may_have(&self, s: &Settings) -> Result<(), Reason> {
+    fn may_have(&self, s: &Settings) -> Result<(), Failure> {
         if let Some(will) = &s.will {
             let who = Identity { client_id: s.client_id.clone(), username: s.username.clone() };
             if !self.broker.may_publish(&who, will.message.topic()) {
-                return Err(Reason::NotAuthorized);
+                return Err(Reason::NotAuthorized.into());
+            }
+            // Nobody can be told any more when it is due.
+            if will.message.retain()
+                && let Err(why) = self.broker.could_retain(&will.message)
+            {
+                let topic = will.message.topic();
+                tracing::info!(peer = %self.peer, client = %shown(&s.client_id), topic = %shown(topic), %why, "the will cannot be retained");
+                return Err(Failure::new(
+                    Reason::QuotaExceeded,
+                    format!("the will cannot be retained: {why}"),
+                ));
             }
         }
         if s.maximum_packet_size < CONNACK_BYTES_MAX {
             let mut connack = Vec::new();
             encode::connack(&mut connack, s.version, &s.connack(true));
             if connack.len() > s.maximum_packet_size as usize {
-                return Err(Reason::ImplementationSpecificError);
+                return Err(Reason::ImplementationSpecificError.into());
             }
         }
         Ok(())
@@ -267,15 +284,33 @@ impl Link {
     }
 
     fn refuse(&mut self, version: Version, client_id: &str, reason: Reason, cx: &mut super::Context) {
-        let why = RefuseReason::from_code(reason as u8);
-        self.broker.metrics.connects_refused.of(why).inc();
-        tracing::info!(peer = %self.peer, client = %shown(client_id), ?reason, "connection refused");
+        self.refuse_saying(version, client_id, &reason.into(), 0, cx);
+    }
+
+    /// Refuses a client and tells it why in words, if the CONNACK has at most `max` bytes then.
+    fn refuse_saying(
+        &mut self,
+        version: Version,
+        client_id: &str,
+        failure: &Failure,
+        max: u32,
+        cx: &mut super::Context,
+    ) {
+        let (reason, why) = (failure.reason, failure.why.as_deref());
+        self.broker.metrics.connects_refused.of(RefuseReason::from_code(reason as u8)).inc();
+        tracing::info!(peer = %self.peer, client = %shown(client_id), ?reason, why, "connection refused");
         // These two can be said in a DISCONNECT only, and that only after a CONNACK (sections 3.2.2.2, 3.14).
         let reason = match reason {
             Reason::SessionTakenOver | Reason::ServerShuttingDown => Reason::ServerUnavailable,
             other => other,
         };
-        encode::connack(cx.actions.packet(), version, &ConnAck { reason, ..ConnAck::default() });
+        let mut connack = Vec::new();
+        encode::connack(&mut connack, version, &ConnAck { reason, reason_string: why, ..ConnAck::default() });
+        if connack.len() > max as usize {
+            connack.clear();
+            encode::connack(&mut connack, version, &ConnAck { reason, ..ConnAck::default() });
+        }
+        cx.actions.packet().extend_from_slice(&connack);
         self.state = State::Closed;
     }
 

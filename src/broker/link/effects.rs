@@ -162,9 +162,10 @@ impl Open {
         }
         let handle = Some(&*self.handle);
         let origin = Origin { session: self.handle.no, inbound, record: None, handle };
-        broker.publish(message, &origin, &mut self.cache, scratch).map_err(|reason| {
-            tracing::debug!(client = %shown(&self.handle.client_id), topic = %shown(topic), ?reason, "publish refused");
-            Outcome::Failed(reason)
+        broker.publish(message, &origin, &mut self.cache, scratch).map_err(|failure| {
+            let (reason, why) = (failure.reason, failure.why.as_deref());
+            tracing::debug!(client = %shown(&self.handle.client_id), topic = %shown(topic), ?reason, why, "publish refused");
+            Outcome::Failed(Box::new(failure))
         })
     }
 
@@ -222,7 +223,11 @@ impl Open {
             (Some(Kept::Done { .. }), what) => self.give(token, what, now, actions),
             (Some(Kept::Failed(reason)), What::Published { .. }) => {
                 broker.metrics.lost(self.handle.whose(), Loss::OtherNode, 1);
-                self.tell(Input::Published { token, outcome: Outcome::Failed(reason) }, now, actions);
+                self.tell(
+                    Input::Published { token, outcome: Outcome::Failed(Box::new(reason.into())) },
+                    now,
+                    actions,
+                );
             }
             (Some(Kept::Failed(reason)), _) => {
                 self.session.fail(reason, "the cluster cannot make it safe", actions);

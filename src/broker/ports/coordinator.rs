@@ -70,6 +70,15 @@ pub struct Retain {
     pub kept: bool,
 }
 
+/// A message is too large for the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge {
+    /// Bytes of topic, payload and properties that the store takes, as it counts them.
+    pub max: usize,
+    /// Bytes of this message, at most.
+    pub size: usize,
+}
+
 /// What became of a [`Retain`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetainOutcome {
@@ -79,6 +88,8 @@ pub enum RetainOutcome {
     Overtaken,
     /// A later update of this node, which the journal keeps, has taken its place before it was written.
     Replaced,
+    /// The store refuses it, whatever is tried: nothing has changed.
+    Refused,
 }
 
 /// Decides which node owns a session, and tells the cluster what it must know.
@@ -126,8 +137,11 @@ pub trait Coordinator: Send + Sync + 'static {
     }
 
     /// Whether the store can take a message as the retained one of its topic.
-    fn takes(&self, _message: &Message) -> bool {
-        true
+    ///
+    /// # Errors
+    /// How large it may be, and is.
+    fn takes(&self, _message: &Message) -> Result<(), TooLarge> {
+        Ok(())
     }
 
     /// The index events after a revision for a node that lags, as its [`Coordinator::apply_from_peer`] takes them, and how

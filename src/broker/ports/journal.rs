@@ -287,6 +287,20 @@ pub enum JournalHealth {
     Failing(String),
 }
 
+/// Why the journal has no room for a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// It may hold `max` bytes, and has `used` besides.
+    Full {
+        /// `storage.memory_max`.
+        max: u64,
+        /// Bytes of other messages.
+        used: u64,
+    },
+    /// It cannot be written now, and as many changes wait as may.
+    Failing,
+}
+
 /// Receives what [`Journal::read`] found.
 pub type ReadDone = Box<dyn FnOnce(Vec<Stored>) + Send>;
 
@@ -317,6 +331,15 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Whether changes become durable.
     fn health(&self) -> JournalHealth;
+
+    /// Whether there is room for a message as the retained one of its topic.
+    ///
+    /// # Errors
+    /// Why not.
+    fn takes(&self, _message: &Message) -> Result<(), NoRoom> {
+        let failing = self.congested() && self.health() != JournalHealth::Ok;
+        if failing { Err(NoRoom::Failing) } else { Ok(()) }
+    }
 
     /// Bytes on disk (0 in memory).
     fn size_bytes(&self) -> u64;

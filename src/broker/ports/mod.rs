@@ -9,15 +9,15 @@ mod tasks;
 
 pub use auth::{AuthStep, Authorizer, Credentials, EnhancedAuth, Identity};
 pub use coordinator::{
-    Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, Unavailable,
+    Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, TooLarge, Unavailable,
 };
 pub use index::{
     Custody, Epoch, Incarnation, Index, IndexEvent, Member, MemberId, MessageId, Owner, RetainedRecord,
     Revision, Route, SessionOwner,
 };
 pub use journal::{
-    Change, Journal, JournalHealth, Lsn, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Publisher,
-    ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
+    Change, Journal, JournalHealth, Lsn, NoRoom, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain,
+    Publisher, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
     SubscriptionRecord, WillRecord,
 };
 pub use peers::{

@@ -1,15 +1,16 @@
 //! Retained messages in a cluster: the store has the last one of every topic, each node an index of them.
 //!
 //! An update is acknowledged when the store has it. While the store is away it waits in the journal, one per topic, and the
-//! publish goes on once that is durable; it is written later, unless another node's update came in between.
+//! publish goes on once that is durable; it is written later, unless another node's update came in between. An update that was
+//! accepted and that the store cannot take becomes a clear, so that all nodes agree that what it replaced is gone.
 
 use super::{Kept, Remote, Ticket};
 use crate::broker::Broker;
 use crate::broker::ports::{
-    BoxFuture, Change, Journal, Lsn, MessageId, ParkedRetain, Retain, RetainOutcome, Revision,
+    BoxFuture, Change, Journal, Lsn, MessageId, ParkedRetain, Retain, RetainOutcome, Revision, TooLarge,
 };
 use crate::broker::publish::Keeping;
-use crate::broker::retained::Underway;
+use crate::broker::retained::{Forbidden, NOT_RETAINED, Underway};
 use crate::clock::Time;
 use crate::mqtt::{Message, Reason};
 use futures_util::future::{Either, select};
@@ -21,6 +22,10 @@ use std::task::Poll;
 
 /// How often an update that waits for the store looks whether it still answers, milliseconds.
 const STORE_LOOK_MS: u64 = 100;
+
+/// Clears of topics without a message, as far as this node knows, that wait for the store. More are refused; at QoS 0 they are
+/// left out, there being nothing to clear.
+const CLEARS_MAX: usize = 65_536;
 
 /// Updates of retained messages under way.
 #[derive(Debug, Default)]
@@ -36,6 +41,8 @@ struct Table {
     waiting: HashMap<Arc<str>, Waits>,
     /// Of all that wait.
     sum: Underway,
+    /// Clears among them of topics without a known message.
+    clears: usize,
 }
 
 /// An update without an outcome.
@@ -44,6 +51,8 @@ struct Waits {
     id: MessageId,
     /// What it counts for in the sum.
     counts: Underway,
+    /// It clears a topic without a known message.
+    clears_nothing: bool,
 }
 
 impl Table {
@@ -53,20 +62,37 @@ impl Table {
         Underway { topics: self.sum.topics - own.topics, bytes: self.sum.bytes - own.bytes }
     }
 
+    /// Whether a clear of a topic whose message has this revision may wait; one that has something to clear always may.
+    fn takes_clear(&self, topic: &str, known: Revision) -> bool {
+        known > 0 || self.clears < CLEARS_MAX || self.waiting.contains_key(topic)
+    }
+
     fn wait(&mut self, update: &Retain) {
-        self.sum = self.beside(&update.topic);
+        self.forget(&update.topic);
         let size = update.message.as_ref().map(Message::size);
         let counts =
             Underway { topics: usize::from(size.is_some() && update.known == 0), bytes: size.unwrap_or(0) };
         self.sum.topics += counts.topics;
         self.sum.bytes += counts.bytes;
-        self.waiting.insert(update.topic.clone(), Waits { id: update.id, counts });
+        let clears_nothing = size.is_none() && update.known == 0;
+        self.clears += usize::from(clears_nothing);
+        self.waiting.insert(update.topic.clone(), Waits { id: update.id, counts, clears_nothing });
+    }
+
+    fn forget(&mut self, topic: &str) {
+        self.sum = self.beside(topic);
+        let gone = self.waiting.remove(topic);
+        self.clears -= usize::from(gone.is_some_and(|waits| waits.clears_nothing));
+    }
+
+    /// Whether this is the last update of its topic.
+    fn is_last(&self, update: &Retain) -> bool {
+        self.waiting.get(&update.topic).is_some_and(|waits| waits.id == update.id)
     }
 
     fn done(&mut self, update: &Retain) {
-        if self.waiting.get(&update.topic).is_some_and(|waits| waits.id == update.id) {
-            self.sum = self.beside(&update.topic);
-            self.waiting.remove(&update.topic);
+        if self.is_last(update) {
+            self.forget(&update.topic);
         }
     }
 
@@ -97,49 +123,53 @@ pub struct Updated {
     pub lsn: Option<Lsn>,
     /// Once this is kept.
     pub ticket: Option<Arc<Ticket>>,
+    /// The limit because of which the topic was cleared instead.
+    pub forbidden: Option<Forbidden>,
 }
 
 impl Broker {
-    /// Writes an update of a retained message; an empty payload clears.
+    /// Writes an update of a retained message; an empty payload clears, and so does what a limit forbids to be retained, unless
+    /// whoever publishes it can be `told`.
     ///
     /// # Errors
-    /// The limits of retained messages forbid it, those that wait for the store counted.
+    /// The limit that forbids it, those that wait for the store counted.
     pub(in crate::broker) fn retain_in_cluster(
         &self,
         remote: &Arc<Remote>,
         message: &Message,
         keeping: Keeping,
-    ) -> Result<Updated, Reason> {
-        let coordinator = &remote.ports.coordinator;
-        let (topic, limits) = (Arc::<str>::from(message.topic()), &self.limits.retained);
-        let kept = keeping == Keeping::Enough || !coordinator.writable();
+        told: bool,
+    ) -> Result<Updated, Forbidden> {
+        let (topic, clears) = (Arc::<str>::from(message.topic()), message.payload().is_empty());
+        let kept = keeping == Keeping::Enough || !remote.ports.coordinator.writable();
         let mut table = remote.retains.0.lock();
-        let admitted = if message.payload().is_empty() {
-            table.waiting.len() < limits.messages || table.waiting.contains_key(&topic)
-        } else {
-            self.retained.admits(message, limits, table.beside(&topic)) && coordinator.takes(message)
-        };
-        if !admitted {
-            return Err(Reason::QuotaExceeded);
+        let mut forbidden = None;
+        if !clears {
+            let journaled = kept || keeping == Keeping::AsWell;
+            forbidden = self.may_retain(message, table.beside(&topic), journaled).err();
         }
-        table.updates += 1;
-        let update = Retain {
-            known: self.retained.revision_of(&topic),
-            message: (!message.payload().is_empty()).then(|| message.clone()),
-            id: MessageId { origin: remote.me.incarnation, seq: table.updates },
-            topic,
-            kept,
-        };
+        let known = self.retained.revision_of(&topic);
+        let clears = clears || forbidden.is_some();
+        if let Some(why) = forbidden.filter(|_| told) {
+            return Err(why);
+        }
+        if clears && !table.takes_clear(&topic, known) {
+            let why = Forbidden::Clears { max: CLEARS_MAX };
+            return if told { Err(why) } else { Ok(Updated { forbidden: Some(why), ..Updated::default() }) };
+        }
+        let id = remote.next_update(&mut table);
+        let update = Retain { known, message: (!clears).then(|| message.clone()), id, topic, kept };
         if kept {
             let lsn = table.park(&*self.journal, &update);
             remote.metrics.retained_parked.inc();
             remote.write_retained(&mut table, self.journal.clone(), update, None);
-            return Ok(Updated { lsn: Some(lsn), ticket: None });
+            return Ok(Updated { lsn: Some(lsn), ticket: None, forbidden });
         }
         let lsn = (keeping == Keeping::AsWell).then(|| table.park(&*self.journal, &update));
         let ticket = Ticket::new();
-        remote.write_retained(&mut table, self.journal.clone(), update, Some(ticket.clone()));
-        Ok(Updated { lsn, ticket: Some(ticket) })
+        let promised = Promised { ticket: ticket.clone(), told };
+        remote.write_retained(&mut table, self.journal.clone(), update, Some(promised));
+        Ok(Updated { lsn, ticket: Some(ticket), forbidden })
     }
 
     /// Takes up updates that the journal kept because the store was away.
@@ -148,7 +178,15 @@ impl Broker {
         let mut table = remote.retains.0.lock();
         for p in parked {
             table.parked.insert(p.topic.clone(), (p.id, 0));
-            let update = Retain { topic: p.topic, message: p.message, id: p.id, known: p.known, kept: true };
+            let message = p.message.filter(|message| match remote.takes(message) {
+                Ok(()) => true,
+                // It was accepted by an earlier process, whose limits were others.
+                Err(why) => {
+                    tracing::warn!(topic = &*p.topic, %why, "{NOT_RETAINED}");
+                    false
+                }
+            });
+            let update = Retain { topic: p.topic, message, id: p.id, known: p.known, kept: true };
             remote.write_retained(&mut table, self.journal.clone(), update, None);
         }
     }
@@ -164,14 +202,38 @@ impl Broker {
     }
 }
 
+/// What whoever publishes an update waits for.
+struct Promised {
+    ticket: Arc<Ticket>,
+    /// It can be told that the update is refused.
+    told: bool,
+}
+
 impl Remote {
-    /// Has an update written, however long it takes; keeps `ticket` when it may be acknowledged.
+    /// Whether the store takes a message as the retained one of its topic.
+    ///
+    /// # Errors
+    /// Its limit.
+    pub(in crate::broker) fn takes(&self, message: &Message) -> Result<(), Forbidden> {
+        let TooLarge { max, size } = match self.ports.coordinator.takes(message) {
+            Ok(()) => return Ok(()),
+            Err(why) => why,
+        };
+        Err(Forbidden::Request { max, size })
+    }
+
+    fn next_update(&self, table: &mut Table) -> MessageId {
+        table.updates += 1;
+        MessageId { origin: self.me.incarnation, seq: table.updates }
+    }
+
+    /// Has an update written, however long it takes; keeps what is promised when it may be acknowledged.
     fn write_retained(
         self: &Arc<Remote>,
         table: &mut Table,
         journal: Arc<dyn Journal>,
         update: Retain,
-        ticket: Option<Arc<Ticket>>,
+        mut promised: Option<Promised>,
     ) {
         table.wait(&update);
         // Under the lock: updates of a topic are written in the order of their numbers.
@@ -187,24 +249,45 @@ impl Remote {
                         let lsn = remote.retains.0.lock().park(&*journal, &update);
                         remote.metrics.retained_parked.inc();
                         durable(journal.clone(), lsn).await;
-                        if let Some(ticket) = &ticket {
+                        // From here on it is accepted.
+                        if let Some(Promised { ticket, .. }) = promised.take() {
                             ticket.keep(Kept::Done { matched: false });
                         }
                         written.await
                     }
                 }
             };
-            if outcome == RetainOutcome::Overtaken {
-                remote.metrics.retained_overtaken.inc();
+            match outcome {
+                RetainOutcome::Overtaken => remote.metrics.retained_overtaken.inc(),
+                RetainOutcome::Refused if !promised.as_ref().is_some_and(|p| p.told) => {
+                    remote.clear_instead(&journal, &update);
+                }
+                _ => {}
             }
             let instead = remote.finished(&*journal, &update, outcome);
-            if let Some(ticket) = ticket {
-                if let Some(lsn) = instead {
-                    durable(journal, lsn).await;
-                }
-                ticket.keep(Kept::Done { matched: false });
+            let Some(Promised { ticket, .. }) = promised else { return };
+            if outcome == RetainOutcome::Refused {
+                return ticket.keep(Kept::Failed(Reason::QuotaExceeded));
             }
+            if let Some(lsn) = instead {
+                durable(journal, lsn).await;
+            }
+            ticket.keep(Kept::Done { matched: false });
         }));
+    }
+
+    /// The store refuses an update that was accepted: its topic is cleared, unless a later update decides.
+    fn clear_instead(self: &Arc<Remote>, journal: &Arc<dyn Journal>, update: &Retain) {
+        let mut table = self.retains.0.lock();
+        if update.message.is_none() || !table.is_last(update) {
+            return;
+        }
+        let id = self.next_update(&mut table);
+        let clear = Retain { message: None, id, ..update.clone() };
+        if table.parked.get(&update.topic).is_some_and(|(id, _)| *id == update.id) {
+            table.park(&**journal, &clear);
+        }
+        self.write_retained(&mut table, journal.clone(), clear, None);
     }
 
     /// An update has an outcome; returns where the journal keeps what has replaced it.
@@ -289,6 +372,21 @@ mod tests {
         assert_eq!(sum(&table, "c"), (0, size(&other)));
         table.done(&other);
         assert_eq!(sum(&table, "c"), (0, 0));
-        assert_eq!(table.waiting.len(), 1);
+        assert_eq!((table.waiting.len(), table.clears), (1, 1));
+        table.wait(&update("a", "3", 5, 0));
+        assert_eq!(table.clears, 0);
+    }
+
+    #[test]
+    fn a_clear_waits_whatever_else_does_if_there_is_something_to_clear() {
+        let mut table = Table::default();
+        for n in 0..CLEARS_MAX as u64 {
+            assert!(table.takes_clear(&n.to_string(), 0));
+            table.wait(&update(&n.to_string(), "", n, 0));
+        }
+        assert!(!table.takes_clear("another", 0), "it would have no effect");
+        assert!(table.takes_clear("another", 7) && table.takes_clear("0", 0));
+        table.done(&update("0", "", 0, 0));
+        assert!(table.takes_clear("another", 0));
     }
 }

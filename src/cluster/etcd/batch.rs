@@ -25,8 +25,11 @@ use tokio::sync::Notify;
 /// Nested transactions in a proposal: etcd allows 128 operations, those inside one nested transaction counted.
 pub const NESTED_MAX: usize = 120;
 
-/// Bytes of keys and values in a proposal; etcd refuses requests above 1.5 MiB.
+/// Bytes of keys and values in a proposal of several operations; etcd refuses requests above 1.5 MiB.
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of keys and values of one operation, 1.4 MiB: one above [`REQUEST_BYTES_MAX`] goes by itself.
+pub const LONE_BYTES_MAX: usize = (7 << 20) / 5;
 
 /// Proposals on their way at once.
 const FLYING_MAX: usize = 8;

@@ -16,7 +16,7 @@ use super::snapshot::SnapshotError;
 use super::watch::{Follower, WatchStatus};
 use crate::broker::ports::{
     BoxFuture, Claim, ClaimOutcome, Coordinator, Epoch, Index, IndexEvent, MemberId, Owner, Retain,
-    RetainOutcome, Revision, RouteChange, Unavailable,
+    RetainOutcome, Revision, RouteChange, TooLarge, Unavailable,
 };
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -295,7 +295,7 @@ impl Coordinator for EtcdCoordinator {
         self.etcd.writable()
     }
 
-    fn takes(&self, message: &Message) -> bool {
+    fn takes(&self, message: &Message) -> Result<(), TooLarge> {
         self.retained.takes(message)
     }
 

@@ -1,11 +1,11 @@
 //! Writes retained messages: one update per topic on its way, later ones of the topic wait and the last of them wins; many
 //! topics share a proposal.
 
-use super::batch::{Failure, Nested, Op, Proposer, REQUEST_BYTES_MAX};
+use super::batch::{Failure, LONE_BYTES_MAX, Nested, Op, Proposer};
 use super::claims::{compare_revision, outcome};
 use super::keys::Keys;
 use super::retained_value;
-use crate::broker::ports::{MessageId, Retain, RetainOutcome, Revision};
+use crate::broker::ports::{MessageId, Retain, RetainOutcome, Revision, TooLarge};
 use crate::clock;
 use crate::mqtt::Message;
 use crate::names::shown;
@@ -98,12 +98,16 @@ impl RetainedWriter {
     }
 
     /// Whether a message can be written: etcd's requests have a limit.
-    pub fn takes(&self, message: &Message) -> bool {
+    ///
+    /// # Errors
+    /// The limit, and the bytes of the message in a request.
+    pub fn takes(&self, message: &Message) -> Result<(), TooLarge> {
         let key = self.keys.retained(message.topic());
-        bytes_of(&key, retained_value::size_of(message)) <= REQUEST_BYTES_MAX
+        let (max, size) = (LONE_BYTES_MAX, bytes_of(&key, retained_value::size_of(message)));
+        if size > max { Err(TooLarge { max, size }) } else { Ok(()) }
     }
 
-    /// Writes an update. If it cannot be written at all (etcd refuses its size) it is void, and logged.
+    /// Writes an update. If etcd refuses it (it may take smaller requests than it does by default) nothing changes, and it is logged.
     pub fn retain(self: &Arc<Self>, update: Retain) -> impl Future<Output = RetainOutcome> + Send + 'static {
         let (done, outcome) = oneshot::channel();
         let topic = update.topic.clone();
@@ -220,9 +224,11 @@ impl RetainedWriter {
                     tracing::error!(
                         topic = %shown(&update.topic),
                         %why,
-                        "a retained message cannot be written to etcd and is void; lower retained.max_payload"
+                        bytes,
+                        "etcd refuses a retained message; leave its --max-request-bytes at 1.5 MiB or more, or lower \
+                         retained.max_payload"
                     );
-                    return (RetainOutcome::Overtaken, None);
+                    return (RetainOutcome::Refused, None);
                 }
             }
         }

@@ -42,7 +42,13 @@ pub enum Loss {
     /// A payload that is too large to be retained.
     RetainedPayload(u64),
     /// A retained message that does not fit into a request to etcd.
-    RetainedRequest,
+    RetainedRequest(u64),
+    /// Too many clears of topics of which no retained message is known.
+    RetainedClears(u64),
+    /// A journal in memory has no room for a retained message.
+    JournalMemory(u64),
+    /// The journal cannot be written, and as much as may waits for it.
+    JournalFailing,
     /// The link to the node is down.
     LinkDown,
     /// Too many QoS 0 publishes wait for the link to the node.
@@ -52,7 +58,7 @@ pub enum Loss {
 }
 
 /// How many kinds there are.
-pub(super) const KINDS: usize = 21;
+pub(super) const KINDS: usize = 24;
 
 /// How loudly a loss is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,10 +101,13 @@ impl Loss {
             Loss::RetainedMessages(_) => 14,
             Loss::RetainedBytes(_) => 15,
             Loss::RetainedPayload(_) => 16,
-            Loss::RetainedRequest => 17,
+            Loss::RetainedRequest(_) => 17,
             Loss::LinkDown => 18,
             Loss::LinkMessages(_) => 19,
             Loss::LinkBytes(_) => 20,
+            Loss::RetainedClears(_) => 21,
+            Loss::JournalMemory(_) => 22,
+            Loss::JournalFailing => 23,
         }
     }
 
@@ -118,7 +127,10 @@ impl Loss {
             | Loss::RetainedMessages(_)
             | Loss::RetainedBytes(_)
             | Loss::RetainedPayload(_)
-            | Loss::RetainedRequest => Counted::Publish(PublishRefusal::Quota),
+            | Loss::RetainedRequest(_)
+            | Loss::RetainedClears(_)
+            | Loss::JournalMemory(_)
+            | Loss::JournalFailing => Counted::Publish(PublishRefusal::Quota),
             Loss::LinkDown | Loss::LinkMessages(_) | Loss::LinkBytes(_) => Counted::Frame,
         }
     }
@@ -156,7 +168,10 @@ impl Loss {
             Loss::RetainedMessages(n) => ("retained.max_messages", n),
             Loss::RetainedBytes(n) => ("retained.max_bytes", n),
             Loss::RetainedPayload(n) => ("retained.max_payload", n),
-            Loss::RetainedRequest => return Some("the size of a request to etcd".to_owned()),
+            Loss::RetainedRequest(n) => ("a request to etcd", n),
+            Loss::RetainedClears(n) => ("CLEARS_MAX", n),
+            Loss::JournalMemory(n) => ("storage.memory_max", n),
+            Loss::JournalFailing => return Some("storage.max_pending".to_owned()),
             Loss::LinkMessages(n) => ("queued_frames_max", n),
             Loss::LinkBytes(n) => ("queued_bytes_max", n),
             Loss::Expired

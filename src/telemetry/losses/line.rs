@@ -1,7 +1,7 @@
 //! The lines about losses.
 
 use super::kind::{Counted, Level, Loss};
-use super::{Subject, TARGET};
+use super::{About, Subject, TARGET};
 use crate::names::{Shown, shown};
 use std::sync::Arc;
 use tracing::field::{DisplayValue, display};
@@ -27,11 +27,14 @@ macro_rules! say {
 }
 
 impl Line {
-    pub(super) fn log(&self) {
+    /// Writes it. Of what was lost only the first line of a kind says more.
+    pub(super) fn log(&self, about: Option<About<'_>>) {
         match self {
             Line::First { subject, name, loss, lost } => {
                 let [client, node, of] = subject.named(name);
                 let limit = loss.limit().map(display);
+                let topic = about.map(|a| display(shown(a.topic)));
+                let why = about.map(|a| display(a.why));
                 say!(
                     loss.level(),
                     client,
@@ -39,6 +42,8 @@ impl Line {
                     of,
                     reason = %loss.reason(),
                     limit,
+                    topic,
+                    why,
                     lost,
                     "{}: the first; while it goes on, a line a minute says how many",
                     loss.what()

@@ -32,6 +32,15 @@ pub const TARGET: &str = "berth::losses";
 /// Between two lines about the same, milliseconds.
 pub const SUMMARY_MS: u64 = 60_000;
 
+/// What was lost first, for its line.
+#[derive(Clone, Copy)]
+pub struct About<'a> {
+    /// The topic of the message.
+    pub topic: &'a str,
+    /// In words: the limit, its value and the size that exceeds it.
+    pub why: &'a dyn std::fmt::Display,
+}
+
 /// Who loses something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
@@ -234,9 +243,10 @@ impl Losses {
     }
 
     /// Notes `n` losses, and logs them if they are the first of their kind.
-    pub(super) fn add(&self, whose: Whose<'_>, loss: Loss, n: u64) {
+    /// That line says what it is about, if that is given.
+    pub(super) fn add(&self, whose: Whose<'_>, loss: Loss, n: u64, about: Option<About<'_>>) {
         if let Some(first) = self.note(whose, loss, n) {
-            first.log();
+            first.log(about);
         }
     }
 
@@ -316,7 +326,7 @@ impl Losses {
 
     /// Logs the summaries that are due.
     pub fn tell(&self, now: Time) {
-        self.due(now).iter().for_each(Line::log);
+        self.due(now).iter().for_each(|line| line.log(None));
     }
 
     fn due(&self, now: Time) -> Vec<Line> {

@@ -57,6 +57,11 @@ impl Etcd {
         Etcd::with(1, "http", &["--quota-backend-bytes", "2097152"].map(str::to_owned))
     }
 
+    /// One member that takes smaller requests than Berth expects.
+    pub fn narrow() -> Etcd {
+        Etcd::with(1, "http", &["--max-request-bytes", "49152"].map(str::to_owned))
+    }
+
     /// Turns authentication on. Etcdctl is `root` from then on.
     pub fn enable_auth(&mut self) {
         for args in

@@ -9,6 +9,7 @@ mod duties;
 mod etcd;
 mod failover;
 mod failures;
+mod field;
 mod formation;
 mod full_database;
 mod knowledge;

@@ -136,16 +136,16 @@ fn an_update_that_is_much_larger_in_json_or_that_etcd_refuses_does_not_stop_its_
     let (etcd, runtime) = setup(1);
     runtime.block_on(async {
         let a = Node::start(etcd.endpoints(), "a").await;
-        // Six times as long when it is escaped, and more than etcd takes.
-        let control = "\u{1}".repeat(256 << 10);
+        // Six times as long when it is escaped, and more than etcd takes; the largest that is configured fits in base64.
+        let control = "\u{1}".repeat(1 << 20);
         let large = update(&a, "t", Some(&control), 1, 0);
-        assert!(a.coordinator.takes(large.message.as_ref().unwrap()));
+        a.coordinator.takes(large.message.as_ref().unwrap()).unwrap();
         let revision = written(within_patience(a.coordinator.retain(large)).await);
         a.coordinator.applies(revision).await;
         assert_eq!(payload(&a, "t"), Some(control));
         let huge = update(&a, "t", Some(&"x".repeat(3 << 20)), 2, revision);
-        assert!(!a.coordinator.takes(huge.message.as_ref().unwrap()));
-        assert_eq!(within_patience(a.coordinator.retain(huge)).await, RetainOutcome::Overtaken);
+        assert!(a.coordinator.takes(huge.message.as_ref().unwrap()).is_err());
+        assert_eq!(within_patience(a.coordinator.retain(huge)).await, RetainOutcome::Refused);
         let small = a.coordinator.retain(update(&a, "t", Some("small"), 3, revision));
         let revision = written(within_patience(small).await);
         a.coordinator.applies(revision).await;

@@ -104,12 +104,26 @@ fn ack(version: Version, frame: &[u8], name: &str, kind: AckKind, a: &Ack) -> Ve
     if a.reason != Reason::Success {
         words.push(format!("reason={:?}", a.reason));
     }
+    let why = reason_string(frame).filter(|_| version.is_v5());
     let mut shortest = Vec::new();
-    client::ack(&mut shortest, version, kind, a.packet_id, a.reason, None);
+    client::ack(&mut shortest, version, kind, a.packet_id, a.reason, why);
     if shortest != frame {
         words.push(format!("frame={}", show_hex(frame)));
+    } else if let Some(why) = why {
+        words.push(format!("why={}", show_text(why)));
     }
     words
+}
+
+/// What may be the reason string at the end of an acknowledgement.
+fn reason_string(frame: &[u8]) -> Option<&str> {
+    let property = |at: usize| {
+        let (id, rest) = frame[at..].split_first()?;
+        let (len, text) = rest.split_first_chunk::<2>()?;
+        let fits = *id == 0x1F && usize::from(u16::from_be_bytes(*len)) == text.len();
+        fits.then(|| std::str::from_utf8(text).ok())?
+    };
+    (0..frame.len()).find_map(property)
 }
 
 fn properties(p: &Properties<'_>) -> Vec<String> {
