@@ -11,6 +11,7 @@ use super::ports::{
 use super::remote::{RemoteCache, Ticket, Updated};
 use super::retained::Underway;
 use super::router::{self, Target};
+use super::sys;
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
 use crate::session::{Delivery, DropReason, Extra};
@@ -369,6 +370,9 @@ impl Broker {
     }
 
     fn retain(&self, message: &Message, keeping: Keeping) -> Result<Updated, Reason> {
+        if sys::is_own(message.topic()) {
+            return self.keep_bridge_state(message).map(|()| Updated { lsn: None, ticket: None });
+        }
         if let Some(remote) = &self.remote {
             return self.retain_in_cluster(remote, message, keeping);
         }

@@ -5,7 +5,7 @@ use crate::broker::handle::Handle;
 use crate::broker::inspect::{Attached, Connection, WillInfo};
 use crate::broker::ports::{Credentials, Identity, Lsn};
 use crate::broker::remote::sessions::Run;
-use crate::broker::{Broker, Claim, Claimant};
+use crate::broker::{Broker, Claim, Claimant, bridges, sys};
 use crate::clock::Time;
 use crate::mqtt::decode::{Answer, DecodeError};
 use crate::mqtt::encode::{self, ConnAck};
@@ -127,6 +127,9 @@ impl Link {
             let who = Identity { client_id: s.client_id.clone(), username: s.username.clone() };
             if !self.broker.may_publish(&who, will.message.topic()) {
                 return Err(Reason::NotAuthorized);
+            }
+            if sys::is_own(will.message.topic()) && !bridges::admits(&will.message) {
+                return Err(Reason::QuotaExceeded);
             }
         }
         if s.maximum_packet_size < CONNACK_BYTES_MAX {

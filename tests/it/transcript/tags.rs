@@ -33,6 +33,8 @@ pub const ALL: &[&str] = &[
     "connect.pipelined",
     "connect.durable",
     "connect.malformed",
+    "connect.levels",
+    "connect.bridge",
     // Wills
     "will.published",
     "will.properties",
@@ -81,6 +83,8 @@ pub const ALL: &[&str] = &[
     "subscribe.overlapping",
     "subscribe.replaced",
     "subscribe.invalid",
+    "subscribe.malformed",
+    "subscribe.levels",
     "subscribe.limit",
     "subscribe.durable",
     "subscribe.suback-first",
@@ -112,6 +116,7 @@ pub const ALL: &[&str] = &[
     // $SYS
     "sys.values",
     "sys.refused",
+    "sys.bridges",
     // Slow consumers and queues
     "queue.mailbox-full",
     "queue.to-disk",
