@@ -19,7 +19,7 @@ mod members;
 mod moved_while_held;
 mod netns;
 mod node;
-mod nodes;
+pub mod nodes;
 mod operate;
 mod orphaned;
 mod outage;
