@@ -40,6 +40,7 @@ fn connected(broker: &Arc<Broker>, id: &str, cx: &mut Context) -> Link {
     let mut bytes = Vec::new();
     let connect = client::Connect {
         version: Version::V311,
+        bridge: false,
         clean_start: true,
         keep_alive_s: 0,
         properties: &[],

@@ -12,6 +12,7 @@ pub mod remote;
 pub mod retained;
 pub mod router;
 
+mod bridges;
 mod dormant;
 mod ending;
 mod purge;
@@ -32,6 +33,7 @@ pub use totals::publish_cluster;
 use crate::session;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
+use bridges::Bridges;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
 use ports::{Authorizer, Coordinator, Journal, Peers, SessionNo, Tasks};
@@ -128,6 +130,8 @@ pub struct Broker {
     retained: Retained,
     /// The last messages of `$SYS`.
     own: Retained,
+    /// Which of them bridges have told.
+    bridges: Bridges,
     dormant: Dormant,
     /// Room for packets that arrive.
     receiving: Receiving,
@@ -178,9 +182,9 @@ impl Broker {
         (self.retained.len(), self.retained.bytes())
     }
 
-    /// Whether a client may publish to `topic`: what is below `$SYS` is the broker's.
+    /// Whether a client may publish to `topic`: what is below `$SYS` is the broker's, but for what bridges say of themselves.
     fn may_publish(&self, who: &ports::Identity, topic: &str) -> bool {
-        !sys::is_own(topic) && self.authorizer.publish(who, topic)
+        (!sys::is_own(topic) || bridges::is_state(topic)) && self.authorizer.publish(who, topic)
     }
 
     /// Whether this node may serve clients.

@@ -1,5 +1,6 @@
 //! Starting: the broker as its journal had it.
 
+use super::bridges::Bridges;
 use super::dormant::Dormant;
 use super::handle::Handle;
 use super::mailbox::{Frozen, Mailbox, OrderHold, Place};
@@ -42,6 +43,7 @@ impl Broker {
             router: Router::default(),
             retained: Retained::default(),
             own: Retained::default(),
+            bridges: Bridges::default(),
             dormant: Dormant::default(),
             receiving: Receiving::new(limits.arriving_bytes),
             next_session: AtomicU64::new(recovered.next_session.max(1)),

@@ -34,6 +34,7 @@ impl Forbidden {
             Forbidden::Bytes { max, .. } => Loss::RetainedBytes(max as u64),
             Forbidden::Request { max, .. } => Loss::RetainedRequest(max as u64),
             Forbidden::Clears { max } => Loss::RetainedClears(max as u64),
+            Forbidden::BridgeState { max, .. } => Loss::BridgeState(max as u64),
             Forbidden::Memory { max, .. } => Loss::JournalMemory(max),
             Forbidden::Journal { .. } => Loss::JournalFailing,
         }

@@ -4,11 +4,12 @@
 //! What is refused with a reason changes nothing. What is accepted all the same, since nobody could be told (QoS 0, a will), clears
 //! its topic: who subscribes later gets what was published last or nothing, never what that has replaced.
 
-use super::Broker;
 use super::ports::{Change, NoRoom};
 use super::publish::Keeping;
 use super::remote::Updated;
 use super::retained::{Forbidden, Underway};
+use super::sys;
+use super::{Broker, bridges};
 use crate::clock::Time;
 use crate::mqtt::Message;
 use crate::session::Loss;
@@ -24,6 +25,9 @@ impl Broker {
         keeping: Keeping,
         told: bool,
     ) -> Result<Updated, Forbidden> {
+        if sys::is_own(message.topic()) {
+            return self.keep_bridge_state(message, told);
+        }
         if let Some(remote) = &self.remote {
             return self.retain_in_cluster(remote, message, keeping, told);
         }
@@ -72,6 +76,9 @@ impl Broker {
     pub(super) fn could_retain(&self, message: &Message) -> Result<(), Forbidden> {
         if message.payload().is_empty() {
             return Ok(()); // it clears
+        }
+        if sys::is_own(message.topic()) {
+            return bridges::admits(message);
         }
         self.limits.retained.allow(message)?;
         self.remote.as_ref().map_or(Ok(()), |r| r.takes(message))

@@ -96,6 +96,16 @@ pub enum Forbidden {
         /// The limit.
         max: usize,
     },
+    /// What a bridge says of itself is too large.
+    #[error(
+        "the state of a bridge may have {max} bytes of topic, payload and properties, and this one has {size}"
+    )]
+    BridgeState {
+        /// The limit.
+        max: usize,
+        /// Bytes of it.
+        size: usize,
+    },
     /// A journal in memory is full.
     #[error(
         "storage.memory_max allows {max} bytes, {used} are taken by others, and this message takes {size}"

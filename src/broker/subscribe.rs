@@ -11,7 +11,7 @@ use crate::clock::Time;
 use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
 use crate::mqtt::{Message, QoS, Reason};
 use crate::session::{Extra, SubscribeRequest};
-use crate::topic::Filter;
+use crate::topic::{Filter, OwnedFilter};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -59,25 +59,24 @@ impl Broker {
         let mut added = Added::default();
         let mut subscriptions = handle.subscriptions.lock();
         for f in &request.filters {
-            let filter = match Filter::parse(&f.filter) {
-                Ok(filter) => filter,
-                Err(_) => {
-                    answered.codes.push(Reason::TopicFilterInvalid);
+            let (name, filter) = match &f.filter {
+                Ok(filter) => (filter.text(), filter.filter()),
+                Err(reason) => {
+                    answered.codes.push(*reason);
                     continue;
                 }
             };
-            if let Some(reason) = f.refused.or_else(|| self.refuses(who, &filter, &f.filter, &subscriptions))
-            {
+            if let Some(reason) = self.refuses(who, &filter, name, &subscriptions) {
                 answered.codes.push(reason);
                 continue;
             }
-            let s = subscriber(handle, &filter, &f.filter, f.options, id);
+            let s = subscriber(handle, &filter, name, f.options, id);
             let target = (retains || sys::is_own(filter.filter)).then(|| Broker::target_of(&s));
-            let is_new = self.add(&mut subscriptions, &filter, &f.filter, s, id, &mut added);
-            routes.push((f.filter.clone(), is_new));
+            let is_new = self.add(&mut subscriptions, &filter, name, s, id, &mut added);
+            routes.push((name.clone(), is_new));
             if handle.durable {
                 let subscription =
-                    SubscriptionRecord { filter: f.filter.clone(), options: f.options, subscription_id: id };
+                    SubscriptionRecord { filter: name.clone(), options: f.options, subscription_id: id };
                 let change = Change::Subscribe { session: handle.no, subscription: &subscription };
                 answered.lsn = Some(self.journal.append(&[change]));
             }
@@ -93,7 +92,7 @@ impl Broker {
             };
             // No retained messages for shared subscriptions (section 4.8.2).
             if let Some(target) = target.filter(|_| wanted && filter.share.is_none()) {
-                retained.extend([RetainedRequest { filter: f.filter.clone(), target }]);
+                retained.extend([RetainedRequest { filter: name.clone(), target }]);
             }
         }
         answered.routes = self.routes_added(&routes, handle.durable);
@@ -142,13 +141,16 @@ impl Broker {
         }
     }
 
-    /// Unsubscribes `handle`; `None` stands for a filter that is not valid.
-    pub fn unsubscribe(&self, handle: &Arc<Handle>, filters: &[Option<Arc<str>>]) -> Answered {
+    /// Unsubscribes `handle` from filters, those aside that were refused already.
+    pub fn unsubscribe(&self, handle: &Arc<Handle>, filters: &[Result<OwnedFilter, Reason>]) -> Answered {
         let mut answered = Answered::default();
-        for name in filters {
-            let Some((name, filter)) = name.as_ref().and_then(|n| Some((n, Filter::parse(n).ok()?))) else {
-                answered.codes.push(Reason::TopicFilterInvalid);
-                continue;
+        for filter in filters {
+            let (name, filter) = match filter {
+                Ok(filter) => (filter.text(), filter.filter()),
+                Err(reason) => {
+                    answered.codes.push(*reason);
+                    continue;
+                }
             };
             let mut subscriptions = handle.subscriptions.lock();
             if subscriptions.remove(name).is_none() {

@@ -85,6 +85,8 @@ pub enum Packet<'a> {
 pub struct Connect<'a> {
     /// Protocol version.
     pub version: Version,
+    /// Whether the client says that it is a bridge: the highest bit of the protocol level of MQTT 3, as mosquitto sends it.
+    pub bridge: bool,
     /// Clean start (5.0) or clean session (3.1.1).
     pub clean_start: bool,
     /// Keep alive, seconds; 0 = off.
@@ -181,8 +183,7 @@ pub struct Subscribe<'a> {
     pub(super) entries: &'a [u8],
 }
 
-/// One entry of a SUBSCRIBE. The filter is valid UTF-8 but *not* yet checked as a topic filter: an invalid filter
-/// is refused alone with reason 0x8F (MQTT 3: 0x80) by the session.
+/// One entry of a SUBSCRIBE. The filter is valid UTF-8 but *not* yet checked as a topic filter: the session does that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscribeFilter<'a> {
     /// The topic filter as sent, `$share/…` included.

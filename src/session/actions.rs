@@ -4,6 +4,7 @@ use crate::clock::Time;
 use crate::mqtt::packet::{Packet, SubscribeOptions};
 use crate::mqtt::{Message, QoS, Reason};
 pub use crate::telemetry::Loss;
+use crate::topic::OwnedFilter;
 use smallvec::SmallVec;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -130,15 +131,13 @@ pub enum Outcome {
     Late(Reason),
 }
 
-/// One filter of a SUBSCRIBE that passed the session's own checks, or the code it was refused with.
+/// One filter of a SUBSCRIBE.
 #[derive(Clone, Debug)]
 pub struct FilterRequest {
-    /// The filter as sent, `$share/…` included.
-    pub filter: Arc<str>,
+    /// The filter, or why it is refused without asking further.
+    pub filter: Result<OwnedFilter, Reason>,
     /// Its options, QoS limited to the server's maximum.
     pub options: SubscribeOptions,
-    /// Why it is refused without asking further.
-    pub refused: Option<Reason>,
 }
 
 /// A SUBSCRIBE to carry out.
@@ -232,8 +231,8 @@ pub enum Effect {
     Unsubscribe {
         /// To answer with.
         token: Token,
-        /// The filters, in order; `None` for one that is no valid filter.
-        filters: Vec<Option<Arc<str>>>,
+        /// The filters, in order; the reason in place of one that is refused without looking for it.
+        filters: Vec<Result<OwnedFilter, Reason>>,
     },
     /// Read these messages back from the journal; answer with [`Input::Loaded`].
     Load(Vec<u64>),

@@ -9,6 +9,7 @@ use crate::mqtt::encode::ConnAck;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::Connect;
 use crate::mqtt::{Message, QoS, Reason, Version};
+use crate::topic::validate_name;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use std::sync::Arc;
 pub struct Settings {
     /// Protocol version.
     pub version: Version,
+    /// Whether the client said that it is a bridge.
+    pub bridge: bool,
     /// Client identifier; assigned if the client sent none.
     pub client_id: Arc<str>,
     /// Whether the client identifier was assigned by us.
@@ -52,7 +55,8 @@ impl Settings {
     ///
     /// # Errors
     /// The reason for CONNACK: 0x85 for an empty identifier of an MQTT 3 client that wants a persistent session, 0x8C
-    /// for an authentication method (none is built in), 0x9B for a will above the maximum QoS.
+    /// for an authentication method (none is built in), 0x9B for a will above the maximum QoS, 0x90 for one whose topic has
+    /// too many levels.
     pub fn negotiate(
         c: &Connect<'_>,
         limits: Limits,
@@ -68,6 +72,9 @@ impl Settings {
         if c.will.as_ref().is_some_and(|w| w.qos > limits.maximum_qos) {
             return Err(Reason::QoSNotSupported);
         }
+        if c.will.as_ref().is_some_and(|w| validate_name(w.topic).is_err()) {
+            return Err(Reason::TopicNameInvalid);
+        }
         // A server keep alive can only be told to MQTT 5 clients.
         let imposed = c.version.is_v5()
             && limits.max_keep_alive_s > 0
@@ -75,6 +82,7 @@ impl Settings {
         let expiry_s = c.session_expiry_s.min(limits.max_session_expiry_s);
         Ok(Settings {
             version: c.version,
+            bridge: c.bridge,
             client_id: if assigned { assign() } else { Arc::from(c.client_id) },
             assigned,
             clean_start: c.clean_start,

@@ -8,12 +8,11 @@ use super::connect::{Request, expires_at};
 use crate::clock::Time;
 use crate::mqtt::encode::{self, AckKind};
 use crate::mqtt::message::Parts;
-use crate::mqtt::packet::{Ack, Disconnect, Publish, Subscribe, Unsubscribe};
+use crate::mqtt::packet::{Ack, Disconnect, Publish, Subscribe, SubscribeFilter, Unsubscribe};
 use crate::mqtt::{Message, QoS, Reason, Version};
-use crate::topic::{AliasError, Filter};
+use crate::topic::{AliasError, OwnedFilter};
 use hashbrown::HashMap;
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 /// A publish that came over an earlier connection is still under way.
 const EARLIER: Token = Token::MAX;
@@ -269,16 +268,22 @@ impl Session {
     pub(super) fn subscribe(&mut self, s: &Subscribe<'_>, out: &mut Actions) {
         let token = self.token();
         let Some(conn) = self.conn.as_mut() else { return };
-        let maximum_qos = conn.limits.maximum_qos;
-        let filters = s
-            .filters()
-            .map(|f| {
-                let mut options = f.options;
-                options.qos = options.qos.min(maximum_qos);
-                let refused = Filter::parse(f.filter).is_err().then_some(Reason::TopicFilterInvalid);
-                FilterRequest { filter: Arc::from(f.filter), options, refused }
-            })
-            .collect();
+        let (maximum_qos, bridge) = (conn.limits.maximum_qos, conn.bridge);
+        let request = |(at, f): (usize, SubscribeFilter<'_>)| {
+            let filter = checked(at, f.filter)?;
+            let mut options = f.options;
+            options.qos = options.qos.min(maximum_qos);
+            if bridge {
+                options.retain_as_published = true;
+                options.no_local = filter.as_ref().is_ok_and(|f| f.filter().share.is_none());
+            }
+            Ok(FilterRequest { filter, options })
+        };
+        let filters: Result<Vec<_>, String> = s.filters().enumerate().map(request).collect();
+        let filters = match filters {
+            Ok(filters) => filters,
+            Err(why) => return self.fail(Reason::MalformedPacket, &why, out),
+        };
         conn.pending.push(token, Request::SubAck(s.packet_id));
         let request = Box::new(SubscribeRequest { filters, subscription_id: s.subscription_id });
         out.effects.push(Effect::Subscribe { token, request });
@@ -296,8 +301,12 @@ impl Session {
     pub(super) fn unsubscribe(&mut self, u: &Unsubscribe<'_>, out: &mut Actions) {
         let token = self.token();
         let Some(conn) = self.conn.as_mut() else { return };
+        let filters: Result<Vec<_>, String> = u.filters().enumerate().map(|(at, f)| checked(at, f)).collect();
+        let filters = match filters {
+            Ok(filters) => filters,
+            Err(why) => return self.fail(Reason::MalformedPacket, &why, out),
+        };
         conn.pending.push(token, Request::UnsubAck(u.packet_id));
-        let filters = u.filters().map(|f| Filter::parse(f).is_ok().then(|| Arc::from(f))).collect();
         out.effects.push(Effect::Unsubscribe { token, filters });
     }
 
@@ -338,5 +347,18 @@ impl Session {
             CloseCause::DisconnectedWithWill
         };
         self.close(cause, None, out);
+    }
+}
+
+/// A topic filter to carry out, or to refuse alone because only this broker does not allow it. `at` counts the filters of the
+/// packet from 0.
+///
+/// # Errors
+/// In words, if the filter is malformed and so its packet is (sections 4.7.1, 4.7.3, 4.8.2 and 4.13.1).
+fn checked(at: usize, filter: &str) -> Result<Result<OwnedFilter, Reason>, String> {
+    match OwnedFilter::parse(filter) {
+        Ok(filter) => Ok(Ok(filter)),
+        Err(e) if e.is_well_formed() => Ok(Err(Reason::TopicFilterInvalid)),
+        Err(e) => Err(format!("topic filter {}: {e}", at + 1)),
     }
 }

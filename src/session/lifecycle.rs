@@ -53,6 +53,7 @@ impl Session {
         self.will = s.will.clone().map(Box::new);
         self.conn = Some(Box::new(Conn {
             version: s.version,
+            bridge: s.bridge,
             limits: s.limits,
             keep_alive_ms: u64::from(s.silence_s()) * 1000,
             heard_at: now,

@@ -51,6 +51,8 @@ pub struct Session {
 #[derive(Debug)]
 struct Conn {
     version: Version,
+    /// Its client is a bridge: it gets nothing back that it publishes, and RETAIN as published.
+    bridge: bool,
     limits: Limits,
     keep_alive_ms: u64,
     heard_at: Time,

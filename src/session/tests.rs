@@ -12,6 +12,7 @@ const NOW: Time = Time(1_000_000);
 fn settings(version: Version, quota: u16) -> Settings {
     Settings {
         version,
+        bridge: false,
         client_id: Arc::from("c"),
         assigned: false,
         clean_start: false,

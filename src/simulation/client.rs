@@ -73,6 +73,7 @@ impl SimClient {
         client::put_property(&mut properties, &Property::SessionExpiryInterval(expiry_s));
         let connect = client::Connect {
             version: Version::V5,
+            bridge: false,
             clean_start,
             keep_alive_s: 0,
             properties: &properties,

@@ -17,6 +17,6 @@ mod trie;
 mod model_tests;
 
 pub use alias::{AliasError, AliasUse, InboundAliases, OutboundAliases};
-pub use name::{Filter, MAX_LEVELS, TopicError, matches, validate_name};
+pub use name::{Filter, MAX_LEVELS, OwnedFilter, TopicError, matches, validate_name};
 pub use retained::RetainedTrie;
 pub use trie::Trie;

@@ -1,6 +1,7 @@
 //! The rules for topic names and topic filters (MQTT 5.0 section 4.7 and 4.8.2), and the plain matcher that
-//! the indexes are tested against. Never allocates.
+//! the indexes are tested against. Checks and matches without allocating.
 
+use std::sync::Arc;
 use thiserror::Error;
 
 /// Most levels a topic name or filter may have; bounds the depth of the indexes and the work of one match.
@@ -12,7 +13,7 @@ const MAX_BYTES: usize = 65_535;
 /// Marks a shared subscription (MQTT 5.0 section 4.8.2).
 const SHARE: &str = "$share";
 
-/// Why a topic name or filter is refused (reason 0x90 for names, 0x8F for filters).
+/// Why a topic name or filter is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TopicError {
     /// It has no character (MQTT-4.7.3-1).
@@ -39,6 +40,14 @@ pub enum TopicError {
     /// `$share` without a share name, with a wildcard in it, or without a filter (MQTT-4.8.2-1, MQTT-4.8.2-2).
     #[error("shared subscription is not of the form $share/<name>/<filter>")]
     Share,
+}
+
+impl TopicError {
+    /// Whether the specification allows the text, and only this broker does not.
+    #[must_use]
+    pub fn is_well_formed(self) -> bool {
+        self == TopicError::TooManyLevels
+    }
 }
 
 /// Checks a topic name as a PUBLISH carries it: not empty, no wildcards, no null character, at most 65,535 bytes
@@ -95,6 +104,39 @@ impl<'a> Filter<'a> {
         };
         validate_filter(filter)?;
         Ok(Self { share, filter })
+    }
+}
+
+/// A valid topic filter that owns its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedFilter {
+    text: Arc<str>,
+    /// Where the filter begins, behind `$share/<name>/`.
+    begins: usize,
+}
+
+impl OwnedFilter {
+    /// Checks all of a topic filter, as [`Filter::parse`] does.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn parse(text: &str) -> Result<Self, TopicError> {
+        let begins = text.len() - Filter::parse(text)?.filter.len();
+        Ok(Self { text: Arc::from(text), begins })
+    }
+
+    /// The text as sent, `$share/…` included.
+    #[must_use]
+    pub fn text(&self) -> &Arc<str> {
+        &self.text
+    }
+
+    /// The filter, taken apart.
+    #[must_use]
+    pub fn filter(&self) -> Filter<'_> {
+        let (before, filter) = self.text.split_at_checked(self.begins).unwrap_or(("", &self.text));
+        let share = before.strip_prefix(SHARE).and_then(|s| s.strip_prefix('/')?.strip_suffix('/'));
+        Filter { share, filter }
     }
 }
 
@@ -219,6 +261,21 @@ mod tests {
         for (text, error) in table {
             let expected = error.map_or(Ok(Filter { share: None, filter: text }), Err);
             assert_eq!(Filter::parse(text), expected, "{:?}", text.get(..20).unwrap_or(text));
+            same_owned(text);
+        }
+    }
+
+    /// The owned form says the same of every text.
+    fn same_owned(text: &str) {
+        match OwnedFilter::parse(text) {
+            Ok(owned) => {
+                assert_eq!(**owned.text(), *text);
+                assert_eq!(Ok(owned.filter()), Filter::parse(text), "{text:?}");
+            }
+            Err(error) => {
+                assert_eq!(Err(error), Filter::parse(text), "{text:?}");
+                assert_eq!(error.is_well_formed(), error == TopicError::TooManyLevels);
+            }
         }
     }
 
@@ -248,6 +305,7 @@ mod tests {
         for (text, expected) in table {
             let expected = expected.map(|(share, filter)| Filter { share: Some(share), filter });
             assert_eq!(Filter::parse(text), expected, "{text:?}");
+            same_owned(text);
         }
         let deep = format!("$share/g/{}", "+/".repeat(MAX_LEVELS - 1) + "#");
         assert!(Filter::parse(&deep).is_ok(), "the prefix does not count as levels");

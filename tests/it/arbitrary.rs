@@ -326,6 +326,7 @@ impl FromClient {
                     &mut out,
                     &client::Connect {
                         version,
+                        bridge: false,
                         clean_start: *clean_start,
                         keep_alive_s: *keep_alive_s,
                         properties: &properties.raw(),

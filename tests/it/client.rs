@@ -70,6 +70,8 @@ pub struct Will {
 pub struct Dial {
     pub version: Version,
     pub client_id: String,
+    /// Says in MQTT 3 that it is a bridge.
+    pub bridge: bool,
     pub clean: bool,
     pub expiry_s: u32,
     pub receive_maximum: u16,
@@ -83,6 +85,7 @@ impl Dial {
         Dial {
             version,
             client_id: client_id.to_owned(),
+            bridge: false,
             clean: true,
             expiry_s: 0,
             receive_maximum: u16::MAX,
@@ -99,6 +102,13 @@ impl Dial {
     /// MQTT 3.1.1, clean session.
     pub fn v4(client_id: &str) -> Dial {
         Dial::new(Version::V311, client_id)
+    }
+
+    /// As a bridge.
+    #[must_use]
+    pub fn bridge(mut self) -> Dial {
+        self.bridge = true;
+        self
     }
 
     /// A session that outlives connections, continued if there is one.
@@ -164,6 +174,7 @@ impl Dial {
         });
         let connect = client::Connect {
             version: self.version,
+            bridge: self.bridge,
             clean_start: self.clean,
             keep_alive_s: self.keep_alive_s,
             properties: &properties,

@@ -3,6 +3,7 @@
 
 mod arbitrary;
 mod architecture;
+mod bridges;
 mod broker;
 mod checker;
 mod client;

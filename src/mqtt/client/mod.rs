@@ -8,7 +8,7 @@ mod server_packet;
 pub use super::encode::{AckKind, ack, auth, disconnect};
 pub use server_packet::{ConnAckIn, ServerPacket, SubAck, decode};
 
-use super::decode::kind;
+use super::decode::{BRIDGE, kind};
 use super::packet::{QoS, SubscribeOptions, Version};
 use super::wire::{put_binary, put_packet, put_str, put_varint};
 
@@ -17,6 +17,8 @@ use super::wire::{put_binary, put_packet, put_str, put_varint};
 pub struct Connect<'a> {
     /// Protocol version.
     pub version: Version,
+    /// Says in MQTT 3 that the client is a bridge.
+    pub bridge: bool,
     /// Clean start or clean session.
     pub clean_start: bool,
     /// Keep alive, seconds.
@@ -77,7 +79,8 @@ pub fn connect(out: &mut Vec<u8>, p: &Connect<'_>) {
     }
     put_packet(out, kind::CONNECT << 4, |out| {
         put_str(out, if p.version == Version::V31 { "MQIsdp" } else { "MQTT" });
-        out.extend_from_slice(&[p.version.level(), flags]);
+        let bridge = if p.bridge && !p.version.is_v5() { BRIDGE } else { 0 };
+        out.extend_from_slice(&[p.version.level() | bridge, flags]);
         out.extend_from_slice(&p.keep_alive_s.to_be_bytes());
         put_properties(out, p.version, p.properties);
         put_str(out, p.client_id);

@@ -15,10 +15,13 @@ const WILL_RETAIN: u8 = 0x20;
 const PASSWORD: u8 = 0x40;
 const USERNAME: u8 = 0x80;
 
+/// The bit of the protocol level with which an MQTT 3 client says that it is a bridge. No specification has it.
+pub(in crate::mqtt) const BRIDGE: u8 = 0x80;
+
 /// Reads CONNECT from behind its fixed header, whose length was `overlong` or not.
 pub(super) fn connect(mut r: Reader<'_>, overlong: bool) -> Result<Connect<'_>, DecodeError> {
-    let version = version(&mut r)?;
-    let result = if overlong && version.is_v5() { Err(overlong_error()) } else { body(version, r) };
+    let (version, bridge) = version(&mut r)?;
+    let result = if overlong && version.is_v5() { Err(overlong_error()) } else { body(version, bridge, r) };
     result.map_err(|error| match error {
         DecodeError::Invalid { reason, what, at, .. } => {
             DecodeError::Invalid { reason, what, at, connect: Some(version) }
@@ -27,20 +30,27 @@ pub(super) fn connect(mut r: Reader<'_>, overlong: bool) -> Result<Connect<'_>, 
     })
 }
 
-fn version(r: &mut Reader<'_>) -> Result<Version, DecodeError> {
+/// The version, and whether the client is a bridge.
+fn version(r: &mut Reader<'_>) -> Result<(Version, bool), DecodeError> {
+    const V31_BRIDGE: u8 = BRIDGE | 3;
+    const V311_BRIDGE: u8 = BRIDGE | 4;
     let name = r.binary("protocol name goes beyond the packet")?;
     if name != b"MQTT" && name != b"MQIsdp" {
         return Err(DecodeError::NotMqtt("unknown protocol name"));
     }
     match (name, r.u8("protocol level is missing")?) {
-        (b"MQIsdp", 3) => Ok(Version::V31),
-        (b"MQTT", 4) => Ok(Version::V311),
-        (b"MQTT", 5) => Ok(Version::V5),
-        (_, level) => Err(DecodeError::UnsupportedVersion(level)),
+        (b"MQIsdp", level @ (3 | V31_BRIDGE)) => Ok((Version::V31, level != 3)),
+        (b"MQTT", level @ (4 | V311_BRIDGE)) => Ok((Version::V311, level != 4)),
+        (b"MQTT", 5) => Ok((Version::V5, false)),
+        // A version of this protocol that is newer than all we know reads the CONNACK of the newest (section 3.1.2.2).
+        (b"MQTT", level @ 6..) if level != V31_BRIDGE => {
+            Err(DecodeError::UnsupportedVersion { level, answer: Version::V5 })
+        }
+        (_, level) => Err(DecodeError::UnsupportedVersion { level, answer: Version::V311 }),
     }
 }
 
-fn body(version: Version, mut r: Reader<'_>) -> Result<Connect<'_>, DecodeError> {
+fn body(version: Version, bridge: bool, mut r: Reader<'_>) -> Result<Connect<'_>, DecodeError> {
     let v5 = version.is_v5();
     let flags_at = r;
     let flags = r.u8("connect flags are missing")?;
@@ -50,6 +60,7 @@ fn body(version: Version, mut r: Reader<'_>) -> Result<Connect<'_>, DecodeError>
     let clean_start = flags & CLEAN_START != 0;
     let mut packet = Connect {
         version,
+        bridge,
         clean_start,
         keep_alive_s: r.u16("keep alive is missing")?,
         session_expiry_s: if v5 || clean_start { 0 } else { u32::MAX },

@@ -29,8 +29,13 @@ pub enum DecodeError {
     #[error("not an MQTT client: {0}")]
     NotMqtt(&'static str),
     /// The protocol level of a CONNECT is not one of ours.
-    #[error("unsupported protocol level {0}")]
-    UnsupportedVersion(u8),
+    #[error("unsupported protocol level {level}")]
+    UnsupportedVersion {
+        /// The level.
+        level: u8,
+        /// The version whose CONNACK the client may understand.
+        answer: Version,
+    },
 }
 
 /// What a server may send before it closes the connection.
@@ -56,7 +61,7 @@ impl DecodeError {
             DecodeError::Invalid { reason, .. } => *reason,
             DecodeError::TooLarge { .. } => Reason::PacketTooLarge,
             DecodeError::NotMqtt(_) => Reason::ProtocolError,
-            DecodeError::UnsupportedVersion(_) => Reason::UnsupportedProtocolVersion,
+            DecodeError::UnsupportedVersion { .. } => Reason::UnsupportedProtocolVersion,
         }
     }
 
@@ -68,7 +73,7 @@ impl DecodeError {
         match (connected, self) {
             (Some(Version::V5), _) => Answer::Disconnect,
             (Some(_), _) => Answer::Close,
-            (None, DecodeError::UnsupportedVersion(_)) => Answer::ConnAck(Version::V311),
+            (None, DecodeError::UnsupportedVersion { answer, .. }) => Answer::ConnAck(*answer),
             (None, DecodeError::Invalid { connect: Some(Version::V5), .. }) => Answer::ConnAck(Version::V5),
             (
                 None,

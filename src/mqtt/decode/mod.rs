@@ -10,6 +10,7 @@ mod error;
 mod publish;
 mod subscribe;
 
+pub(super) use connect::BRIDGE;
 pub use error::{Answer, DecodeError};
 pub(super) use publish::read as read_publish;
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::mqtt::client;
 use crate::mqtt::packet::{QoS, RetainHandling};
 
 const MAX: u32 = 268_435_460;
@@ -100,7 +101,10 @@ fn refused_connects_say_how_to_answer() {
         (Close, 0x82, "0004 'MQTX 04 02 0000 0001 'a"),
         (Close, 0x82, "0006 'MQTT31 04 02 0000 0001 'a"),
         (ConnAck(Version::V311), 0x84, "0004 'MQTT 03 02 0000 0001 'a"),
-        (ConnAck(Version::V311), 0x84, "0004 'MQTT 06 02 0000 0001 'a"),
+        (ConnAck(Version::V5), 0x84, "0004 'MQTT 06 02 0000 0001 'a"),
+        (ConnAck(Version::V5), 0x84, "0004 'MQTT 85 02 0000 0001 'a"),
+        (ConnAck(Version::V311), 0x84, "0004 'MQTT 83 02 0000 0001 'a"),
+        (ConnAck(Version::V311), 0x84, "0006 'MQIsdp 84 02 0000 0001 'a"),
         (ConnAck(Version::V311), 0x84, "0006 'MQIsdp 04 02 0000 0001 'a"),
         (Close, 0x81, "0004 'MQTT"),
         (Close, 0x81, "0004 'MQTT 04 03 0000 0001 'a"),
@@ -186,6 +190,29 @@ fn refused_publishes() {
     let overlong = [0x30, 0x84, 0x00, 0, 1, b'a', 0];
     assert_eq!(refused(V5, &overlong), 0x81);
     assert!(decode(V311, &overlong).is_ok());
+}
+
+#[test]
+fn bridges_say_so_in_the_protocol_level() {
+    for (version, says, expected) in
+        [(V31, true, true), (V311, true, true), (V31, false, false), (V311, false, false), (V5, true, false)]
+    {
+        let mut out = Vec::new();
+        let connect = client::Connect {
+            version: version.unwrap(),
+            bridge: says,
+            clean_start: true,
+            keep_alive_s: 0,
+            properties: &[],
+            client_id: "b",
+            will: None,
+            username: None,
+            password: None,
+        };
+        client::connect(&mut out, &connect);
+        let Ok(Packet::Connect(c)) = decode(None, &out) else { panic!("{version:?}") };
+        assert_eq!((Some(c.version), c.bridge), (version, expected));
+    }
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub enum Loss {
     RetainedRequest(u64),
     /// Too many clears of topics of which no retained message is known.
     RetainedClears(u64),
+    /// What a bridge says of itself is too large to be retained.
+    BridgeState(u64),
     /// A journal in memory has no room for a retained message.
     JournalMemory(u64),
     /// The journal cannot be written, and as much as may waits for it.
@@ -58,7 +60,7 @@ pub enum Loss {
 }
 
 /// How many kinds there are.
-pub(super) const KINDS: usize = 24;
+pub(super) const KINDS: usize = 25;
 
 /// How loudly a loss is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +110,7 @@ impl Loss {
             Loss::RetainedClears(_) => 21,
             Loss::JournalMemory(_) => 22,
             Loss::JournalFailing => 23,
+            Loss::BridgeState(_) => 24,
         }
     }
 
@@ -129,6 +132,7 @@ impl Loss {
             | Loss::RetainedPayload(_)
             | Loss::RetainedRequest(_)
             | Loss::RetainedClears(_)
+            | Loss::BridgeState(_)
             | Loss::JournalMemory(_)
             | Loss::JournalFailing => Counted::Publish(PublishRefusal::Quota),
             Loss::LinkDown | Loss::LinkMessages(_) | Loss::LinkBytes(_) => Counted::Frame,
@@ -170,6 +174,7 @@ impl Loss {
             Loss::RetainedPayload(n) => ("retained.max_payload", n),
             Loss::RetainedRequest(n) => ("a request to etcd", n),
             Loss::RetainedClears(n) => ("CLEARS_MAX", n),
+            Loss::BridgeState(n) => ("BRIDGE_STATE_BYTES_MAX", n),
             Loss::JournalMemory(n) => ("storage.memory_max", n),
             Loss::JournalFailing => return Some("storage.max_pending".to_owned()),
             Loss::LinkMessages(n) => ("queued_frames_max", n),

@@ -21,7 +21,7 @@ mod members;
 mod moved_while_held;
 pub mod netns;
 mod node;
-mod nodes;
+pub mod nodes;
 mod operate;
 mod orphaned;
 mod outage;

@@ -99,6 +99,7 @@ fn connect(out: &mut Vec<u8>, c: &Connect<'_>, frame: &[u8]) {
         out,
         &client::Connect {
             version: c.version,
+            bridge: c.bridge,
             clean_start: c.clean_start,
             keep_alive_s: c.keep_alive_s,
             properties: c.properties.raw(),

@@ -79,7 +79,7 @@ const LENIENT: &[Lenient] = &[
 ];
 
 /// They want passwords to be text (binary in section 3.1.3.5), and check topic filters, which our decoder leaves to the
-/// session: one bad filter in a SUBSCRIBE does not make the packet malformed.
+/// session.
 fn refuses_wrongly(packet: &Packet<'_>) -> bool {
     match packet {
         Packet::Connect(c) => c.password.is_some_and(|p| std::str::from_utf8(p).is_err()),

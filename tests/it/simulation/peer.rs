@@ -190,6 +190,7 @@ impl Peer {
             &mut bytes,
             &client::Connect {
                 version: self.version,
+                bridge: false,
                 clean_start: clean,
                 keep_alive_s: 0,
                 properties: &properties,
@@ -412,6 +413,7 @@ pub fn look(world: &mut World, history: &mut Vec<Event>) -> String {
     let mut bytes = Vec::new();
     let connect = client::Connect {
         version,
+        bridge: false,
         clean_start: true,
         keep_alive_s: 0,
         properties: &[],

@@ -70,6 +70,7 @@ fn connect(out: &mut Vec<u8>, version: Version, args: &mut Args<'_>) -> Result<(
     args.plain.retain(|w| !w.starts_with('v'));
     let clean_start = args.number::<u8>("clean", 1)? != 0;
     let keep_alive_s = args.number("keepalive", 0)?;
+    let bridge = args.number::<u8>("bridge", 0)? != 0;
     let client_id = args.take("id").unwrap_or("");
     let username = args.take("username");
     let password = args.take("password").map(bytes).transpose()?;
@@ -90,6 +91,7 @@ fn connect(out: &mut Vec<u8>, version: Version, args: &mut Args<'_>) -> Result<(
         out,
         &Connect {
             version,
+            bridge,
             clean_start,
             keep_alive_s,
             properties: &properties,

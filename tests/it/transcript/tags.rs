@@ -40,6 +40,8 @@ pub const ALL: &[&str] = &[
     "connect.pipelined",
     "connect.durable",
     "connect.malformed",
+    "connect.levels",
+    "connect.bridge",
     // Wills
     "will.published",
     "will.properties",
@@ -88,6 +90,8 @@ pub const ALL: &[&str] = &[
     "subscribe.overlapping",
     "subscribe.replaced",
     "subscribe.invalid",
+    "subscribe.malformed",
+    "subscribe.levels",
     "subscribe.limit",
     "subscribe.durable",
     "subscribe.suback-first",
@@ -119,6 +123,7 @@ pub const ALL: &[&str] = &[
     // $SYS
     "sys.values",
     "sys.refused",
+    "sys.bridges",
     // Slow consumers and queues
     "queue.mailbox-full",
     "queue.to-disk",
