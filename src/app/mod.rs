@@ -200,7 +200,7 @@ async fn serve(config: &Config) -> Result<(), RunError> {
 
     let outcome = node.until_told(&mut signals, &desk).await;
     tokio::select! {
-        () = drain(&node, tasks, &stop) => {}
+        () = drain(&node, tasks, &partings, &stop) => {}
         signal = signals.next() => {
             tracing::warn!(signal, "stopping at once; clients are not told");
             std::process::exit(130);
@@ -242,7 +242,7 @@ impl Node {
 
 /// Stops: no new connections, clients told, last bytes written, journal closed. Within `shutdown.timeout` and little more,
 /// whoever does not answer.
-async fn drain(node: &Node, tasks: Vec<tokio::task::JoinHandle<()>>, stop: &Notify) {
+async fn drain(node: &Node, tasks: Vec<tokio::task::JoinHandle<()>>, partings: &Partings, stop: &Notify) {
     node.ready.store(false, Ordering::Release);
     node.broker.drain();
     let deadline = clock::now().plus_ms(node.config.shutdown.timeout.as_millis() as u64);
@@ -253,9 +253,11 @@ async fn drain(node: &Node, tasks: Vec<tokio::task::JoinHandle<()>>, stop: &Noti
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     stop.notify_waiters();
     let last_bytes = left(LAST_BYTES.min(node.config.shutdown.timeout));
-    if tokio::time::timeout(last_bytes, tasks::no_connections(&node.metrics)).await.is_err() {
+    if tokio::time::timeout(last_bytes, tasks::no_connections(&node.metrics, partings)).await.is_err() {
         let left = node.metrics.connections_active.get();
-        tracing::warn!(left, "connections left at shutdown.timeout are cut");
+        if left > 0 {
+            tracing::warn!(left, "connections left at shutdown.timeout are cut");
+        }
     }
     if let Some(member) = &node.member
         && tokio::time::timeout(left(GOODBYE), member.leave()).await.is_err()

@@ -4,6 +4,7 @@ use super::VERSION;
 use crate::broker::publish::Scratch;
 use crate::broker::{Broker, Sys};
 use crate::clock::{self, Time};
+use crate::server::parting::Partings;
 use crate::telemetry::Metrics;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -56,10 +57,10 @@ fn ticker(every: Duration) -> tokio::time::Interval {
     ticker
 }
 
-/// Completes when no connection is left.
-pub(super) async fn no_connections(metrics: &Metrics) {
+/// Completes when no connection is left, and no client that is being parted from.
+pub(super) async fn no_connections(metrics: &Metrics, partings: &Partings) {
     let mut look = ticker(LOOK);
-    while metrics.connections_active.get() > 0 {
+    while metrics.connections_active.get() > 0 || partings.under_way() > 0 {
         look.tick().await;
     }
 }

@@ -116,9 +116,8 @@ impl Broker {
             Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
         self.metrics.wills_published.inc();
         if let Err(failure) = self.publish(message, &origin, &mut Cache::default(), scratch) {
-            let (client, topic) = (shown(&handle.client_id), shown(message.topic()));
             let (reason, why) = (failure.reason, failure.why.as_deref());
-            tracing::warn!(%client, %topic, ?reason, why, "will not published");
+            tracing::warn!(client = %shown(&handle.client_id), topic = %shown(message.topic()), ?reason, why, "will not published");
             self.journal.append(&[Change::Session(&record)]);
         }
     }

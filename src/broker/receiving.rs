@@ -1,7 +1,8 @@
 //! Room for large packets of which only a part has come: their sum is bounded (G10).
 //!
 //! A packet asks for the room of all its bytes when its header is known, and is read on when it has it. So whoever has room
-//! can finish, and never waits for the others. Room is granted in the order of asking.
+//! never waits for others to give theirs back; how long it may keep it, `limits.packet_timeout` and the keep alive say. Room is
+//! granted in the order of asking.
 
 use super::Broker;
 use parking_lot::Mutex;
@@ -39,17 +40,37 @@ struct Ask {
     waker: Mutex<Option<Waker>>,
 }
 
-/// See the module.
+/// Bytes of CONNECT packets above 64 KiB that arrive, all connections together. They have room of their own, so that nobody who
+/// has not connected takes that of those who have.
+const CONNECTING_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// The room of one broker.
 #[derive(Debug)]
 pub struct Receiving {
+    /// For CONNECT.
+    pub connects: Rooms,
+    /// For all other packets.
+    pub packets: Rooms,
+}
+
+impl Receiving {
+    /// With so many bytes for packets of connected clients.
+    pub fn new(max: usize) -> Receiving {
+        Receiving { connects: Rooms::new(CONNECTING_BYTES_MAX), packets: Rooms::new(max) }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Rooms {
     inner: Arc<Mutex<Inner>>,
     max: usize,
 }
 
-impl Receiving {
+impl Rooms {
     /// At most `max` bytes at a time.
-    pub fn new(max: usize) -> Receiving {
-        Receiving { inner: Arc::default(), max }
+    pub fn new(max: usize) -> Rooms {
+        Rooms { inner: Arc::default(), max }
     }
 
     /// Asks for room for a packet of `len` bytes.
@@ -82,7 +103,7 @@ impl Room {
     }
 
     /// Length of the packet, bytes.
-    pub fn len(&self) -> usize {
+    pub fn packet_len(&self) -> usize {
         self.ask.len
     }
 
@@ -115,7 +136,7 @@ impl Drop for Room {
 impl Broker {
     /// Bytes of large packets that are arriving, all connections together.
     pub fn arriving_bytes(&self) -> usize {
-        self.receiving.used()
+        self.receiving.packets.used()
     }
 }
 
@@ -125,30 +146,30 @@ mod tests {
 
     #[test]
     fn room_is_granted_in_order_and_given_back() {
-        let receiving = Receiving::new(100);
-        let first = receiving.ask(60);
-        let second = receiving.ask(50);
-        let third = receiving.ask(10);
+        let rooms = Rooms::new(100);
+        let first = rooms.ask(60);
+        let second = rooms.ask(50);
+        let third = rooms.ask(10);
         let granted = |rooms: &[&Room]| rooms.iter().map(|r| r.granted()).collect::<Vec<_>>();
         assert_eq!(granted(&[&first, &second, &third]), [true, false, false], "nobody overtakes");
-        assert_eq!(receiving.used(), 60);
+        assert_eq!(rooms.used(), 60);
         drop(first);
         assert_eq!(granted(&[&second, &third]), [true, true]);
-        let fourth = receiving.ask(50);
-        let fifth = receiving.ask(40);
+        let fourth = rooms.ask(50);
+        let fifth = rooms.ask(40);
         assert_eq!(granted(&[&fourth, &fifth]), [false, false]);
         // Who gives up leaves the row.
         drop(fourth);
         assert!(fifth.granted());
         drop((second, third, fifth));
-        assert_eq!(receiving.used(), 0);
+        assert_eq!(rooms.used(), 0);
     }
 
     #[test]
     fn one_packet_always_fits() {
-        let receiving = Receiving::new(100);
-        let large = receiving.ask(1000);
-        let small = receiving.ask(1);
+        let rooms = Rooms::new(100);
+        let large = rooms.ask(1000);
+        let small = rooms.ask(1);
         assert!(large.granted() && !small.granted());
         drop(large);
         assert!(small.granted());

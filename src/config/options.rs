@@ -143,7 +143,7 @@ options! {
         /// How long one packet may take to arrive once it has begun. Then the connection is closed with 0x97. While it arrives,
         /// 1 KiB within a keep alive counts as a sign of life, as a whole packet does.
         "packet_timeout" packet_timeout: Span<100, 86_400_000> = "10m",
-        /// How long a client may take no byte of what is written for it. Then the connection is closed with 0x97.
+        /// How long a client may take no byte of what is written for it. Then the connection is closed.
         "write_timeout" write_timeout: Span<100, 86_400_000> = "60s",
         /// The largest packet a client may send. Announced to MQTT 5 clients; a larger one closes the
         /// connection with 0x95.

@@ -20,6 +20,9 @@ use tokio::time::{Instant, Sleep};
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 * 1024;
 
+/// Bytes of a buffer for what is written that a thread keeps for the next connection.
+const WIRE_KEPT_MAX: usize = 1024 * 1024;
+
 struct Buffers {
     context: Context,
     read: Box<[u8]>,
@@ -90,6 +93,9 @@ impl Connection {
             } else if self.unsent.capacity() > 0 {
                 self.unsent = Vec::new();
             }
+            if wire.capacity() > WIRE_KEPT_MAX {
+                *wire = Vec::new(); // it held a large message
+            }
             r
         })
     }
@@ -130,7 +136,6 @@ impl Connection {
         if self.parting.is_none() {
             let serves = self.broker.serves(now);
             if !serves && !self.silenced {
-                context.actions.wire.clear(); // from here on the client hears only why it is closed
                 self.link.stop_serving(now, context);
             }
             self.silenced = !serves;

@@ -29,6 +29,11 @@ impl Default for Partings {
 }
 
 impl Partings {
+    /// Clients that are being parted from.
+    pub fn under_way(&self) -> usize {
+        PARTINGS_MAX - self.0.available_permits()
+    }
+
     /// A client is let go `now`.
     pub(super) fn begin(&self, now: Time) -> Parting {
         let permit = self.0.clone().try_acquire_owned().ok();

@@ -1,6 +1,7 @@
 //! A TCP connection as a link sees it, and what the system can be asked about it.
 
 use crate::broker::link::{Broken, Read, Socket};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::ffi::c_int;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -50,9 +51,15 @@ impl Socket for Tcp<'_> {
         Ok(written)
     }
 
-    fn unread(&self) -> bool {
+    fn unread(&self) -> u64 {
         // Whoever cannot be asked has said nothing.
-        rustix::io::ioctl_fionread(&*self.stream).is_ok_and(|bytes| bytes > 0)
+        rustix::io::ioctl_fionread(&*self.stream).unwrap_or(0)
+    }
+
+    fn hung_up(&self) -> bool {
+        let mut asked = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut asked, Some(&at_once)).is_ok_and(|events| events > 0)
     }
 
     fn untaken(&self) -> u64 {

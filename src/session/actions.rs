@@ -298,6 +298,10 @@ pub struct Actions {
     pub wire: Vec<u8>,
     /// What to do, in order.
     pub effects: Vec<Effect>,
+    /// Bytes at the front of `wire` that the socket has taken.
+    pub sent: usize,
+    /// Where the last PUBLISH in `wire` ends.
+    pub messages_end: usize,
     /// Packets written to `wire`; whoever counts them sets it back.
     pub packets: u64,
     /// Payload bytes of PUBLISH packets written to `wire`.
@@ -309,6 +313,40 @@ impl Actions {
     pub fn packet(&mut self) -> &mut Vec<u8> {
         self.packets += 1;
         &mut self.wire
+    }
+
+    /// Bytes in `wire` that the socket has yet to take.
+    pub fn unsent(&self) -> usize {
+        self.wire.len().saturating_sub(self.sent)
+    }
+
+    /// Bytes in `wire` that the socket has yet to take and that came after the last message: answers to the client.
+    pub fn answers(&self) -> usize {
+        self.wire.len().saturating_sub(self.messages_end.max(self.sent))
+    }
+
+    /// The socket has taken `n` bytes more. They go from the buffer when they are half of it, so that a large message which
+    /// goes in many pieces is not moved each time.
+    pub fn took(&mut self, n: usize) {
+        self.sent += n;
+        if self.sent >= self.wire.len() {
+            self.forget_wire();
+        } else if self.sent >= self.wire.len() - self.sent {
+            self.compact();
+        }
+    }
+
+    /// Removes from `wire` what the socket has taken.
+    pub fn compact(&mut self) {
+        let sent = std::mem::take(&mut self.sent).min(self.wire.len());
+        self.wire.drain(..sent);
+        self.messages_end = self.messages_end.saturating_sub(sent);
+    }
+
+    /// The client gets nothing of what is in `wire`.
+    pub fn forget_wire(&mut self) {
+        self.wire.clear();
+        (self.sent, self.messages_end) = (0, 0);
     }
 
     /// Takes the last packet back, which begins at `start`.

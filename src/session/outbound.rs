@@ -359,6 +359,7 @@ impl Conn {
             };
         }
         encode::publish(out.packet(), &p);
+        out.messages_end = out.wire.len();
         out.payload_bytes += d.message.payload().len() as u64;
         true
     }

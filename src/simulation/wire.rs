@@ -140,8 +140,12 @@ impl Socket for &Wire {
         Ok(bytes.len())
     }
 
-    fn unread(&self) -> bool {
-        !self.state.lock().to_broker.is_empty()
+    fn unread(&self) -> u64 {
+        self.state.lock().to_broker.len() as u64
+    }
+
+    fn hung_up(&self) -> bool {
+        self.state.lock().lost
     }
 
     fn untaken(&self) -> u64 {

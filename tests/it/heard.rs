@@ -252,6 +252,41 @@ fn a_client_that_takes_no_byte_is_let_go() {
     drop((slow, stuck));
 }
 
+/// A client that takes nothing is noticed also while its system and ours keep all that was written.
+#[test]
+fn a_client_that_takes_nothing_of_a_little_is_let_go() {
+    let broker = Setup::new().set("limits.write_timeout", "1s").start();
+    let mut stuck = Dial::v4("stuck").connect_narrow(broker.mqtt, 8192);
+    stuck.subscribe(&[("some", QoS::AtMostOnce)]);
+    let mut publisher = Dial::v5("publisher").connect(broker.mqtt);
+    for _ in 0..40 {
+        publisher.send_publish("some", &[b'x'; 10_000], QoS::AtMostOnce, false).unwrap();
+    }
+    wait::until_true("it is let go", || broker.metric("mqtt_errors_total{type=\"write_timeout\"}") == 1.0);
+    drop(stuck);
+}
+
+/// While one large message is on its way to it, a client is heard, and its goodbye is.
+#[test]
+fn a_client_behind_one_large_message_is_heard() {
+    let broker = Broker::start();
+    let mut watch = Dial::v5("watch").connect(broker.mqtt);
+    watch.subscribe(&[("wills/#", QoS::AtLeastOnce), ("heard", QoS::AtLeastOnce)]);
+    for dial in [Dial::v5("slow"), Dial::v4("slow")] {
+        let mut slow = dial.clone().will("wills/slow", "gone", 0).connect_narrow(broker.mqtt, 8192);
+        slow.subscribe(&[("large", QoS::AtMostOnce)]);
+        let mut publisher = Dial::v5("publisher").connect(broker.mqtt);
+        publisher.publish_with("large", &vec![b'x'; 12 << 20], QoS::AtLeastOnce, false);
+        slow.send_publish("heard", b"here I am", QoS::AtMostOnce, false).unwrap();
+        assert_eq!(watch.receive().text(), "here I am");
+        let goodbye: &[u8] = if dial.version.is_v5() { &[0xE0, 2, 0, 0] } else { &[0xE0, 0] };
+        slow.send(goodbye).unwrap();
+        wait::until_true("it is gone", || broker.metric("mqtt_connections_active") == 2.0);
+        publisher.publish("wills/marker", "no will came", QoS::AtLeastOnce);
+        assert_eq!(watch.receive().text(), "no will came");
+    }
+}
+
 /// Packets of which a part has come take bounded memory together, all arrive in the end, and small ones go on beside them.
 #[test]
 fn packets_that_arrive_share_bounded_room() {

@@ -180,6 +180,15 @@ fn slow_and_huge_beginnings_are_cut_off() {
             }
         }
 
+        // What cannot become a CONNECT is refused by its first bytes, and takes no room from others.
+        for begin in [&[0x30, 0xFF, 0xFF, 0x7F][..], &[0x10, 0xFF, 0xFF, 0x7F], &[0xC0]] {
+            let mut client = Client::raw(broker.mqtt, Version::V5).unwrap();
+            client.send(begin).unwrap();
+            assert_eq!(client.expect_closed(), None);
+        }
+        assert_eq!(broker.metric("mqtt_errors_total{type=\"connect_timeout\"}"), timeouts + 1.0);
+        assert_eq!(broker.metric("berth_arriving_bytes"), 0.0);
+
         // 256 MiB are announced: refused by the header alone, before and after CONNECT.
         let huge = [0x30, 0xFF, 0xFF, 0xFF, 0x7F];
         let mut client = Client::raw(broker.mqtt, Version::V5).unwrap();

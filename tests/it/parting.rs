@@ -55,6 +55,33 @@ fn a_client_that_goes_on_writing_reads_the_reason() {
     }
 }
 
+/// Also when the broker stops: it waits for those who are still writing.
+#[test]
+fn a_client_that_goes_on_writing_reads_that_the_broker_stops() {
+    let mut broker = Broker::start();
+    let mut stream = TcpStream::connect(broker.mqtt).unwrap();
+    stream.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+    stream.write_all(&Dial::v5("talks").bytes()).unwrap();
+    let mut connack = [0; 2];
+    stream.read_exact(&mut connack).unwrap();
+    stream.read_exact(&mut vec![0; connack[1].into()]).unwrap();
+    broker.signal("TERM");
+    let mut writer = stream.try_clone().unwrap();
+    let talks = std::thread::spawn(move || {
+        for _ in 0..100 {
+            writer.write_all(&[0xC0, 0])?;
+            wait::pace(2);
+        }
+        writer.shutdown(Shutdown::Write)
+    });
+    talks.join().unwrap().unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let said = answer.chunks(2).find(|c| c[0] == 0xE0).is_some();
+    assert!(said, "{answer:02x?}");
+    assert!(broker.wait().success());
+}
+
 /// Sockets of clients that were let go and do not close are bounded in number, and go after a while.
 #[test]
 fn clients_that_do_not_go_cost_a_bounded_number_of_sockets() {

@@ -244,6 +244,7 @@ impl Link {
             subscribing: 0,
             retained: None,
             closing: None,
+            leave: None,
             muted: self.ended || self.broken,
         }));
         self.run_effects(now, cx);

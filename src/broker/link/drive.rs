@@ -4,6 +4,7 @@
 use super::{ANSWER_BYTES_MAX, Context, Link, State, WIRE_BYTES_MAX};
 use crate::clock::Time;
 use crate::session::{CloseCause, Input};
+use std::sync::Arc;
 use std::task::Waker;
 
 /// Rounds of reading and writing before other connections of this thread get their turn.
@@ -11,6 +12,15 @@ pub const ROUNDS_MAX: usize = 8;
 
 /// How often in `limits.write_timeout` it is looked whether the client has taken anything.
 const LOOKS: u64 = 8;
+
+/// Bytes written after which it is looked whether the client's system takes them, although ours has taken them all.
+const LOOK_BYTES: u64 = 64 * 1024;
+
+/// How late a deadline may be seen, milliseconds; later than that, the broker stood still and could not have read.
+const STANDSTILL_MS: u64 = 1_000;
+
+/// Bytes that are still read from a client that is being parted from, so that a goodbye among them counts.
+const LAST_BYTES_MAX: usize = 1024 * 1024;
 
 /// What a socket says when it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +48,11 @@ pub trait Socket {
     /// The connection is broken.
     fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken>;
 
-    /// Whether bytes are there that were not read yet. Asked only when a deadline has passed.
-    fn unread(&self) -> bool;
+    /// Bytes that are there and were not read yet. Asked only when a deadline has passed, or the client is parted from.
+    fn unread(&self) -> u64;
+
+    /// Whether the peer has closed its side, or the connection is broken. Asked only now and then while nothing is read.
+    fn hung_up(&self) -> bool;
 
     /// Written bytes that the peer has not taken. Asked only now and then while the peer takes nothing more.
     fn untaken(&self) -> u64;
@@ -56,15 +69,36 @@ pub enum Driven {
     Closed,
 }
 
-/// A client that has not taken what was written for it.
+/// What was written for a client and it may not have taken.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Blocked {
-    /// When it took something last, as far as that is known.
+    /// Since when it is known to have taken nothing.
     since: Time,
     /// When to look next.
     look_at: Time,
-    /// What it had not taken when that was looked at last.
-    untaken: u64,
+    /// How many bytes it had taken, of all that were written, when that was looked at last.
+    taken: Option<u64>,
+}
+
+/// A client that is to be parted from, once what it has said before is read.
+#[derive(Clone, Debug)]
+pub(super) struct Leave {
+    cause: CloseCause,
+    why: Option<&'static str>,
+    /// Where the client is told to go.
+    reference: Option<Arc<str>>,
+    /// Bytes that are still read.
+    left: usize,
+}
+
+impl Leave {
+    pub fn new(cause: CloseCause, why: Option<&'static str>, reference: Option<Arc<str>>) -> Box<Leave> {
+        Box::new(Leave { cause, why, reference, left: LAST_BYTES_MAX })
+    }
+
+    pub fn cause(&self) -> CloseCause {
+        self.cause
+    }
 }
 
 impl Link {
@@ -77,40 +111,61 @@ impl Link {
         now: Time,
         cx: &mut Context,
     ) -> Driven {
+        (cx.actions.sent, cx.actions.messages_end) = (self.sent, self.messages_end);
+        let driven = self.turn(socket, buffer, waker, now, cx);
+        if driven == Driven::Closed {
+            cx.actions.compact();
+        }
+        (self.sent, self.messages_end) = (cx.actions.sent, cx.actions.messages_end);
+        driven
+    }
+
+    fn turn(
+        &mut self,
+        socket: &mut impl Socket,
+        buffer: &mut [u8],
+        waker: &Waker,
+        now: Time,
+        cx: &mut Context,
+    ) -> Driven {
         for _ in 0..ROUNDS_MAX {
             self.poll(waker, now, cx);
             let came = self.take_in(socket, buffer, waker, now, cx);
             cx.scratch.wakes.flush();
             // A link stops producing when much waits for the client; whoever takes it makes room.
-            let full = cx.actions.wire.len();
+            let (full, answers) = (cx.actions.unsent(), cx.actions.answers());
             let was_broken = self.broken;
             self.write_out(socket, now, cx);
             self.written(waker, now, cx);
-            if self.ended && !self.withholds(cx) {
-                self.lost(now, cx);
-                cx.actions.wire.clear(); // another connection may have the session from here on (G1)
+            let mut again = came;
+            if self.ended && !came {
+                if self.is_over() {
+                    self.lost(now, cx);
+                    cx.actions.forget_wire(); // another connection may have the session from here on (G1)
+                } else {
+                    again = self.whole_packet() && self.takes_packets(cx);
+                }
             }
             if self.broken {
-                cx.actions.wire.clear();
+                cx.actions.forget_wire();
             }
             cx.scratch.wakes.flush();
             if self.closed() {
                 return Driven::Closed;
             }
-            let len = cx.actions.wire.len();
-            let room = (full >= WIRE_BYTES_MAX && len < WIRE_BYTES_MAX)
-                || (full >= ANSWER_BYTES_MAX && len < ANSWER_BYTES_MAX);
+            let room = (full >= WIRE_BYTES_MAX && cx.actions.unsent() < WIRE_BYTES_MAX)
+                || (answers >= ANSWER_BYTES_MAX && cx.actions.answers() < ANSWER_BYTES_MAX);
             // What came before the connection broke can still be read.
             let broke = self.broken && !was_broken;
-            if !came && !room && !broke {
+            if !again && !room && !broke {
                 return Driven::Waits;
             }
         }
         Driven::Again
     }
 
-    /// Reads once, if the link takes more; true if something came. Silence is judged only once the socket is known to be
-    /// empty: bytes that wait unread are a sign of life, whyever they do.
+    /// Reads once, if the link takes more; true if there is reason to look again. Silence is judged only once the socket is
+    /// known to be empty: bytes that wait unread are a sign of life, whyever they do.
     fn take_in(
         &mut self,
         socket: &mut impl Socket,
@@ -122,29 +177,79 @@ impl Link {
         if self.ended {
             return false;
         }
-        if self.wants_read(cx) {
-            match socket.read(buffer) {
-                Read::Bytes(n) => {
-                    self.receive(&buffer[..n], waker, now, cx);
-                    return true;
+        if !self.wants_read(cx) {
+            self.unread_since.get_or_insert(now);
+            self.part(now, cx); // what it has said has to wait, and its session cannot
+            if self.waits_for_room() {
+                if socket.hung_up() && !self.can_complete(socket.unread()) {
+                    return self.end();
                 }
-                // After a standstill the timer may know sooner than the socket's readiness what has happened meanwhile.
-                Read::Nothing if self.silence_due(now) && socket.unread() => {}
-                Read::Nothing => self.judge_silence(now, cx),
-                Read::Ended => {
-                    self.ended = true;
-                    self.mute();
+                self.look_later(now);
+            }
+            if self.silence_due(now) {
+                let listens = matches!(self.state, State::Open(_));
+                if listens && (self.holds_packet(cx) || socket.unread() > 0) {
+                    self.excuse(now);
+                } else {
+                    self.judge_silence(now, cx);
                 }
             }
-        } else if self.silence_due(now) {
-            let listens = matches!(self.state, State::Open(_));
-            if listens && (!self.partial.is_empty() || socket.unread()) {
-                self.excuse(now);
-            } else {
-                self.judge_silence(now, cx);
-            }
+            return false;
         }
-        false
+        if let Some(since) = self.unread_since.take()
+            && let Some(a) = &mut self.arriving
+        {
+            a.deadline = a.deadline.plus_ms(now.since_ms(since));
+        }
+        match socket.read(buffer) {
+            Read::Bytes(n) => {
+                self.receive(&buffer[..n], waker, now, cx);
+                self.count_last(n, now, cx);
+                true
+            }
+            // After a standstill the timer may know sooner than the socket's readiness what has happened meanwhile.
+            Read::Nothing if (self.silence_due(now) || self.leaves()) && socket.unread() > 0 => false,
+            Read::Nothing => {
+                self.part(now, cx);
+                self.judge_silence(now, cx);
+                false
+            }
+            Read::Ended => self.end(),
+        }
+    }
+
+    /// Nothing more comes from the client. True: what came has to be looked at once more.
+    fn end(&mut self) -> bool {
+        self.ended = true;
+        self.mute();
+        true
+    }
+
+    /// Whether the client is to be parted from.
+    fn leaves(&self) -> bool {
+        matches!(&self.state, State::Open(o) if o.leave.is_some())
+    }
+
+    /// So many bytes were read of a client; one that is to be parted from has only so much time for a goodbye.
+    fn count_last(&mut self, bytes: usize, now: Time, cx: &mut Context) {
+        let State::Open(o) = &mut self.state else { return };
+        let Some(leave) = &mut o.leave else { return };
+        leave.left = leave.left.saturating_sub(bytes);
+        if leave.left == 0 {
+            self.part(now, cx);
+        }
+    }
+
+    /// Ends the connection of a client that is to be parted from: all that it has said before has been read.
+    fn part(&mut self, now: Time, cx: &mut Context) {
+        let State::Open(o) = &mut self.state else { return };
+        let Some(leave) = o.leave.take() else { return };
+        match &leave.reference {
+            Some(to) => o.session.close_and_refer(leave.cause, to, &mut cx.actions),
+            None => o.session.close(leave.cause, leave.why, &mut cx.actions),
+        }
+        self.run_effects(now, cx);
+        self.count(cx);
     }
 
     /// Whether a deadline for the client to say something has passed.
@@ -164,11 +269,16 @@ impl Link {
         if !self.silence_due(now) {
             return;
         }
+        let timeout_ms = self.broker.limits.packet_timeout_ms;
         match &mut self.state {
             State::Fresh(_) => self.connect_timed_out(),
             State::Open(o) if o.closing.is_none() => {
                 if o.session.next_timeout().is_some_and(|t| t <= now) {
                     o.session.handle(Input::Timeout, now, &mut cx.actions);
+                } else if let Some(a) = &mut self.arriving
+                    && now.since_ms(a.deadline) > STANDSTILL_MS
+                {
+                    a.deadline = now.plus_ms(timeout_ms); // what it could not send is not its fault
                 } else {
                     o.session.close(
                         CloseCause::PacketTimeout,
@@ -189,80 +299,87 @@ impl Link {
         if o.session.next_timeout().is_some_and(|t| t <= now) {
             o.session.heard(now);
         }
-        let timeout_ms = self.broker.limits.packet_timeout_ms;
-        if let Some(a) = self.arriving.as_mut().filter(|a| a.deadline <= now) {
-            a.deadline = now.plus_ms(timeout_ms);
+        // From here on, since it is not counted twice.
+        if let Some(since) = self.unread_since.replace(now)
+            && let Some(a) = &mut self.arriving
+        {
+            let moved = a.deadline.plus_ms(now.since_ms(since));
+            a.deadline = moved.max(now.plus_ms(STANDSTILL_MS));
         }
     }
 
-    /// Writes what the client takes now, and ends the connection of one that takes nothing for too long.
+    /// Writes what the client takes now, and parts from one that takes nothing for too long.
     fn write_out(&mut self, socket: &mut impl Socket, now: Time, cx: &mut Context) {
-        let wire = &mut cx.actions.wire;
-        if wire.is_empty() {
-            self.blocked = None;
-            return;
-        }
         if self.broken {
             return;
         }
-        let written = match socket.write(wire) {
-            Ok(written) => written,
-            Err(Broken) => {
-                self.broken = true;
-                self.blocked = None;
-                self.mute();
-                return;
+        if cx.actions.unsent() > 0 {
+            match socket.write(&cx.actions.wire[cx.actions.sent..]) {
+                Ok(written) => {
+                    cx.actions.took(written);
+                    self.written_bytes += written as u64;
+                    self.broker.metrics.bytes_sent.add(written as u64);
+                }
+                Err(Broken) => return self.lets_fall(),
             }
-        };
-        if written > 0 {
-            self.broker.metrics.bytes_sent.add(written as u64);
-            if written == wire.len() {
-                wire.clear();
-                self.blocked = None;
-                return;
-            }
-            drop(wire.drain(..written));
+        }
+        let unsent = cx.actions.unsent() as u64;
+        if self.blocked.is_none() && unsent == 0 && self.written_bytes - self.looked_bytes < LOOK_BYTES {
+            return;
         }
         let timeout_ms = self.broker.limits.write_timeout_ms;
-        let look_ms = (timeout_ms / LOOKS).max(1);
-        let fresh = Blocked { since: now, look_at: now.plus_ms(look_ms), untaken: u64::MAX };
-        let blocked = self.blocked.get_or_insert(fresh);
-        if written > 0 {
-            *blocked = fresh;
-        }
+        let look_at = now.plus_ms((timeout_ms / LOOKS).max(1));
+        let blocked = self.blocked.get_or_insert(Blocked { since: now, look_at, taken: None });
         if blocked.look_at > now {
             return;
         }
         // The system keeps much for a client, and asks for more only when a good part of that is taken.
         let untaken = socket.untaken();
-        if untaken < blocked.untaken {
+        self.looked_bytes = self.written_bytes;
+        if untaken + unsent == 0 {
+            self.blocked = None;
+            return;
+        }
+        let taken = Some(self.written_bytes - untaken.min(self.written_bytes));
+        if taken > blocked.taken {
             blocked.since = now;
         }
-        blocked.untaken = untaken;
-        blocked.look_at = now.plus_ms(look_ms);
+        (blocked.taken, blocked.look_at) = (taken, look_at);
         if blocked.since.plus_ms(timeout_ms) <= now
             && let State::Open(o) = &mut self.state
-            && o.closing.is_none()
         {
-            o.session.close(CloseCause::WriteTimeout, Some(super::WRITE_TIMED_OUT), &mut cx.actions);
-            self.run_effects(now, cx);
-            self.count(cx);
+            let leave = Leave::new(CloseCause::WriteTimeout, Some(super::WRITE_TIMED_OUT), None);
+            o.leave.get_or_insert(leave);
+            self.lets_fall();
         }
     }
 
-    /// When to look whether the client has taken anything, while it has yet to.
+    /// The client gets nothing more, and is heard to the end.
+    fn lets_fall(&mut self) {
+        self.broken = true;
+        self.blocked = None;
+        self.mute();
+    }
+
+    /// When to look whether the client has taken anything, or is still there, although nothing wakes the link.
     pub(super) fn look_at(&self) -> Option<Time> {
-        self.blocked.as_ref().filter(|_| matches!(self.state, State::Open(_))).map(|b| b.look_at)
+        let taken = self.blocked.as_ref().map(|b| b.look_at);
+        let there = self.arriving.as_ref().filter(|_| self.waits_for_room()).map(|a| a.look_at);
+        [taken, there].into_iter().flatten().min()
     }
 
-    /// Whether packets are here that came before the end and have to wait, or something must be durable first.
-    fn withholds(&self, cx: &Context) -> bool {
+    /// Whether nothing of what came before the end has to be waited for.
+    fn is_over(&self) -> bool {
         match &self.state {
-            State::Open(o) => o.closing.is_none() && !self.partial.is_empty() && !self.takes_packets(cx),
-            State::Connecting(_) => !self.partial.is_empty(),
-            State::Leaving(_) | State::Closed => true,
-            State::Fresh(_) => false,
+            State::Open(o) => o.closing.is_none() && (o.leave.is_some() || !self.whole_packet()),
+            State::Fresh(_) | State::Connecting(_) => true,
+            State::Leaving(_) | State::Closed => false,
         }
+    }
+
+    /// Whether a whole packet is here that has to wait.
+    fn holds_packet(&self, cx: &Context) -> bool {
+        !self.takes_packets(cx) && self.whole_packet()
     }
 
     /// The client gets nothing more: what is queued for it stays there.

@@ -21,9 +21,9 @@ use crate::mqtt::{Message, Version};
 use crate::session::{Actions, CloseCause, Delivery, Session};
 use crate::telemetry::metrics::ErrorType;
 use arriving::Arriving;
-pub use arriving::SMALL_PACKET_MAX;
+pub use arriving::{CONNECT_BYTES_MAX, SMALL_PACKET_MAX};
 use connect::{Connecting, Leaving};
-use drive::Blocked;
+use drive::{Blocked, Leave};
 pub use drive::{Broken, Driven, ROUNDS_MAX, Read, Socket};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -34,9 +34,9 @@ use waiting::Waiting;
 /// Bytes waiting for the client beyond which no more messages are produced for it.
 pub const WIRE_BYTES_MAX: usize = 64 * 1024;
 
-/// Bytes waiting for the client beyond which nothing more is read from it. The difference to [`WIRE_BYTES_MAX`] is for the
-/// answers to what it says: a client is heard while more messages wait for it than it takes.
-pub const ANSWER_BYTES_MAX: usize = 4 * WIRE_BYTES_MAX;
+/// Bytes of answers waiting for the client behind the last message, beyond which nothing more is read from it. Messages do not
+/// count, however large they are: a client is heard while more of them wait for it than it takes.
+pub const ANSWER_BYTES_MAX: usize = 192 * 1024;
 
 /// Why a client is let go that takes nothing.
 const WRITE_TIMED_OUT: &str = "the client took no byte of what was written for it (limits.write_timeout)";
@@ -56,13 +56,21 @@ pub struct Link {
     /// The beginning of a packet, or packets that must wait.
     partial: Vec<u8>,
     /// The packet that `partial` is the beginning of.
-    arriving: Option<Arriving>,
+    arriving: Option<Box<Arriving>>,
     /// Nothing more comes from the client.
     ended: bool,
     /// The client gets nothing more.
     broken: bool,
-    /// It has yet to take what was written for it.
+    /// It may not have taken what was written for it.
     blocked: Option<Blocked>,
+    /// Since when it is not read, if that has not been made up for yet.
+    unread_since: Option<Time>,
+    /// Bytes that its socket has taken, and of these those before it was looked last whether it had taken them.
+    written_bytes: u64,
+    looked_bytes: u64,
+    /// See [`Actions::sent`] and [`Actions::messages_end`], between two turns.
+    sent: usize,
+    messages_end: usize,
     counts: Counts,
     /// There are too many connections: CONNECT will be refused.
     unwelcome: bool,
@@ -98,6 +106,8 @@ struct Open {
     subscribing: usize,
     retained: Option<Box<RetainedTodo>>,
     closing: Option<CloseCause>,
+    /// It is to be parted from once what it has said is read.
+    leave: Option<Box<Leave>>,
     /// The client gets nothing more: nothing is taken out of the mailbox for it.
     muted: bool,
 }
@@ -141,6 +151,11 @@ impl Link {
             ended: false,
             broken: false,
             blocked: None,
+            unread_since: None,
+            written_bytes: 0,
+            looked_bytes: 0,
+            sent: 0,
+            messages_end: 0,
             counts: Counts::default(),
             unwelcome: admission != Admission::Serve,
         }
@@ -183,16 +198,17 @@ impl Link {
             let rest = &bytes[used..];
             let (version, maximum) = match &self.state {
                 State::Open(o) => (Some(o.version), o.maximum_packet_size),
-                _ => (None, self.broker.limits.session.maximum_packet_size),
+                _ => (None, self.broker.limits.session.maximum_packet_size.min(CONNECT_BYTES_MAX)),
             };
-            let frame = match decode::frame_len(rest, maximum) {
-                Ok(Some(len)) => &rest[..len],
-                Ok(None) => break,
-                Err(e) => {
-                    self.malformed(&e, version, now, cx);
-                    break;
-                }
-            };
+            let frame =
+                match decode::first_or_later(version, rest).and_then(|()| decode::frame_len(rest, maximum)) {
+                    Ok(Some(len)) => &rest[..len],
+                    Ok(None) => break,
+                    Err(e) => {
+                        self.malformed(&e, version, now, cx);
+                        break;
+                    }
+                };
             used += frame.len();
             self.counts.packets_in += 1;
             match decode::decode(version, frame) {
@@ -209,7 +225,7 @@ impl Link {
             State::Open(o) => {
                 o.closing.is_none()
                     && o.session.wants_packets()
-                    && cx.actions.wire.len() < ANSWER_BYTES_MAX
+                    && cx.actions.answers() < ANSWER_BYTES_MAX
                     && (o.waiting.is_empty() || !self.broker.publishers_pause())
             }
             State::Connecting(_) | State::Leaving(_) | State::Closed => false,
@@ -223,7 +239,7 @@ impl Link {
             State::Connecting(_) => self.partial.is_empty(),
             State::Open(o) => {
                 o.closing.is_none()
-                    && cx.actions.wire.len() < ANSWER_BYTES_MAX
+                    && cx.actions.answers() < ANSWER_BYTES_MAX
                     && !self.waits_for_room()
                     && o.session.wants_packets()
                     && (o.waiting.is_empty()
@@ -275,7 +291,7 @@ impl Link {
         if let State::Open(open) = &self.state
             && let Some(cause) = open.closing
         {
-            cx.actions.wire.clear();
+            cx.actions.forget_wire();
             self.leave(cause, now, cx);
             self.poll(waker, now, cx);
         }
@@ -302,7 +318,8 @@ impl Link {
         match &mut self.state {
             // Whoever was being closed already is not lost: a client that said goodbye may be gone before it is answered.
             State::Open(open) => {
-                let cause = open.closing.unwrap_or(CloseCause::Lost);
+                let leaves = open.leave.as_ref().map(|l| l.cause());
+                let cause = open.closing.or(leaves).unwrap_or(CloseCause::Lost);
                 self.leave(cause, now, cx);
             }
             State::Connecting(_) => self.abandon(now, cx),
@@ -323,8 +340,8 @@ impl Link {
     pub fn shut_down(&mut self, now: Time, cx: &mut Context) {
         match &mut self.state {
             State::Open(o) if o.closing.is_none() => {
-                o.session.close(CloseCause::ShuttingDown, None, &mut cx.actions);
-                self.run_effects(now, cx);
+                o.leave.get_or_insert_with(|| Leave::new(CloseCause::ShuttingDown, None, None));
+                o.muted = true;
             }
             State::Connecting(_) => self.refuse_connecting(crate::mqtt::Reason::ServerShuttingDown, now, cx),
             State::Fresh(_) => self.state = State::Closed,
@@ -333,8 +350,10 @@ impl Link {
         self.count(cx);
     }
 
-    /// This node may not serve clients any more: the client is told, its session kept.
+    /// This node may not serve clients any more: the client is told at once, and nothing else; its session is kept.
     pub fn stop_serving(&mut self, now: Time, cx: &mut Context) {
+        cx.actions.forget_wire();
+        (self.sent, self.messages_end) = (0, 0);
         match &mut self.state {
             State::Open(o) if o.closing.is_none() => {
                 o.session.close(CloseCause::NotServing, None, &mut cx.actions);

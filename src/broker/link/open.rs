@@ -1,5 +1,6 @@
 //! A connected client: its packets, its deliveries, and the answers that the journal allows.
 
+use super::drive::Leave;
 use super::waiting::{Answer, What};
 use super::{Context, Link, Open, READ_BATCH_MAX, RetainedTodo, State, WIRE_BYTES_MAX};
 use crate::broker::Broker;
@@ -49,15 +50,17 @@ impl Link {
     fn pump(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
         loop {
             let State::Open(open) = &mut self.state else { return };
+            if open.leave.is_some() {
+                return;
+            }
             let more = open.wants_deliveries(cx);
             let taken = open.handle.mailbox.take(waker, more, &mut open.local);
             if let Some(cause) = taken.close {
-                // From here on the session takes nothing: what was taken out of the mailbox stays in `local`.
-                match taken.reference {
-                    Some(to) => open.session.close_and_refer(cause, &to, &mut cx.actions),
-                    None => open.session.close(cause, None, &mut cx.actions),
-                }
-                return self.run_effects(now, cx);
+                // From here on nothing is taken: what was taken out of the mailbox stays in `local`. It goes when what it has
+                // said is read: a goodbye on its way came first.
+                open.leave = Some(Leave::new(cause, None, taken.reference));
+                open.muted = true;
+                return;
             }
             // Nothing was taken before: there may be more.
             let loaded = taken.loaded.is_some();
@@ -91,7 +94,7 @@ impl Open {
         self.subscribing == 0
             && self.closing.is_none()
             && !self.muted
-            && cx.actions.wire.len() < WIRE_BYTES_MAX
+            && cx.actions.unsent() < WIRE_BYTES_MAX
             && self.session.wants_deliveries()
     }
 

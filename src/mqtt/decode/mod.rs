@@ -101,6 +101,22 @@ fn first_error(first: u8) -> DecodeError {
     DecodeError::invalid(Reason::MalformedPacket, what, 0)
 }
 
+/// Whether `buf` can be the beginning of a packet on a connection of `version`: before CONNECT, only that can be.
+///
+/// # Errors
+///
+/// It is another packet, as soon as its first byte shows it.
+#[inline]
+pub fn first_or_later(version: Option<Version>, buf: &[u8]) -> Result<(), DecodeError> {
+    match buf.first() {
+        Some(first) if version.is_none() && first >> 4 != kind::CONNECT => {
+            check_first(*first)?;
+            Err(DecodeError::NotMqtt("the first packet is not CONNECT"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Decodes one frame, as measured by [`frame_len`]. `version` is the connection's; `None` before CONNECT, when only
 /// CONNECT is accepted.
 ///

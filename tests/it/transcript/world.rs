@@ -89,8 +89,12 @@ impl Socket for &mut Line {
         Ok(bytes.len())
     }
 
-    fn unread(&self) -> bool {
-        !self.unread.is_empty()
+    fn unread(&self) -> u64 {
+        self.unread.len() as u64
+    }
+
+    fn hung_up(&self) -> bool {
+        self.ended
     }
 
     fn untaken(&self) -> u64 {
