@@ -89,6 +89,7 @@ impl fmt::Display for Failure {
 pub(super) struct Client {
     url: String,
     host: String,
+    answer_timeout: Duration,
 }
 
 impl Client {
@@ -118,7 +119,12 @@ impl Client {
                 && (!name.contains(':') || name.ends_with(']'))
         });
         let host = if has_port { host.to_owned() } else { format!("{host}:80") };
-        Ok(Client { url: url.to_owned(), host })
+        Ok(Client { url: url.to_owned(), host, answer_timeout: ANSWER_TIMEOUT })
+    }
+
+    /// The same, with less patience.
+    pub(super) fn answering_within(&self, answer_timeout: Duration) -> Client {
+        Client { url: self.url.clone(), host: self.host.clone(), answer_timeout }
     }
 
     /// As given.
@@ -153,12 +159,12 @@ impl Client {
         let mut stream =
             self.connect().map_err(|error| Failure::NothingListens { url: self.url.clone(), error })?;
         let broken = |error: String| Failure::Broken { url: self.url.clone(), error };
-        let answer =
-            exchange(&mut stream, method, path, &self.host, body).map_err(|e| broken(e.to_string()))?;
+        let answer = exchange(&mut stream, method, path, self, body).map_err(|e| broken(e.to_string()))?;
         let (status, body) = parse(&answer).ok_or_else(|| broken("what came is not HTTP".to_owned()))?;
         let body: Result<Value, _> = serde_json::from_slice(body);
         if !(200..300).contains(&status) {
-            let said = body.ok().and_then(|b| b["error"].as_str().map(str::to_owned));
+            let said =
+                body.ok().and_then(|b| b["error"].as_str().or(b["reason"].as_str()).map(str::to_owned));
             return Err(Failure::Refused {
                 status,
                 error: said.unwrap_or_else(|| "no reason given".to_owned()),
@@ -170,7 +176,7 @@ impl Client {
     fn connect(&self) -> io::Result<TcpStream> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in self.host.to_socket_addrs()?.collect::<Vec<SocketAddr>>() {
-            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT.min(self.answer_timeout)) {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
@@ -179,8 +185,15 @@ impl Client {
     }
 }
 
-fn exchange(stream: &mut TcpStream, method: &str, path: &str, host: &str, body: &str) -> io::Result<Vec<u8>> {
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+fn exchange(
+    stream: &mut TcpStream,
+    method: &str,
+    path: &str,
+    client: &Client,
+    body: &str,
+) -> io::Result<Vec<u8>> {
+    let host = &client.host;
+    stream.set_read_timeout(Some(client.answer_timeout))?;
     stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
     let (kind, length) =
         (if body.is_empty() { "" } else { "Content-Type: application/json\r\n" }, body.len());

@@ -21,7 +21,13 @@ const EXIT_FAILED: u8 = 1;
 /// Wrong arguments.
 const EXIT_USAGE: u8 = 2;
 
-/// Between two looks whether a node has ended.
+/// `ready`: nothing answers, or not as a broker does.
+const EXIT_NO_ANSWER: u8 = 3;
+
+/// How long a broker may take to say whether it is ready: less than the health check of the image gives it.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Between two looks whether a node has ended, or has become ready.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// What stays as it is in a path or query.
@@ -42,6 +48,15 @@ pub struct Ctl {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Say whether the node serves clients; for probes and scripts
+    ///
+    /// Exit codes: 0 = it is ready, 1 = it answers and is not (the reason is on standard error), 2 = wrong arguments,
+    /// 3 = nothing answers as a broker does.
+    Ready {
+        /// Wait until it is, for so many seconds at most
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        wait: u32,
+    },
     /// The cluster as one node sees it
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -136,7 +151,8 @@ enum RetainedCommand {
     },
 }
 
-/// Carries out a command and prints the answer. Returns the exit code: 0, 1 = failed, 2 = wrong arguments.
+/// Carries out a command and prints the answer. Returns the exit code: 0, 1 = failed, 2 = wrong arguments; of `ready` also
+/// 3 = no answer.
 pub fn run(ctl: &Ctl) -> u8 {
     let client = match Client::new(&ctl.url) {
         Ok(client) => client,
@@ -149,8 +165,7 @@ pub fn run(ctl: &Ctl) -> u8 {
             let _ = std::io::stdout().write_all(text.as_bytes());
             0
         }
-        Err(why @ Failure::Name(_)) => complain(&why.to_string(), EXIT_USAGE),
-        Err(why) => complain(&why.to_string(), EXIT_FAILED),
+        Err(why) => complain(&why.to_string(), exit_code(&ctl.command, &why)),
     }
 }
 
@@ -159,6 +174,7 @@ type Answer = (Value, fn(&Value) -> String);
 fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
     let mut names = Names::default();
     Ok(match &ctl.command {
+        Command::Ready { wait } => (ready(client, Duration::from_secs((*wait).into()))?, show::ready),
         Command::Cluster(ClusterCommand::Status) => (client.get("/cluster/status")?, show::status),
         Command::Cluster(ClusterCommand::Forget { node }) => {
             (client.post(&format!("/api/v1/cluster/forget/{}", escaped(node)))?, show::forgotten)
@@ -206,6 +222,28 @@ fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
             (client.ask("GET", &path, "/api/v1/ask/retained", &asked)?, show::retained)
         }
     })
+}
+
+fn exit_code(command: &Command, why: &Failure) -> u8 {
+    match (command, why) {
+        (_, Failure::Name(_)) => EXIT_USAGE,
+        (Command::Ready { .. }, Failure::Refused { status: 503, .. }) => EXIT_FAILED,
+        (Command::Ready { .. }, _) => EXIT_NO_ANSWER,
+        _ => EXIT_FAILED,
+    }
+}
+
+/// What the node says once it is ready; its last excuse, if it is not within `patience`.
+fn ready(client: &Client, patience: Duration) -> Result<Value, Failure> {
+    let client = client.answering_within(READY_TIMEOUT);
+    let began = clock::now();
+    loop {
+        let answer = client.get("/ready");
+        if answer.is_ok() || u128::from(clock::now().since_ms(began)) >= patience.as_millis() {
+            return answer;
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Returns when nothing listens any more.

@@ -5,6 +5,11 @@ use crate::clock;
 use crate::names::shown;
 use serde_json::Value;
 
+/// `/ready`, of a node that is.
+pub(super) fn ready(answer: &Value) -> String {
+    format!("{}\n", clean(&word(&answer["status"])))
+}
+
 /// `/cluster/status`.
 pub(super) fn status(answer: &Value) -> String {
     let node = &answer["node"];
@@ -375,7 +380,8 @@ mod tests {
 
     #[test]
     fn an_answer_with_less_than_expected_is_shown() {
-        for show in [status, forgotten, draining, drained, sessions, session, kicked, routes, retained] {
+        for show in [ready, status, forgotten, draining, drained, sessions, session, kicked, routes, retained]
+        {
             assert!(show(&json!({})).ends_with('\n'));
         }
     }

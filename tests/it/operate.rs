@@ -226,6 +226,29 @@ fn errors_say_what_to_do() {
 }
 
 #[test]
+fn ready_tells_by_its_exit_code() {
+    let nobody = free_address();
+    assert!(ctl(nobody, &["ready"]).failed(3).contains("is the broker running"));
+    assert_eq!(ctl(nobody, &["ready", "--wait", "soon"]).code, 2);
+
+    // It listens there and never answers.
+    let mute = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    assert!(ctl(mute.local_addr().unwrap(), &["ready"]).failed(3).contains("did not answer"));
+
+    let mut broker = Broker::start();
+    assert_eq!(ctl(broker.http, &["ready"]).ok(), "ready\n");
+    assert_eq!(ctl_json(broker.http, &["ready"])["status"], "ready");
+    assert!(ctl(broker.mqtt, &["ready"]).failed(3).contains("did not answer as a broker does"));
+
+    // One that comes while somebody waits for it.
+    broker.stop();
+    let http = broker.http;
+    let waits = std::thread::spawn(move || ctl(http, &["ready", "--wait", "60"]));
+    broker.restart();
+    assert_eq!(waits.join().unwrap().ok(), "ready\n");
+}
+
+#[test]
 fn web_pages_are_refused() {
     let broker = Broker::start();
     let mut client = Dial::v5("a").connect(broker.mqtt);
@@ -268,6 +291,7 @@ fn a_node_that_waits_for_etcd_says_so() {
     assert_eq!(code, 503, "{body}");
     assert!(ctl(broker.http, &["sessions", "list"]).failed(1).contains("not now (503): starting"));
     assert!(ctl(broker.http, &["drain"]).failed(1).contains("starting"));
+    assert!(ctl(broker.http, &["ready"]).failed(1).contains("starting: registering this node in etcd"));
     assert!(ctl(broker.http, &["cluster", "status"]).ok().contains("not ready: starting"));
     assert!(broker.get("/metrics").1.contains("berth_uptime_seconds"));
     assert_eq!(broker.stop().code(), Some(0));
