@@ -115,6 +115,12 @@
 {{- end }}
 {{- end }}
 
+{{/* Bytes of a quantity: Kubernetes writes 1024Mi as 1Gi. */}}
+{{- define "berth.bytes" -}}
+{{- $factor := get (dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624) (regexFind "[a-zA-Z]*$" .) }}
+{{- mulf (regexFind "^[0-9.]+" . | float64) $factor }}
+{{- end }}
+
 {{/* Volume claims of a StatefulSet that is there. Called with (dict "name" n "found" object "persistence" values "root" .). */}}
 {{- define "berth.guards.claims" -}}
 {{- $claims := default (list) .found.spec.volumeClaimTemplates }}
@@ -122,7 +128,9 @@
 {{- include "berth.guards.same" (dict "of" .name "field" "having volumes (persistence.enabled)" "was" (gt (len $claims) 0) "is" .persistence.enabled "why" $why) }}
 {{- if $claims }}
 {{- $spec := (first $claims).spec }}
+{{- if ne (include "berth.bytes" $spec.resources.requests.storage) (include "berth.bytes" .persistence.size) }}
 {{- include "berth.guards.same" (dict "of" .name "field" "persistence.size" "was" $spec.resources.requests.storage "is" .persistence.size "why" $why) }}
+{{- end }}
 {{- include "berth.guards.same" (dict "of" .name "field" "persistence.accessModes" "was" (join "," $spec.accessModes) "is" (join "," .persistence.accessModes) "why" $why) }}
 {{- $class := default .root.Values.global.storageClass .persistence.storageClass }}
 {{- $was := ternary (default "-" $spec.storageClassName) "" (hasKey $spec "storageClassName") }}
