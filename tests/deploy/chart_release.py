@@ -8,7 +8,7 @@ import shlex
 import tempfile
 import unittest
 
-import kubernetes
+import api_server
 from chart_common import HELM3, HELM4, HERE, KUBECTL, ROOT, run
 
 PAGE = ROOT / "docs" / "kubernetes.md"
@@ -28,7 +28,7 @@ class Release(unittest.TestCase):
     helm = HELM4
 
     def setUp(self):
-        self.server = kubernetes.Server()
+        self.server = api_server.Server()
         self.addCleanup(self.server.stop)
         self.dir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
         (self.dir / "kubeconfig").write_text(self.server.kubeconfig())

@@ -158,6 +158,10 @@ class EverySet(unittest.TestCase):
         self.assertEqual(env["BERTH_URL"], f"http://localhost:{ports['http']}")
         if "cluster" in config:
             self.assertEqual(int(config["cluster"]["peer_address"].rsplit(":", 1)[1]), ports["peer"])
+            self.assertEqual(env["BERTH__CLUSTER__PEER_ADDRESS"], config["cluster"]["peer_address"])
+            image = re.findall(r"(?m)^(?:ENV| ) +(BERTH__\w+)=", (ROOT / "deploy/Dockerfile").read_text())
+            self.assertGreaterEqual(len(image), 3)
+            self.assertEqual(set(image) - set(env), set(), "the image sets it, and would win over the file")
 
     @for_each_set
     def test_addresses_are_names_that_the_headless_services_give(self, path, manifests):

@@ -16,7 +16,7 @@ import tempfile
 import time
 import unittest
 
-from chart_common import BERTH, ROOT, Manifests, config_file, container, environment, labels, render
+from chart_common import BERTH, HERE, config_file, container, environment, labels, render
 from chart_release import commands
 
 ME = f"berth-chart-{os.getpid()}"
@@ -174,16 +174,20 @@ class Rendered(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
         self.node = Node()
         self.addCleanup(self.node.remove)
-        self.pods, self.ran = [], set()
+        self.pods, self.ran, self.tails = [], set(), []
         self.addCleanup(self.end)
 
     def end(self):
-        # Called while the outcome is not known yet: what the processes said is shown if the test fails.
-        tails = "\n".join(p.tail() for p in self.pods)
+        self.tails = [p.tail() for p in self.pods]
         for pod in self.pods:
             pod.kill()
-        if any(error for _, error in getattr(self._outcome, "errors", []) or []) or not self._outcome.success:
-            print(tails)
+
+    def run(self, result=None):
+        """Shows what the processes said last if the test fails."""
+        before = len(result.failures) + len(result.errors)
+        super().run(result)
+        if len(result.failures) + len(result.errors) > before:
+            print("\n".join(self.tails), flush=True)
 
     def all_of(self, o, main):
         pods = [Pod(self.node, self.dir, o, i, o["spec"]["serviceName"], main) for i in range(o["spec"]["replicas"])]
@@ -254,6 +258,42 @@ class Rendered(unittest.TestCase):
             return until(" ".join(command), lambda: (done := pod.exec(*command, check=False)).returncode == 0 and done.stdout)
         return pod.exec(*command).stdout
 
+    def test_everything_with_tls(self):
+        """Certificates in secrets, as existing-secrets.yaml names them: between brokers, to etcd with client certificates."""
+        manifests = render(HERE / "values" / "existing-secrets.yaml", sets=["replicaCount=2", "etcd.replicas=1"])
+        (member,), brokers = self.all_of(manifests.etcd(), "etcd"), self.all_of(manifests.brokers(), "berth")
+        self.node.write_hosts()
+        secrets = pathlib.Path(self.dir, "secrets")
+        secrets.mkdir()
+        alternatives = ",".join(f"DNS:{n}" for n in ("localhost", "*.berth-headless.mqtt.svc.cluster.local", "*.berth-etcd-headless.mqtt.svc.cluster.local"))
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+        sh("openssl", "req", "-x509", *key, "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.crt", cwd=secrets)
+        sh("openssl", "req", "-new", *key[:-2], "-subj", "/CN=test", "-keyout", "tls.key", "-out", "tls.csr", cwd=secrets)
+        (secrets / "extensions").write_text(f"subjectAltName={alternatives}\nextendedKeyUsage=serverAuth,clientAuth\n")
+        sh("openssl", "x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions", "-out", "tls.crt", cwd=secrets)
+        mounted = 0
+        for pod in self.pods:
+            for volume in pod.spec["volumes"]:
+                if "secret" in volume:
+                    mounted += 1
+                    for file in ("ca.crt", "tls.crt", "tls.key"):
+                        shutil.copy(secrets / file, pod.dir / volume["name"])
+        self.assertEqual(mounted, 2 * 2 + 3)
+        path, text = config_file(manifests)
+        for broker in brokers:
+            pathlib.Path(broker.here(path)).write_text(broker.here(text))
+        for pod in self.pods:
+            pod.start()
+        self.ready(*self.pods)
+        self.helm_test(manifests)
+        status = brokers[0].exec("berth", "ctl", "cluster", "status").stdout
+        self.assertRegex(status, r"berth-1 +\d+ +live +up")
+        self.assertIn("etcd https://berth-etcd-0.berth-etcd-headless.mqtt.svc.cluster.local:2379  answers", status)
+        # etcdctl in the member's pod has what it needs, and without a certificate nobody gets in.
+        self.assertIn("https://", member.exec("etcdctl", "member", "list").stdout)
+        bare = self.client("curl", "-s", "--cacert", secrets / "ca.crt", f"https://{member.name}.berth-etcd-headless.mqtt.svc.cluster.local:2379/version", check=False)
+        self.assertNotEqual(bare.returncode, 0)
+
     def helm_test(self, manifests):
         """The containers of the pod of helm test, one after another."""
         (pod,) = manifests.of("Pod")
@@ -291,6 +331,12 @@ class Rendered(unittest.TestCase):
         env = {**os.environ, "ETCDCTL_API": "3"}
         sh("ip", "netns", "exec", members[0].space, *snapshot, cwd=self.dir, env=env)
         self.assertIn("revision", json.loads(sh("etcdctl", "snapshot", "status", "berth.db", "-w", "json", cwd=self.dir, env=env).stdout))
+
+        # The defragmentation, from a pod that has what the members' pods have.
+        job = render(sets=['etcd={"defragmentation": {"enabled": true}}']).of("CronJob")[0]
+        job = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+        said = members[2].exec(*job["command"], *job["args"])
+        self.assertEqual((said.stdout + said.stderr).count("Finished defragmenting"), 3)
 
         # A member that lost its volume: out of the cluster, in again, started as `existing`.
         lost.kill()

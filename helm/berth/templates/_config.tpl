@@ -128,7 +128,7 @@ key: {{ .keyKey }}
   valueFrom:
     fieldRef:
       fieldPath: metadata.name
-# The image sets these three for those who run it by hand; the file must win.
+# The image sets addresses and directory for those who run it by hand; the file must win.
 - name: BERTH__LISTENERS__TCP__ADDRESS
   value: {{ include "berth.mqttAddresses" . | quote }}
 - name: BERTH__HTTP__ADDRESS
@@ -136,6 +136,8 @@ key: {{ .keyKey }}
 - name: BERTH__STORAGE__DIR
   value: {{ $config.storage.dir | quote }}
 {{- if .Values.cluster.enabled }}
+- name: BERTH__CLUSTER__PEER_ADDRESS
+  value: {{ $config.cluster.peer_address | quote }}
 - name: POD_IP
   valueFrom:
     fieldRef:
