@@ -22,7 +22,7 @@ use crate::cluster::etcd::register::RegisterError;
 use crate::cluster::etcd::snapshot::SnapshotError;
 use crate::cluster::etcd::tls::{EtcdTls, Pem};
 use crate::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile};
-use crate::config::Config;
+use crate::config::{Advertised, Config};
 use crate::telemetry::Metrics;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
@@ -131,7 +131,11 @@ impl Joining {
         let member = ports::Member {
             id: MemberId { node: config.node.id.as_str().into(), incarnation: 0 },
             peer_address: advertised(&cluster.advertise_peer, Some(server.address())),
-            mqtt_address: advertised(&cluster.advertise_mqtt, mqtt),
+            mqtt_address: match &cluster.advertise_mqtt {
+                Advertised::Auto => advertised(&None, mqtt),
+                Advertised::Nothing => String::new(),
+                Advertised::At(address) => address.clone(),
+            },
             http_address: http.map(reachable_as),
             zone: cluster.zone.clone(),
             version: VERSION.to_owned(),

@@ -182,6 +182,35 @@ impl Kind for HostPortOrAuto {
     }
 }
 
+/// Where clients are told that they reach a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Advertised {
+    /// At the address where it listens.
+    Auto,
+    /// They are not told.
+    Nothing,
+    /// Here: a host and a port.
+    At(String),
+}
+
+/// A host and a port, `auto` or `none`.
+pub struct HostPortOrNone;
+
+impl Kind for HostPortOrNone {
+    type Value = Advertised;
+
+    fn expects() -> String {
+        "auto, none, or a host name or IP address and a port, such as berth-0.berth:1883".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<Advertised> {
+        if text == "none" {
+            return Some(Advertised::Nothing);
+        }
+        Some(HostPortOrAuto::parse(text)?.map_or(Advertised::Auto, Advertised::At))
+    }
+}
+
 /// URLs of etcd members.
 pub struct Endpoints;
 

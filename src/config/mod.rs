@@ -11,7 +11,7 @@ pub mod reference;
 mod sources;
 mod units;
 
-pub use kinds::{LogFormat, Secret, StorageType};
+pub use kinds::{Advertised, LogFormat, Secret, StorageType};
 pub use options::{
     Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish, Retained,
     Runtime, Session, Shutdown, Storage, Sys, Tcp,

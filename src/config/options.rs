@@ -1,7 +1,7 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
 use super::kinds::{
-    Address, AddressOrOff, Addresses, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto, Kind,
+    Address, AddressOrOff, Addresses, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto, HostPortOrNone, Kind,
     LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff, SecretOrNone, Size, Span, StorageType, Switch,
     SwitchOrAuto, Text,
 };
@@ -232,7 +232,8 @@ options! {
         "advertise_peer" advertise_peer: HostPortOrAuto = "auto",
         /// Where clients reach this node, host:port: told to MQTT 5 clients that should come here (server reference).
         /// auto = the first address of listeners.tcp, with the host name if that listens everywhere.
-        "advertise_mqtt" advertise_mqtt: HostPortOrAuto = "auto",
+        /// none = clients are told nothing, where they cannot reach nodes one by one.
+        "advertise_mqtt" advertise_mqtt: HostPortOrNone = "auto",
         /// Where the node stands, such as a rack or a data centre's zone. Shown by berth ctl cluster status.
         "zone" zone: Text = "",
         /// How long etcd keeps this node listed after it last heard from it.

@@ -138,17 +138,13 @@ key: {{ .keyKey }}
 {{- if .Values.cluster.enabled }}
 - name: BERTH__CLUSTER__PEER_ADDRESS
   value: {{ $config.cluster.peer_address | quote }}
-- name: POD_IP
-  valueFrom:
-    fieldRef:
-      fieldPath: status.podIP
 - name: BERTH__CLUSTER__ADVERTISE_PEER
   value: $(BERTH__NODE__ID).{{ include "berth.headless" . }}.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}:{{ .Values.peers.port }}
 - name: BERTH__CLUSTER__ADVERTISE_MQTT
 {{- if .Values.advertiseMqtt }}
   value: {{ tpl .Values.advertiseMqtt (merge (dict "pod" "$(BERTH__NODE__ID)") .) | quote }}
 {{- else }}
-  value: $(POD_IP):{{ include "berth.mqttPorts" . | splitList "," | first }}
+  value: "none"
 {{- end }}
 - name: BERTH__CLUSTER__ZONE
 {{- if or .Values.zone.value (not .Values.zone.fromPodLabel) }}

@@ -119,12 +119,12 @@ impl Mailbox {
         }
     }
 
-    /// Asks the connection that has the session to close and to send its client to `reference`.
+    /// Asks the connection that has the session to close and to send its client to `reference`, unless that is empty.
     pub fn hand_over(&self, reference: Arc<str>, wakes: &mut Wakes) {
         let mut inner = self.inner.lock();
         if matches!(inner.place, Place::Attached) {
             inner.close.get_or_insert(CloseCause::HandedOver);
-            inner.reference = Some(reference);
+            inner.reference = (!reference.is_empty()).then_some(reference);
             inner.signal(wakes);
         }
     }

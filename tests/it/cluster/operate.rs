@@ -112,13 +112,14 @@ fn any_node_shows_and_kicks_a_client_identifier_of_65535_bytes() {
 
 #[test]
 fn a_drained_node_hands_its_sessions_over() {
-    let mut cluster = BerthCluster::start(2);
+    let mut cluster = BerthCluster::with(2, 1, &[("cluster.advertise_mqtt", "none")]);
     let http = cluster.broker(0).http;
     let dial = Dial::v5("moves").persistent().will("will", "x", 0);
     let mut client = cluster.connect(0, &dial);
     client.subscribe(&[("t", QoS::AtLeastOnce)]);
     assert!(ctl(http, &["node", "drain", "--wait"]).ok().contains("has ended"));
     assert_eq!(client.expect_closed(), Some(Reason::ServerMoved));
+    assert_eq!(client.server_reference, None, "clients are told no address");
     assert!(cluster.broker(0).wait().success());
     let mut client = cluster.connect(1, &dial);
     assert!(client.present);
