@@ -305,8 +305,10 @@ impl Link {
             State::Connecting(c) => c.deadline(),
             State::Open(o) => {
                 let waiting = o.waiting.since().map(|t| t.plus_ms(limit));
-                let arriving = self.arriving.as_ref().map(|a| a.deadline);
-                [waiting, o.session.next_timeout(), arriving, self.look_at()].into_iter().flatten().min()
+                // Nobody waits any more for a client that has closed its side to say something.
+                let keep_alive = o.session.next_timeout().filter(|_| !self.ended);
+                let arriving = self.arriving.as_ref().map(|a| a.deadline).filter(|_| !self.ended);
+                [waiting, keep_alive, arriving, self.look_at()].into_iter().flatten().min()
             }
             State::Leaving(l) => Some(l.deadline),
             State::Closed => None,
