@@ -1,9 +1,9 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
 use super::kinds::{
-    Address, AddressOrOff, Addresses, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto, HostPortOrNone, Kind,
-    LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff, SecretOrNone, Size, Span, StorageType, Switch,
-    SwitchOrAuto, Text,
+    Address, AddressOrOff, Addresses, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto,
+    HostPortOrNone, Kind, LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff, SecretOrNone, Size, Span,
+    StorageType, Switch, SwitchOrAuto, Text,
 };
 use super::sources::Reader;
 

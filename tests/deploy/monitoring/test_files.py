@@ -200,7 +200,7 @@ class LogLines(unittest.TestCase):
         self.assertGreater(len(lines), 20)
         for line in lines:
             for part in filter(None, (part.strip() for part in line.split("…"))):
-                self.assertIn(part, said, line)
+                self.assertTrue(part in said, line)
 
 
 if __name__ == "__main__":
