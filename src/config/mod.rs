@@ -138,9 +138,6 @@ impl Config {
             );
             reader.refuse("auth.allow_anonymous", &why);
         }
-        if self.limits.max_arriving_bytes < self.limits.max_packet_size as usize {
-            reader.refuse("limits.max_arriving_bytes", "it must be at least limits.max_packet_size");
-        }
         if self.cluster.node.enabled {
             self.check_cluster(reader);
         }

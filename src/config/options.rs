@@ -149,7 +149,7 @@ options! {
         /// connection with 0x95.
         "max_packet_size" max_packet_size: Size<u32, 128, 268_435_460> = "16MiB",
         /// Memory for packets above 64 KiB of which only a part has come, all clients together. When it is used up, further
-        /// ones are read on when there is room again. At least max_packet_size.
+        /// ones are read on when there is room again. One packet always fits.
         "max_arriving_bytes" max_arriving_bytes: Size<usize, MIB, TIB> = "256MiB",
         /// QoS 1 and 2 messages that a client may send before they are acknowledged. Announced to MQTT 5 clients;
         /// MQTT 3 clients are slowed down instead.

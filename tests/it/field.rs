@@ -1,7 +1,7 @@
 //! What Home Assistant and zigbee2mqtt do with retained messages, against one broker (`cluster/field.rs`: against three nodes), and
 //! what becomes of messages that a limit forbids to be retained.
 
-use crate::broker::{Broker, Setup};
+use crate::broker::Setup;
 use crate::client::{Client, Dial, In, Will};
 use crate::clients::paho_script;
 use crate::wait;
@@ -147,6 +147,11 @@ fn a_client_whose_messages_are_not_retained_fills_no_log() {
         client.send_publish(&format!("t/{n}"), b"eleven byte", QoS::AtMostOnce, true).unwrap();
     }
     assert_eq!(retain(&mut client, "t/a", b"eleven byte"), Reason::QuotaExceeded);
-    let lines = |broker: &Broker| broker.log().lines().filter(|l| l.contains("retained.max_payload")).count();
-    wait::until_true("the first ones are there", || lines(&broker) == 10);
+    let refused = || broker.metric("berth_publishes_refused_total{reason=\"quota\"}");
+    wait::until_true("all are counted", || refused() == 101.0);
+    let about = |l: &&str| l.contains("retained.max_payload=10");
+    wait::until_true("the first one is told", || broker.log().lines().any(|l| about(&l)));
+    let log = broker.log();
+    let lines: Vec<&str> = log.lines().filter(about).collect();
+    assert!(lines.len() == 1 && lines[0].contains("client=c") && lines[0].contains("topic=t/0"), "{lines:?}");
 }
