@@ -415,7 +415,7 @@ class Details(unittest.TestCase):
             self.assertLessEqual(len(o["metadata"]["name"]) + 11, 63)
 
     def test_clients_are_told_an_address_or_what_the_values_say(self):
-        self.assertEqual(broker_env(named("defaults"))["BERTH__CLUSTER__ADVERTISE_MQTT"], "10.1.2.3:1883")
+        self.assertEqual(broker_env(named("defaults"))["BERTH__CLUSTER__ADVERTISE_MQTT"], "none")
         self.assertEqual(broker_env(named("nodeport"))["BERTH__CLUSTER__ADVERTISE_MQTT"], "berth-0.mqtt.example.org:31883")
         self.assertEqual(broker_env(named("everything"))["BERTH__CLUSTER__ADVERTISE_MQTT"], "plant-0.mqtt.example.org:1883")
 

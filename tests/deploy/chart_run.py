@@ -314,7 +314,7 @@ class Rendered(unittest.TestCase):
         for broker in brokers:
             self.assertRegex(status, rf"{broker.name} +\d+ +live")
             self.assertIn(f"{broker.name}.berth-headless.mqtt.svc.cluster.local:7948", status)
-            self.assertIn(f"{broker.ip}:1883", status)
+            self.assertNotIn(f"{broker.ip}:1883", status)
 
         self.assertIn("berth-etcd-0.berth-etcd-headless", in_pod("endpoint status"))
 
