@@ -29,7 +29,7 @@ pub(super) fn is_state(topic: &str) -> bool {
 /// Whether what a message says about a bridge may be retained.
 ///
 /// # Errors
-/// It is too large.
+/// The state is larger than [`BRIDGE_STATE_BYTES_MAX`].
 pub(super) fn admits(state: &Message) -> Result<(), Forbidden> {
     let size = state.topic().len() + state.payload().len() + state.properties().len();
     if state.payload().is_empty() || size <= BRIDGE_STATE_BYTES_MAX {
@@ -44,7 +44,7 @@ struct Told {
     next: u64,
     numbers: HashMap<Arc<str>, u64, foldhash::fast::RandomState>,
     topics: BTreeMap<u64, Arc<str>>,
-    /// That there are too many has been logged.
+    /// The log has said that more than [`BRIDGE_STATES_MAX`] states were told.
     full: bool,
 }
 
@@ -83,7 +83,7 @@ impl Broker {
     /// refused.
     ///
     /// # Errors
-    /// It is too large, if that can be told. Otherwise it does not leave an older state in its place.
+    /// The state is too large, and the publisher can be told so. If it cannot be told, the older state of the bridge is cleared instead.
     pub(super) fn keep_bridge_state(&self, state: &Message, told: bool) -> Result<Updated, Forbidden> {
         let topic = state.topic();
         let forbidden = admits(state).err();

@@ -116,7 +116,7 @@ impl Link {
         self.partial.len() as u64 + unread >= len as u64
     }
 
-    /// It was looked whether the client that waits for room is still there.
+    /// Sets when to look next whether the client that waits for room is still there, after a look at `now`.
     pub(super) fn look_later(&mut self, now: Time) {
         if let Some(a) = &mut self.arriving {
             a.look_at = now.plus_ms(ROOM_LOOK_MS);

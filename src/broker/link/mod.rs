@@ -61,7 +61,7 @@ pub struct Link {
     ended: bool,
     /// The client gets nothing more.
     broken: bool,
-    /// It may not have taken what was written for it.
+    /// Set while the client may not have taken all that was written for it.
     blocked: Option<Blocked>,
     /// Since when it is not read, if that has not been made up for yet.
     unread_since: Option<Time>,
@@ -106,7 +106,7 @@ struct Open {
     subscribing: usize,
     retained: Option<Box<RetainedTodo>>,
     closing: Option<CloseCause>,
-    /// It is to be parted from once what it has said is read.
+    /// Why and how the connection is to be closed, once what the client has said before is read.
     leave: Option<Box<Leave>>,
     /// The client gets nothing more: nothing is taken out of the mailbox for it.
     muted: bool,
