@@ -191,16 +191,17 @@ async fn serve(config: &Config) -> Result<(), RunError> {
         tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));
     }
     let partings = Partings::default();
+    let mut doors = Vec::new();
     for listener in listeners {
         tracing::info!(address = %listener.local_addr(), "MQTT listens");
-        tasks.push(tokio::spawn(listener.run(broker.clone(), partings.clone(), stop.clone())));
+        doors.push(tokio::spawn(listener.run(broker.clone(), partings.clone(), stop.clone())));
     }
     node.ready.store(true, Ordering::Release);
     tracing::info!("ready");
 
     let outcome = node.until_told(&mut signals, &desk).await;
     tokio::select! {
-        () = drain(&node, tasks, &partings, &stop) => {}
+        () = drain(&node, doors, tasks, &partings, &stop) => {}
         signal = signals.next() => {
             tracing::warn!(signal, "stopping at once; clients are not told");
             std::process::exit(130);
@@ -241,9 +242,16 @@ impl Node {
 }
 
 /// Stops: no new connections, clients told, last bytes written, journal closed. Within `shutdown.timeout` and little more,
-/// whoever does not answer.
-async fn drain(node: &Node, tasks: Vec<tokio::task::JoinHandle<()>>, partings: &Partings, stop: &Notify) {
+/// whoever does not answer. The listeners (`doors`) go first: a load balancer then takes a new client to another node at once.
+async fn drain(
+    node: &Node,
+    doors: Vec<tokio::task::JoinHandle<()>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    partings: &Partings,
+    stop: &Notify,
+) {
     node.ready.store(false, Ordering::Release);
+    doors.iter().for_each(tokio::task::JoinHandle::abort);
     node.broker.drain();
     let deadline = clock::now().plus_ms(node.config.shutdown.timeout.as_millis() as u64);
     let left = |least: Duration| clock::now().until(deadline).max(least);

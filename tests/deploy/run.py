@@ -237,6 +237,56 @@ class Load(threading.Thread):
         self.client.end()
 
 
+class Newcomers(threading.Thread):
+    """Clients that connect to the load balancer one after another and stay; notes when each was answered, and who was not."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.stop, self.came, self.failed = threading.Event(), [], []
+
+    def run(self):
+        number = 0
+        while not self.stop.wait(0.02):
+            number += 1
+            name = f"newcomer-{number}".encode()
+            body = b"\0\4MQTT\4\2\0\x3c" + len(name).to_bytes(2, "big") + name
+            began = time.time()
+            try:
+                sock = socket.create_connection(("127.0.0.1", PORT), timeout=PATIENCE)
+                sock.sendall(bytes([0x10, len(body)]) + body)
+                answer = sock.recv(4)
+            except OSError as error:
+                answer = error
+            if answer == b"\x20\2\0\0":
+                self.came.append((began, sock))
+            else:
+                self.failed.append((began, answer))
+
+    def end(self):
+        self.stop.set()
+        self.join()
+
+    def still_there(self, since):
+        """How many of those who began after the moment are connected still, and how many there were."""
+        late = [sock for began, sock in self.came if began > since]
+        for sock in late:
+            sock.sendall(b"\xc0\0")
+        there = 0
+        for sock in late:
+            try:
+                there += sock.recv(2) == b"\xd0\0"
+            except OSError:
+                pass
+        return there, len(late)
+
+
+def log_moment(service, words):
+    """When a broker last wrote a line with these words, in seconds since 1970."""
+    lines = docker("logs", "--timestamps", container(service)).splitlines()
+    line = [line for line in lines if words in line][-1]
+    return datetime.fromisoformat(re.sub(r"\.(\d{6})\d*Z$", r".\1+00:00", line.split()[0])).timestamp()
+
+
 def holder(client, asked="broker-1"):
     """On which broker a session is."""
     code, text = ctl(asked, "--json", "sessions", "show", client)
@@ -363,11 +413,20 @@ def check_failures():
     brokers = ["broker-1", "broker-2", "broker-3"]
 
     first = holder("deploy-sub")
-    say(f"stopping {first}, which has the subscriber")
-    stopping = threading.Thread(target=compose, args=("stop", first))
-    stopping.start()
-    stopping.join()
+    say(f"stopping {first}, which has the subscriber, while new clients come")
+    newcomers = Newcomers()
+    newcomers.start()
+    until("new clients come", lambda: len(newcomers.came) > 10)
+    compose("stop", first)
     until("the load balancer has noticed", lambda: balancer_sees(first) != "UP")
+    newcomers.end()
+    # Who came once it had begun to drain was led to another broker, and is there still.
+    drained = log_moment(first, "stopping; a second signal stops at once")
+    there, late = newcomers.still_there(drained)
+    # The moment in which its listener closes may cost the one who was just knocking.
+    assert len(newcomers.failed) <= 1, newcomers.failed
+    assert late > 10 and there == late, (there, late)
+    say(f"{late} clients came while it drained or later: all are on other brokers")
     other = next(b for b in brokers if b != first)
     assert inspect(container(first))["State"]["ExitCode"] == 0
     until("the session has moved", lambda: holder("deploy-sub", other) != first)
@@ -468,6 +527,34 @@ def check_whole_stop():
     sleeper.end()
 
 
+def check_readme():
+    """What README tells to type, typed: the block of its cluster in containers."""
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"The same in containers.*?```sh\n(.*?)```", text, re.S)[1]
+    assert "mosquitto_sub" in block and "kill -s KILL" in block, block
+    say("README's commands")
+    script = f"""set -e
+        mosquitto_sub() {{ command mosquitto_sub -p {PORT} "$@"; }}
+        mosquitto_pub() {{ command mosquitto_pub -p {PORT} "$@"; }}
+        {block.replace("up --build -d", "up --no-build -d")}
+        wait"""
+    typed = subprocess.Popen(
+        ["bash", "-c", script], env=ENVIRONMENT, cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    said = []
+    reader = threading.Thread(target=lambda: said.extend(iter(typed.stdout.readline, "")), daemon=True)
+    reader.start()
+    try:
+        until("the subscriber has what was published", lambda: "news/today still here\n" in said)
+    except BaseException:
+        print("".join(said))
+        raise
+    finally:
+        os.killpg(typed.pid, signal.SIGTERM)
+        typed.wait()
+
+
 def check_single():
     say("a single broker")
     compose("--file", "docker-compose.single.yml", "up", "-d", "--no-build")
@@ -521,6 +608,7 @@ def main():
         check_across()
         check_failures()
         check_whole_stop()
+        check_readme()
         compose(*PROFILES, "down", "-v")
         assert left_over() == [[], [], []], left_over()
         check_single()
