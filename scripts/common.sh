@@ -104,3 +104,18 @@ ensure_etcd() {
     if apt_has etcd-server; then apt_install etcd-server etcd-client; else apt_install etcd; fi
     have etcd && have etcdctl || fail "etcd and etcdctl are needed: https://github.com/etcd-io/etcd/releases"
 }
+
+# Builds berth and leaves its path in $berth: the release build if $1 is --release, else the one that is ready soonest.
+build_berth() {
+    local profile=quick
+    if [ "${1:-}" = --release ]; then profile=release; fi
+    ensure_rust
+    ensure_protoc
+    if [ "$profile" = quick ]; then
+        say "building to try, not optimised (--release: what runs in production; takes longer)"
+    else
+        say "building the release (the first time takes some minutes)"
+    fi
+    cargo build --profile "$profile" --locked --manifest-path "$root/Cargo.toml" --bin berth || fail "the build failed, see above"
+    berth=$target/$profile/berth
+}

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 /// How the text of an option becomes a value.
 pub trait Kind {
@@ -377,9 +377,9 @@ impl Kind for LogFilter {
     }
 
     fn parse(text: &str) -> Option<String> {
-        // EnvFilter takes any lone word for a module's name, a misspelt level too.
-        let known = |d: &str| d.contains(['=', ':', '[']) || LEVELS.contains(&d.trim());
-        (text.split(',').all(known) && EnvFilter::try_new(text).is_ok()).then(|| text.to_owned())
+        // Targets takes any lone word for a module's name, a misspelt level too.
+        let known = |d: &str| d.contains(['=', ':']) || LEVELS.contains(&d.trim());
+        (text.split(',').all(known) && text.parse::<Targets>().is_ok()).then(|| text.to_owned())
     }
 }
 

@@ -2,8 +2,9 @@
 
 use crate::config::{Log, LogFormat};
 use std::io::IsTerminal;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Why logging could not be set up.
@@ -11,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub enum LogError {
     /// `log.level` is no filter.
     #[error("log.level: {0}")]
-    Filter(#[from] tracing_subscriber::filter::ParseError),
+    Filter(#[from] ParseError),
     /// Something else in the process logs already.
     #[error("logging was already set up: {0}")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
@@ -33,12 +34,13 @@ fn subscriber(
     writer: BoxMakeWriter,
     colour: bool,
 ) -> Result<Box<dyn tracing::Subscriber + Send + Sync>, LogError> {
-    let filter = EnvFilter::try_new(&log.level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colour);
-    Ok(match log.format {
-        LogFormat::Text => Box::new(builder.finish()),
-        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
-    })
+    let filter: Targets = log.level.parse()?;
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colour);
+    let layer = match log.format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).with_current_span(false).boxed(),
+    };
+    Ok(Box::new(tracing_subscriber::registry().with(layer).with(filter)))
 }
 
 #[cfg(test)]
@@ -96,5 +98,7 @@ mod tests {
     fn the_level_filters() {
         assert_eq!(lines("off", LogFormat::Text), Vec::<String>::new());
         assert_eq!(lines("debug", LogFormat::Text).len(), 2);
+        assert_eq!(lines("info,berth::telemetry=debug", LogFormat::Text).len(), 2);
+        assert_eq!(lines("debug,berth::telemetry=warn", LogFormat::Text).len(), 0);
     }
 }
