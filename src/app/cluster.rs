@@ -183,6 +183,10 @@ impl Joining {
                 let membership = membership.clone();
                 Arc::new(move || membership.lease_until())
             },
+            lease_since: {
+                let membership = membership.clone();
+                Arc::new(move || membership.lease_since())
+            },
         };
         let limits = Limits { stale_after: cluster.stale_after, claim_timeout: cluster.takeover_timeout };
         let coordinator = EtcdCoordinator::new(etcd.clone(), registered, limits, metrics.clone());

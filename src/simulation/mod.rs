@@ -33,6 +33,8 @@ mod repeated_publishes;
 #[cfg(test)]
 mod retained_limits;
 #[cfg(test)]
+mod subacks;
+#[cfg(test)]
 mod takeovers;
 #[cfg(test)]
 mod tests;

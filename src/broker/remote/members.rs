@@ -41,6 +41,8 @@ impl Standing {
 struct Reported {
     applied: Revision,
     settled: HashMap<Arc<str>, Revision>,
+    /// This node's clock when the latest report came.
+    came: Time,
     /// Its clock when it made the latest report.
     sent_at: Time,
     /// This node's clock at an instant after which the process had applied no more than this node has now.
@@ -210,7 +212,7 @@ impl Members {
     }
 
     /// The least that all other processes have applied that must have: those registered, those linked, and those whose
-    /// record went after `since` without their having said goodbye. `u64::MAX` if there is none.
+    /// record went without their having said goodbye and that were heard after `since`. `u64::MAX` if there is none.
     pub(super) fn applied_by_all(&self, since: Time) -> Revision {
         let table = self.table.read();
         let applied = |p: &MemberId| table.reports.get(p).map_or(0, |r| r.applied);
@@ -244,7 +246,7 @@ impl Members {
     }
 
     /// Records a report; `applied` is how far this node has come.
-    pub(super) fn report(&self, from: &MemberId, report: Report, applied: Revision) {
+    pub(super) fn report(&self, from: &MemberId, report: Report, applied: Revision, now: Time) {
         let mut table = self.table.write();
         if table.superseded(from) {
             return;
@@ -255,6 +257,7 @@ impl Members {
         let echo = report.heard.iter().find(|(p, _)| *p == self.me).map(|(_, at)| *at);
         let r = table.reports.entry(from.clone()).or_default();
         r.applied = report.applied;
+        r.came = now;
         r.settled = report.settled.into_iter().collect();
         r.sent_at = r.sent_at.max(report.sent_at);
         if let Some(at) = echo {
@@ -381,7 +384,9 @@ impl Table {
     fn required(&self, me: &MemberId, since: Time) -> Vec<MemberId> {
         let mut all: Vec<MemberId> = self.live.values().map(|(m, _)| m.id.clone()).collect();
         all.extend(self.links.values().cloned());
-        all.extend(self.departed.iter().filter(|d| d.at > since).map(|d| d.member.id.clone()));
+        // Of one that was never heard, the time of its departure counts.
+        let heard = |d: &Departed| self.reports.get(&d.member.id).map_or(d.at, |r| r.came);
+        all.extend(self.departed.iter().filter(|d| heard(d) > since).map(|d| d.member.id.clone()));
         all.sort();
         all.dedup();
         all.retain(|p| p.node != me.node && !self.superseded(p));

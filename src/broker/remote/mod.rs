@@ -66,6 +66,9 @@ use sessions::Sessions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// The part of `stale_after` by which the clocks of two nodes may differ in speed over that time.
+const CLOCKS_APART: u64 = 10;
+
 /// Limits of what a node does with the others.
 #[derive(Clone, Copy, Debug)]
 pub struct RemoteLimits {
@@ -160,7 +163,7 @@ impl Remote {
             members: Members::new(me.clone()),
             routes: RoutesIndex::default(),
             local: Arc::new(LocalRoutes::new(ports.coordinator.clone(), ports.tasks.clone())),
-            currency: Currency::new(limits.stale_after_ms),
+            currency: Currency::new(limits.stale_after_ms, ports.coordinator.clone()),
             applied: Arc::default(),
             all_applied: Arc::default(),
             stream: index::Stream::default(),
@@ -280,7 +283,9 @@ impl Remote {
         // One at a time, or an older conclusion might replace a newer one.
         let _weighing = self.weighing.lock();
         let now = self.now();
-        let since = Time(now.0.saturating_sub(self.limits.suback_wait_ms));
+        // What its last report of so long ago can vouch for is over.
+        let silent_ms = self.limits.stale_after_ms + self.limits.stale_after_ms / CLOCKS_APART;
+        let since = Time(now.0.saturating_sub(silent_ms));
         let all = self.members.applied_by_all(since).min(self.applied());
         if all != self.all_applied.get() {
             self.all_applied.set(all);

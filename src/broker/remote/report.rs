@@ -42,7 +42,7 @@ impl Remote {
     /// Takes in what another process reported.
     pub fn heard(&self, from: &MemberId, report: Report) {
         let applied = report.applied;
-        self.members.report(from, report, self.applied());
+        self.members.report(from, report, self.applied(), self.now());
         self.weigh();
         if applied > self.applied() && self.may_miss() {
             self.lag_bell.ring();
@@ -136,6 +136,7 @@ mod tests {
     use crate::broker::ClusterPorts;
     use crate::broker::ports::{Frame, LinkStatus, Member, MessageId, PeerError, Peers};
     use crate::broker::remote::RemoteLimits;
+    use crate::clock::Time;
     use crate::broker::remote::testing::{FakeStore, Manual};
     use crate::telemetry::Metrics;
     use futures_util::FutureExt;
@@ -179,7 +180,7 @@ mod tests {
         for (node, incarnation, applied) in [("b", 2, 8), ("c", 3, 9), ("d", 4, 0)] {
             let process = MemberId { node: node.into(), incarnation };
             remote.members.link(&process.node, Some(process.clone()));
-            remote.members.report(&process, Report { applied, ..Report::default() }, 0);
+            remote.members.report(&process, Report { applied, ..Report::default() }, 0, Time(1));
         }
         remote.fetch_missed().now_or_never().unwrap();
         assert_eq!(*others.asked.lock(), ["c".into(), "b".into()]);

@@ -81,22 +81,22 @@ fn all_have_applied_what_every_process_that_may_serve_has() {
     let m = three();
     let (b, c) = (id("b", 2), id("c", 3));
     assert_eq!(m.applied_by_all(Time(0)), 0, "nobody has said anything");
-    m.report(&b, report(10, 1), 10);
-    m.report(&c, report(8, 1), 10);
+    m.report(&b, report(10, 1), 10, Time(50));
+    m.report(&c, report(8, 1), 10, Time(50));
     assert_eq!((m.applied_by_all(Time(0)), m.applied_of("b"), m.applied_of("c")), (8, 10, 8));
-    // A lost lease does not end a process: it counts for a while, and as long as its link works.
+    // A lost lease does not end a process: it counts for a while after it was last heard, and as long as its link works.
     m.set_member(&"c".into(), None, Time(100));
-    assert_eq!(m.applied_by_all(Time(99)), 8);
-    assert_eq!(m.applied_by_all(Time(100)), 10);
+    assert_eq!(m.applied_by_all(Time(49)), 8);
+    assert_eq!(m.applied_by_all(Time(50)), 10);
     m.link(&"c".into(), Some(c.clone()));
     assert_eq!(m.applied_by_all(Time(100)), 8);
     m.link(&"c".into(), None);
     // Another start of its node does: the old process is gone.
     m.set_member(&"c".into(), Some(member("c", 20)), Time(101));
     assert_eq!(m.applied_by_all(Time(0)), 0, "the new one has not reported");
-    m.report(&c, report(30, 1), 10);
+    m.report(&c, report(30, 1), 10, Time(50));
     assert_eq!(m.applied_by_all(Time(0)), 0, "the old one is not heard");
-    m.report(&id("c", 20), report(21, 1), 10);
+    m.report(&id("c", 20), report(21, 1), 10, Time(50));
     assert_eq!(m.applied_by_all(Time(0)), 10);
     // Who was draining had closed its clients.
     m.set_member(&"c".into(), Some(Member { draining: true, ..member("c", 20) }), Time(102));
@@ -111,21 +111,21 @@ fn evidence_is_as_old_as_the_question_that_the_slowest_answer_answers() {
     let m = three();
     let (b, c) = (id("b", 2), id("c", 3));
     assert_eq!(m.evidence(), None);
-    m.report(&b, report(10, 500), 10);
+    m.report(&b, report(10, 500), 10, Time(50));
     assert_eq!(m.evidence(), None, "nothing of c");
-    m.report(&c, report(10, 400), 10);
+    m.report(&c, report(10, 400), 10, Time(50));
     assert_eq!(m.evidence(), Some(Some(Time(400))));
     // b is ahead: it shows nothing until this node has come as far, and then as of when it said so.
-    m.report(&b, report(12, 900), 10);
-    m.report(&c, report(10, 800), 10);
+    m.report(&b, report(12, 900), 10, Time(50));
+    m.report(&c, report(10, 800), 10, Time(50));
     assert_eq!(m.evidence(), Some(Some(Time(500))));
     m.advanced(11);
     assert_eq!(m.evidence(), Some(Some(Time(500))));
     m.advanced(12);
     assert_eq!(m.evidence(), Some(Some(Time(800))));
     // Who has not heard of this process, or only of another start of it, shows nothing.
-    m.report(&b, Report { applied: 12, ..Report::default() }, 12);
-    m.report(&c, Report { heard: vec![(id("a", 0), Time(5_000))], ..report(12, 0) }, 12);
+    m.report(&b, Report { applied: 12, ..Report::default() }, 12, Time(50));
+    m.report(&c, Report { heard: vec![(id("a", 0), Time(5_000))], ..report(12, 0) }, 12, Time(50));
     assert_eq!(m.evidence(), Some(Some(Time(800))));
     // A process that is linked but not known to be registered counts as well.
     m.link(&"d".into(), Some(id("d", 4)));
@@ -141,7 +141,7 @@ fn reports_say_what_is_settled_and_what_will_not_come_again() {
     let m = three();
     let b = id("b", 2);
     let settled = vec![("a".into(), 7), ("c".into(), 9)];
-    m.report(&b, Report { low_water: 41, settled, retired: vec![1], ..report(9, 1) }, 9);
+    m.report(&b, Report { low_water: 41, settled, retired: vec![1], ..report(9, 1) }, 9, Time(50));
     assert_eq!(
         (m.settled(&b, "a"), m.settled(&b, "c"), m.settled(&b, "x"), m.settled(&id("b", 1), "a")),
         (7, 9, 0, 0)
@@ -157,7 +157,7 @@ fn what_a_later_process_has_adopted_may_come_again_until_it_says_otherwise() {
     m.set_custody(first.clone(), held_by(second.clone(), true));
     m.set_custody(first.clone(), None);
     assert!(!m.is_over(1), "no session is left of it, but its publishes may be sent again");
-    m.report(&second, Report { retired: vec![1], ..report(9, 1) }, 9);
+    m.report(&second, Report { retired: vec![1], ..report(9, 1) }, 9, Time(50));
     assert!(m.is_over(1));
     // The same of a process that has only its links left, and of one that is gone.
     for linked in [true, false] {
