@@ -26,7 +26,7 @@ pub enum Request {
 #[command(
     name = "berth",
     version,
-    about = "An MQTT 3.1.1 and 5.0 broker",
+    about = "An MQTT 3.1, 3.1.1 and 5.0 broker",
     args_conflicts_with_subcommands = true
 )]
 struct Cli {

@@ -13,6 +13,7 @@ pub mod retained;
 pub mod router;
 
 mod bridges;
+pub mod contests;
 mod dormant;
 mod ending;
 mod purge;
@@ -37,6 +38,7 @@ use bridges::Bridges;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
 use ports::{Authorizer, Coordinator, Journal, Peers, SessionNo, Tasks};
+use contests::Contests;
 use receiving::Receiving;
 use registry::Registry;
 use remote::{Remote, RemoteLimits};
@@ -135,6 +137,8 @@ pub struct Broker {
     dormant: Dormant,
     /// Room for packets that arrive.
     receiving: Receiving,
+    /// Sessions that connections take from each other.
+    contests: Contests,
     next_session: AtomicU64,
     draining: AtomicBool,
     me: Weak<Broker>,

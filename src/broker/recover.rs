@@ -6,6 +6,7 @@ use super::handle::Handle;
 use super::mailbox::{Frozen, Mailbox, OrderHold, Place};
 use super::ports::{OutboundState, Recovered, RecoveredSession, WillRecord};
 use super::publish::Scratch;
+use super::contests::Contests;
 use super::receiving::Receiving;
 use super::registry::Registry;
 use super::remote::Remote;
@@ -46,6 +47,7 @@ impl Broker {
             bridges: Bridges::default(),
             dormant: Dormant::default(),
             receiving: Receiving::new(limits.arriving_bytes),
+            contests: Contests::default(),
             next_session: AtomicU64::new(recovered.next_session.max(1)),
             draining: AtomicBool::new(false),
             me: me.clone(),

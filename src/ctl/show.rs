@@ -102,8 +102,10 @@ fn cluster_status(cluster: &Value, asked: &str) -> String {
     if !waiting.is_empty() {
         let mut table = Table::new(&["waits for its node", "holder", "copies", "journal", "what to do"]);
         for w in waiting {
+            let earlier = list(&w["incarnations"]).len().saturating_sub(1);
+            let of = word(&w["incarnation"]);
             table.row([
-                word(&w["incarnation"]),
+                if earlier > 0 { format!("{of} (and {earlier} before)") } else { of },
                 word(&w["holder"]),
                 word(&w["copies"]),
                 word(&w["journal"]),
