@@ -175,7 +175,8 @@ impl Joining {
         let sessions = recovered.sessions.len();
         if sessions > 0 && !store_went_back && last.is_some_and(|last| !adopted(last)) {
             tracing::warn!(
-                node = me, sessions,
+                node = me,
+                sessions,
                 "this node was forgotten while it was away (`berth ctl cluster forget` on another node, or \
                  cluster.forget_after): the sessions of its journal, their queues and subscriptions are given up"
             );

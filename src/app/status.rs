@@ -8,6 +8,7 @@ use crate::broker::remote::Remote;
 use crate::clock::{self, Time};
 use crate::server::http::{
     ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus, NodeStatus,
+    UnreachedBy,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
@@ -47,6 +48,7 @@ impl Node {
         let now = clock::now();
         let left = |until: Time| until.since_ms(now);
         let current_until = remote.currency.until();
+        let unreached = remote.unreached();
         let (unmatched, again, asked) = remote.origins.counts();
         Some(ClusterStatus {
             name: self.config.cluster.node.name.clone(),
@@ -59,6 +61,16 @@ impl Node {
             may_serve: self.broker.may_serve().is_ok(),
             routes: remote.routes.len() as u64,
             members: members(remote, now),
+            unreached_by: unreached
+                .by
+                .iter()
+                .map(|(node, error)| UnreachedBy {
+                    node: node.to_string(),
+                    address: unreached.address.clone(),
+                    error: error.clone(),
+                })
+                .collect(),
+            reached_by_none: unreached.by_all(),
             waiting: waiting(remote),
             held: HeldStatus {
                 publishes: remote.origins.held() as u64,
@@ -158,7 +170,9 @@ fn by_node(mut found: Vec<(MemberId, Custody)>) -> Vec<CustodyStatus> {
                 holder: custody.holder.to_string(),
                 copies: rows.iter().map(|(_, c)| c.copies).min().unwrap_or_default(),
                 journal: journals.join(", "),
-                hint: format!("start node {node} with its journal; if that is lost: berth ctl cluster forget {node}"),
+                hint: format!(
+                    "start node {node} with its journal; if that is lost: berth ctl cluster forget {node}"
+                ),
             })
         })
         .collect()
@@ -187,7 +201,8 @@ mod tests {
     #[test]
     fn a_node_that_is_missed_has_one_row_whatever_its_processes_have_left() {
         let id = |node: &str, incarnation| MemberId { node: node.into(), incarnation };
-        let held = |holder: &MemberId, journal| Custody { holder: holder.clone(), merged: true, copies: 1, journal };
+        let held =
+            |holder: &MemberId, journal| Custody { holder: holder.clone(), merged: true, copies: 1, journal };
         let (b, c) = (id("b", 9), id("c", 4));
         let found = vec![
             (id("b", 2), held(&b, 7)),
@@ -196,7 +211,8 @@ mod tests {
             (id("b", 5), held(&b, 7)),
         ];
         let rows = by_node(found);
-        let shown: Vec<_> = rows.iter().map(|r| (&*r.node, &*r.incarnation, r.incarnations.len(), &*r.journal)).collect();
+        let shown: Vec<_> =
+            rows.iter().map(|r| (&*r.node, &*r.incarnation, r.incarnations.len(), &*r.journal)).collect();
         assert_eq!(shown, [("b", "b@9", 3, "0000000000000007"), ("c", "c@4", 1, "0000000000000003")]);
     }
 }

@@ -1,12 +1,12 @@
 //! Starting: the broker as its journal had it.
 
 use super::bridges::Bridges;
+use super::contests::Contests;
 use super::dormant::Dormant;
 use super::handle::Handle;
 use super::mailbox::{Frozen, Mailbox, OrderHold, Place};
 use super::ports::{OutboundState, Recovered, RecoveredSession, WillRecord};
 use super::publish::Scratch;
-use super::contests::Contests;
 use super::receiving::Receiving;
 use super::registry::Registry;
 use super::remote::Remote;

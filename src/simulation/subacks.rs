@@ -20,7 +20,10 @@ fn suback_comes_when_the_key_of_a_dead_node_goes_and_only_the_first_waits() {
         for no in 0..5 {
             subscribe(&cluster, &mut client, &format!("new/{no}"), QoS::AtLeastOnce);
             let after = cluster.sim.now().since_ms(killed);
-            assert!((LEASE_MS - 500..LEASE_MS + 500).contains(&after), "seed {seed}: SUBACK {no} at {after} ms");
+            assert!(
+                (LEASE_MS - 500..LEASE_MS + 500).contains(&after),
+                "seed {seed}: SUBACK {no} at {after} ms"
+            );
         }
     }
 }
@@ -38,7 +41,8 @@ fn who_acknowledges_after_suback_knows_the_subscription_even_without_lease_and_l
         cluster.cut_from_store(1, true);
         cluster.advance(seed * 317 % 6_000);
         let id = sub.subscribe("t", QoS::AtLeastOnce);
-        let subscribed = |s: &mut SimClient| s.seen().iter().any(|g| matches!(g, Got::Subscribed(i, _) if *i == id));
+        let subscribed =
+            |s: &mut SimClient| s.seen().iter().any(|g| matches!(g, Got::Subscribed(i, _) if *i == id));
         let (mut before, mut after) = (Vec::new(), Vec::new());
         for no in 0..100_u64 {
             let list = if subscribed(&mut sub) { &mut after } else { &mut before };
@@ -46,7 +50,11 @@ fn who_acknowledges_after_suback_knows_the_subscription_even_without_lease_and_l
             cluster.advance(150);
         }
         assert!(subscribed(&mut sub), "seed {seed}");
-        let said: Vec<_> = after.iter().filter(|(_, id)| acked(&mut publisher, *id)).map(|(no, _)| *no).collect();
-        assert!(said.is_empty(), "seed {seed}: {said:?} acknowledged by a node that cannot know of the subscription");
+        let said: Vec<_> =
+            after.iter().filter(|(_, id)| acked(&mut publisher, *id)).map(|(no, _)| *no).collect();
+        assert!(
+            said.is_empty(),
+            "seed {seed}: {said:?} acknowledged by a node that cannot know of the subscription"
+        );
     }
 }

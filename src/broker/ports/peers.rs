@@ -176,6 +176,8 @@ pub struct LinkStatus {
     pub state: LinkState,
     /// Why it is not up.
     pub error: Option<String>,
+    /// Why the other node cannot reach this one, by its own word; `None` = it can, or has not said.
+    pub back: Option<String>,
     /// Frames sent that are not answered.
     pub unanswered: u64,
     /// Frames not sent yet.

@@ -25,6 +25,7 @@ mod lanes;
 mod late;
 mod outgoing;
 mod parts;
+mod reached;
 mod receive;
 mod reconcile;
 mod report;
@@ -40,6 +41,7 @@ mod testing;
 
 pub use local_routes::RouteWait;
 pub use once::Once;
+pub use reached::Unreached;
 pub use retained::Updated;
 pub use routes_index::{RemoteCache, RemoteGroup, RemoteMatches, RemoteNode, RemoteShare};
 pub use ticket::{Kept, Ticket};
@@ -310,6 +312,7 @@ impl Broker {
         let tasks = &remote.ports.tasks;
         tasks.spawn(Box::pin(report::send_reports(self.me.clone(), remote.report_bell.clone())));
         tasks.spawn(Box::pin(report::catch_up(self.me.clone(), remote.lag_bell.clone())));
+        tasks.spawn(Box::pin(reached::watch(self.me.clone())));
         tasks.spawn(Box::pin(serving::watch(self.me.clone(), remote.serve_bell.clone())));
     }
 }

@@ -136,8 +136,8 @@ mod tests {
     use crate::broker::ClusterPorts;
     use crate::broker::ports::{Frame, LinkStatus, Member, MessageId, PeerError, Peers};
     use crate::broker::remote::RemoteLimits;
-    use crate::clock::Time;
     use crate::broker::remote::testing::{FakeStore, Manual};
+    use crate::clock::Time;
     use crate::telemetry::Metrics;
     use futures_util::FutureExt;
     use parking_lot::Mutex;

@@ -165,7 +165,9 @@ impl Inner {
             return;
         }
         match &view.leader {
-            Some(leader) if *leader == self.member.me => tracing::info!(%leader, "this node leads the cluster"),
+            Some(leader) if *leader == self.member.me => {
+                tracing::info!(%leader, "this node leads the cluster")
+            }
             Some(leader) => tracing::info!(%leader, "another node leads the cluster"),
             None => tracing::info!("no node leads the cluster"),
         }

@@ -184,7 +184,7 @@ pub(super) fn read_response(response: Option<say::Response>) -> Response {
         Some(say::Response::NotHere(_)) => Response::NotHere,
         Some(say::Response::Refused(why)) => Response::Refused(why.into()),
         Some(say::Response::Operated(json)) => Response::Operated(json.into()),
-        Some(say::Response::Hello(_)) | None => {
+        Some(say::Response::Hello(_) | say::Response::Pong(_)) | None => {
             Response::Refused("the other node gave a response that this version does not know".into())
         }
     }

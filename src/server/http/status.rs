@@ -85,6 +85,11 @@ pub struct ClusterStatus {
     pub routes: u64,
     /// The registered nodes by name, and those whose registration is gone while their link works.
     pub members: Vec<MemberStatus>,
+    /// Nodes that say that they cannot reach this one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreached_by: Vec<UnreachedBy>,
+    /// Whether all other nodes say so.
+    pub reached_by_none: bool,
     /// Nodes that are gone: their sessions wait for them.
     pub waiting: Vec<CustodyStatus>,
     /// Publishes of this node's clients that wait for other nodes.
@@ -122,6 +127,17 @@ pub struct MemberStatus {
     /// This node's link to it; missing for the node that answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkInfo>,
+}
+
+/// A node that cannot reach the one that answers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UnreachedBy {
+    /// Its name.
+    pub node: String,
+    /// The address that it tries, which the one that answers has registered.
+    pub address: String,
+    /// What it says.
+    pub error: String,
 }
 
 /// A link to another node.

@@ -5,8 +5,8 @@ use super::nodes::BerthCluster;
 use super::store::{Node, runtime};
 use crate::client::{Dial, In};
 use crate::wait;
-use berth::clock;
 use berth::broker::ports::{Claim, ClaimOutcome, Coordinator, Expected};
+use berth::clock;
 use berth::mqtt::{QoS, Reason};
 
 #[test]

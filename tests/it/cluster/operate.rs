@@ -188,7 +188,8 @@ fn a_dead_node_is_shown_and_forgotten() {
 
 #[test]
 fn a_connect_that_waits_for_a_dead_node_is_one_line_and_a_dead_node_one_row() {
-    let options = [("cluster.lease", "2s"), ("cluster.stale_after", "1s"), ("cluster.takeover_timeout", "1s")];
+    let options =
+        [("cluster.lease", "2s"), ("cluster.stale_after", "1s"), ("cluster.takeover_timeout", "1s")];
     let mut cluster = BerthCluster::with(2, 1, &options);
     let dial = Dial::v5("waits").persistent();
     drop(cluster.connect(1, &dial));
@@ -199,11 +200,15 @@ fn a_connect_that_waits_for_a_dead_node_is_one_line_and_a_dead_node_one_row() {
     let rows = |s: &serde_json::Value| s["cluster"]["waiting"].as_array().map_or(0, Vec::len);
     let status = cluster.wait_status(0, "n1 is missed", |s| rows(s) > 0);
     let row = &status["cluster"]["waiting"][0];
-    assert_eq!((rows(&status), &row["node"], row["incarnations"].as_array().map(Vec::len)), (1, &"n1".into(), Some(2)));
+    assert_eq!(
+        (rows(&status), &row["node"], row["incarnations"].as_array().map(Vec::len)),
+        (1, &"n1".into(), Some(2))
+    );
     let (_, answer) = dial.try_connect(cluster.mqtt(0)).unwrap();
     assert!(matches!(answer, In::ConnAck { reason: Reason::ServerUnavailable, .. }), "{answer:?}");
     let log = cluster.broker(0).log();
-    let lines: Vec<_> = log.lines().filter(|l| l.contains("client=waits") || l.contains("client=\"waits\"")).collect();
+    let lines: Vec<_> =
+        log.lines().filter(|l| l.contains("client=waits") || l.contains("client=\"waits\"")).collect();
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(lines[0].contains("WARN") && lines[0].contains("does not answer"), "{lines:?}");
 }
