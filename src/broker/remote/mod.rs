@@ -66,7 +66,7 @@ use routes_index::RoutesIndex;
 use seen::Seen;
 use sessions::Sessions;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The part of `stale_after` by which the clocks of two nodes may differ in speed over that time.
 const CLOCKS_APART: u64 = 10;
@@ -141,6 +141,8 @@ pub struct Remote {
     serve_bell: Arc<Bell>,
     /// Until when it may serve for sure, milliseconds of [`Time`]; looked at before every write to a client.
     serve_until: AtomicU64,
+    /// It serves nobody any more, and has said so to the others or is about to.
+    left: AtomicBool,
     retains: retained::Retains,
     /// The publishes that it owns.
     pub origins: Origins,
@@ -175,6 +177,7 @@ impl Remote {
             lag_bell: Arc::default(),
             serve_bell: Arc::default(),
             serve_until: AtomicU64::new(0),
+            left: AtomicBool::new(false),
             retains: retained::Retains::default(),
             gate: Gate::default(),
             origins: Origins::new(me.clone(), limits.held_publishes, limits.held_bytes),
@@ -288,13 +291,14 @@ impl Remote {
         // What its last report of so long ago can vouch for is over.
         let silent_ms = self.limits.stale_after_ms + self.limits.stale_after_ms / CLOCKS_APART;
         let since = Time(now.0.saturating_sub(silent_ms));
-        let all = self.members.applied_by_all(since).min(self.applied());
+        let applied = self.applied();
+        let all = self.members.applied_by_all(since, applied).min(applied);
         if all != self.all_applied.get() {
             self.all_applied.set(all);
         }
-        match self.members.evidence() {
+        match self.members.evidence(applied) {
             // Before its own registration it does not know who else there is.
-            Some(None) if self.applied() >= self.me.incarnation && self.applied() > 0 => {
+            Some(None) if applied >= self.me.incarnation && applied > 0 => {
                 self.currency.shown(Evidence::Alone, now);
             }
             Some(Some(at)) => self.currency.shown(Evidence::At(at), now),

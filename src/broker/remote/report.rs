@@ -30,6 +30,7 @@ impl Remote {
             retired: self.origins.retired(),
             sent_at: self.now(),
             heard: self.members.heard(),
+            leaving: self.left(),
         }
     }
 
@@ -41,9 +42,18 @@ impl Remote {
 
     /// Takes in what another process reported.
     pub fn heard(&self, from: &MemberId, report: Report) {
-        let applied = report.applied;
-        self.members.report(from, report, self.applied(), self.now());
-        self.weigh();
+        let (applied, says_so) = (report.applied, report.leaving);
+        let leaving = self.members.report(from, report, self.applied(), self.now());
+        if leaving {
+            tracing::info!(node = %from, "the node leaves: what its persistent sessions need is held for it");
+            self.membership_changed();
+        } else {
+            self.weigh();
+        }
+        if says_so {
+            // It waits for everybody to have heard it.
+            self.report_soon();
+        }
         if applied > self.applied() && self.may_miss() {
             self.lag_bell.ring();
         }

@@ -240,9 +240,9 @@ impl EtcdError {
 
 /// What caused an error, in one line: of the wrappers that say no more than that there is a cause, and of those that show it as
 /// program text, only the causes.
-fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let (mut text, mut last) = (String::new(), String::new());
-    let mut next = Some(error);
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
         last = error.to_string();
         let says_more = !WRAPPERS.contains(&&*last) && !error.is::<tonic::Status>();

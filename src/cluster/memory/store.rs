@@ -257,6 +257,11 @@ impl Store {
         }
     }
 
+    /// Whether the store is there at all.
+    pub fn answers(&self) -> bool {
+        self.0.state.lock().outage.is_none()
+    }
+
     /// Holds a node's events back, or lets all of them through again.
     pub fn lag(&self, node: &str, lag: bool) {
         self.with_seat(node, |seat| seat.lag = lag.then_some(0));

@@ -90,6 +90,7 @@ pub(super) fn report(report: Report) -> proto::Report {
         retired: report.retired,
         sent_at_ms: report.sent_at.as_millis(),
         heard: heard.collect(),
+        leaving: report.leaving,
     }
 }
 
@@ -106,6 +107,7 @@ pub(super) fn read_report(report: proto::Report) -> Report {
         retired: report.retired,
         sent_at: Time(report.sent_at_ms),
         heard: heard.collect(),
+        leaving: report.leaving,
     }
 }
 

@@ -125,6 +125,9 @@ pub struct Report {
     /// Publishes below low_water that are not done with, ascending.
     #[prost(uint64, repeated, tag = "7")]
     pub open: ::prost::alloc::vec::Vec<u64>,
+    /// The sender has closed its clients, acknowledges nothing any more, and ends. What follows it says so too.
+    #[prost(bool, tag = "20")]
+    pub leaving: bool,
 }
 /// Part of a Report.
 #[allow(clippy::all)]
