@@ -168,6 +168,13 @@ mod tests {
     }
 
     #[test]
+    fn help_names_every_version_of_mqtt_that_is_spoken() {
+        use clap::CommandFactory;
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("MQTT 3.1, 3.1.1 and 5.0"), "{help}");
+    }
+
+    #[test]
     fn serve_is_the_default() {
         let args =
             ["--listen", "127.0.0.1:0", "-d", "/tmp/x", "--log-level", "warn", "--set", "limits.max_qos=1"];

@@ -13,7 +13,6 @@ pub mod retained;
 pub mod router;
 
 mod bridges;
-pub mod contests;
 mod dormant;
 mod ending;
 mod purge;
@@ -22,6 +21,7 @@ mod recover;
 mod refusals;
 mod registry;
 mod retain;
+pub mod rivals;
 mod subscribe;
 mod sys;
 mod totals;
@@ -35,7 +35,6 @@ use crate::session;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
 use bridges::Bridges;
-use contests::Contests;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
 use ports::{Authorizer, Coordinator, Journal, Peers, SessionNo, Tasks};
@@ -43,6 +42,7 @@ use receiving::Receiving;
 use registry::Registry;
 use remote::{Remote, RemoteLimits};
 use retained::{Retained, RetainedLimits};
+use rivals::Rivals;
 use router::Router;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -138,7 +138,7 @@ pub struct Broker {
     /// Room for packets that arrive.
     receiving: Receiving,
     /// Sessions that connections take from each other.
-    contests: Contests,
+    rivals: Rivals,
     next_session: AtomicU64,
     draining: AtomicBool,
     me: Weak<Broker>,

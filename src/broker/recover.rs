@@ -1,7 +1,6 @@
 //! Starting: the broker as its journal had it.
 
 use super::bridges::Bridges;
-use super::contests::Contests;
 use super::dormant::Dormant;
 use super::handle::Handle;
 use super::mailbox::{Frozen, Mailbox, OrderHold, Place};
@@ -11,6 +10,7 @@ use super::receiving::Receiving;
 use super::registry::Registry;
 use super::remote::Remote;
 use super::retained::Retained;
+use super::rivals::Rivals;
 use super::router::Router;
 use super::subscribe::{Added, subscriber};
 use super::{Broker, Limits, Ports};
@@ -47,7 +47,7 @@ impl Broker {
             bridges: Bridges::default(),
             dormant: Dormant::default(),
             receiving: Receiving::new(limits.arriving_bytes),
-            contests: Contests::default(),
+            rivals: Rivals::default(),
             next_session: AtomicU64::new(recovered.next_session.max(1)),
             draining: AtomicBool::new(false),
             me: me.clone(),

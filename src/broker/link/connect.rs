@@ -286,8 +286,8 @@ impl Link {
         let (version, client_id) = (c.settings.version, c.settings.client_id.clone());
         self.abandon(now, cx);
         if reason == Reason::SessionTakenOver {
-            let contests = &self.broker.contests;
-            self.said |= !contests.turn(&client_id, &self.peer.to_string(), now);
+            let rivals = &self.broker.rivals;
+            self.said |= !rivals.turn(&client_id, &self.peer.to_string(), now);
         }
         self.refuse(version, &client_id, reason, cx);
     }

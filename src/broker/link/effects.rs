@@ -106,7 +106,7 @@ impl Open {
                 }
                 let contested = || {
                     let peer = self.handle.attached().map(|a| a.connection.peer.to_string());
-                    !broker.contests.turn(&self.handle.client_id, peer.as_deref().unwrap_or(""), now)
+                    !broker.rivals.turn(&self.handle.client_id, peer.as_deref().unwrap_or(""), now)
                 };
                 match cause {
                     C::TakenOver if contested() => {}

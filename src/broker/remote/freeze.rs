@@ -154,7 +154,7 @@ impl Broker {
             return Response::NotHere;
         };
         let outgoing = Arc::new(Outgoing::new(correlation, to, handle, (since, remote.now()), state, lane));
-        if !self.contests.is_quiet(&client_id, remote.now()) {
+        if !self.rivals.is_quiet(&client_id, remote.now()) {
             tracing::info!(
                 client = %shown(&client_id), correlation = %outgoing.correlation, to = %outgoing.to, epoch,
                 "session frozen for another node"
@@ -250,7 +250,7 @@ impl Broker {
             None => self.claim_back(&remote, &out.handle).await,
         };
         let ms = remote.now().since_ms(out.since);
-        let quiet = self.contests.is_quiet(&out.handle.client_id, remote.now());
+        let quiet = self.rivals.is_quiet(&out.handle.client_id, remote.now());
         match fate {
             Fate::Left(at) => {
                 if !quiet {

@@ -77,7 +77,7 @@ impl Broker {
         let since = remote.now();
         let correlation = remote.sessions.correlation(&remote.me);
         let mut trip = Trip { client_id, from: &owner.holder, correlation, since, deadline };
-        let quiet = self.contests.is_quiet(client_id, since);
+        let quiet = self.rivals.is_quiet(client_id, since);
         if !quiet {
             tracing::info!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, "takeover begins");
         }
@@ -88,7 +88,7 @@ impl Broker {
             remote.metrics.move_seconds.record(ms as f64 / 1000.0);
         }
         let came = matches!(outcome, Moved::Here);
-        if came && !self.contests.turn(client_id, &trip.from.node, remote.now()) || quiet {
+        if came && !self.rivals.turn(client_id, &trip.from.node, remote.now()) || quiet {
             tracing::debug!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, ?result, ms, at, "takeover ended");
         } else {
             tracing::info!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, ?result, ms, at, "takeover ended");
@@ -106,7 +106,7 @@ impl Broker {
         let incoming = match self.fetch(remote, trip, owner).await {
             Ok(incoming) => incoming,
             Err(why) => {
-                if !self.contests.is_quiet(trip.client_id, remote.now()) {
+                if !self.rivals.is_quiet(trip.client_id, remote.now()) {
                     tracing::info!(client = %shown(trip.client_id), correlation = %trip.correlation, why, "takeover does not succeed now");
                 }
                 return (Moved::NotNow, None);

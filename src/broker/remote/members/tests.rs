@@ -146,7 +146,7 @@ fn who_has_left_counts_until_this_node_knows_what_it_knew() {
     assert!(!m.report(&b, report(10, 500), 10, Time(600)));
     assert_eq!(
         m.not_told(Time(500), 10),
-        [c.clone()],
+        std::slice::from_ref(&c),
         "b has had the report of 500, and has applied as much"
     );
     assert_eq!(

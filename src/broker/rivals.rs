@@ -16,13 +16,13 @@ const QUIET_MS: u64 = 10_000;
 const TELL_MS: u64 = 60_000;
 
 /// Sessions that are followed; the turns of others are logged one by one.
-pub const FOLLOWED_MAX: usize = 1_000;
+pub const RIVALS_MAX: usize = 1_000;
 
 /// Between two looks which of the followed ones are quiet again, milliseconds.
 const PRUNE_MS: u64 = 1_000;
 
 #[derive(Clone, Copy, Debug)]
-struct Contest {
+struct Rivalry {
     last: Time,
     /// In a row.
     turns: u64,
@@ -33,7 +33,7 @@ struct Contest {
 
 #[derive(Debug, Default)]
 struct Table {
-    followed: HashMap<Arc<str>, Contest>,
+    followed: HashMap<Arc<str>, Rivalry>,
     pruned_at: Time,
 }
 
@@ -50,9 +50,9 @@ pub enum Said {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Contests(Mutex<Table>);
+pub struct Rivals(Mutex<Table>);
 
-impl Contests {
+impl Rivals {
     /// A connection has taken a session from another one; writes the line about all turns if that is due. Returns whether the
     /// caller is to log this one.
     pub fn turn(&self, client_id: &Arc<str>, peer: &str, now: Time) -> bool {
@@ -80,33 +80,33 @@ impl Contests {
 
     fn note(&self, client_id: &Arc<str>, now: Time) -> Said {
         let mut table = self.0.lock();
-        let first = Contest { last: now, turns: 0, untold: 0, since: now };
+        let first = Rivalry { last: now, turns: 0, untold: 0, since: now };
         let known = table.followed.contains_key(client_id);
-        if !known && table.followed.len() >= FOLLOWED_MAX {
+        if !known && table.followed.len() >= RIVALS_MAX {
             if now.since_ms(table.pruned_at) < PRUNE_MS {
                 return Said::Turn;
             }
             table.pruned_at = now;
             table.followed.retain(|_, c| now.since_ms(c.last) < QUIET_MS);
-            if table.followed.len() >= FOLLOWED_MAX {
+            if table.followed.len() >= RIVALS_MAX {
                 return Said::Turn;
             }
         }
-        let contest = table.followed.entry(client_id.clone()).or_insert(first);
-        if now.since_ms(contest.last) >= QUIET_MS {
-            *contest = first;
+        let rivalry = table.followed.entry(client_id.clone()).or_insert(first);
+        if now.since_ms(rivalry.last) >= QUIET_MS {
+            *rivalry = first;
         }
-        contest.last = now;
-        contest.turns += 1;
-        contest.untold += 1;
-        let ms = now.since_ms(contest.since);
-        match contest.turns {
+        rivalry.last = now;
+        rivalry.turns += 1;
+        rivalry.untold += 1;
+        let ms = now.since_ms(rivalry.since);
+        match rivalry.turns {
             ..=FEW => return Said::Turn,
             turns if turns == FEW + 1 || ms >= TELL_MS => {}
             _ => return Said::Nothing,
         }
-        let told = Said::Rate(contest.untold, ms);
-        (contest.untold, contest.since) = (0, now);
+        let told = Said::Rate(rivalry.untold, ms);
+        (rivalry.untold, rivalry.since) = (0, now);
         told
     }
 }
@@ -117,12 +117,12 @@ mod tests {
 
     #[test]
     fn a_contest_is_said_once_and_then_once_a_minute() {
-        let contests = Contests::default();
+        let rivals = Rivals::default();
         let client: Arc<str> = "twice".into();
         let mut lines = Vec::new();
         // 190 turns a second for two minutes and a half.
         for n in 0..150 * 190_u64 {
-            let said = contests.note(&client, Time(1_000 + n * 1000 / 190));
+            let said = rivals.note(&client, Time(1_000 + n * 1000 / 190));
             if said != Said::Nothing {
                 lines.push(said);
             }
@@ -133,21 +133,21 @@ mod tests {
         assert_eq!(rates[0], Said::Rate(FEW + 1, 26));
         let Said::Rate(turns, ms) = rates[1] else { panic!("{rates:?}") };
         assert!((189..=191).contains(&(turns * 1000 / ms)), "{turns} in {ms} ms");
-        assert!(contests.is_quiet("twice", Time(152_000)) && !contests.is_quiet("other", Time(152_000)));
+        assert!(rivals.is_quiet("twice", Time(152_000)) && !rivals.is_quiet("other", Time(152_000)));
         // After some quiet it is a first again.
-        assert!(!contests.is_quiet("twice", Time(170_000)));
-        assert_eq!(contests.note(&client, Time(170_000)), Said::Turn);
+        assert!(!rivals.is_quiet("twice", Time(170_000)));
+        assert_eq!(rivals.note(&client, Time(170_000)), Said::Turn);
     }
 
     #[test]
     fn sessions_that_move_now_and_then_are_logged_each_and_memory_is_bounded() {
-        let contests = Contests::default();
-        for n in 0..3 * FOLLOWED_MAX as u64 {
-            assert_eq!(contests.note(&format!("c{n}").into(), Time(1_000 + n)), Said::Turn);
+        let rivals = Rivals::default();
+        for n in 0..3 * RIVALS_MAX as u64 {
+            assert_eq!(rivals.note(&format!("c{n}").into(), Time(1_000 + n)), Said::Turn);
         }
-        assert_eq!(contests.0.lock().followed.len(), FOLLOWED_MAX);
+        assert_eq!(rivals.0.lock().followed.len(), RIVALS_MAX);
         for n in 0..50 {
-            assert_eq!(contests.note(&"roams".into(), Time(100_000 + n * QUIET_MS)), Said::Turn);
+            assert_eq!(rivals.note(&"roams".into(), Time(100_000 + n * QUIET_MS)), Said::Turn);
         }
     }
 }
