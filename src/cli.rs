@@ -26,7 +26,7 @@ pub enum Request {
 #[command(
     name = "berth",
     version,
-    about = "An MQTT 3.1.1 and 5.0 broker",
+    about = "An MQTT 3.1, 3.1.1 and 5.0 broker",
     args_conflicts_with_subcommands = true
 )]
 struct Cli {
@@ -165,6 +165,13 @@ mod tests {
             Request::Serve(_) => panic!("serves"),
             Request::Done(code) => code,
         }
+    }
+
+    #[test]
+    fn help_names_every_version_of_mqtt_that_is_spoken() {
+        use clap::CommandFactory;
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("MQTT 3.1, 3.1.1 and 5.0"), "{help}");
     }
 
     #[test]

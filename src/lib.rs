@@ -1,4 +1,4 @@
-//! Berth: an MQTT 3.1.1 and 5.0 broker.
+//! Berth: an MQTT 3.1, 3.1.1 and 5.0 broker.
 //!
 //! Layers point down only: `mqtt <- topic <- session <- broker <- {storage, cluster, auth} <- server <- app <- main`.
 //! `config`, `telemetry`, `names` and `clock` are leaves. See `ARCHITECTURE.md`.

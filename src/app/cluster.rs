@@ -171,6 +171,16 @@ impl Joining {
         let last = recovered.node.iter().flat_map(|n| n.incarnations.iter().copied()).max();
         let store_went_back = last.is_some_and(|last| membership.me().incarnation <= last);
         note_incarnation(journal, recovered, &membership);
+        let adopted = |last| membership.adopted().iter().any(|a| a.incarnation == last);
+        let sessions = recovered.sessions.len();
+        if sessions > 0 && !store_went_back && last.is_some_and(|last| !adopted(last)) {
+            tracing::warn!(
+                node = me,
+                sessions,
+                "this node was forgotten while it was away (`berth ctl cluster forget` on another node, or \
+                 cluster.forget_after): the sessions of its journal, their queues and subscriptions are given up"
+            );
+        }
         let cluster = &config.cluster.node;
         let keys = Keys::new(&config.etcd.prefix, &cluster.name);
         let registered = Registered {
@@ -182,6 +192,10 @@ impl Joining {
             lease_until: {
                 let membership = membership.clone();
                 Arc::new(move || membership.lease_until())
+            },
+            lease_since: {
+                let membership = membership.clone();
+                Arc::new(move || membership.lease_since())
             },
         };
         let limits = Limits { stale_after: cluster.stale_after, claim_timeout: cluster.takeover_timeout };

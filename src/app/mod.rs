@@ -36,6 +36,9 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 /// How long etcd may take to hear that this node leaves, also when `shutdown.timeout` has passed.
 const GOODBYE: Duration = Duration::from_secs(3);
 
+/// How long the other nodes may take to hear that this one leaves, also when `shutdown.timeout` has passed.
+const TOLD: Duration = Duration::from_secs(1);
+
 /// Why the broker could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -266,6 +269,9 @@ async fn drain(
         if left > 0 {
             tracing::warn!(left, "connections left at shutdown.timeout are cut");
         }
+    }
+    if node.member.is_some() {
+        node.broker.say_goodbye(TOLD.as_millis() as u64).await;
     }
     if let Some(member) = &node.member
         && tokio::time::timeout(left(GOODBYE), member.leave()).await.is_err()

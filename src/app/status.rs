@@ -3,11 +3,12 @@
 use super::Node;
 use super::cluster::Member;
 use super::journal::JournalKind;
-use crate::broker::ports::{self, JournalHealth, LinkState, LinkStatus, MemberId};
+use crate::broker::ports::{self, Custody, JournalHealth, LinkState, LinkStatus, MemberId};
 use crate::broker::remote::Remote;
 use crate::clock::{self, Time};
 use crate::server::http::{
     ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus, NodeStatus,
+    UnreachedBy,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
@@ -47,6 +48,7 @@ impl Node {
         let now = clock::now();
         let left = |until: Time| until.since_ms(now);
         let current_until = remote.currency.until();
+        let unreached = remote.unreached();
         let (unmatched, again, asked) = remote.origins.counts();
         Some(ClusterStatus {
             name: self.config.cluster.node.name.clone(),
@@ -59,6 +61,16 @@ impl Node {
             may_serve: self.broker.may_serve().is_ok(),
             routes: remote.routes.len() as u64,
             members: members(remote, now),
+            unreached_by: unreached
+                .by
+                .iter()
+                .map(|(node, error)| UnreachedBy {
+                    node: node.to_string(),
+                    address: unreached.address.clone(),
+                    error: error.clone(),
+                })
+                .collect(),
+            reached_by_none: unreached.by_all(),
             waiting: waiting(remote),
             held: HeldStatus {
                 publishes: remote.origins.held() as u64,
@@ -133,25 +145,35 @@ fn link_info(link: &LinkStatus) -> LinkInfo {
     }
 }
 
-/// Incarnations whose holder is neither registered nor linked.
+/// Nodes that speak for some incarnation and are neither registered nor linked.
 fn waiting(remote: &Remote) -> Vec<CustodyStatus> {
     let away = |holder: &MemberId| {
         !remote.members.is_live(holder) && remote.members.linked(&holder.node).as_ref() != Some(holder)
     };
-    let mut found: Vec<_> =
-        remote.members.custodies().into_iter().filter(|(_, custody)| away(&custody.holder)).collect();
-    found.sort_by(|a, b| a.0.cmp(&b.0));
+    by_node(remote.members.custodies().into_iter().filter(|(_, custody)| away(&custody.holder)).collect())
+}
+
+/// One row for each node, however many processes of it have left something.
+fn by_node(mut found: Vec<(MemberId, Custody)>) -> Vec<CustodyStatus> {
+    found.sort_by(|a, b| (&a.1.holder.node, a.0.incarnation).cmp(&(&b.1.holder.node, b.0.incarnation)));
     found
-        .into_iter()
-        .map(|(of, custody)| CustodyStatus {
-            incarnation: of.to_string(),
-            copies: custody.copies,
-            journal: format!("{:016x}", custody.journal),
-            hint: format!(
-                "start node {node} with its journal; if that is lost: berth ctl cluster forget {node}",
-                node = custody.holder.node
-            ),
-            holder: custody.holder.to_string(),
+        .chunk_by(|a, b| a.1.holder.node == b.1.holder.node)
+        .filter_map(|rows| {
+            let (latest, custody) = rows.last()?;
+            let node = &custody.holder.node;
+            let mut journals: Vec<_> = rows.iter().map(|(_, c)| format!("{:016x}", c.journal)).collect();
+            journals.dedup();
+            Some(CustodyStatus {
+                node: node.to_string(),
+                incarnation: latest.to_string(),
+                incarnations: rows.iter().map(|(of, _)| of.to_string()).collect(),
+                holder: custody.holder.to_string(),
+                copies: rows.iter().map(|(_, c)| c.copies).min().unwrap_or_default(),
+                journal: journals.join(", "),
+                hint: format!(
+                    "start node {node} with its journal; if that is lost: berth ctl cluster forget {node}"
+                ),
+            })
         })
         .collect()
 }
@@ -169,5 +191,28 @@ fn etcd(member: &Member) -> EtcdStatus {
         snapshots: status.watch.snapshots,
         waiting: status.waiting as u64,
         routes_waiting: status.routes_waiting as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_missed_has_one_row_whatever_its_processes_have_left() {
+        let id = |node: &str, incarnation| MemberId { node: node.into(), incarnation };
+        let held =
+            |holder: &MemberId, journal| Custody { holder: holder.clone(), merged: true, copies: 1, journal };
+        let (b, c) = (id("b", 9), id("c", 4));
+        let found = vec![
+            (id("b", 2), held(&b, 7)),
+            (c.clone(), held(&c, 3)),
+            (b.clone(), held(&b, 7)),
+            (id("b", 5), held(&b, 7)),
+        ];
+        let rows = by_node(found);
+        let shown: Vec<_> =
+            rows.iter().map(|r| (&*r.node, &*r.incarnation, r.incarnations.len(), &*r.journal)).collect();
+        assert_eq!(shown, [("b", "b@9", 3, "0000000000000007"), ("c", "c@4", 1, "0000000000000003")]);
     }
 }

@@ -21,6 +21,7 @@ mod recover;
 mod refusals;
 mod registry;
 mod retain;
+pub mod rivals;
 mod subscribe;
 mod sys;
 mod totals;
@@ -41,6 +42,7 @@ use receiving::Receiving;
 use registry::Registry;
 use remote::{Remote, RemoteLimits};
 use retained::{Retained, RetainedLimits};
+use rivals::Rivals;
 use router::Router;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -135,6 +137,8 @@ pub struct Broker {
     dormant: Dormant,
     /// Room for packets that arrive.
     receiving: Receiving,
+    /// Sessions that connections take from each other.
+    rivals: Rivals,
     next_session: AtomicU64,
     draining: AtomicBool,
     me: Weak<Broker>,

@@ -10,6 +10,7 @@ use super::receiving::Receiving;
 use super::registry::Registry;
 use super::remote::Remote;
 use super::retained::Retained;
+use super::rivals::Rivals;
 use super::router::Router;
 use super::subscribe::{Added, subscriber};
 use super::{Broker, Limits, Ports};
@@ -46,6 +47,7 @@ impl Broker {
             bridges: Bridges::default(),
             dormant: Dormant::default(),
             receiving: Receiving::new(limits.arriving_bytes),
+            rivals: Rivals::default(),
             next_session: AtomicU64::new(recovered.next_session.max(1)),
             draining: AtomicBool::new(false),
             me: me.clone(),

@@ -97,13 +97,26 @@ fn cluster_status(cluster: &Value, asked: &str) -> String {
             text += &format!("link to {}: {}\n", word(&m["node"]), clean(error));
         }
     }
+    for u in list(&cluster["unreached_by"]) {
+        text += &format!(
+            "node {} cannot reach this one at {}: {}\n",
+            word(&u["node"]),
+            word(&u["address"]),
+            clean(&word(&u["error"]))
+        );
+    }
+    if cluster["reached_by_none"] == true {
+        text += "NO OTHER NODE REACHES THIS ONE: check cluster.advertise_peer here, and the network to it\n";
+    }
     text.push('\n');
     let waiting = list(&cluster["waiting"]);
     if !waiting.is_empty() {
         let mut table = Table::new(&["waits for its node", "holder", "copies", "journal", "what to do"]);
         for w in waiting {
+            let earlier = list(&w["incarnations"]).len().saturating_sub(1);
+            let of = word(&w["incarnation"]);
             table.row([
-                word(&w["incarnation"]),
+                if earlier > 0 { format!("{of} (and {earlier} before)") } else { of },
                 word(&w["holder"]),
                 word(&w["copies"]),
                 word(&w["journal"]),
@@ -407,7 +420,9 @@ mod tests {
                     {"node": "n1", "incarnation": 7, "registered": true},
                     {"node": "n2", "incarnation": 9, "registered": true, "link": {"state": "down", "error": "refused"}},
                 ],
-                "waiting": [{"incarnation": "n3@5", "holder": "n3@5", "hint": "start it"}],
+                "waiting": [{"incarnation": "n3@5", "incarnations": ["n3@2", "n3@5"], "holder": "n3@5", "hint": "start it"}],
+                "unreached_by": [{"node": "n2", "address": "x:1", "error": "nobody is there"}],
+                "reached_by_none": true,
                 "etcd": {"endpoints": ["http://e:1"], "reachable": false, "last_error": "gone"},
             },
         });
@@ -417,7 +432,9 @@ mod tests {
             "leader n1@7",
             "(asked)",
             "link to n2: refused",
-            "n3@5",
+            "n3@5 (and 1 before)",
+            "node n2 cannot reach this one at x:1: nobody is there",
+            "NO OTHER NODE REACHES THIS ONE",
             "start it",
             "DOES NOT ANSWER",
             "gone",

@@ -15,6 +15,8 @@ mod frozen_long;
 #[cfg(test)]
 mod large_sessions;
 #[cfg(test)]
+mod leaving;
+#[cfg(test)]
 mod left_rows;
 #[cfg(test)]
 mod moves_interrupted;
@@ -32,6 +34,8 @@ mod records;
 mod repeated_publishes;
 #[cfg(test)]
 mod retained_limits;
+#[cfg(test)]
+mod subacks;
 #[cfg(test)]
 mod takeovers;
 #[cfg(test)]
@@ -189,6 +193,22 @@ impl Cluster {
             let name = self.name(no);
             self.store.crash(&name);
             self.net.crash(&name);
+        }
+    }
+
+    /// Node `no` stops as by SIGTERM: it hands over what it can, serves nobody any more, says goodbye, and ends.
+    pub fn stop(&mut self, no: usize) {
+        let Some(broker) = self.broker(no).cloned() else { return };
+        broker.drain();
+        let leaving = async move {
+            broker.hand_over().await;
+            broker.say_goodbye(1_000).await;
+        };
+        self.sim.wait(leaving, PATIENCE_MS);
+        let name = self.name(no);
+        self.crash(no);
+        if self.store.answers() {
+            self.store.expire_lease(&name);
         }
     }
 

@@ -119,7 +119,7 @@ label! {
         Granted = "granted",
         /// Another record was there than expected.
         Found = "found",
-        /// etcd did not answer in time.
+        /// etcd did not answer in time, or took no writes.
         Unavailable = "unavailable",
     }
 }

@@ -280,6 +280,8 @@ metrics! {
         "Links to other nodes that work.";
     peer_link_changes: Family<LinkChange, Counter> = "berth_peer_link_changes_total", count,
         "Links to other nodes that came up, went down or were refused; attempts in between are not counted.";
+    peer_unreached_by: Gauge = "berth_peer_unreached_by", count,
+        "Other nodes that say that they cannot reach this one.";
     peer_frames_sent: Counter = "berth_peer_frames_sent_total", count,
         "Publishes sent to other nodes, repeated ones included; counted once per node.";
     peer_frames_resent: Counter = "berth_peer_frames_resent_total", count,

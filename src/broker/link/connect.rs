@@ -89,7 +89,8 @@ impl Link {
         } else if self.broker.draining() {
             Err(Reason::ServerUnavailable.into())
         } else if let Some(Err(why)) = self.broker.remote.as_ref().map(|r| r.may_serve()) {
-            tracing::warn!(peer = %self.peer, why, "connection refused: this node may not serve");
+            tracing::warn!(peer = %self.peer, client = %shown(c.client_id), why, "connection refused: this node may not serve");
+            self.said = true;
             Err(Reason::ServerUnavailable.into())
         } else if let Some(method) = c.authentication_method {
             // No exchange can begin while no method is built in; the port says 0x8C.
@@ -167,7 +168,10 @@ impl Link {
             match std::mem::replace(&mut c.step, Step::Done) {
                 Step::Bringing(run) => match run.outcome.poll(waker) {
                     Some(Ok(())) => c.step = Step::Claiming(Claimant::default()),
-                    Some(Err(reason)) => return self.refuse_connecting(reason, now, cx),
+                    Some(Err(reason)) => {
+                        self.said = run.said();
+                        return self.refuse_connecting(reason, now, cx);
+                    }
                     None => {
                         c.step = Step::Bringing(run);
                         return;
@@ -281,6 +285,10 @@ impl Link {
         let State::Connecting(c) = &self.state else { return };
         let (version, client_id) = (c.settings.version, c.settings.client_id.clone());
         self.abandon(now, cx);
+        if reason == Reason::SessionTakenOver {
+            let rivals = &self.broker.rivals;
+            self.said |= !rivals.turn(&client_id, &self.peer.to_string(), now);
+        }
         self.refuse(version, &client_id, reason, cx);
     }
 
@@ -299,7 +307,11 @@ impl Link {
     ) {
         let (reason, why) = (failure.reason, failure.why.as_deref());
         self.broker.metrics.connects_refused.of(RefuseReason::from_code(reason as u8)).inc();
-        tracing::info!(peer = %self.peer, client = %shown(client_id), ?reason, why, "connection refused");
+        if self.said {
+            tracing::debug!(peer = %self.peer, client = %shown(client_id), ?reason, "connection refused");
+        } else {
+            tracing::info!(peer = %self.peer, client = %shown(client_id), ?reason, why, "connection refused");
+        }
         // These two can be said in a DISCONNECT only, and that only after a CONNACK (sections 3.2.2.2, 3.14).
         let reason = match reason {
             Reason::SessionTakenOver | Reason::ServerShuttingDown => Reason::ServerUnavailable,
@@ -323,6 +335,7 @@ impl Link {
         cx: &mut super::Context,
     ) {
         tracing::info!(peer = %self.peer, error = %e, "connection refused");
+        self.said = true;
         self.state = State::Closed;
         if let Answer::ConnAck(v) = e.answer(version) {
             self.refuse(v, "", e.reason(), cx);

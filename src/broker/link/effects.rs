@@ -104,7 +104,12 @@ impl Open {
                     C::WriteTimeout => broker.metrics.errors.of(ErrorType::WriteTimeout).inc(),
                     _ => {}
                 }
+                let contested = || {
+                    let peer = self.handle.attached().map(|a| a.connection.peer.to_string());
+                    !broker.rivals.turn(&self.handle.client_id, peer.as_deref().unwrap_or(""), now)
+                };
                 match cause {
+                    C::TakenOver if contested() => {}
                     C::Disconnected | C::Lost | C::ShuttingDown | C::HandedOver => {
                         tracing::debug!(client = %shown(&self.handle.client_id), ?cause, "disconnected");
                     }

@@ -74,6 +74,8 @@ pub struct Link {
     counts: Counts,
     /// There are too many connections: CONNECT will be refused.
     unwelcome: bool,
+    /// The log has said why it is refused.
+    said: bool,
 }
 
 #[derive(Debug)]
@@ -158,6 +160,7 @@ impl Link {
             messages_end: 0,
             counts: Counts::default(),
             unwelcome: admission != Admission::Serve,
+            said: false,
         }
     }
 

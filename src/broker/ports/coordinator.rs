@@ -123,6 +123,9 @@ pub trait Coordinator: Send + Sync + 'static {
     /// Until when this node's lease is certainly alive.
     fn lease_until(&self) -> Time;
 
+    /// When that lease was asked for: a later one than the first, if the node has lost one.
+    fn lease_since(&self) -> Time;
+
     /// Whether the store answers now.
     fn reachable(&self) -> bool;
 

@@ -68,6 +68,8 @@ pub struct Report {
     /// For each process: `sent_at` of the latest report that the sender had received from it. Tells that process, by its own
     /// clock, how old this report can be at most.
     pub heard: Vec<(MemberId, Time)>,
+    /// The sender has closed its clients, acknowledges nothing any more, and ends. Later reports of it say so too.
+    pub leaving: bool,
 }
 
 /// A question to another node.
@@ -176,6 +178,8 @@ pub struct LinkStatus {
     pub state: LinkState,
     /// Why it is not up.
     pub error: Option<String>,
+    /// Why the other node cannot reach this one, by its own word; `None` = it can, or has not said.
+    pub back: Option<String>,
     /// Frames sent that are not answered.
     pub unanswered: u64,
     /// Frames not sent yet.

@@ -17,7 +17,7 @@ use crate::clock::Time;
 use crate::mqtt::Reason;
 use crate::names::shown;
 use crate::session::{Session, Settings};
-use crate::telemetry::metrics::SessionState;
+use crate::telemetry::metrics::{ClaimResult, SessionState};
 use futures_util::future::{Either, select};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -67,6 +67,7 @@ impl Broker {
         let Some(procedure) = remote.sessions.procedure(remote.limits.claiming) else {
             tracing::warn!(client = %shown(&settings.client_id), "refused with 0x88: too many clients wait for their sessions");
             let run = Arc::new(Run::default());
+            run.say();
             run.outcome.set(Err(Reason::ServerUnavailable));
             return Some(run);
         };
@@ -216,6 +217,7 @@ impl Claiming {
         self.broker.watch_parked(handle);
         if current.is_none() {
             tracing::warn!(client = %shown(&self.client_id), "refused: this node does not know whether what it knows is recent");
+            self.run.say();
             return Err(Reason::ServerUnavailable);
         }
         Ok(handle.mailbox.present())
@@ -299,6 +301,7 @@ impl Claiming {
                 "the cluster names this node as the session's owner, but its journal does not have it: refused; \
                  a clean start of the client gives the session up"
             );
+            self.run.say();
             return Step::Refused(Reason::ServerUnavailable);
         }
         if stateless {
@@ -332,6 +335,11 @@ impl Claiming {
 
     fn too_late(&self, record: Option<&Owner>) -> Reason {
         let client = &self.client_id;
+        self.run.say();
+        if record.is_none() {
+            // Nothing was asked of the store that it might have counted.
+            self.remote.metrics.claims.of(ClaimResult::Unavailable).inc();
+        }
         match record {
             Some(o) => tracing::warn!(
                 client = %shown(client), owner = %o.holder, node = %o.holder.node,

@@ -42,6 +42,13 @@ impl Broker {
                 );
                 return handles.len();
             }
+            if !remote.ports.coordinator.writable() {
+                tracing::info!(
+                    sessions = handles.len(),
+                    "etcd takes no writes, so that no session can move: they stay in the journal"
+                );
+                return handles.len();
+            }
             // Who still waits for a session's owner waits elsewhere.
             remote.sessions.poke();
             let (mut left, mut asked) = (0, HashSet::new());
@@ -72,7 +79,15 @@ impl Broker {
             // Of a node that is gone, routes for persistent sessions hold publishes until it is back: those of sessions that
             // left must not be among them.
             let deadline = remote.now().plus_ms(remote.limits.takeover_timeout_ms);
-            match remote.until(deadline, remote.local.tell_now()).await {
+            let here = remote.clone();
+            let told = remote.until(
+                deadline,
+                Box::pin(async move {
+                    let told = here.local.tell_now();
+                    here.while_it(|store| store.writable(), told).await
+                }),
+            );
+            match told.await.flatten() {
                 Some(written) => {
                     remote.when_all_applied(written, remote.limits.suback_wait_ms).await;
                 }

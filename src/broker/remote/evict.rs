@@ -53,7 +53,9 @@ impl Broker {
         let Some(remote) = &self.remote else { return };
         handle.disown();
         remote.metrics.evictions.inc();
-        tracing::info!(client = %shown(&handle.client_id), "session was replaced by another node's; it ends here");
+        if !self.rivals.is_quiet(&handle.client_id, remote.now()) {
+            tracing::info!(client = %shown(&handle.client_id), "session was replaced by another node's; it ends here");
+        }
         if !will_stays {
             session.forget_will();
         }

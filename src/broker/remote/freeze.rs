@@ -154,10 +154,12 @@ impl Broker {
             return Response::NotHere;
         };
         let outgoing = Arc::new(Outgoing::new(correlation, to, handle, (since, remote.now()), state, lane));
-        tracing::info!(
-            client = %shown(&client_id), correlation = %outgoing.correlation, to = %outgoing.to, epoch,
-            "session frozen for another node"
-        );
+        if !self.rivals.is_quiet(&client_id, remote.now()) {
+            tracing::info!(
+                client = %shown(&client_id), correlation = %outgoing.correlation, to = %outgoing.to, epoch,
+                "session frozen for another node"
+            );
+        }
         remote.metrics.sessions_frozen.add(1);
         remote.sessions.outgoing.lock().insert(client_id, outgoing.clone());
         if asking.given_up() {
@@ -248,9 +250,12 @@ impl Broker {
             None => self.claim_back(&remote, &out.handle).await,
         };
         let ms = remote.now().since_ms(out.since);
+        let quiet = self.rivals.is_quiet(&out.handle.client_id, remote.now());
         match fate {
             Fate::Left(at) => {
-                tracing::info!(client = %shown(&out.handle.client_id), correlation = %out.correlation, to = %out.to, at, ms, "session left");
+                if !quiet {
+                    tracing::info!(client = %shown(&out.handle.client_id), correlation = %out.correlation, to = %out.to, at, ms, "session left");
+                }
                 remote.metrics.moves.of(MoveResult::Left).inc();
                 self.depart(&out.handle, at);
             }
@@ -262,7 +267,9 @@ impl Broker {
                 self.late_soon(&remote);
             }
             Fate::Stays => {
-                tracing::info!(client = %shown(&out.handle.client_id), correlation = %out.correlation, ms, "session stays");
+                if !quiet {
+                    tracing::info!(client = %shown(&out.handle.client_id), correlation = %out.correlation, ms, "session stays");
+                }
                 remote.metrics.moves.of(MoveResult::Stayed).inc();
                 self.stay(&out.handle);
             }

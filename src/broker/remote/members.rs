@@ -41,8 +41,14 @@ impl Standing {
 struct Reported {
     applied: Revision,
     settled: HashMap<Arc<str>, Revision>,
+    /// It serves nobody and acknowledges nothing any more; nothing comes after what it had applied then.
+    leaving: bool,
+    /// This node's clock when the latest report came.
+    came: Time,
     /// Its clock when it made the latest report.
     sent_at: Time,
+    /// This node's clock when it had made the latest report of those that the process had had then.
+    echo: Time,
     /// This node's clock at an instant after which the process had applied no more than this node has now.
     evidence: Time,
     /// The same for reports that are ahead of this node: the revision they need.
@@ -113,7 +119,7 @@ impl Members {
         self.table.read().live.get(node).map(|(m, _)| m.clone())
     }
 
-    /// Whether this very process is registered.
+    /// Whether this very process is registered and has not left.
     pub fn is_live(&self, process: &MemberId) -> bool {
         self.table.read().is_live(process)
     }
@@ -126,7 +132,7 @@ impl Members {
     /// Whether frames to a node have somewhere to go: it is registered or linked.
     pub fn reachable(&self, node: &str) -> bool {
         let table = self.table.read();
-        table.live.contains_key(node) || table.links.contains_key(node)
+        table.live.get(node).is_some_and(|(m, _)| !table.left(&m.id)) || table.links.contains_key(node)
     }
 
     /// Whether a node hands its sessions over and takes no new ones.
@@ -210,11 +216,21 @@ impl Members {
     }
 
     /// The least that all other processes have applied that must have: those registered, those linked, and those whose
-    /// record went after `since` without their having said goodbye. `u64::MAX` if there is none.
-    pub(super) fn applied_by_all(&self, since: Time) -> Revision {
+    /// record went without their having said goodbye and that were heard after `since`. `u64::MAX` if there is none. `mine` is
+    /// how far this node has come.
+    pub(super) fn applied_by_all(&self, since: Time, mine: Revision) -> Revision {
         let table = self.table.read();
         let applied = |p: &MemberId| table.reports.get(p).map_or(0, |r| r.applied);
-        table.required(&self.me, since).iter().map(applied).min().unwrap_or(u64::MAX)
+        table.required(&self.me, since, mine).iter().map(applied).min().unwrap_or(u64::MAX)
+    }
+
+    /// The other registered processes that have not shown that they have had this node's report of `at` or a later one, and
+    /// have applied `applied`.
+    pub(super) fn not_told(&self, at: Time, applied: Revision) -> Vec<MemberId> {
+        let table = self.table.read();
+        let told = |p: &MemberId| table.reports.get(p).is_some_and(|r| r.echo >= at && r.applied >= applied);
+        let live = table.live.values().map(|(m, _)| &m.id);
+        live.filter(|p| p.node != self.me.node && !table.left(p) && !told(p)).cloned().collect()
     }
 
     /// The linked processes that have applied more than `applied` by their reports, those with most first.
@@ -227,11 +243,12 @@ impl Members {
     }
 
     /// By this node's clock, an instant at which it had applied, or has applied since, all that every other process
-    /// registered or linked had. `None` if one of them has not shown it. `Some(None)` if there is no other.
-    pub(super) fn evidence(&self) -> Option<Option<Time>> {
+    /// registered or linked had. `None` if one of them has not shown it. `Some(None)` if there is no other. `mine` is how far
+    /// this node has come.
+    pub(super) fn evidence(&self, mine: Revision) -> Option<Option<Time>> {
         let table = self.table.read();
         let mut least = None;
-        for p in table.required(&self.me, Time(u64::MAX)) {
+        for p in table.required(&self.me, Time(u64::MAX), mine) {
             let at = table.reports.get(&p).map(|r| r.evidence).filter(|at| *at > Time(0))?;
             least = Some(least.map_or(at, |l: Time| l.min(at)));
         }
@@ -243,11 +260,11 @@ impl Members {
         self.table.read().reports.iter().map(|(p, r)| (p.clone(), r.sent_at)).collect()
     }
 
-    /// Records a report; `applied` is how far this node has come.
-    pub(super) fn report(&self, from: &MemberId, report: Report, applied: Revision) {
+    /// Records a report; `applied` is how far this node has come. True if the process says for the first time that it leaves.
+    pub(super) fn report(&self, from: &MemberId, report: Report, applied: Revision, now: Time) -> bool {
         let mut table = self.table.write();
         if table.superseded(from) {
-            return;
+            return false;
         }
         for incarnation in &report.retired {
             table.over.insert(*incarnation);
@@ -255,12 +272,17 @@ impl Members {
         let echo = report.heard.iter().find(|(p, _)| *p == self.me).map(|(_, at)| *at);
         let r = table.reports.entry(from.clone()).or_default();
         r.applied = report.applied;
+        r.came = now;
+        let leaves = report.leaving && !r.leaving;
+        r.leaving |= report.leaving;
         r.settled = report.settled.into_iter().collect();
         r.sent_at = r.sent_at.max(report.sent_at);
         if let Some(at) = echo {
+            r.echo = r.echo.max(at);
             r.note(report.applied, at);
             r.reached(applied);
         }
+        leaves
     }
 
     /// This node has come so far.
@@ -345,7 +367,12 @@ impl Members {
 
 impl Table {
     fn is_live(&self, process: &MemberId) -> bool {
-        self.live.get(&process.node).is_some_and(|(m, _)| m.id == *process)
+        self.live.get(&process.node).is_some_and(|(m, _)| m.id == *process) && !self.left(process)
+    }
+
+    /// Whether it has said that it leaves.
+    fn left(&self, process: &MemberId) -> bool {
+        self.reports.get(process).is_some_and(|r| r.leaving)
     }
 
     fn is_linked(&self, process: &MemberId) -> bool {
@@ -377,14 +404,18 @@ impl Table {
         newer || self.holder_of(process) != *process
     }
 
-    /// Processes other than `me` that count: see [`Members::applied_by_all`].
-    fn required(&self, me: &MemberId, since: Time) -> Vec<MemberId> {
+    /// Processes other than `me` that count: see [`Members::applied_by_all`]. One that left counts until this node has come
+    /// as far as it had.
+    fn required(&self, me: &MemberId, since: Time, mine: Revision) -> Vec<MemberId> {
         let mut all: Vec<MemberId> = self.live.values().map(|(m, _)| m.id.clone()).collect();
         all.extend(self.links.values().cloned());
-        all.extend(self.departed.iter().filter(|d| d.at > since).map(|d| d.member.id.clone()));
+        // Of one that was never heard, the time of its departure counts.
+        let heard = |d: &Departed| self.reports.get(&d.member.id).map_or(d.at, |r| r.came);
+        all.extend(self.departed.iter().filter(|d| heard(d) > since).map(|d| d.member.id.clone()));
         all.sort();
         all.dedup();
-        all.retain(|p| p.node != me.node && !self.superseded(p));
+        let over = |p: &MemberId| self.reports.get(p).is_some_and(|r| r.leaving && r.applied <= mine);
+        all.retain(|p| p.node != me.node && !self.superseded(p) && !over(p));
         all
     }
 
@@ -402,6 +433,7 @@ impl Table {
         if let Some((member, _)) = old
             && !self.live.contains_key(node)
             && !member.draining
+            && !self.left(&member.id)
         {
             self.departed.retain(|d| d.member.id.node != *node);
             self.departed.push(Departed { member, at: now });

@@ -25,6 +25,7 @@ mod lanes;
 mod late;
 mod outgoing;
 mod parts;
+mod reached;
 mod receive;
 mod reconcile;
 mod report;
@@ -40,6 +41,7 @@ mod testing;
 
 pub use local_routes::RouteWait;
 pub use once::Once;
+pub use reached::Unreached;
 pub use retained::Updated;
 pub use routes_index::{RemoteCache, RemoteGroup, RemoteMatches, RemoteNode, RemoteShare};
 pub use ticket::{Kept, Ticket};
@@ -64,7 +66,10 @@ use routes_index::RoutesIndex;
 use seen::Seen;
 use sessions::Sessions;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The part of `stale_after` by which the clocks of two nodes may differ in speed over that time.
+const CLOCKS_APART: u64 = 10;
 
 /// Limits of what a node does with the others.
 #[derive(Clone, Copy, Debug)]
@@ -136,6 +141,8 @@ pub struct Remote {
     serve_bell: Arc<Bell>,
     /// Until when it may serve for sure, milliseconds of [`Time`]; looked at before every write to a client.
     serve_until: AtomicU64,
+    /// It serves nobody any more, and has said so to the others or is about to.
+    left: AtomicBool,
     retains: retained::Retains,
     /// The publishes that it owns.
     pub origins: Origins,
@@ -160,7 +167,7 @@ impl Remote {
             members: Members::new(me.clone()),
             routes: RoutesIndex::default(),
             local: Arc::new(LocalRoutes::new(ports.coordinator.clone(), ports.tasks.clone())),
-            currency: Currency::new(limits.stale_after_ms),
+            currency: Currency::new(limits.stale_after_ms, ports.coordinator.clone()),
             applied: Arc::default(),
             all_applied: Arc::default(),
             stream: index::Stream::default(),
@@ -170,6 +177,7 @@ impl Remote {
             lag_bell: Arc::default(),
             serve_bell: Arc::default(),
             serve_until: AtomicU64::new(0),
+            left: AtomicBool::new(false),
             retains: retained::Retains::default(),
             gate: Gate::default(),
             origins: Origins::new(me.clone(), limits.held_publishes, limits.held_bytes),
@@ -280,14 +288,17 @@ impl Remote {
         // One at a time, or an older conclusion might replace a newer one.
         let _weighing = self.weighing.lock();
         let now = self.now();
-        let since = Time(now.0.saturating_sub(self.limits.suback_wait_ms));
-        let all = self.members.applied_by_all(since).min(self.applied());
+        // What its last report of so long ago can vouch for is over.
+        let silent_ms = self.limits.stale_after_ms + self.limits.stale_after_ms / CLOCKS_APART;
+        let since = Time(now.0.saturating_sub(silent_ms));
+        let applied = self.applied();
+        let all = self.members.applied_by_all(since, applied).min(applied);
         if all != self.all_applied.get() {
             self.all_applied.set(all);
         }
-        match self.members.evidence() {
+        match self.members.evidence(applied) {
             // Before its own registration it does not know who else there is.
-            Some(None) if self.applied() >= self.me.incarnation && self.applied() > 0 => {
+            Some(None) if applied >= self.me.incarnation && applied > 0 => {
                 self.currency.shown(Evidence::Alone, now);
             }
             Some(Some(at)) => self.currency.shown(Evidence::At(at), now),
@@ -305,6 +316,7 @@ impl Broker {
         let tasks = &remote.ports.tasks;
         tasks.spawn(Box::pin(report::send_reports(self.me.clone(), remote.report_bell.clone())));
         tasks.spawn(Box::pin(report::catch_up(self.me.clone(), remote.lag_bell.clone())));
+        tasks.spawn(Box::pin(reached::watch(self.me.clone())));
         tasks.spawn(Box::pin(serving::watch(self.me.clone(), remote.serve_bell.clone())));
     }
 }

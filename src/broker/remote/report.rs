@@ -30,6 +30,7 @@ impl Remote {
             retired: self.origins.retired(),
             sent_at: self.now(),
             heard: self.members.heard(),
+            leaving: self.left(),
         }
     }
 
@@ -41,9 +42,18 @@ impl Remote {
 
     /// Takes in what another process reported.
     pub fn heard(&self, from: &MemberId, report: Report) {
-        let applied = report.applied;
-        self.members.report(from, report, self.applied());
-        self.weigh();
+        let (applied, says_so) = (report.applied, report.leaving);
+        let leaving = self.members.report(from, report, self.applied(), self.now());
+        if leaving {
+            tracing::info!(node = %from, "the node leaves: what its persistent sessions need is held for it");
+            self.membership_changed();
+        } else {
+            self.weigh();
+        }
+        if says_so {
+            // It waits for everybody to have heard it.
+            self.report_soon();
+        }
         if applied > self.applied() && self.may_miss() {
             self.lag_bell.ring();
         }
@@ -137,6 +147,7 @@ mod tests {
     use crate::broker::ports::{Frame, LinkStatus, Member, MessageId, PeerError, Peers};
     use crate::broker::remote::RemoteLimits;
     use crate::broker::remote::testing::{FakeStore, Manual};
+    use crate::clock::Time;
     use crate::telemetry::Metrics;
     use futures_util::FutureExt;
     use parking_lot::Mutex;
@@ -179,7 +190,7 @@ mod tests {
         for (node, incarnation, applied) in [("b", 2, 8), ("c", 3, 9), ("d", 4, 0)] {
             let process = MemberId { node: node.into(), incarnation };
             remote.members.link(&process.node, Some(process.clone()));
-            remote.members.report(&process, Report { applied, ..Report::default() }, 0);
+            remote.members.report(&process, Report { applied, ..Report::default() }, 0, Time(1));
         }
         remote.fetch_missed().now_or_never().unwrap();
         assert_eq!(*others.asked.lock(), ["c".into(), "b".into()]);

@@ -4,6 +4,7 @@ use super::Remote;
 use super::level::Bell;
 use crate::broker::Broker;
 use crate::broker::mailbox::Wakes;
+use crate::broker::ports::BoxFuture;
 use crate::clock::Time;
 use crate::session::CloseCause;
 use futures_util::future::select;
@@ -19,6 +20,9 @@ impl Remote {
     /// # Errors
     /// Why not, and what to do.
     pub fn may_serve(&self) -> Result<(), String> {
+        if self.left() {
+            return Err(format!("node {} has said goodbye to the other nodes: it is stopping", self.me.node));
+        }
         if self.serves(self.now()) {
             return Ok(());
         }
@@ -35,14 +39,31 @@ impl Remote {
         if now.0 < self.serve_until.load(Ordering::Acquire) {
             return true;
         }
-        let until = self.ports.coordinator.lease_until().max(self.currency.until());
+        let until = self.may_serve_until();
         self.serve_until.store(until.0, Ordering::Release);
         now < until
     }
 
+    /// Until when it may if nothing more is heard.
+    fn may_serve_until(&self) -> Time {
+        if self.left() { Time(0) } else { self.ports.coordinator.lease_until().max(self.currency.until()) }
+    }
+
+    /// Whether it serves nobody any more, for good.
+    pub(super) fn left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// From here on nothing is written to any client.
+    fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+        self.serve_until.store(0, Ordering::Release);
+        self.serve_bell.ring();
+    }
+
     /// What is known of currency has changed.
     pub(super) fn serving_changed(&self) {
-        let until = self.ports.coordinator.lease_until().max(self.currency.until());
+        let until = self.may_serve_until();
         let before = self.serve_until.swap(until.0, Ordering::AcqRel);
         if until.0 < before || before <= self.now().0 {
             self.serve_bell.ring();
@@ -57,6 +78,9 @@ pub(super) async fn watch(broker: Weak<Broker>, bell: Arc<Bell>) {
         let pause = {
             let Some(broker) = broker.upgrade() else { return };
             let Some(remote) = &broker.remote else { return };
+            if remote.left() {
+                return;
+            }
             let serves = remote.may_serve();
             match (served, &serves) {
                 (Some(true), Err(why)) => {
@@ -83,7 +107,39 @@ pub(super) async fn watch(broker: Weak<Broker>, bell: Arc<Bell>) {
     }
 }
 
+/// Between two looks whether the others have heard that this node leaves, milliseconds.
+const TOLD_LOOK_MS: u64 = 10;
+
 impl Broker {
+    /// Serves nobody any more, for good, and tells the other nodes so: those that have heard it, and know all that this node
+    /// knew, do not need its word any more (`docs/decisions/0020-leaving-without-etcd.md`). Completes when all registered ones
+    /// have, or after `wait_ms`.
+    pub fn say_goodbye(&self, wait_ms: u64) -> BoxFuture<()> {
+        let Some(remote) = self.remote.clone() else { return Box::pin(std::future::ready(())) };
+        Box::pin(async move {
+            remote.leave();
+            let (at, applied) = (remote.now().plus_ms(1), remote.applied());
+            let deadline = at.plus_ms(wait_ms);
+            loop {
+                // Those made in the same millisecond as the last one before do not count.
+                remote.report_soon();
+                let missing = remote.members.not_told(at, applied);
+                if missing.is_empty() {
+                    return tracing::info!("all other nodes know that this one leaves");
+                }
+                if remote.now() >= deadline {
+                    let nodes: Vec<_> = missing.iter().map(ToString::to_string).collect();
+                    tracing::warn!(
+                        ?nodes,
+                        "not all nodes have heard that this one leaves: while etcd is away, those need its word and hold"
+                    );
+                    return;
+                }
+                remote.ports.tasks.sleep(TOLD_LOOK_MS).await;
+            }
+        })
+    }
+
     /// Closes the connections of all clients; returns how many there were.
     fn close_all(&self, cause: CloseCause) -> usize {
         let (mut closed, mut wakes) = (0, Wakes::default());

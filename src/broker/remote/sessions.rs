@@ -19,7 +19,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// Ended sessions that are remembered, so that a record of theirs that is still there is known to be void.
 const ENDED_MAX: usize = 100_000;
@@ -38,9 +38,21 @@ const RETRY_LONGEST_MS: u64 = 1_000;
 pub struct Run {
     /// `Ok` = the session is on this node: look again.
     pub outcome: Arc<Once<Result<(), Reason>>>,
+    /// The log has said why it was refused.
+    said: AtomicBool,
 }
 
 impl Run {
+    /// The log says why it is refused.
+    pub(super) fn say(&self) {
+        self.said.store(true, Ordering::Release);
+    }
+
+    /// Whether the log has said why it was refused.
+    pub fn said(&self) -> bool {
+        self.said.load(Ordering::Acquire)
+    }
+
     /// Whether nobody waits for it any more.
     pub fn over(&self) -> bool {
         self.outcome.get().is_some()

@@ -89,7 +89,7 @@ impl Remote {
     }
 
     /// `f`, unless the store `is` no longer such meanwhile.
-    async fn while_it<T>(&self, is: fn(&dyn Coordinator) -> bool, f: BoxFuture<T>) -> Option<T> {
+    pub(super) async fn while_it<T>(&self, is: fn(&dyn Coordinator) -> bool, f: BoxFuture<T>) -> Option<T> {
         let mut f = f;
         loop {
             match select(f, self.ports.tasks.sleep(STORE_LOOK_MS)).await {

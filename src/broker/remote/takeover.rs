@@ -77,14 +77,22 @@ impl Broker {
         let since = remote.now();
         let correlation = remote.sessions.correlation(&remote.me);
         let mut trip = Trip { client_id, from: &owner.holder, correlation, since, deadline };
-        tracing::info!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, "takeover begins");
+        let quiet = self.rivals.is_quiet(client_id, since);
+        if !quiet {
+            tracing::info!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, "takeover begins");
+        }
         let (outcome, at) = self.carry_over(&remote, &mut trip, owner).await;
         let (result, ms) = (outcome.result(), remote.now().since_ms(since));
         remote.metrics.moves.of(result).inc();
         if matches!(outcome, Moved::Here) {
             remote.metrics.move_seconds.record(ms as f64 / 1000.0);
         }
-        tracing::info!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, ?result, ms, at, "takeover ended");
+        let came = matches!(outcome, Moved::Here);
+        if came && !self.rivals.turn(client_id, &trip.from.node, remote.now()) || quiet {
+            tracing::debug!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, ?result, ms, at, "takeover ended");
+        } else {
+            tracing::info!(client = %shown(client_id), correlation = %trip.correlation, from = %trip.from, ?result, ms, at, "takeover ended");
+        }
         self.tell(&remote, &trip, at);
         outcome
     }
@@ -98,7 +106,9 @@ impl Broker {
         let incoming = match self.fetch(remote, trip, owner).await {
             Ok(incoming) => incoming,
             Err(why) => {
-                tracing::info!(client = %shown(trip.client_id), correlation = %trip.correlation, why, "takeover does not succeed now");
+                if !self.rivals.is_quiet(trip.client_id, remote.now()) {
+                    tracing::info!(client = %shown(trip.client_id), correlation = %trip.correlation, why, "takeover does not succeed now");
+                }
                 return (Moved::NotNow, None);
             }
         };

@@ -81,6 +81,8 @@ pub struct FakeStore {
     /// How many calls are written; call `n` at revision `n`, from 1.
     pub written: Level,
     calls: AtomicU64,
+    /// Since when and until when there is a lease.
+    pub lease: Mutex<(Time, Time)>,
 }
 
 impl FakeStore {
@@ -132,7 +134,11 @@ impl Coordinator for FakeStore {
     }
 
     fn lease_until(&self) -> Time {
-        Time(0)
+        self.lease.lock().1
+    }
+
+    fn lease_since(&self) -> Time {
+        self.lease.lock().0
     }
 
     fn reachable(&self) -> bool {

@@ -35,6 +35,8 @@ pub struct Registered {
     pub fence: FenceNow,
     /// Until when its lease is certainly alive.
     pub lease_until: Arc<dyn Fn() -> Time + Send + Sync>,
+    /// When that lease was asked for.
+    pub lease_since: Arc<dyn Fn() -> Time + Send + Sync>,
 }
 
 /// Time limits.
@@ -281,6 +283,10 @@ impl Coordinator for EtcdCoordinator {
 
     fn lease_until(&self) -> Time {
         (self.registered.lease_until)()
+    }
+
+    fn lease_since(&self) -> Time {
+        (self.registered.lease_since)()
     }
 
     fn reachable(&self) -> bool {

@@ -165,9 +165,10 @@ impl Inner {
             return;
         }
         match &view.leader {
-            Some(leader) => {
-                tracing::info!(%leader, this_node = view.mine.is_some(), "another node leads the cluster");
+            Some(leader) if *leader == self.member.me => {
+                tracing::info!(%leader, "this node leads the cluster")
             }
+            Some(leader) => tracing::info!(%leader, "another node leads the cluster"),
             None => tracing::info!("no node leads the cluster"),
         }
         (self.on_change)(view.leader.as_ref());

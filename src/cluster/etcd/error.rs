@@ -238,20 +238,27 @@ impl EtcdError {
     }
 }
 
-/// An error and all that caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
+/// What caused an error, in one line: of the wrappers that say no more than that there is a cause, and of those that show it as
+/// program text, only the causes.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let (mut text, mut last) = (String::new(), String::new());
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        last = error.to_string();
+        let says_more = !WRAPPERS.contains(&&*last) && !error.is::<tonic::Status>();
+        if says_more && !text.ends_with(&last) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&last);
         }
-        source = cause.source();
+        next = error.source();
     }
-    text
+    if text.is_empty() { last } else { text }
 }
+
+/// Errors of the transport that have a cause, which says it better.
+const WRAPPERS: [&str; 3] = ["transport error", "client error (Connect)", "error trying to connect"];
 
 fn of_status(status: &tonic::Status, at: &Context<'_>) -> EtcdError {
     let endpoint = at.endpoint.clone();
@@ -362,6 +369,30 @@ pub enum StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_that_does_not_answer_is_named_without_program_text() {
+        let endpoint: Arc<str> = "http://127.0.0.1:1".into();
+        let at =
+            Context { endpoint: &endpoint, user: None, prefix: "/berth", ca_file: None, cert_file: None };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let error = runtime.block_on(async {
+            let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+            let mut client = tonic::client::Grpc::new(channel);
+            client.ready().await.unwrap();
+            let path = tonic::codegen::http::uri::PathAndQuery::from_static("/a/b");
+            let codec = tonic_prost::ProstCodec::<(), ()>::default();
+            let answer: Result<tonic::Response<()>, tonic::Status> =
+                client.unary(tonic::Request::new(()), path, codec).await;
+            answer.unwrap_err()
+        });
+        let said = EtcdError::of(&Error::GRpcStatus(error), &at).to_string();
+        assert!(said.starts_with("cannot reach etcd at http://127.0.0.1:1 (tcp connect error"), "{said}");
+        assert!(said.contains("Connection refused"), "{said}");
+        for text in ["tonic", "Error(", "{", "transport error"] {
+            assert!(!said.contains(text), "{text:?} is in {said}");
+        }
+    }
 
     #[test]
     fn a_start_waits_for_what_may_come_by_itself() {

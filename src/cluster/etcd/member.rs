@@ -56,6 +56,8 @@ pub(super) struct Shared {
     lease: AtomicI64,
     created: watch::Sender<Option<i64>>,
     standing: watch::Sender<Standing>,
+    /// When the lease was asked for; stored before `lease_until`.
+    lease_since: AtomicU64,
     lease_until: AtomicU64,
 }
 
@@ -95,6 +97,7 @@ impl Membership {
             lease: AtomicI64::new(lease),
             created: watch::Sender::new(Some(created)),
             standing: watch::Sender::new(Standing::Registered),
+            lease_since: AtomicU64::new(sent.0),
             lease_until: AtomicU64::new(0),
         });
         shared.alive(sent);
@@ -129,6 +132,11 @@ impl Membership {
     /// Until when the lease is certainly alive: when the last answered sign of life was sent, plus the lease's time.
     pub fn lease_until(&self) -> Time {
         self.shared.lease_until()
+    }
+
+    /// When the lease was asked for. Read it after [`Membership::lease_until`].
+    pub fn lease_since(&self) -> Time {
+        Time(self.shared.lease_since.load(Ordering::Acquire))
     }
 
     /// How this process stands with the cluster, now and whenever that changes.
@@ -192,7 +200,7 @@ impl Shared {
     }
 
     pub fn lease_until(&self) -> Time {
-        Time(self.lease_until.load(Ordering::Relaxed))
+        Time(self.lease_until.load(Ordering::Acquire))
     }
 
     /// The lease.
@@ -203,7 +211,7 @@ impl Shared {
     /// A sign of life sent at `sent` was answered.
     fn alive(&self, sent: Time) {
         let ttl = self.etcd.options().lease_ttl.as_millis() as u64;
-        self.lease_until.store(sent.plus_ms(ttl).0, Ordering::Relaxed);
+        self.lease_until.store(sent.plus_ms(ttl).0, Ordering::Release);
     }
 
     async fn rewrite(&self) -> Result<Revision, StoreError> {
@@ -295,6 +303,7 @@ impl Shared {
         if !answer.succeeded() {
             return Err(Again::Failed(StoreError::Contended(self.keys.custody(&self.me))));
         }
+        self.lease_since.store(sent.0, Ordering::Release);
         self.alive(sent);
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         Ok(if created == 0 { revision } else { created })

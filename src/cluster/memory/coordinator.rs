@@ -200,6 +200,10 @@ impl Coordinator for MemoryCoordinator {
         self.store.lease_until(&self.process)
     }
 
+    fn lease_since(&self) -> Time {
+        self.store.lease_since(&self.process)
+    }
+
     fn reachable(&self) -> bool {
         self.store.linked(&self.process)
     }

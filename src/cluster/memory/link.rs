@@ -149,6 +149,7 @@ impl Link {
                 (None, false) => LinkState::Down,
             },
             error: state.to.is_none().then(|| "no connection".to_owned()),
+            back: None,
             unanswered: state.unanswered.len() as u64,
             queued: state.queue.iter().filter(|i| matches!(i, Item::Frame(_))).count() as u64,
             rtt_us: None,

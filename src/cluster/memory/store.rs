@@ -62,6 +62,8 @@ pub(super) struct Process {
 struct Seat {
     process: Arc<Process>,
     member: Member,
+    /// Since when it has its lease.
+    leased: Time,
     /// Since when it does not reach the store.
     cut: Option<Time>,
     /// Its index has what was written up to here.
@@ -190,6 +192,7 @@ impl Store {
         let seat = Seat {
             process: process.clone(),
             member,
+            leased: process.tasks.now(),
             cut: None,
             applied: 0,
             by_peer: 0,
@@ -252,6 +255,11 @@ impl Store {
         if !away {
             processes.into_iter().for_each(|p| self.return_later(p));
         }
+    }
+
+    /// Whether the store is there at all.
+    pub fn answers(&self) -> bool {
+        self.0.state.lock().outage.is_none()
     }
 
     /// Holds a node's events back, or lets all of them through again.
@@ -346,6 +354,9 @@ impl Store {
             }
             let Some(member) = state.seat(&process).map(|s| s.member.clone()) else { return };
             let (_, events) = state.space.register(member, process.journal, false);
+            if let Some(seat) = state.seats.get_mut(&process.id.node) {
+                seat.leased = store.0.tasks.now();
+            }
             state.announce(events);
             state.wake_all();
         }));
@@ -492,6 +503,11 @@ impl Store {
         };
         let since = [seat.cut, state.outage].into_iter().flatten().min();
         since.unwrap_or_else(|| process.tasks.now()).plus_ms(LEASE_MS)
+    }
+
+    /// Since when a process has its lease.
+    pub(super) fn lease_since(&self, process: &Process) -> Time {
+        self.0.state.lock().seat(process).map_or(Time(u64::MAX), |seat| seat.leased)
     }
 
     async fn pause(&self, process: &Process) {

@@ -5,7 +5,7 @@ use super::breaker::Breaker;
 use super::dial::{self, Calls, LinkError};
 use super::hello;
 use super::options::{PeerIdentity, PeerOptions, PeerTls};
-use super::proto::{AnswerBatch, ControlRequest, ControlResponse, PublishBatch};
+use super::proto::{AnswerBatch, ControlRequest, ControlResponse, PublishBatch, control_response};
 use super::queue::Queue;
 use super::{Shared, wire};
 use crate::broker::ports::{
@@ -83,6 +83,8 @@ pub(super) enum Phase {
 struct Status {
     state: LinkState,
     error: Option<String>,
+    /// Why the node cannot reach this one, by its own word.
+    back: Option<String>,
     rtt_us: Option<u64>,
 }
 
@@ -114,7 +116,12 @@ impl Link {
             named: shared.metrics.losses.node(node),
             target: watch::Sender::new(target),
             phase: watch::Sender::new(Phase::Opening),
-            status: Mutex::new(Status { state: LinkState::Connecting, error: None, rtt_us: None }),
+            status: Mutex::new(Status {
+                state: LinkState::Connecting,
+                error: None,
+                back: None,
+                rtt_us: None,
+            }),
             queue: Outlet::new(Queue::new(options, latest)),
             asks_in_flight: Semaphore::new(REQUESTS_MAX),
             asks: Outlet::new(Asks::default()),
@@ -189,6 +196,7 @@ impl Link {
             node: self.node.clone(),
             state: status.state,
             error,
+            back: status.back.clone(),
             unanswered,
             queued,
             rtt_us: status.rtt_us,
@@ -353,21 +361,27 @@ impl Link {
 
     fn responded(&self, response: ControlResponse) {
         let (waits, rtt_us) = self.asks.lock().inner.responded(response.id, clock::monotonic_us());
-        if let Some(waits) = waits {
+        if let Some(rtt_us) = rtt_us {
+            let back = match response.response {
+                Some(control_response::Response::Pong(pong)) => pong.unreachable,
+                _ => None,
+            };
+            let mut status = self.status.lock();
+            (status.rtt_us, status.back) = (Some(rtt_us), back);
+            drop(status);
+            self.shared.metrics.peer_round_trip_seconds.record(rtt_us as f64 / 1e6);
+        } else if let Some(waits) = waits {
             // Whoever asked may have given up.
             let _ = waits.send(wire::read_response(response.response));
-        }
-        if let Some(rtt_us) = rtt_us {
-            self.status.lock().rtt_us = Some(rtt_us);
-            self.shared.metrics.peer_round_trip_seconds.record(rtt_us as f64 / 1e6);
         }
     }
 
     fn up(&self, process: &MemberId, inbox: &dyn Inbox) {
         let (queued, resent) = {
             let mut status = self.status.lock();
-            *status = Status { state: LinkState::Up, error: None, rtt_us: status.rtt_us };
+            *status = Status { state: LinkState::Up, error: None, back: None, rtt_us: status.rtt_us };
             drop(status);
+            self.shared.failures.write().remove(&self.node);
             inbox.link(&self.node, Some(process.clone()));
             change(&self.queue, |queue| {
                 let resent = queue.inner.open();
@@ -403,7 +417,9 @@ impl Link {
         });
         if was_up {
             self.shared.metrics.peer_links_up.sub(1);
-            self.status.lock().state = LinkState::Connecting;
+            let mut status = self.status.lock();
+            (status.state, status.back) = (LinkState::Connecting, None);
+            drop(status);
             if let Some(inbox) = self.shared.inbox() {
                 inbox.link(&self.node, None);
             }
@@ -427,6 +443,7 @@ impl Link {
         status.state = state;
         status.error = Some(why.clone());
         drop(status);
+        self.shared.failures.write().insert(self.node.clone(), why.clone());
         if !news {
             tracing::debug!(node = %self.node, error = %why, failures, "the link to the node is still down");
             return pause;
@@ -443,6 +460,7 @@ impl Link {
     fn gone(&self) {
         self.phase.send_replace(Phase::Failing);
         let kept = self.queue.lock().inner.queued();
+        self.shared.failures.write().remove(&self.node);
         tracing::info!(node = %self.node, given_up = kept, "the link to the node is closed: it is no member any more");
     }
 }

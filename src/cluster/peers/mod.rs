@@ -60,6 +60,8 @@ struct Shared {
     tls: Option<PeerTls>,
     metrics: Arc<Metrics>,
     inbox: OnceLock<Weak<dyn Inbox>>,
+    /// Why nodes cannot be reached.
+    failures: RwLock<HashMap<Arc<str>, String>>,
     /// Numbers the attempts to connect, over all links: see `Hello.attempt`.
     attempts: AtomicU64,
 }
@@ -96,8 +98,15 @@ impl GrpcPeers {
         tls: Option<PeerTls>,
         metrics: Arc<Metrics>,
     ) -> Arc<GrpcPeers> {
-        let shared =
-            Shared { options, identity, tls, metrics, inbox: OnceLock::new(), attempts: AtomicU64::new(0) };
+        let shared = Shared {
+            options,
+            identity,
+            tls,
+            metrics,
+            inbox: OnceLock::new(),
+            failures: RwLock::default(),
+            attempts: AtomicU64::new(0),
+        };
         Arc::new(GrpcPeers {
             shared: Arc::new(shared),
             links: RwLock::default(),

@@ -252,6 +252,7 @@ fn a_report_travels_whole() {
         retired: vec![3],
         sent_at: Time(77),
         heard: vec![(MemberId { node: "b".into(), incarnation: 5 }, Time(66))],
+        leaving: true,
     };
     assert_eq!(wire::read_report(wire::report(report.clone())), report);
 }

@@ -3,7 +3,7 @@
 use super::answers::{AnswerStream, StreamAnswers};
 use super::asks::{CONTROL_MESSAGE_MAX, REQUESTS_MAX};
 use super::proto::peer_server::{Peer, PeerServer as PeerService};
-use super::proto::{ControlRequest, ControlResponse, Hello, PublishBatch};
+use super::proto::{ControlRequest, ControlResponse, Hello, Pong, PublishBatch};
 use super::proto::{control_request, control_response};
 use super::slots::{Seat, Slots};
 use super::{CONNECTION_WINDOW, GrpcPeers, STREAM_WINDOW, Shared, hello, tls, wire};
@@ -262,7 +262,10 @@ impl Service {
             return Ok(());
         };
         let Some(question) = wire::read_request(request) else {
-            let _ = responses.send(Ok(answer(Reply::Done))).await;
+            // Whoever asks may have a wrong idea of where it is reached.
+            let unreachable = self.shared.failures.read().get(&from.node).cloned();
+            let pong = control_response::Response::Pong(Pong { unreachable });
+            let _ = responses.send(Ok(ControlResponse { id, response: Some(pong) })).await;
             return Ok(());
         };
         let Ok(permit) = running.clone().try_acquire_owned() else {

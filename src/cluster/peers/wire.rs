@@ -90,6 +90,7 @@ pub(super) fn report(report: Report) -> proto::Report {
         retired: report.retired,
         sent_at_ms: report.sent_at.as_millis(),
         heard: heard.collect(),
+        leaving: report.leaving,
     }
 }
 
@@ -106,6 +107,7 @@ pub(super) fn read_report(report: proto::Report) -> Report {
         retired: report.retired,
         sent_at: Time(report.sent_at_ms),
         heard: heard.collect(),
+        leaving: report.leaving,
     }
 }
 
@@ -184,7 +186,7 @@ pub(super) fn read_response(response: Option<say::Response>) -> Response {
         Some(say::Response::NotHere(_)) => Response::NotHere,
         Some(say::Response::Refused(why)) => Response::Refused(why.into()),
         Some(say::Response::Operated(json)) => Response::Operated(json.into()),
-        Some(say::Response::Hello(_)) | None => {
+        Some(say::Response::Hello(_) | say::Response::Pong(_)) | None => {
             Response::Refused("the other node gave a response that this version does not know".into())
         }
     }

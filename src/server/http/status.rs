@@ -85,7 +85,12 @@ pub struct ClusterStatus {
     pub routes: u64,
     /// The registered nodes by name, and those whose registration is gone while their link works.
     pub members: Vec<MemberStatus>,
-    /// Incarnations of nodes that are gone: their sessions wait for them.
+    /// Nodes that say that they cannot reach this one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreached_by: Vec<UnreachedBy>,
+    /// Whether all other nodes say so.
+    pub reached_by_none: bool,
+    /// Nodes that are gone: their sessions wait for them.
     pub waiting: Vec<CustodyStatus>,
     /// Publishes of this node's clients that wait for other nodes.
     pub held: HeldStatus,
@@ -124,6 +129,17 @@ pub struct MemberStatus {
     pub link: Option<LinkInfo>,
 }
 
+/// A node that cannot reach the one that answers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UnreachedBy {
+    /// Its name.
+    pub node: String,
+    /// The address that it tries, which the one that answers has registered.
+    pub address: String,
+    /// What it says.
+    pub error: String,
+}
+
 /// A link to another node.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkInfo {
@@ -141,16 +157,20 @@ pub struct LinkInfo {
     pub queued: u64,
 }
 
-/// An incarnation whose state waits for its node.
+/// A node that is gone and whose state waits for it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CustodyStatus {
-    /// The incarnation, `node@incarnation`.
+    /// Its name.
+    pub node: String,
+    /// The latest of its incarnations that are waited for, `node@incarnation`.
     pub incarnation: String,
-    /// Who speaks for it, `node@incarnation`.
+    /// All of them.
+    pub incarnations: Vec<String>,
+    /// Who speaks for the latest, `node@incarnation`.
     pub holder: String,
-    /// Copies of its journal.
+    /// Copies of the journal that has least.
     pub copies: u8,
-    /// The journal that has it; only a process that opens this one may have it back.
+    /// The journals that have the state; only a process that opens one may have it back.
     pub journal: String,
     /// What to do.
     pub hint: String,

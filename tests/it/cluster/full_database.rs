@@ -6,6 +6,7 @@ use super::store::{Node, runtime};
 use crate::client::{Dial, In};
 use crate::wait;
 use berth::broker::ports::{Claim, ClaimOutcome, Coordinator, Expected};
+use berth::clock;
 use berth::mqtt::{QoS, Reason};
 
 #[test]
@@ -71,6 +72,29 @@ fn a_node_that_writes_nothing_learns_that_the_database_is_full() {
     for node in 0..2 {
         cluster.wait_status(node, "writes go on", |s| s["cluster"]["etcd"]["writable"] == true);
     }
+}
+
+#[test]
+fn a_node_stops_at_once_though_no_session_can_move() {
+    let mut cluster = BerthCluster::on(Etcd::small, 2, &[]);
+    let mut clients: Vec<_> =
+        (0..5).map(|n| cluster.connect(1, &Dial::v5(&format!("c{n}")).persistent())).collect();
+    clients.iter_mut().for_each(|c| assert_eq!(c.subscribe(&[("t", QoS::AtLeastOnce)]), [1]));
+    // What is to be taken back cannot be written either.
+    clients[0].unsubscribe(&["t"]);
+    let mut publisher = cluster.connect(0, &Dial::v5("p"));
+    cluster.etcd.fill();
+    publisher.publish_with("kept", b"kept", QoS::AtLeastOnce, true);
+    for node in 0..2 {
+        cluster.wait_status(node, "the status says so", |s| s["cluster"]["etcd"]["writable"] == false);
+    }
+    let begun = clock::now();
+    cluster.term(1);
+    let ms = clock::now().since_ms(begun);
+    assert!(ms < 5_000, "{ms} ms");
+    cluster.etcd.make_room();
+    cluster.restart(1);
+    assert!(cluster.connect(1, &Dial::v5("c1").persistent()).present);
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod peers_faults;
 mod peers_tls;
 mod proto;
 mod proxy;
+mod reached;
 mod retained;
 mod retained_store;
 mod rolling;

@@ -1,7 +1,7 @@
 //! An operator's view of a cluster, from any node.
 
 use super::nodes::BerthCluster;
-use crate::client::Dial;
+use crate::client::{Dial, In};
 use crate::long_names::{ctl_reading, longest, readable};
 use crate::operate::{ctl, ctl_json};
 use crate::wait;
@@ -176,6 +176,69 @@ fn a_dead_node_is_shown_and_forgotten() {
     let client = cluster.connect(0, &Dial::v5("lost").persistent());
     assert!(!client.present);
     cluster.wait_status(0, "nothing waits", |s| s["cluster"]["waiting"] == serde_json::json!([]));
+    cluster.restart(1);
+    let said = cluster.broker(1).wait_log(|l| l.contains("this node was forgotten while it was away"));
+    assert!(said.contains("WARN") && said.contains("sessions=1"), "{said}");
+    // It is no such thing from then on.
+    cluster.connect(1, &Dial::v5("new").persistent());
+    cluster.term(1);
+    cluster.restart(1);
+    assert!(!cluster.broker(1).log().contains("was forgotten"));
+}
+
+#[test]
+fn a_connect_that_waits_for_a_dead_node_is_one_line_and_a_dead_node_one_row() {
+    let options =
+        [("cluster.lease", "2s"), ("cluster.stale_after", "1s"), ("cluster.takeover_timeout", "1s")];
+    let mut cluster = BerthCluster::with(2, 1, &options);
+    let dial = Dial::v5("waits").persistent();
+    drop(cluster.connect(1, &dial));
+    cluster.kill(1);
+    cluster.restart(1);
+    drop(cluster.connect(1, &Dial::v5("other").persistent()));
+    cluster.kill(1);
+    let rows = |s: &serde_json::Value| s["cluster"]["waiting"].as_array().map_or(0, Vec::len);
+    let status = cluster.wait_status(0, "n1 is missed", |s| rows(s) > 0);
+    let row = &status["cluster"]["waiting"][0];
+    assert_eq!(
+        (rows(&status), &row["node"], row["incarnations"].as_array().map(Vec::len)),
+        (1, &"n1".into(), Some(2))
+    );
+    let (_, answer) = dial.try_connect(cluster.mqtt(0)).unwrap();
+    assert!(matches!(answer, In::ConnAck { reason: Reason::ServerUnavailable, .. }), "{answer:?}");
+    let log = cluster.broker(0).log();
+    let lines: Vec<_> =
+        log.lines().filter(|l| l.contains("client=waits") || l.contains("client=\"waits\"")).collect();
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].contains("WARN") && lines[0].contains("does not answer"), "{lines:?}");
+}
+
+#[test]
+fn clients_that_fight_over_an_identifier_are_said_once_with_a_rate() {
+    let mut cluster = BerthCluster::start(2);
+    let dial = Dial::v5("fought-over").persistent();
+    // On the same node and on the other one.
+    let _clients: Vec<_> = (0..60).map(|turn| cluster.connect(turn / 2 % 2, &dial)).collect();
+    for node in 0..2 {
+        let log = cluster.broker(node).log();
+        let lines: Vec<_> = log.lines().filter(|l| l.contains("fought-over")).collect();
+        assert!(lines.len() < 30, "{lines:#?}");
+        let rate = lines.iter().filter(|l| l.contains("WARN") && l.contains("per_second=")).count();
+        assert_eq!(rate, 1, "{lines:#?}");
+    }
+}
+
+#[test]
+fn connects_that_etcd_cannot_be_asked_for_are_counted() {
+    let cluster = BerthCluster::with(1, 1, &[("cluster.takeover_timeout", "1s")]);
+    let unavailable = "berth_claims_total{outcome=\"unavailable\"}";
+    cluster.cut_from_etcd(0, true);
+    // Once that is known etcd is not even asked.
+    cluster.wait_status(0, "etcd is away", |s| s["cluster"]["etcd"]["reachable"] == false);
+    let before = cluster.metric(0, unavailable);
+    let (_, answer) = Dial::v5("new").persistent().try_connect(cluster.mqtt(0)).unwrap();
+    assert!(matches!(answer, In::ConnAck { reason: Reason::ServerUnavailable, .. }), "{answer:?}");
+    assert_eq!(cluster.metric(0, unavailable), before + 1.0);
 }
 
 #[test]

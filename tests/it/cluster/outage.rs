@@ -131,3 +131,41 @@ fn connected_clients_go_on_while_all_of_etcd_is_dead() {
         (0..NODES).for_each(|i| if away { etcd.kill(i) } else { etcd.restart(i) });
     });
 }
+
+#[test]
+fn a_broker_that_is_stopped_while_etcd_is_away_stops_no_other() {
+    let options: Vec<_> = OPTIONS.iter().copied().chain([("publish.timeout", "2m")]).collect();
+    let mut cluster = BerthCluster::with(NODES, 1, &options);
+    let kept = Dial::v5("kept").persistent();
+    assert_eq!(cluster.connect(2, &kept).subscribe(&[("kept", QoS::AtLeastOnce)]), [1]);
+    let mut sub = cluster.connect(0, &Dial::v5("near").persistent());
+    assert_eq!(sub.subscribe(&[("near", QoS::AtLeastOnce)]), [1]);
+    let mut publisher = cluster.connect(1, &Dial::v5("publisher"));
+    let mut holds = cluster.connect(1, &Dial::v5("holds"));
+    cluster.etcd.kill(0);
+    for i in 0..NODES {
+        cluster.wait_status(i, "its lease has run out", |s| s["cluster"]["lease_for_ms"] == 0);
+    }
+    cluster.term(2);
+    // Acknowledgements keep the order of the publishes: one that is held holds those behind it.
+    let held = holds.send_publish("kept", b"held", QoS::AtLeastOnce, false).unwrap();
+    let end = clock::now().plus_ms(10_000);
+    while clock::now() < end {
+        publisher.publish("near", "near", QoS::AtLeastOnce);
+        assert_eq!(sub.receive().text(), "near");
+        assert!(cluster.ready(0) && cluster.ready(1));
+    }
+    holds.expect_silence();
+    cluster.etcd.restart(0);
+    cluster.restart(2);
+    let mut kept = cluster.connect(2, &kept);
+    assert!(kept.present);
+    assert_eq!(kept.receive().text(), "held");
+    holds.wait_for("PUBACK", |i| match i {
+        In::PubAck(id, reason) if *id == held => {
+            assert!(!reason.is_error(), "{reason:?}");
+            Some(())
+        }
+        _ => None,
+    });
+}

@@ -235,8 +235,12 @@ impl Node {
             let created = created.load(Ordering::Relaxed);
             Some(Compare::create_revision(&*key, CompareOp::Equal, created))
         });
-        let registered =
-            Registered { me: me.clone(), fence, lease_until: Arc::new(|| clock::now().plus_ms(1000)) };
+        let registered = Registered {
+            me: me.clone(),
+            fence,
+            lease_until: Arc::new(|| clock::now().plus_ms(1000)),
+            lease_since: Arc::new(|| clock::Time(0)),
+        };
         let limits = Limits { stale_after: Duration::from_secs(3), claim_timeout: Duration::from_secs(20) };
         let coordinator = EtcdCoordinator::new(etcd.clone(), registered, limits, metrics.clone());
         let index: Arc<dyn Index> = index.clone();

@@ -80,60 +80,99 @@ fn custody_goes_on_through_merged_records_only() {
 fn all_have_applied_what_every_process_that_may_serve_has() {
     let m = three();
     let (b, c) = (id("b", 2), id("c", 3));
-    assert_eq!(m.applied_by_all(Time(0)), 0, "nobody has said anything");
-    m.report(&b, report(10, 1), 10);
-    m.report(&c, report(8, 1), 10);
-    assert_eq!((m.applied_by_all(Time(0)), m.applied_of("b"), m.applied_of("c")), (8, 10, 8));
-    // A lost lease does not end a process: it counts for a while, and as long as its link works.
+    assert_eq!(m.applied_by_all(Time(0), 10), 0, "nobody has said anything");
+    m.report(&b, report(10, 1), 10, Time(50));
+    m.report(&c, report(8, 1), 10, Time(50));
+    assert_eq!((m.applied_by_all(Time(0), 10), m.applied_of("b"), m.applied_of("c")), (8, 10, 8));
+    // A lost lease does not end a process: it counts for a while after it was last heard, and as long as its link works.
     m.set_member(&"c".into(), None, Time(100));
-    assert_eq!(m.applied_by_all(Time(99)), 8);
-    assert_eq!(m.applied_by_all(Time(100)), 10);
+    assert_eq!(m.applied_by_all(Time(49), 10), 8);
+    assert_eq!(m.applied_by_all(Time(50), 10), 10);
     m.link(&"c".into(), Some(c.clone()));
-    assert_eq!(m.applied_by_all(Time(100)), 8);
+    assert_eq!(m.applied_by_all(Time(100), 10), 8);
     m.link(&"c".into(), None);
     // Another start of its node does: the old process is gone.
     m.set_member(&"c".into(), Some(member("c", 20)), Time(101));
-    assert_eq!(m.applied_by_all(Time(0)), 0, "the new one has not reported");
-    m.report(&c, report(30, 1), 10);
-    assert_eq!(m.applied_by_all(Time(0)), 0, "the old one is not heard");
-    m.report(&id("c", 20), report(21, 1), 10);
-    assert_eq!(m.applied_by_all(Time(0)), 10);
+    assert_eq!(m.applied_by_all(Time(0), 10), 0, "the new one has not reported");
+    m.report(&c, report(30, 1), 10, Time(50));
+    assert_eq!(m.applied_by_all(Time(0), 10), 0, "the old one is not heard");
+    m.report(&id("c", 20), report(21, 1), 10, Time(50));
+    assert_eq!(m.applied_by_all(Time(0), 10), 10);
     // Who was draining had closed its clients.
     m.set_member(&"c".into(), Some(Member { draining: true, ..member("c", 20) }), Time(102));
     m.set_member(&"c".into(), None, Time(103));
     m.set_member(&"b".into(), Some(Member { draining: true, ..member("b", 2) }), Time(104));
     m.set_member(&"b".into(), None, Time(104));
-    assert_eq!(m.applied_by_all(Time(0)), u64::MAX);
+    assert_eq!(m.applied_by_all(Time(0), 10), u64::MAX);
 }
 
 #[test]
 fn evidence_is_as_old_as_the_question_that_the_slowest_answer_answers() {
     let m = three();
     let (b, c) = (id("b", 2), id("c", 3));
-    assert_eq!(m.evidence(), None);
-    m.report(&b, report(10, 500), 10);
-    assert_eq!(m.evidence(), None, "nothing of c");
-    m.report(&c, report(10, 400), 10);
-    assert_eq!(m.evidence(), Some(Some(Time(400))));
+    assert_eq!(m.evidence(10), None);
+    m.report(&b, report(10, 500), 10, Time(50));
+    assert_eq!(m.evidence(10), None, "nothing of c");
+    m.report(&c, report(10, 400), 10, Time(50));
+    assert_eq!(m.evidence(10), Some(Some(Time(400))));
     // b is ahead: it shows nothing until this node has come as far, and then as of when it said so.
-    m.report(&b, report(12, 900), 10);
-    m.report(&c, report(10, 800), 10);
-    assert_eq!(m.evidence(), Some(Some(Time(500))));
+    m.report(&b, report(12, 900), 10, Time(50));
+    m.report(&c, report(10, 800), 10, Time(50));
+    assert_eq!(m.evidence(10), Some(Some(Time(500))));
     m.advanced(11);
-    assert_eq!(m.evidence(), Some(Some(Time(500))));
+    assert_eq!(m.evidence(10), Some(Some(Time(500))));
     m.advanced(12);
-    assert_eq!(m.evidence(), Some(Some(Time(800))));
+    assert_eq!(m.evidence(10), Some(Some(Time(800))));
     // Who has not heard of this process, or only of another start of it, shows nothing.
-    m.report(&b, Report { applied: 12, ..Report::default() }, 12);
-    m.report(&c, Report { heard: vec![(id("a", 0), Time(5_000))], ..report(12, 0) }, 12);
-    assert_eq!(m.evidence(), Some(Some(Time(800))));
+    m.report(&b, Report { applied: 12, ..Report::default() }, 12, Time(50));
+    m.report(&c, Report { heard: vec![(id("a", 0), Time(5_000))], ..report(12, 0) }, 12, Time(50));
+    assert_eq!(m.evidence(10), Some(Some(Time(800))));
     // A process that is linked but not known to be registered counts as well.
     m.link(&"d".into(), Some(id("d", 4)));
-    assert_eq!(m.evidence(), None);
+    assert_eq!(m.evidence(10), None);
     m.link(&"d".into(), None);
     m.set_member(&"b".into(), None, Time(1));
     m.set_member(&"c".into(), None, Time(1));
-    assert_eq!(m.evidence(), Some(None), "alone");
+    assert_eq!(m.evidence(10), Some(None), "alone");
+}
+
+#[test]
+fn who_has_left_counts_until_this_node_knows_what_it_knew() {
+    let m = three();
+    let (b, c) = (id("b", 2), id("c", 3));
+    for p in [&b, &c] {
+        m.link(&p.node, Some(p.clone()));
+    }
+    assert!(!m.report(&b, report(10, 500), 10, Time(600)));
+    assert_eq!(
+        m.not_told(Time(500), 10),
+        std::slice::from_ref(&c),
+        "b has had the report of 500, and has applied as much"
+    );
+    assert_eq!(
+        (m.not_told(Time(501), 10), m.not_told(Time(500), 11)),
+        (vec![b.clone(), c.clone()], vec![b.clone(), c.clone()])
+    );
+    let leaving = || Report { leaving: true, ..report(12, 400) };
+    assert!(m.report(&c, leaving(), 10, Time(600)), "that is news");
+    assert!(!m.report(&c, leaving(), 10, Time(601)), "once");
+    // It may have told its sessions of what this node does not know.
+    assert_eq!((m.evidence(11), m.applied_by_all(Time(0), 11)), (None, 10));
+    assert_eq!(m.evidence(12), Some(Some(Time(500))));
+    assert_eq!((m.applied_by_all(Time(0), 12), m.not_told(Time(501), 10)), (10, vec![b.clone()]));
+    // Frames still go to it while its link stands; after that they are held for its persistent sessions.
+    assert_eq!((m.standing(&c), m.reachable("c")), (Standing::Live("c".into()), true));
+    m.link(&"c".into(), None);
+    assert_eq!(
+        (m.standing(&c), m.reachable("c"), m.is_live(&c)),
+        (Standing::Orphan("c".into()), false, false)
+    );
+    // Whatever answers at its address next is another process.
+    m.link(&"c".into(), Some(id("c", 30)));
+    assert_eq!(m.evidence(12), None);
+    m.link(&"c".into(), None);
+    m.set_member(&"c".into(), None, Time(700));
+    assert_eq!(m.applied_by_all(Time(0), 12), 10, "it said goodbye");
 }
 
 #[test]
@@ -141,7 +180,7 @@ fn reports_say_what_is_settled_and_what_will_not_come_again() {
     let m = three();
     let b = id("b", 2);
     let settled = vec![("a".into(), 7), ("c".into(), 9)];
-    m.report(&b, Report { low_water: 41, settled, retired: vec![1], ..report(9, 1) }, 9);
+    m.report(&b, Report { low_water: 41, settled, retired: vec![1], ..report(9, 1) }, 9, Time(50));
     assert_eq!(
         (m.settled(&b, "a"), m.settled(&b, "c"), m.settled(&b, "x"), m.settled(&id("b", 1), "a")),
         (7, 9, 0, 0)
@@ -157,7 +196,7 @@ fn what_a_later_process_has_adopted_may_come_again_until_it_says_otherwise() {
     m.set_custody(first.clone(), held_by(second.clone(), true));
     m.set_custody(first.clone(), None);
     assert!(!m.is_over(1), "no session is left of it, but its publishes may be sent again");
-    m.report(&second, Report { retired: vec![1], ..report(9, 1) }, 9);
+    m.report(&second, Report { retired: vec![1], ..report(9, 1) }, 9, Time(50));
     assert!(m.is_over(1));
     // The same of a process that has only its links left, and of one that is gone.
     for linked in [true, false] {

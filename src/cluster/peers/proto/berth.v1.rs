@@ -125,6 +125,9 @@ pub struct Report {
     /// Publishes below low_water that are not done with, ascending.
     #[prost(uint64, repeated, tag = "7")]
     pub open: ::prost::alloc::vec::Vec<u64>,
+    /// The sender has closed its clients, acknowledges nothing any more, and ends. What follows it says so too.
+    #[prost(bool, tag = "20")]
+    pub leaving: bool,
 }
 /// Part of a Report.
 #[allow(clippy::all)]
@@ -324,7 +327,7 @@ pub struct ControlResponse {
     /// Of the request.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "control_response::Response", tags = "2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "control_response::Response", tags = "2, 3, 4, 5, 6, 7, 8, 20")]
     pub response: ::core::option::Option<control_response::Response>,
 }
 /// Nested message and enum types in `ControlResponse`.
@@ -335,7 +338,7 @@ pub mod control_response {
         /// First message of the call.
         #[prost(message, tag = "2")]
         Hello(super::Hello),
-        /// Done (and the answer to a ping).
+        /// Done (and the answer to a ping of nodes that know no pong).
         #[prost(message, tag = "3")]
         Done(super::Done),
         /// A part of a session's state.
@@ -353,7 +356,18 @@ pub mod control_response {
         /// The answer to a command, JSON.
         #[prost(string, tag = "8")]
         Operated(::prost::alloc::string::String),
+        /// The answer to a ping.
+        #[prost(message, tag = "20")]
+        Pong(super::Pong),
     }
+}
+/// The other direction of a link.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pong {
+    /// Why the answering node cannot reach the one that asked; absent = it can, or does not know yet.
+    #[prost(string, optional, tag = "1")]
+    pub unreachable: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// Nothing more to say.
 #[allow(clippy::all)]
