@@ -11,6 +11,8 @@ mod cluster_figures;
 #[cfg(test)]
 mod endings;
 #[cfg(test)]
+mod forgotten;
+#[cfg(test)]
 mod frozen_long;
 #[cfg(test)]
 mod large_sessions;
