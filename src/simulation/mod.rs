@@ -35,6 +35,8 @@ mod repeated_publishes;
 #[cfg(test)]
 mod retained_limits;
 #[cfg(test)]
+mod stalls;
+#[cfg(test)]
 mod takeovers;
 #[cfg(test)]
 mod tests;

@@ -129,8 +129,21 @@ impl Broker {
     fn on_index(&self, events: &[IndexEvent]) {
         let membership = |e: &IndexEvent| matches!(e, IndexEvent::Member { .. } | IndexEvent::Custody { .. });
         self.on_session_events(events);
+        self.on_starts(events);
         if let Some(remote) = self.remote.as_ref().filter(|_| events.iter().any(membership)) {
             self.on_membership(remote);
+        }
+    }
+
+    /// Sessions of a process that has just started wait for what was matched before.
+    fn on_starts(&self, events: &[IndexEvent]) {
+        let started = events.iter().filter_map(|e| match e {
+            IndexEvent::Member { member: Some(m), .. } => Some(m.id.incarnation),
+            _ => None,
+        });
+        if let (Some(remote), Some(newest)) = (&self.remote, started.max()) {
+            remote.sessions.note_move(newest);
+            self.moved_at(remote, newest);
         }
     }
 

@@ -125,6 +125,13 @@ pub struct Report {
     /// Publishes below low_water that are not done with, ascending.
     #[prost(uint64, repeated, tag = "7")]
     pub open: ::prost::alloc::vec::Vec<u64>,
+    /// For each node that publishes are on their way to: every publish matched for it before this revision is answered, or was matched
+    /// again since.
+    #[prost(message, repeated, tag = "8")]
+    pub past: ::prost::alloc::vec::Vec<Settled>,
+    /// The same for all nodes not listed there; 0 = the sender does not know this field.
+    #[prost(uint64, tag = "9")]
+    pub past_others: u64,
 }
 /// Part of a Report.
 #[allow(clippy::all)]
