@@ -11,6 +11,8 @@ mod cluster_figures;
 #[cfg(test)]
 mod endings;
 #[cfg(test)]
+mod forgotten;
+#[cfg(test)]
 mod frozen_long;
 #[cfg(test)]
 mod large_sessions;
@@ -34,6 +36,8 @@ mod records;
 mod repeated_publishes;
 #[cfg(test)]
 mod retained_limits;
+#[cfg(test)]
+mod stalls;
 #[cfg(test)]
 mod subacks;
 #[cfg(test)]

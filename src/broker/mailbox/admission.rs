@@ -75,13 +75,6 @@ impl Mailbox {
         }
     }
 
-    /// Whether the session came after a publish was matched, and waits for those of its sender.
-    pub fn came_after(&self, turn: &Turn) -> bool {
-        let inner = self.inner.lock();
-        let here = matches!(inner.place, Place::Attached | Place::Parked(_));
-        here && inner.order.as_ref().is_some_and(|o| matches!(o.judge(turn), Err(Refusal::Moved(_))))
-    }
-
     /// Whether a publish that was refused for now is still expected.
     pub fn expects(&self, key: (Incarnation, MessageId)) -> bool {
         let inner = self.inner.lock();

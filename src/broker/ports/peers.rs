@@ -61,6 +61,11 @@ pub struct Report {
     pub open: Vec<u64>,
     /// For each node: every frame to it that was matched before this revision is answered, and sent on if it had moved.
     pub settled: Vec<(Arc<str>, Revision)>,
+    /// For each node that publishes are on their way to: every publish that was matched for it before this revision is answered, or
+    /// was matched again since, so that whoever had left that node by then was looked for elsewhere.
+    pub past: Vec<(Arc<str>, Revision)>,
+    /// The same for all nodes not listed there; 0 = the sender does not say so.
+    pub past_others: Revision,
     /// Earlier incarnations of the sender's node whose publishes are done with, all of them.
     pub retired: Vec<Incarnation>,
     /// The sender's clock when it made the report.

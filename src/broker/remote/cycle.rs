@@ -143,6 +143,19 @@ impl Broker {
         self.prune_given_up(remote);
     }
 
+    /// Whoever has come from a node waits for what this one has sent there before. A node without a link may not answer for long:
+    /// what it has not answered is matched again if anybody has moved since.
+    pub(super) fn match_behind(&self, remote: &Arc<Remote>) {
+        let unlinked = remote.members.unlinked();
+        if unlinked.is_empty() {
+            return;
+        }
+        let newest = remote.sessions.newest_move().min(remote.applied());
+        if remote.gate.closed(|| remote.origins.queue_behind(&unlinked, newest)) {
+            self.run_lane(remote);
+        }
+    }
+
     /// What a node said to publishes of this one.
     pub(super) fn take_answers(
         &self,
@@ -185,6 +198,7 @@ impl Broker {
         let now = remote.now();
         self.give_up(remote, Time(now.0.saturating_sub(self.limits.publish_timeout_ms)), &[]);
         self.match_each(remote, remote.origins.retry());
+        self.match_behind(remote);
         // Given up, or their sender gone, without a word.
         self.late_soon(remote);
         let inside = remote.gate.enter();

@@ -327,6 +327,7 @@ impl Broker {
         let in_flight = session.outbound_steps().into_iter().map(|(_, seq, _)| seq.get());
         let left: Vec<Seq> = in_flight.chain(backlog).collect();
         drop(session);
+        self.moved_at(&remote, at);
         self.late_soon(&remote);
         if self.registry_remove(handle) {
             self.metrics.sessions.of(SessionState::Active).sub(1);

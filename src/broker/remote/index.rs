@@ -5,6 +5,7 @@ use crate::broker::Broker;
 use crate::broker::ports::{Index, IndexEvent, Revision};
 use crate::clock::Time;
 use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// Where the stream of events is.
 #[derive(Debug, Default)]
@@ -39,6 +40,13 @@ impl Index for Broker {
         if standings {
             remote.membership_changed();
         }
+        // Only now: what waits for them has found that nobody there will answer.
+        for event in &events {
+            if let IndexEvent::Custody { of, custody: None } = event {
+                // Its pages go with the record, without a word of what was in them.
+                remote.routes.remove_all(of);
+            }
+        }
         if stream.in_snapshot {
             drop(stream);
             return self.on_index(&events);
@@ -61,10 +69,13 @@ impl Index for Broker {
         let mut stream = remote.stream.0.lock();
         stream.in_snapshot = false;
         remote.members.end_snapshot(remote.now());
-        remote.routes.end_snapshot();
+        // Before their routes go: what waits for nodes that were given up has to find that.
+        remote.membership_changed();
+        if remote.routes.end_snapshot() {
+            remote.membership_changed();
+        }
         self.retained.end_snapshot();
         drop(stream);
-        remote.membership_changed();
         let before = remote.applied();
         if revision < before {
             tracing::error!(
@@ -97,15 +108,10 @@ impl Broker {
             }
             IndexEvent::Custody { of, custody } => {
                 remote.members.set_custody(of.clone(), custody.clone());
-                if custody.is_none() {
-                    // Its pages go with the record, without a word of what was in them.
-                    remote.routes.remove_all(of);
-                }
                 true
             }
             IndexEvent::Routes { of, add, del } => {
-                remote.routes.apply(of, add, del, || remote.members.standing(of));
-                false
+                remote.routes.apply(of, add, del, || remote.members.standing(of))
             }
             IndexEvent::Retained { topic, retained, revision } => {
                 self.retained.apply(topic, retained.as_ref().map(|r| &r.message), *revision);
@@ -123,12 +129,25 @@ impl Broker {
     fn on_index(&self, events: &[IndexEvent]) {
         let membership = |e: &IndexEvent| matches!(e, IndexEvent::Member { .. } | IndexEvent::Custody { .. });
         self.on_session_events(events);
+        self.on_starts(events);
         if let Some(remote) = self.remote.as_ref().filter(|_| events.iter().any(membership)) {
             self.on_membership(remote);
         }
     }
 
-    fn on_membership(&self, remote: &Remote) {
+    /// Sessions of a process that has just started wait for what was matched before.
+    fn on_starts(&self, events: &[IndexEvent]) {
+        let started = events.iter().filter_map(|e| match e {
+            IndexEvent::Member { member: Some(m), .. } => Some(m.id.incarnation),
+            _ => None,
+        });
+        if let (Some(remote), Some(newest)) = (&self.remote, started.max()) {
+            remote.sessions.note_move(newest);
+            self.moved_at(remote, newest);
+        }
+    }
+
+    fn on_membership(&self, remote: &Arc<Remote>) {
         remote.sessions.poke();
         self.nodes_changed();
     }
@@ -137,6 +156,8 @@ impl Broker {
     fn on_advanced(&self, applied: Revision) {
         if let Some(remote) = &self.remote {
             remote.sessions.events_came(applied);
+            // What waited for a node may have been put back.
+            self.run_lane(remote);
         }
         self.match_due(applied);
     }

@@ -1,6 +1,9 @@
 //! Publishes that wait until sessions here can take them: it is not known where a session goes, or older publishes of the same
 //! sender are on their way. They are taken in the order of their names (G3). Nobody has been told that they are safe. They wait no
 //! longer than at their origins, so that these bound them.
+//!
+//! What was matched before the newest move that this node knows of does not wait here, since a session that moved may wait for
+//! just that: its origin is told to match it again. Its *place* is kept meanwhile: later publishes do not overtake it.
 
 use super::Remote;
 use crate::broker::Broker;
@@ -13,7 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// The process that sends a publish, and its name.
 type Key = (Incarnation, MessageId);
@@ -27,8 +30,10 @@ pub(super) struct Late {
     pub moved: Option<Revision>,
     /// Sessions that could not take it.
     pub moving: Vec<Arc<Handle>>,
-    /// The revision at which it was matched, the lowest if it came more than once.
+    /// The revision at which it was matched the last time.
     pub matched_at: Option<Revision>,
+    /// Only its place is kept: its sender was told to match it again at this revision.
+    pub called: Option<Revision>,
 }
 
 /// See the module. The publishes count among those that their senders bound.
@@ -36,6 +41,8 @@ pub(super) struct Late {
 pub(super) struct LatePublishes {
     waiting: Mutex<BTreeMap<Key, Late>>,
     len: AtomicUsize,
+    /// The newest move that this node knows of: a session came or left, or a process started.
+    newest_move: AtomicU64,
     taking: Mutex<()>,
     asked: AtomicBool,
 }
@@ -52,7 +59,11 @@ impl LatePublishes {
         held.frames.retain(|(_, answers)| answers.stands());
         held.frames.extend(late.frames);
         held.moved = held.moved.max(late.moved);
-        held.matched_at = held.matched_at.into_iter().chain(late.matched_at).min();
+        held.matched_at = held.matched_at.max(late.matched_at);
+        held.called = late.called;
+        if held.called.is_some() {
+            held.frames.clear(); // answered
+        }
         for handle in late.moving {
             if !held.moving.iter().any(|h| Arc::ptr_eq(h, &handle)) {
                 held.moving.push(handle);
@@ -72,7 +83,7 @@ impl LatePublishes {
     fn take_below(&self, origin: Incarnation, low: u64, open: &[u64]) -> Vec<(Key, Late)> {
         let open: HashSet<u64> = open.iter().copied().collect();
         let of_origin = |sender, seq| (sender, MessageId { origin, seq });
-        let over = |((_, id), late): &(&Key, &Late)| !late.frames.is_empty() && !open.contains(&id.seq);
+        let over = |((_, id), late): &(&Key, &Late)| !late.own() && !open.contains(&id.seq);
         let mut waiting = self.waiting.lock();
         let (mut keys, mut from) = (Vec::new(), Bound::Unbounded);
         while let Some(sender) =
@@ -91,16 +102,38 @@ impl LatePublishes {
         self.waiting.lock().contains_key(&key)
     }
 
-    /// Takes out the first after `after` that need not wait any more.
-    fn pop_ready(&self, after: Option<Key>) -> Option<(Key, Late)> {
+    /// Takes out the place of a publish that comes again.
+    pub fn take_place(&self, key: Key) -> Option<Late> {
+        let mut waiting = self.waiting.lock();
+        waiting.get(&key).filter(|late| late.called.is_some())?;
+        let place = waiting.remove(&key)?;
+        self.len.store(waiting.len(), Ordering::Release);
+        Some(place)
+    }
+
+    /// Takes out the first after `after` that need not wait any more, or may not.
+    fn pop_ready(&self, after: Option<Key>, remote: &Remote) -> Option<(Key, Late)> {
+        let newest = self.newest_move();
         let mut waiting = self.waiting.lock();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let ready =
-            |(key, late): &(&Key, &Late)| late.gone() || !late.must_wait(**key) || late.outdated(**key);
+        let ready = |(key, late): &(&Key, &Late)| match late.called {
+            Some(at) => !remote.comes_again(key.0, at),
+            None => late.gone() || !late.must_wait(**key) || late.matched_at < Some(newest),
+        };
         let key = *waiting.range((from, Bound::Unbounded)).find(ready)?.0;
         let late = waiting.remove(&key)?;
         self.len.store(waiting.len(), Ordering::Release);
         Some((key, late))
+    }
+
+    /// Whether places are kept.
+    fn keeps_places(&self) -> bool {
+        !self.is_empty() && self.waiting.lock().values().any(|late| late.called.is_some())
+    }
+
+    /// The newest move that this node knows of: nothing waits here that was matched before it.
+    pub fn newest_move(&self) -> Revision {
+        self.newest_move.load(Ordering::SeqCst)
     }
 
     /// One at a time takes them out.
@@ -119,11 +152,9 @@ impl Late {
         self.moving.iter().any(|h| h.mailbox.keeps_waiting(&turn))
     }
 
-    /// A session has come since this node's own publish was matched, and waits until no such publish is left: it is matched
-    /// again even if another session cannot take it yet, for which that one may be waiting in turn.
-    fn outdated(&self, key: Key) -> bool {
-        let turn = self.turn(key);
-        self.frames.is_empty() && self.moving.iter().any(|h| h.mailbox.came_after(&turn))
+    /// Whether it is this node's own publish.
+    fn own(&self) -> bool {
+        self.frames.is_empty() && self.called.is_none()
     }
 
     /// Whoever sent it is gone, or sends it again over another connection.
@@ -136,6 +167,13 @@ impl Remote {
     /// Publishes that wait for sessions here.
     pub fn publishes_late(&self) -> usize {
         self.late.len.load(Ordering::Acquire)
+    }
+
+    /// Whether a publish whose sender was told to match it again at `at` may still come again. Its next frame comes before the
+    /// report that says otherwise.
+    fn comes_again(&self, sender: Incarnation, at: Revision) -> bool {
+        let process = self.members.present(sender);
+        process.is_some_and(|process| self.members.settled(&process, &self.me.node) < at)
     }
 }
 
@@ -150,16 +188,44 @@ impl Broker {
         leaving: Leaving,
     ) {
         let Leaving { moved, moving } = leaving;
-        let late = Late { frames, moved, moving, matched_at: Some(matched_at) };
+        let late = Late { frames, moved, moving, matched_at: Some(matched_at), called: None };
         let ready = !late.must_wait(key);
         self.push_late(remote, key, late);
-        if ready {
+        if ready || matched_at < remote.late.newest_move() {
+            self.late_soon(remote);
+        }
+    }
+
+    /// Keeps the place of a publish whose sender is told to match it again at `at`.
+    pub(super) fn keep_place(&self, remote: &Arc<Remote>, key: Key, at: Revision, moving: Vec<Arc<Handle>>) {
+        remote.late.push(key, Late { moving, called: Some(at), ..Late::default() });
+    }
+
+    /// A publish whose place was kept is here again: what it does not wait for now does not wait for it.
+    pub(super) fn give_place(&self, remote: &Arc<Remote>, key: Key, place: Option<Late>) {
+        if let Some(place) = place {
+            self.unwait(remote, key, &place.moving);
+            self.late_soon(remote);
+        }
+    }
+
+    /// A node has reported how far it is.
+    pub(super) fn places_may_go(&self, remote: &Arc<Remote>) {
+        if remote.late.keeps_places() {
+            self.late_soon(remote);
+        }
+    }
+
+    /// A session has come to this node or left it at this revision, or a process has started: what was matched before and waits
+    /// here is matched again, since that session may be waiting for it.
+    pub(in crate::broker) fn moved_at(&self, remote: &Arc<Remote>, at: Revision) {
+        if remote.late.newest_move.fetch_max(at, Ordering::SeqCst) < at {
             self.late_soon(remote);
         }
     }
 
     fn push_late(&self, remote: &Arc<Remote>, key: Key, late: Late) {
-        let own = late.frames.is_empty();
+        let own = late.own();
         remote.late.push(key, late);
         if own && !remote.origins.is_open(key.1) {
             // Given up meanwhile.
@@ -219,9 +285,9 @@ impl Broker {
         remote.late.asked.store(false, Ordering::Release);
         let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
         let mut last = None;
-        while let Some((key, late)) = remote.late.pop_ready(last) {
+        while let Some((key, late)) = remote.late.pop_ready(last, remote) {
             last = Some(key);
-            if late.frames.is_empty() {
+            if late.own() {
                 self.take_own(remote, key, late);
                 continue;
             }
@@ -244,12 +310,14 @@ impl Broker {
         if remote.origins.is_open(id) {
             let left = late.moving.iter().filter_map(|h| h.mailbox.departed()).max();
             let inside = remote.gate.enter();
-            let at = late.moved.max(left).unwrap_or(0);
+            let came = Some(remote.late.newest_move()).filter(|at| late.matched_at < Some(*at));
+            let at = late.moved.max(left).max(came).unwrap_or(0);
             let next = remote.origins.moved_here(id, at, remote.applied());
             self.carry_on(remote, next);
             drop(inside);
             if remote.late.has(key) {
-                return; // it waits again, as matched now
+                // It waits again, as matched now.
+                return self.unwait(remote, key, &late.moving);
             }
             // Still to be matched: what comes after it waits.
             if remote.origins.is_open(id) && late.moving.iter().any(|h| h.mailbox.expects(key)) {

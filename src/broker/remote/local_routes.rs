@@ -1,13 +1,14 @@
 //! This node's own routes: which filters its sessions have, how often, and what of that the cluster has been told.
 //!
 //! The first subscriber of a filter adds its route at once, and so does the first persistent one; everything else (the last
-//! one has left, another weight of a shared subscription) is told a few seconds later, if it still holds then.
+//! one has left, another weight of a shared subscription) is told a few seconds later, if it still holds then. That the last
+//! persistent one has left is told soon: if this node went first, its route would hold publishes for nobody.
 
 use super::level::Bell;
 use crate::broker::ports::{BoxFuture, Coordinator, Revision, RouteChange, Tasks};
 use crate::topic::Filter;
 use futures_util::FutureExt;
-use futures_util::future::{Shared, join_all};
+use futures_util::future::{Either, Shared, join_all, select};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use parking_lot::Mutex;
@@ -15,6 +16,9 @@ use std::sync::{Arc, Weak};
 
 /// How long a change that nobody waits for may be kept back, milliseconds.
 const LAZY_MS: u64 = 3_000;
+
+/// The same for a change that would hold publishes of others if this node went, milliseconds.
+const SOON_MS: u64 = 100;
 
 /// When a route is known to the store.
 #[derive(Clone, Debug)]
@@ -97,12 +101,14 @@ pub struct LocalRoutes {
     tasks: Arc<dyn Tasks>,
     table: Arc<Mutex<Table>>,
     bell: Arc<Bell>,
+    /// Rung besides when a change is to be told soon.
+    soon: Arc<Bell>,
 }
 
 impl LocalRoutes {
     /// None yet. Nothing is told before [`LocalRoutes::start`].
     pub fn new(coordinator: Arc<dyn Coordinator>, tasks: Arc<dyn Tasks>) -> LocalRoutes {
-        LocalRoutes { coordinator, tasks, table: Arc::default(), bell: Arc::default() }
+        LocalRoutes { coordinator, tasks, table: Arc::default(), bell: Arc::default(), soon: Arc::default() }
     }
 
     /// Tells the cluster every route there is, and each new one from now on.
@@ -115,7 +121,7 @@ impl LocalRoutes {
             changes.push(RouteChange { filter: filter.clone(), route: Some(wanted) });
         }
         table.started = true;
-        self.tasks.spawn(Box::pin(tell_lazily(Arc::downgrade(self), self.bell.clone())));
+        self.tasks.spawn(Box::pin(tell_lazily(Arc::downgrade(self), self.bell.clone(), self.soon.clone())));
         if changes.is_empty() {
             return;
         }
@@ -188,10 +194,12 @@ impl LocalRoutes {
     pub fn remove<'f>(&self, filters: impl IntoIterator<Item = &'f Arc<str>>, persistent: bool) {
         let mut table = self.table.lock();
         let Table { started, routes, lazy, .. } = &mut *table;
+        let mut soon = false;
         for filter in filters {
             let Some(local) = routes.get_mut(filter) else { continue };
             local.members = local.members.saturating_sub(1);
             local.persistent = local.persistent.saturating_sub(u32::from(persistent));
+            soon |= local.persistent == 0 && local.told.is_some_and(|(persistent, _)| persistent);
             if *started {
                 list(local, filter, lazy);
             } else if local.members == 0 {
@@ -200,6 +208,9 @@ impl LocalRoutes {
         }
         let ring = !lazy.is_empty();
         drop(table);
+        if soon {
+            self.soon.ring();
+        }
         if ring {
             self.bell.ring();
         }
@@ -284,11 +295,13 @@ fn is_shared(name: &str) -> bool {
     Filter::parse(name).is_ok_and(|f| f.share.is_some())
 }
 
-async fn tell_lazily(routes: Weak<LocalRoutes>, bell: Arc<Bell>) {
+async fn tell_lazily(routes: Weak<LocalRoutes>, bell: Arc<Bell>, soon: Arc<Bell>) {
     loop {
         bell.heard().await;
-        let Some(pause) = routes.upgrade().map(|r| r.tasks.sleep(LAZY_MS)) else { return };
-        pause.await;
+        let Some(tasks) = routes.upgrade().map(|r| r.tasks.clone()) else { return };
+        if let Either::Right(_) = select(tasks.sleep(LAZY_MS), soon.heard()).await {
+            tasks.sleep(SOON_MS).await;
+        }
         let Some(routes) = routes.upgrade() else { return };
         routes.tell();
     }

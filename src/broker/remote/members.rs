@@ -45,6 +45,8 @@ struct Reported {
     leaving: bool,
     /// This node's clock when the latest report came.
     came: Time,
+    past: HashMap<Arc<str>, Revision>,
+    past_others: Revision,
     /// Its clock when it made the latest report.
     sent_at: Time,
     /// This node's clock when it had made the latest report of those that the process had had then.
@@ -56,6 +58,13 @@ struct Reported {
 }
 
 impl Reported {
+    fn past(&self, of: &str) -> Revision {
+        if self.past_others == 0 {
+            return self.settled.get(of).copied().unwrap_or(0);
+        }
+        self.past.get(of).copied().unwrap_or(self.past_others)
+    }
+
     fn note(&mut self, needs: Revision, at: Time) {
         if self.ahead.len() < REPORTS_AHEAD_MAX {
             self.ahead.push_back((needs, at));
@@ -127,6 +136,20 @@ impl Members {
     /// The process that the working link to a node leads to.
     pub fn linked(&self, node: &str) -> Option<MemberId> {
         self.table.read().links.get(node).cloned()
+    }
+
+    /// The process of this incarnation, if it is registered or linked.
+    pub(super) fn present(&self, incarnation: Incarnation) -> Option<MemberId> {
+        let table = self.table.read();
+        let mut processes = table.live.values().map(|(m, _)| &m.id).chain(table.links.values());
+        processes.find(|p| p.incarnation == incarnation).cloned()
+    }
+
+    /// Registered nodes without a working link.
+    pub(super) fn unlinked(&self) -> Vec<Arc<str>> {
+        let table = self.table.read();
+        let nodes = table.live.keys().filter(|n| **n != self.me.node && !table.links.contains_key(*n));
+        nodes.cloned().collect()
     }
 
     /// Whether frames to a node have somewhere to go: it is registered or linked.
@@ -204,10 +227,19 @@ impl Members {
         table.reports.get(origin).and_then(|r| r.settled.get(of).copied()).unwrap_or(0)
     }
 
-    /// Every frame of a process to any node that was matched before this revision is answered.
+    /// Every publish of process `origin` that was matched for node `of` before this revision is answered, or was matched again since.
+    pub fn past(&self, origin: &MemberId, of: &str) -> Revision {
+        self.table.read().reports.get(origin).map_or(0, |r| r.past(of))
+    }
+
+    /// Every publish of a process that was matched before this revision is answered by this node, and by any other, or was matched
+    /// again since.
     pub fn settled_everywhere(&self, origin: &MemberId) -> Revision {
         let table = self.table.read();
-        table.reports.get(origin).and_then(|r| r.settled.values().min().copied()).unwrap_or(0)
+        let Some(r) = table.reports.get(origin) else { return 0 };
+        let nodes = r.settled.iter();
+        let settled = nodes.map(|(node, at)| if *node == self.me.node { *at } else { r.past(node) });
+        settled.min().unwrap_or(0)
     }
 
     /// Whether no publish of an incarnation will come again.
@@ -276,6 +308,8 @@ impl Members {
         let leaves = report.leaving && !r.leaving;
         r.leaving |= report.leaving;
         r.settled = report.settled.into_iter().collect();
+        r.past = report.past.into_iter().collect();
+        r.past_others = report.past_others;
         r.sent_at = r.sent_at.max(report.sent_at);
         if let Some(at) = echo {
             r.echo = r.echo.max(at);

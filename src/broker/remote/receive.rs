@@ -125,13 +125,23 @@ impl Broker {
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) {
+        let place = remote.late.take_place(key);
         let mut received = self.receive(remote, &frame, key.0, cache, scratch);
         received.leaving.moved = received.leaving.moved.max(moved);
-        if !received.leaving.moving.is_empty() {
+        let moving = std::mem::take(&mut received.leaving.moving);
+        let newest = remote.late.newest_move();
+        if !moving.is_empty() && frame.matched_at < newest {
+            // A session that moved then may wait for just this one: it comes again.
+            self.keep_place(remote, key, newest, moving);
+            received.leaving.moved = received.leaving.moved.max(Some(newest));
+        } else if !moving.is_empty() {
             // Later frames for others do not wait.
+            let leaving = Leaving { moving, moved: received.leaving.moved };
             let (at, frames) = (frame.matched_at, vec![(frame, answers.clone())]);
-            return self.wait_late(remote, key, at, frames, received.leaving);
+            self.wait_late(remote, key, at, frames, leaving);
+            return self.give_place(remote, key, place);
         }
+        self.give_place(remote, key, place);
         // A frame that is older than the newest move this node has forgotten may have been for that session.
         let forgotten = Some(remote.forgotten_move()).filter(|m| frame.matched_at < *m);
         let answer = match received.leaving.moved.max(forgotten) {
@@ -200,6 +210,7 @@ impl Inbox for Broker {
         }
         remote.heard(from, report);
         remote.sessions.reported();
+        self.places_may_go(remote);
     }
 
     fn answered(&self, node: &Arc<str>, answers: Vec<(MessageId, Answer)>) {
@@ -210,7 +221,11 @@ impl Inbox for Broker {
 
     fn link(&self, node: &Arc<str>, process: Option<MemberId>) {
         let Some(remote) = &self.remote else { return };
+        let down = process.is_none();
         remote.link_changed(node, process);
+        if down {
+            self.match_behind(remote);
+        }
         remote.sessions.poke();
         self.nodes_changed();
     }

@@ -12,21 +12,23 @@ impl Remote {
     fn report(&self) -> Report {
         // First, so that nothing matched below it comes after.
         let applied = self.applied();
-        let members = self.members.live();
+        let members = self.members.to_keep();
         // This node too: what it had for a session that left it may be on its way.
-        let others = members.iter().map(|m| &m.id.node).filter(|n| **n != self.me.node);
+        let others = members.iter().map(|m| &m.id.node);
         let nodes = others.chain([&self.me.node]);
         // Whoever has taken a number is inside until its publish is in the table, and whoever has matched one until its frames
         // are queued.
-        let ((low_water, open), settled) = self.gate.closed(|| {
+        let ((low_water, open), settled, past) = self.gate.closed(|| {
             let settled = nodes.map(|n| (n.clone(), self.origins.settled_floor(n, applied))).collect();
-            (self.origins.low_water(), settled)
+            (self.origins.low_water(), settled, self.origins.past_floors(applied))
         });
         Report {
             applied,
             low_water,
             open,
             settled,
+            past,
+            past_others: applied,
             retired: self.origins.retired(),
             sent_at: self.now(),
             heard: self.members.heard(),

@@ -131,27 +131,23 @@ impl Leaf {
         }
     }
 
-    /// Adds or replaces a plain route; true if it is new.
-    fn put(&mut self, entry: Entry) -> bool {
+    /// Adds or replaces a plain route; the one that was there.
+    fn put(&mut self, entry: Entry) -> Option<Entry> {
         let direct = match self {
-            Leaf::One(e) if e.of == entry.of => {
-                *e = entry;
-                return false;
-            }
+            Leaf::One(e) if e.of == entry.of => return Some(std::mem::replace(e, entry)),
             leaf => &mut leaf.many().direct,
         };
         match direct.iter_mut().find(|e| e.of == entry.of) {
-            Some(e) => *e = entry,
+            Some(e) => Some(std::mem::replace(e, entry)),
             None => {
                 direct.push(entry);
-                return true;
+                None
             }
         }
-        false
     }
 
-    /// Adds or replaces a shared route; true if it is new.
-    fn put_shared(&mut self, name: &Arc<str>, entry: Entry, weight: u32) -> bool {
+    /// Adds or replaces a shared route; the one that was there.
+    fn put_shared(&mut self, name: &Arc<str>, entry: Entry, weight: u32) -> Option<Entry> {
         let groups = &mut self.many().groups;
         let at = groups.iter().position(|g| g.name == *name).unwrap_or_else(|| {
             groups.push(Group { name: name.clone(), members: Vec::new() });
@@ -159,13 +155,10 @@ impl Leaf {
         });
         let members = &mut groups[at].members;
         match members.iter_mut().find(|(e, _)| e.of == entry.of) {
-            Some(m) => {
-                *m = (entry, weight);
-                false
-            }
+            Some(m) => Some(std::mem::replace(m, (entry, weight)).0),
             None => {
                 members.push((entry, weight));
-                true
+                None
             }
         }
     }
@@ -229,6 +222,8 @@ struct Owners {
     owners: Vec<Option<Owner>>,
     numbers: HashMap<MemberId, u32>,
     free: Vec<u32>,
+    /// Nodes that are waited for, and want less than before.
+    released: Vec<Arc<str>>,
 }
 
 impl Owners {
@@ -253,6 +248,9 @@ impl Owners {
 
     /// Counts routes in and out; a number without routes is free.
     fn count(&mut self, n: u32, added: usize, removed: usize) {
+        if removed > 0 {
+            self.release(n);
+        }
         let Some(slot) = self.owners.get_mut(n as usize) else { return };
         let Some(owner) = slot else { return };
         owner.routes = (owner.routes + added).saturating_sub(removed);
@@ -260,6 +258,15 @@ impl Owners {
             self.numbers.remove(&owner.of);
             *slot = None;
             self.free.push(n);
+        }
+    }
+
+    /// An incarnation wants less than before: what waits for it may not have to any more.
+    fn release(&mut self, n: u32) {
+        if let Some(Standing::Orphan(node)) = self.standing(n)
+            && !self.released.contains(node)
+        {
+            self.released.push(node.clone());
         }
     }
 
@@ -316,31 +323,39 @@ impl RoutesIndex {
         self.snapshot.load(Ordering::Acquire) as u16
     }
 
-    /// Adds and removes routes of an incarnation. `standing` says how it is to be treated if it was not known yet.
-    pub fn apply(&self, of: &MemberId, add: &[Route], del: &[Arc<str>], standing: impl FnOnce() -> Standing) {
+    /// Adds and removes routes of an incarnation. `standing` says how it is to be treated if it was not known yet. True if it is
+    /// waited for, and wants less than before: [`RoutesIndex::judge`] must follow.
+    pub fn apply(
+        &self,
+        of: &MemberId,
+        add: &[Route],
+        del: &[Arc<str>],
+        standing: impl FnOnce() -> Standing,
+    ) -> bool {
         let n = self.owners.write().number(of, standing);
         let snapshot = self.snapshot();
-        let (mut added, mut removed) = (0, Vec::new());
+        let (mut added, mut weaker, mut removed) = (0, false, Vec::new());
         for r in add {
             let Ok(filter) = Filter::parse(&r.filter) else {
                 tracing::warn!(of = %of, filter = %shown(&r.filter), "a route that is no topic filter is left out");
                 continue;
             };
             let entry = Entry { of: n, snapshot, persistent: r.persistent };
-            let is_new = self.change(filter.filter, |trie| match filter.share {
+            let old = self.change(filter.filter, |trie| match filter.share {
                 None => {
                     let mut is_new = false;
                     let leaf = trie.get_or_insert_with(filter.filter, || {
                         is_new = true;
                         Leaf::One(entry)
                     });
-                    is_new || leaf.put(entry)
+                    if is_new { None } else { leaf.put(entry) }
                 }
                 Some(_) => trie
                     .get_or_insert_with(filter.filter, || Leaf::Many(Box::default()))
                     .put_shared(&r.filter, entry, r.weight),
             });
-            added += usize::from(is_new);
+            added += usize::from(old.is_none());
+            weaker |= old.is_some_and(|old| old.persistent && !entry.persistent);
         }
         for name in del {
             let Ok(filter) = Filter::parse(name) else { continue };
@@ -352,18 +367,26 @@ impl RoutesIndex {
                 }
             });
         }
-        self.owners.write().count(n, added, removed.len());
+        let mut owners = self.owners.write();
+        if weaker {
+            owners.release(n);
+        }
+        owners.count(n, added, removed.len());
+        !owners.released.is_empty()
     }
 
-    /// Looks again at how everybody is to be treated. Returns the nodes for which that has changed.
+    /// Looks again at how everybody is to be treated. Returns the nodes for which that has changed, and those that are waited for
+    /// and want less than before.
     pub fn judge(&self, standing: impl Fn(&MemberId) -> Standing) -> Vec<Arc<str>> {
-        let mut nodes = Vec::new();
-        for owner in self.owners.write().owners.iter_mut().flatten() {
+        let mut owners = self.owners.write();
+        let mut nodes = std::mem::take(&mut owners.released);
+        for owner in owners.owners.iter_mut().flatten() {
             let old = std::mem::replace(&mut owner.standing, standing(&owner.of));
             if old != owner.standing {
                 nodes.extend([&old, &owner.standing].into_iter().filter_map(Standing::node).cloned());
             }
         }
+        drop(owners);
         self.standings.fetch_add(1, Ordering::Release);
         nodes
     }
@@ -373,8 +396,8 @@ impl RoutesIndex {
         self.snapshot.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Removes what the snapshot did not mention.
-    pub fn end_snapshot(&self) {
+    /// Removes what the snapshot did not mention. True as with [`RoutesIndex::apply`].
+    pub fn end_snapshot(&self) -> bool {
         let snapshot = self.snapshot();
         let mut removed = Vec::new();
         for shard in &self.shards {
@@ -399,6 +422,7 @@ impl RoutesIndex {
         }
         let mut owners = self.owners.write();
         removed.into_iter().for_each(|n| owners.count(n, 0, 1));
+        !owners.released.is_empty()
     }
 
     /// Where else `topic` goes. The result stays valid until the next call with this cache.

@@ -373,8 +373,10 @@ impl Broker {
             plan.gone = view.asked.iter().filter(|n| self.lost(remote, n) && !wanted(n)).cloned().collect();
         }
         let leaving = self.leave_out(&mut plan, &mut scratch);
+        // Only a match of all that it is for makes it newer.
+        let at = if plan.direct || view.shared_only { applied } else { 0 };
         let next = remote.origins.check_in(id, plan, applied);
-        self.wait_for_leaving(remote, id, applied, leaving);
+        self.wait_for_leaving(remote, id, at, leaving);
         // Others may have waited for this one.
         self.late_soon(remote);
         Some(next)

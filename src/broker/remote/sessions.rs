@@ -143,6 +143,8 @@ pub struct Sessions {
     /// Sessions that are being handed over.
     pub(super) outgoing: Mutex<HashMap<Arc<str>, Arc<super::outgoing::Outgoing>>>,
     pub(super) departed: Mutex<BTreeMap<(Revision, SessionNo), Departed>>,
+    /// The newest move of a session, or start of a process, that the index has.
+    newest_move: AtomicU64,
     correlations: AtomicU64,
     procedures: Arc<AtomicUsize>,
 }
@@ -183,6 +185,16 @@ impl Sessions {
     /// Completes at the next [`Sessions::reported`]. Taken before looking, nothing is missed.
     pub(super) fn reports(&self) -> BoxFuture<()> {
         self.reports.lock().join()
+    }
+
+    /// A session has moved, or a process has started, at `at`.
+    pub(super) fn note_move(&self, at: Revision) {
+        self.newest_move.fetch_max(at, Ordering::AcqRel);
+    }
+
+    /// The newest such event.
+    pub(super) fn newest_move(&self) -> Revision {
+        self.newest_move.load(Ordering::Acquire)
     }
 
     /// Names a takeover in the logs of both nodes.
@@ -363,6 +375,11 @@ impl Broker {
             }
         }
         for event in events {
+            if let IndexEvent::Session { session: Some(session), revision, .. } = event
+                && session.epoch > 1
+            {
+                remote.sessions.note_move(*revision);
+            }
             if let IndexEvent::Session { client_id, session, revision } = event
                 && !remote.sessions.outdated(client_id, *revision)
             {

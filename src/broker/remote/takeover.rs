@@ -390,6 +390,7 @@ impl Broker {
     ) {
         hold.begin(at);
         // What was matched before that has to be matched again.
+        self.moved_at(remote, at);
         self.late_soon(remote);
         let (broker, remote) = (self.me.clone(), remote.clone());
         let tasks = remote.ports.tasks.clone();
@@ -443,16 +444,21 @@ impl Broker {
 }
 
 impl Remote {
-    /// Every frame of a process to the node of `old` and to this one, or to any, that was matched before this revision is answered.
+    /// Every publish of a process that was matched for the node of `old`, or for any, before this revision is answered, or was matched
+    /// again since; and all its frames to this node are answered.
     fn settled_by(&self, origin: &MemberId, old: Option<&MemberId>) -> Revision {
         let Some(old) = old else { return self.members.settled_everywhere(origin) };
         // A node's publishes for its own sessions are its own frames to itself.
-        let settled = |node: &str| match *origin == self.me {
-            true => self.origins.settled_floor(node, self.applied()),
-            false => self.members.settled(origin, node),
+        let (past, settled) = match *origin == self.me {
+            true => {
+                let applied = self.applied();
+                let past = self.origins.past_floor(&old.node, applied);
+                (past, self.origins.settled_floor(&self.me.node, applied))
+            }
+            false => (self.members.past(origin, &old.node), self.members.settled(origin, &self.me.node)),
         };
         // What moved may have to wait until this node has answered an earlier frame of the same publish.
-        settled(&old.node).min(settled(&self.me.node))
+        past.min(settled)
     }
 }
 

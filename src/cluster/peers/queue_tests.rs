@@ -249,6 +249,8 @@ fn a_report_travels_whole() {
         low_water: 4,
         open: vec![1, 3],
         settled: vec![("b".into(), 7)],
+        past: vec![("b".into(), 8), ("c".into(), 6)],
+        past_others: 9,
         retired: vec![3],
         sent_at: Time(77),
         heard: vec![(MemberId { node: "b".into(), incarnation: 5 }, Time(66))],

@@ -73,10 +73,11 @@ pub(super) fn read_frame(frame: proto::Frame, now: Time) -> Result<Frame, &'stat
 }
 
 pub(super) fn report(report: Report) -> proto::Report {
-    let settled = report
-        .settled
-        .iter()
-        .map(|(node, revision)| proto::Settled { node: node.to_string(), revision: *revision });
+    let revisions = |of: &[(Arc<str>, u64)]| -> Vec<proto::Settled> {
+        of.iter()
+            .map(|(node, revision)| proto::Settled { node: node.to_string(), revision: *revision })
+            .collect()
+    };
     let heard = report.heard.iter().map(|(process, at)| proto::Heard {
         node: process.node.to_string(),
         incarnation: process.incarnation,
@@ -86,7 +87,9 @@ pub(super) fn report(report: Report) -> proto::Report {
         applied: report.applied,
         low_water: report.low_water,
         open: report.open,
-        settled: settled.collect(),
+        settled: revisions(&report.settled),
+        past: revisions(&report.past),
+        past_others: report.past_others,
         retired: report.retired,
         sent_at_ms: report.sent_at.as_millis(),
         heard: heard.collect(),
@@ -95,6 +98,8 @@ pub(super) fn report(report: Report) -> proto::Report {
 }
 
 pub(super) fn read_report(report: proto::Report) -> Report {
+    let revisions =
+        |of: Vec<proto::Settled>| of.into_iter().map(|s| (s.node.into(), s.revision)).collect::<Vec<_>>();
     let heard = report.heard.into_iter().map(|h| {
         let process = MemberId { node: h.node.into(), incarnation: h.incarnation };
         (process, Time(h.sent_at_ms))
@@ -103,7 +108,9 @@ pub(super) fn read_report(report: proto::Report) -> Report {
         applied: report.applied,
         low_water: report.low_water,
         open: report.open,
-        settled: report.settled.into_iter().map(|s| (s.node.into(), s.revision)).collect(),
+        settled: revisions(report.settled),
+        past: revisions(report.past),
+        past_others: report.past_others,
         retired: report.retired,
         sent_at: Time(report.sent_at_ms),
         heard: heard.collect(),

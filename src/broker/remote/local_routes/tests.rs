@@ -85,6 +85,28 @@ fn the_first_persistent_subscriber_is_told_at_once_and_the_last_ones_going_later
 }
 
 #[test]
+fn that_no_persistent_subscriber_is_left_is_told_soon() {
+    for persistent_ones in 1..3 {
+        let c = started();
+        let _ = c.routes.add(&new_to_it("t"), false);
+        (0..persistent_ones).for_each(|_| drop(c.routes.add(&new_to_it("t"), true)));
+        c.tasks.run();
+        c.store.take();
+        // Another lazy change is waiting already.
+        let _ = c.routes.add(&new_to_it("$share/g/t"), false);
+        let _ = c.routes.add(&new_to_it("$share/g/t"), false);
+        c.tasks.advance(LAZY_MS / 2);
+        c.store.take();
+        for left in (0..persistent_ones).rev() {
+            c.routes.remove(&[Arc::from("t")], true);
+            c.tasks.advance(SOON_MS);
+            let told = c.store.take().into_iter().flatten().any(|change| change == add("t", false, 1));
+            assert_eq!(told, left == 0, "{left} of {persistent_ones} left");
+        }
+    }
+}
+
+#[test]
 fn who_comes_back_soon_costs_nothing() {
     let c = started();
     let _ = c.routes.add(&new_to_it("t"), true);

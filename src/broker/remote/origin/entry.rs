@@ -102,6 +102,8 @@ enum State {
 struct Part {
     node: Arc<str>,
     matched_at: Revision,
+    /// When it was matched the last time, with or without a new frame to this node.
+    past: Revision,
     state: State,
     asked: Asked,
     /// To be asked once the node has answered, and when that was matched.
@@ -168,8 +170,8 @@ pub struct Entry {
     /// Whether it is counted among those that wait for nodes that are away.
     pub counted_away: bool,
     parts: SmallVec<[Part; 2]>,
-    /// Nodes that cannot be asked, whose persistent sessions are waited for; since which match.
-    away: SmallVec<[(Arc<str>, Revision); 1]>,
+    /// Nodes that cannot be asked, whose persistent sessions are waited for; since which match, and the last one.
+    away: SmallVec<[(Arc<str>, (Revision, Revision)); 1]>,
 }
 
 /// What matching came to.
@@ -274,6 +276,11 @@ impl Entry {
             || self.groups.iter().any(|g| g.at.as_ref().is_some_and(|n| nodes.contains(n)))
     }
 
+    /// Whether one of these nodes was asked and has not answered, and it was not matched at `at` or later.
+    pub fn is_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
+        self.parts.iter().any(|p| p.state == State::Asked && p.past < at && nodes.contains(&p.node))
+    }
+
     /// Whether `node` was asked and has not answered.
     pub fn waits_for(&self, node: &str) -> bool {
         self.asked().any(|n| **n == *node)
@@ -310,6 +317,9 @@ impl Entry {
         if plan.direct {
             self.wait_for_away(&plan, floors);
         }
+        if plan.direct || !self.direct {
+            self.look_past(plan.matched_at, floors);
+        }
         for node in plan.gone {
             if self.waits_for(&node) {
                 self.remove(&node, floors);
@@ -338,6 +348,9 @@ impl Entry {
         }
         if plan.moving || plan.moved.is_some() {
             let asked = Asked { direct: true, ..Asked::default() };
+            if plan.direct || !self.direct {
+                self.forget_question(me);
+            }
             self.ask(me, plan.matched_at, asked, floors);
         }
         if let (false, Some(at)) = (plan.moving, plan.moved) {
@@ -355,13 +368,29 @@ impl Entry {
                 continue;
             }
             let asked = self.parts.iter().filter(|p| p.node == *node).map(|p| p.matched_at);
-            let waited = old.iter().filter(|(n, _)| n == node).map(|(_, at)| *at);
+            let waited = old.iter().filter(|(n, _)| n == node).map(|(_, (since, _))| *since);
             let since = asked.chain(waited).min().unwrap_or(plan.matched_at);
-            floors.add(node, since);
-            self.away.push((node.clone(), since));
+            let at = (since, plan.matched_at);
+            floors.add(node, at);
+            self.away.push((node.clone(), at));
         }
         for (node, at) in old {
             floors.remove(&node, at);
+        }
+    }
+
+    /// It was matched at `at`: whoever had left a node by then has been looked for elsewhere, though that node has not answered.
+    fn look_past(&mut self, at: Revision, floors: &mut Floors) {
+        for p in &mut self.parts {
+            floors.replace(&p.node, (p.matched_at, p.past), (p.matched_at, at));
+            p.past = at;
+        }
+    }
+
+    /// What this node waits for itself is not on its way: a new match takes its place at once.
+    fn forget_question(&mut self, me: &Arc<str>) {
+        for p in self.parts.iter_mut().filter(|p| p.node == *me) {
+            (p.state, p.next) = (State::Moved, None);
         }
     }
 
@@ -378,13 +407,14 @@ impl Entry {
                 return None;
             }
             Some(p) => {
-                floors.replace(node, p.matched_at, at);
-                (p.matched_at, p.state, p.asked) = (at, State::Asked, asked.clone());
+                floors.replace(node, (p.matched_at, p.past), (at, at));
+                (p.matched_at, p.past, p.state, p.asked) = (at, at, State::Asked, asked.clone());
             }
             None => {
-                floors.add(node, at);
+                floors.add(node, (at, at));
                 let (node, asked) = (node.clone(), asked.clone());
-                self.parts.push(Part { node, matched_at: at, state: State::Asked, asked, next: None });
+                let state = State::Asked;
+                self.parts.push(Part { node, matched_at: at, past: at, state, asked, next: None });
             }
         }
         Some(asked)
@@ -393,7 +423,7 @@ impl Entry {
     fn remove(&mut self, node: &Arc<str>, floors: &mut Floors) {
         if let Some(at) = self.parts.iter().position(|p| p.node == *node) {
             let part = self.parts.swap_remove(at);
-            floors.remove(node, part.matched_at);
+            floors.remove(node, (part.matched_at, part.past));
         }
     }
 
@@ -412,8 +442,9 @@ impl Entry {
                 let next = part.next.take();
                 match &next {
                     Some((at, more)) => {
-                        floors.replace(node, part.matched_at, *at);
-                        (part.matched_at, part.asked) = (*at, more.clone());
+                        let past = part.past.max(*at);
+                        floors.replace(node, (part.matched_at, part.past), (*at, past));
+                        (part.matched_at, part.past, part.asked) = (*at, past, more.clone());
                     }
                     None => self.remove(node, floors),
                 }
@@ -480,7 +511,7 @@ impl Entry {
     pub fn give_up(&mut self, floors: &mut Floors) -> SmallVec<[Arc<str>; 2]> {
         let asked = self.asked().cloned().collect();
         for p in self.parts.drain(..) {
-            floors.remove(&p.node, p.matched_at);
+            floors.remove(&p.node, (p.matched_at, p.past));
         }
         self.expire(floors);
         self.groups.clear();

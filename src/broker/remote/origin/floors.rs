@@ -5,39 +5,36 @@ use hashbrown::HashMap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// How many publishes there are of each node and revision.
+type Nodes = HashMap<Arc<str>, BTreeMap<Revision, usize>>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Floors {
-    nodes: HashMap<Arc<str>, BTreeMap<Revision, usize>>,
+    /// When what a node was asked was matched.
+    asked: Nodes,
+    /// When it was matched the last time: whoever had left the node by then has been looked for elsewhere.
+    matched: Nodes,
     /// The lowest of the floors that have risen since somebody asked.
     risen: Option<Revision>,
 }
 
 impl Floors {
-    /// A publish matched at `at` is on its way to `node`.
-    pub fn add(&mut self, node: &Arc<str>, at: Revision) {
-        *self.nodes.entry(node.clone()).or_default().entry(at).or_default() += 1;
+    /// A publish matched at `asked` is on its way to `node`; it was matched the last time at `matched`.
+    pub fn add(&mut self, node: &Arc<str>, (asked, matched): (Revision, Revision)) {
+        add(&mut self.asked, node, asked);
+        add(&mut self.matched, node, matched);
     }
 
     /// It is settled.
-    pub fn remove(&mut self, node: &Arc<str>, at: Revision) {
-        let Some(revisions) = self.nodes.get_mut(node) else { return };
-        if let Some(n) = revisions.get_mut(&at) {
-            *n -= 1;
-            if *n == 0 {
-                revisions.remove(&at);
-                if revisions.first_key_value().is_none_or(|(lowest, _)| *lowest > at) {
-                    self.risen = Some(self.risen.map_or(at, |r| r.min(at)));
-                }
-            }
-        }
-        if revisions.is_empty() {
-            self.nodes.remove(node);
-        }
+    pub fn remove(&mut self, node: &Arc<str>, (asked, matched): (Revision, Revision)) {
+        let risen =
+            remove(&mut self.asked, node, asked).into_iter().chain(remove(&mut self.matched, node, matched));
+        self.risen = self.risen.into_iter().chain(risen).min();
     }
 
-    /// What was matched at `old` is now on its way as matched at `new`.
-    pub fn replace(&mut self, node: &Arc<str>, old: Revision, new: Revision) {
+    /// What was on its way as in `old` is now as in `new`.
+    pub fn replace(&mut self, node: &Arc<str>, old: (Revision, Revision), new: (Revision, Revision)) {
         if old != new {
             self.add(node, new);
             self.remove(node, old);
@@ -51,6 +48,32 @@ impl Floors {
 
     /// The smallest revision of a publish on its way to `node`.
     pub fn lowest(&self, node: &str) -> Option<Revision> {
-        self.nodes.get(node)?.keys().next().copied()
+        self.asked.get(node)?.keys().next().copied()
     }
+
+    /// For each node that publishes are on their way to: the smallest revision at which one was matched the last time.
+    pub fn past(&self) -> impl Iterator<Item = (&Arc<str>, Revision)> {
+        self.matched.iter().filter_map(|(node, revisions)| Some((node, *revisions.keys().next()?)))
+    }
+}
+
+fn add(nodes: &mut Nodes, node: &Arc<str>, at: Revision) {
+    *nodes.entry(node.clone()).or_default().entry(at).or_default() += 1;
+}
+
+/// One less; the revision, if it was the lowest and none is left there.
+fn remove(nodes: &mut Nodes, node: &Arc<str>, at: Revision) -> Option<Revision> {
+    let revisions = nodes.get_mut(node)?;
+    let mut risen = None;
+    if let Some(n) = revisions.get_mut(&at) {
+        *n -= 1;
+        if *n == 0 {
+            revisions.remove(&at);
+            risen = revisions.first_key_value().is_none_or(|(lowest, _)| *lowest > at).then_some(at);
+        }
+    }
+    if revisions.is_empty() {
+        nodes.remove(node);
+    }
+    risen
 }

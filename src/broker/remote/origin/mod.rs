@@ -196,6 +196,18 @@ impl Origins {
         self.inner.lock().floors.lowest(node).map_or(applied, |floor| floor.min(applied))
     }
 
+    /// Every publish to `node` that was matched before the result is answered, or was matched again since.
+    pub fn past_floor(&self, node: &str, applied: Revision) -> Revision {
+        let inner = self.inner.lock();
+        let floor = inner.floors.past().find(|(n, _)| ***n == *node).map(|(_, at)| at);
+        floor.map_or(applied, |floor| floor.min(applied))
+    }
+
+    /// The same for each node that publishes are on their way to.
+    pub fn past_floors(&self, applied: Revision) -> Vec<(Arc<str>, Revision)> {
+        self.inner.lock().floors.past().map(|(node, at)| (node.clone(), at.min(applied))).collect()
+    }
+
     /// QoS 2 publishes of a session whose outcome is open.
     pub fn open_publishes(&self, session: SessionNo) -> usize {
         self.inner.lock().exactly_once.get(&session).map_or(0, |(n, _)| *n)
@@ -439,10 +451,19 @@ impl Origins {
     /// Publishes that wait for one of `nodes` are to be matched again, before all that come after them. Under the closed gate.
     /// Frames to those in `lost` will not be answered: their links are gone, and the frames with them.
     pub fn queue_again(&self, nodes: &[Arc<str>], lost: &[Arc<str>]) {
+        self.put_back(|e| e.waits_for_any(nodes) || e.waits_for_any(lost), lost);
+    }
+
+    /// Publishes that one of `nodes` has not answered and that were not matched at `at` or later are to be matched again, before all
+    /// that come after them. Under the closed gate. Whether there are any.
+    pub fn queue_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
+        self.put_back(|e| e.stage == Stage::Open && e.is_behind(nodes, at), &[])
+    }
+
+    fn put_back(&self, concerned: impl Fn(&Entry) -> bool, lost: &[Arc<str>]) -> bool {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         let before = inner.lane.len();
-        let concerned = |e: &Entry| e.waits_for_any(nodes) || e.waits_for_any(lost);
         for (id, e) in inner.entries.iter_mut().filter(|(_, e)| concerned(e)) {
             e.lose(lost);
             match e.stage {
@@ -454,10 +475,12 @@ impl Origins {
                 Stage::Recording | Stage::Lane | Stage::Settling => {}
             }
         }
-        if inner.lane.len() > before {
+        let any = inner.lane.len() > before;
+        if any {
             inner.lane.make_contiguous().sort_unstable();
             self.lane.store(true, Ordering::Release);
         }
+        any
     }
 
     /// Nodes that have not answered publishes.

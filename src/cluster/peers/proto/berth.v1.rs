@@ -128,6 +128,13 @@ pub struct Report {
     /// The sender has closed its clients, acknowledges nothing any more, and ends. What follows it says so too.
     #[prost(bool, tag = "20")]
     pub leaving: bool,
+    /// For each node that publishes are on their way to: every publish matched for it before this revision is answered, or was matched
+    /// again since.
+    #[prost(message, repeated, tag = "8")]
+    pub past: ::prost::alloc::vec::Vec<Settled>,
+    /// The same for all nodes not listed there; 0 = the sender does not know this field.
+    #[prost(uint64, tag = "9")]
+    pub past_others: u64,
 }
 /// Part of a Report.
 #[allow(clippy::all)]
