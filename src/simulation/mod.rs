@@ -13,6 +13,8 @@ mod endings;
 #[cfg(test)]
 mod frozen_long;
 #[cfg(test)]
+mod gone_sessions;
+#[cfg(test)]
 mod large_sessions;
 #[cfg(test)]
 mod left_rows;
@@ -33,9 +35,13 @@ mod repeated_publishes;
 #[cfg(test)]
 mod retained_limits;
 #[cfg(test)]
+mod retained_overlaps;
+#[cfg(test)]
 mod takeovers;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wills_void;
 mod wire;
 
 pub use client::{Got, SimClient};

@@ -62,7 +62,7 @@ impl Index for Broker {
         stream.in_snapshot = false;
         remote.members.end_snapshot(remote.now());
         remote.routes.end_snapshot();
-        self.retained.end_snapshot();
+        self.retained.end_snapshot(revision);
         drop(stream);
         remote.membership_changed();
         let before = remote.applied();
@@ -77,6 +77,10 @@ impl Index for Broker {
         // What the snapshot did not mention went without an event.
         self.on_membership(remote);
         self.on_advanced(revision);
+    }
+
+    fn cleared_since(&self, topic: &str, since: Revision) -> bool {
+        self.retained.cleared_since(topic, since)
     }
 
     fn current_at(&self, at: Time) {
@@ -108,7 +112,7 @@ impl Broker {
                 false
             }
             IndexEvent::Retained { topic, retained, revision } => {
-                self.retained.apply(topic, retained.as_ref().map(|r| &r.message), *revision);
+                self.retained.apply(topic, retained.as_ref().map(|r| (&r.message, r.id)), *revision);
                 false
             }
             IndexEvent::Leader(leader) => {

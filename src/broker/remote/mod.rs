@@ -16,6 +16,7 @@ mod cycle;
 mod drain;
 mod durable;
 mod evict;
+pub mod expiry;
 mod freeze;
 mod groups;
 mod index;
@@ -29,6 +30,7 @@ mod receive;
 mod reconcile;
 mod report;
 mod requests;
+mod reread;
 mod retained;
 mod send;
 mod serving;
@@ -45,6 +47,7 @@ pub use routes_index::{RemoteCache, RemoteGroup, RemoteMatches, RemoteNode, Remo
 pub use ticket::{Kept, Ticket};
 
 use super::ports::{BoxFuture, MemberId, Revision};
+use super::retained::Retained;
 use super::totals::LastTotals;
 use super::{Broker, ClusterPorts};
 use crate::clock::Time;
@@ -128,6 +131,8 @@ pub struct Remote {
     applied: Arc<Level>,
     /// The least that this and all other processes have applied.
     all_applied: Arc<Level>,
+    /// The least up to which all other processes, and this one's index, know what became of updates of retained messages.
+    all_retained: Arc<Level>,
     stream: index::Stream,
     weighing: Mutex<()>,
     keeping: Mutex<()>,
@@ -137,6 +142,9 @@ pub struct Remote {
     /// Until when it may serve for sure, milliseconds of [`Time`]; looked at before every write to a client.
     serve_until: AtomicU64,
     retains: retained::Retains,
+    rereads: reread::Rereads,
+    /// The retained messages as the store has them.
+    pub(super) retained: Arc<Retained>,
     /// The publishes that it owns.
     pub origins: Origins,
     /// Which of its sessions have had which publishes.
@@ -163,6 +171,7 @@ impl Remote {
             currency: Currency::new(limits.stale_after_ms),
             applied: Arc::default(),
             all_applied: Arc::default(),
+            all_retained: Arc::default(),
             stream: index::Stream::default(),
             weighing: Mutex::default(),
             keeping: Mutex::default(),
@@ -171,6 +180,8 @@ impl Remote {
             serve_bell: Arc::default(),
             serve_until: AtomicU64::new(0),
             retains: retained::Retains::default(),
+            rereads: reread::Rereads::default(),
+            retained: Arc::default(),
             gate: Gate::default(),
             origins: Origins::new(me.clone(), limits.held_publishes, limits.held_bytes),
             seen: Seen::new(limits.seen),
@@ -216,8 +227,16 @@ impl Remote {
     /// Completes with true once this node and every other has reported to have applied `revision`; with false `wait_ms`
     /// milliseconds after this node has: whoever had not by then is no longer current, if that is more than `stale_after`.
     pub fn when_all_applied(&self, revision: Revision, wait_ms: u64) -> BoxFuture<bool> {
-        let (applied, all, tasks) =
-            (self.applied.clone(), self.all_applied.clone(), self.ports.tasks.clone());
+        self.when_all(self.all_applied.clone(), revision, wait_ms)
+    }
+
+    /// As [`Remote::when_all_applied`], and what became of the updates of retained messages that others matched before is known.
+    fn when_all_retained(&self, revision: Revision, wait_ms: u64) -> BoxFuture<bool> {
+        self.when_all(self.all_retained.clone(), revision, wait_ms)
+    }
+
+    fn when_all(&self, all: Arc<Level>, revision: Revision, wait_ms: u64) -> BoxFuture<bool> {
+        let (applied, tasks) = (self.applied.clone(), self.ports.tasks.clone());
         Box::pin(async move {
             applied.when(revision).await;
             let all = all.when(revision);
@@ -284,6 +303,10 @@ impl Remote {
         let all = self.members.applied_by_all(since).min(self.applied());
         if all != self.all_applied.get() {
             self.all_applied.set(all);
+        }
+        let all = self.members.retained_by_all(since).min(self.applied());
+        if all != self.all_retained.get() {
+            self.all_retained.set(all);
         }
         match self.members.evidence() {
             // Before its own registration it does not know who else there is.

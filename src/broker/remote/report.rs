@@ -12,6 +12,7 @@ impl Remote {
     fn report(&self) -> Report {
         // First, so that nothing matched below it comes after.
         let applied = self.applied();
+        let retained = self.retained_progress(applied);
         let members = self.members.live();
         // This node too: what it had for a session that left it may be on its way.
         let others = members.iter().map(|m| &m.id.node).filter(|n| **n != self.me.node);
@@ -30,6 +31,7 @@ impl Remote {
             retired: self.origins.retired(),
             sent_at: self.now(),
             heard: self.members.heard(),
+            retained: Some(retained),
         }
     }
 
@@ -40,10 +42,13 @@ impl Remote {
     }
 
     /// Takes in what another process reported.
-    pub fn heard(&self, from: &MemberId, report: Report) {
-        let applied = report.applied;
+    pub fn heard(self: &Arc<Remote>, from: &MemberId, report: Report) {
+        let (applied, retained) = (report.applied, report.retained);
         self.members.report(from, report, self.applied());
         self.weigh();
+        if let Some(r) = retained {
+            self.take_progress(from, applied, r);
+        }
         if applied > self.applied() && self.may_miss() {
             self.lag_bell.ring();
         }
@@ -51,6 +56,11 @@ impl Remote {
 
     /// The link to a node leads to this process now, or is down.
     pub fn link_changed(&self, node: &Arc<str>, process: Option<MemberId>) {
+        let before = self.members.linked(node);
+        if let Some(gone) = before.filter(|before| Some(before) != process.as_ref()) {
+            // What it has not said by now this node may never hear.
+            self.retained.forget_origin(gone.incarnation);
+        }
         self.members.link(node, process);
         self.membership_changed();
         self.report_soon();

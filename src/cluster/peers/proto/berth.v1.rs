@@ -82,6 +82,9 @@ pub struct Frame {
     /// Positions left out between the frame with an ID before this one and this one.
     #[prost(uint32, tag = "10")]
     pub skipped: u32,
+    /// At QoS 0 with RETAIN: names the update of the retained message.
+    #[prost(message, optional, tag = "11")]
+    pub update: ::core::option::Option<MessageId>,
 }
 /// What whatever is queued becomes: one batch.
 #[allow(clippy::all)]
@@ -125,6 +128,27 @@ pub struct Report {
     /// Publishes below low_water that are not done with, ascending.
     #[prost(uint64, repeated, tag = "7")]
     pub open: ::prost::alloc::vec::Vec<u64>,
+    /// How far the sender is with its updates of retained messages.
+    #[prost(message, optional, tag = "8")]
+    pub retained: ::core::option::Option<RetainedProgress>,
+}
+/// Part of a Report.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetainedProgress {
+    /// What became of every update whose publish was matched at this revision or before is in the sender's index, save those that
+    /// wait for the store.
+    #[prost(uint64, tag = "1")]
+    pub settled: u64,
+    /// The same without an exception.
+    #[prost(uint64, tag = "2")]
+    pub written: u64,
+    /// Updates of the sender's incarnation with a lower number that are not decided wait for the store.
+    #[prost(uint64, tag = "3")]
+    pub waited: u64,
+    /// Updates with a lower number are decided.
+    #[prost(uint64, tag = "4")]
+    pub decided: u64,
 }
 /// Part of a Report.
 #[allow(clippy::all)]
