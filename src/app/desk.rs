@@ -165,7 +165,7 @@ impl Operator for Desk {
                 node = name,
                 sessions = forgotten.sessions,
                 incarnations = forgotten.incarnations.len(),
-                "an operator gave up what a node had"
+                "an operator gave up what a node had, wills included"
             );
             Ok(Forgotten {
                 node: name,

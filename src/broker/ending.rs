@@ -97,6 +97,8 @@ impl Broker {
         handle.mailbox.put_back(unsent);
         let done = self.carry_out(handle, &mut session, effects, now, scratch);
         if !done.ended {
+            // DISCONNECT may have changed it.
+            self.tell_expiry(handle, session.expiry_s());
             self.park(handle, session, scratch);
         }
         done.lsn
@@ -115,7 +117,9 @@ impl Broker {
         let origin =
             Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
         self.metrics.wills_published.inc();
-        if let Err(failure) = self.publish(message, &origin, &mut Cache::default(), scratch) {
+        let routed = self.publish(message, &origin, &mut Cache::default(), scratch);
+        scratch.will = routed.as_ref().ok().and_then(|r| r.ticket.clone());
+        if let Err(failure) = routed {
             let (reason, why) = (failure.reason, failure.why.as_deref());
             tracing::warn!(client = %shown(&handle.client_id), topic = %shown(message.topic()), ?reason, why, "will not published");
             self.journal.append(&[Change::Session(&record)]);

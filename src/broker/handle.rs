@@ -3,6 +3,7 @@
 use super::inspect::Attached;
 use super::mailbox::Mailbox;
 use super::ports::{BoxFuture, Epoch, Revision, SessionNo};
+use super::remote::expiry::ToldExpiry;
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::telemetry::Whose;
@@ -39,6 +40,8 @@ pub struct Handle {
     pub mailbox: Mailbox,
     /// Its subscriptions.
     pub subscriptions: Mutex<Subscriptions>,
+    /// How long it lasts, as the cluster's store has it.
+    pub expiry: ToldExpiry,
     epoch: AtomicU64,
     recorded: AtomicBool,
     fresh: AtomicBool,
@@ -66,6 +69,7 @@ impl Handle {
             created_at,
             mailbox,
             subscriptions,
+            expiry: ToldExpiry::default(),
             epoch: AtomicU64::new(0),
             recorded: AtomicBool::new(false),
             fresh: AtomicBool::new(false),

@@ -129,7 +129,7 @@ pub struct Broker {
     pub(crate) remote: Option<Arc<Remote>>,
     registry: Registry,
     router: Router,
-    retained: Retained,
+    retained: Arc<Retained>,
     /// The last messages of `$SYS`.
     own: Retained,
     /// Which of them bridges have told.

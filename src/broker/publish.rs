@@ -134,6 +134,8 @@ pub struct Scratch {
     pub wakes: Wakes,
     recipients: Vec<Recipient>,
     journaled: Vec<Target>,
+    /// When the will that was published last is safe on other nodes.
+    pub(super) will: Option<Arc<Ticket>>,
     /// Sessions whose queue was found full.
     pub(super) full: Vec<Arc<Handle>>,
     /// Sessions that got the message, in a cluster.
@@ -160,7 +162,9 @@ impl Broker {
             self.publish_refused(origin, loss);
             return Err(Failure::new(Reason::QuotaExceeded, HELD_FULL));
         }
-        let (mut lsn, mut ticket) = (None, None);
+        let (mut lsn, mut ticket, mut id) = (None, None, None);
+        // An update has the name of its publish: nobody may hear of a later one before it is in the table.
+        let _inside = self.remote.as_ref().filter(|_| message.retain()).map(|r| r.gate.enter());
         if message.retain() {
             let updated = self.retain(message, origin.keeping(), origin.told(message)).map_err(|why| {
                 self.not_retained(origin, message, &why);
@@ -169,10 +173,10 @@ impl Broker {
             if let Some(why) = &updated.forbidden {
                 self.not_retained(origin, message, why);
             }
-            (lsn, ticket) = (updated.lsn, updated.ticket);
+            (lsn, ticket, id) = (updated.lsn, updated.ticket, updated.id);
         }
         if let Some(remote) = &self.remote {
-            let mut routed = self.publish_in_cluster(remote, message, origin, ticket, cache, scratch);
+            let mut routed = self.publish_in_cluster(remote, message, origin, (ticket, id), cache, scratch);
             routed.lsn = routed.lsn.max(lsn);
             return Ok(routed);
         }

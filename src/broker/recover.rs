@@ -34,6 +34,7 @@ impl Broker {
         now: Time,
     ) -> Arc<Broker> {
         let remote = ports.cluster.map(|c| Arc::new(Remote::new(c, limits.remote, metrics.clone())));
+        let retained = remote.as_ref().map_or_else(Arc::default, |r| r.retained.clone());
         let broker = Arc::new_cyclic(|me| Broker {
             limits,
             metrics,
@@ -42,7 +43,7 @@ impl Broker {
             remote,
             registry: Registry::default(),
             router: Router::default(),
-            retained: Retained::default(),
+            retained,
             own: Retained::default(),
             bridges: Bridges::default(),
             dormant: Dormant::default(),

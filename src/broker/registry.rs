@@ -197,6 +197,7 @@ impl Broker {
         let no = self.new_session_no();
         let handle = Arc::new(Handle::new(no, old.client_id.clone(), old.durable, now, mailbox));
         handle.set_epoch(old.epoch());
+        handle.expiry.is_told(old.expiry.by_store());
         old.disown();
         // The old one no longer counts itself out when it ends: the new one takes its place there too.
         self.registry.insert(handle.clone());

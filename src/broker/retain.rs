@@ -43,7 +43,7 @@ impl Broker {
         } else {
             Some(self.retained.set(message, || self.journal.append(&[Change::Retain(message)])))
         };
-        Ok(Updated { lsn, ticket: None, forbidden })
+        Ok(Updated { lsn, forbidden, ..Updated::default() })
     }
 
     /// Whether a message may become the retained one of its topic now, beside those on their way; `journaled` says that the

@@ -1,13 +1,25 @@
 //! Retained messages (MQTT 5.0 section 3.3.1.3): the last one of every topic, in memory, found by filter without a scan.
+//!
+//! What is sent because of a SUBSCRIBE is never older than what its session has been given of the topic already. So every update
+//! has a number, taken before sessions are looked up that get it, and every request has the number at which its subscription was in
+//! the router: what has a higher one comes to the subscription by itself.
 
-use super::ports::Revision;
+mod live;
+
+use super::ports::{BoxFuture, Incarnation, MessageId, Revision};
+use super::remote::level::Waiters;
 use crate::clock::Time;
 use crate::mqtt::Message;
-use crate::topic::RetainedTrie;
-use parking_lot::RwLock;
+use crate::topic::{RetainedTrie, matches};
+use hashbrown::HashMap;
+use live::{Live, Update};
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+
+/// Topics of which it is remembered when the cluster cleared them.
+const CLEARED_MAX: usize = 65_536;
 
 /// Limits of the retained messages.
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +157,21 @@ struct Kept {
     revision: Revision,
     /// The snapshot that mentioned it last.
     snapshot: u32,
+    /// The update that set it, in a cluster.
+    id: Option<MessageId>,
+    /// Differs from that of every other update.
+    version: u64,
+    /// The number at which sessions here were given it; 0 if they were not, as far as is known.
+    given: u64,
+}
+
+/// A retained message that was found for a subscription.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The message.
+    pub message: Message,
+    /// Which update of its topic it is; 0 = one that waits for the store.
+    version: u64,
 }
 
 #[derive(Debug, Default)]
@@ -154,11 +181,53 @@ struct Inner {
     bytes: usize,
     /// Topics whose message expires, soonest first.
     expiring: BTreeSet<(Time, Box<str>)>,
+    /// Updates so far.
+    updates: u64,
+    live: Live,
+    cleared: Cleared,
+}
+
+/// How a topic was cleared.
+#[derive(Clone, Copy, Debug)]
+struct Clear {
+    revision: Revision,
+    /// The number at which sessions here were given that; 0 if they were not, as far as is known.
+    given: u64,
+    /// When the message that it took away expired.
+    expired_at: Option<Time>,
+}
+
+/// When topics were cleared, the last ones of them.
+#[derive(Debug, Default)]
+struct Cleared {
+    at: HashMap<Arc<str>, Clear>,
+    order: BTreeSet<(Revision, Arc<str>)>,
+}
+
+impl Cleared {
+    fn note(&mut self, topic: &str, clear: Clear) {
+        let topic: Arc<str> = topic.into();
+        if let Some(before) = self.at.insert(topic.clone(), clear) {
+            self.order.remove(&(before.revision, topic.clone()));
+        }
+        self.order.insert((clear.revision, topic));
+        if self.order.len() > CLEARED_MAX
+            && let Some((_, first)) = self.order.pop_first()
+        {
+            self.at.remove(&first);
+        }
+    }
 }
 
 impl Inner {
-    fn set(&mut self, message: &Message, revision: Revision) {
-        let kept = Kept { message: message.clone(), revision, snapshot: self.snapshot };
+    fn next(&mut self) -> u64 {
+        self.updates += 1;
+        self.updates
+    }
+
+    fn set(&mut self, message: &Message, revision: Revision, id: Option<MessageId>, given: u64) {
+        let (version, snapshot) = (self.next(), self.snapshot);
+        let kept = Kept { message: message.clone(), revision, snapshot, id, version, given };
         if let Some(old) = self.index.insert(message.topic(), kept) {
             self.forget(&old.message);
         }
@@ -180,6 +249,8 @@ impl Inner {
 #[derive(Debug, Default)]
 pub struct Retained {
     inner: RwLock<Inner>,
+    /// Those who wait until updates are decided.
+    waiting: Mutex<Waiters>,
 }
 
 impl Retained {
@@ -211,20 +282,116 @@ impl Retained {
     /// Sets the retained message of its topic; runs `record` under the same lock, so that the journal has the same order.
     pub fn set<R>(&self, message: &Message, record: impl FnOnce() -> R) -> R {
         let mut inner = self.inner.write();
-        inner.set(message, 0);
+        let given = inner.updates + 1;
+        inner.set(message, 0, None, given);
         record()
     }
 
     /// Sets or clears a topic as the cluster says at `revision`.
-    pub fn apply(&self, topic: &str, message: Option<&Message>, revision: Revision) {
-        let mut inner = self.inner.write();
-        match message {
-            Some(message) => inner.set(message, revision),
+    pub fn apply(&self, topic: &str, update: Option<(&Message, MessageId)>, revision: Revision) {
+        let mut guard = self.inner.write();
+        let inner = &mut *guard;
+        match update {
+            Some((message, id)) => {
+                let given = inner.live.decide(topic, id);
+                let snapshot = inner.snapshot;
+                match inner.index.get_mut(topic).filter(|k| k.revision == revision) {
+                    Some(known) => known.snapshot = snapshot,
+                    None => inner.set(message, revision, Some(id), given.unwrap_or(0)),
+                }
+            }
             None => {
-                if let Some(old) = inner.index.remove(topic) {
+                let old = inner.index.remove(topic);
+                let clears = inner.live.of(topic).iter().rev().find(|u| u.message.is_none());
+                let clear = Clear {
+                    revision,
+                    given: clears.map_or(0, |u| u.at),
+                    expired_at: old.as_ref().and_then(|k| k.message.expires_at()),
+                };
+                inner.cleared.note(topic, clear);
+                if let Some(old) = old {
                     inner.forget(&old.message);
                 }
             }
+        }
+        drop(guard);
+        self.poke();
+    }
+
+    /// Updates so far. A subscription that is in the router when this is read is given all with a higher number.
+    pub fn updates(&self) -> u64 {
+        self.inner.read().updates
+    }
+
+    /// Sessions here are about to be given an update that the index does not have yet; an empty payload clears, and so does what
+    /// may not be retained. `parked`: the store takes it at some later time, nobody knows when.
+    pub fn begin(&self, message: &Message, id: MessageId, clears: bool, parked: bool) {
+        let mut guard = self.inner.write();
+        let inner = &mut *guard;
+        let (at, topic) = (inner.next(), message.topic());
+        if let Some(kept) = inner.index.get_mut(topic)
+            && let Some(known) = kept.id.filter(|known| known.origin == id.origin)
+            && known.seq >= id.seq
+        {
+            // Its event was faster, or that of a later one.
+            if known == id {
+                kept.given = at;
+            }
+            return;
+        }
+        inner.live.begin(topic, Update { id, message: (!clears).then(|| message.clone()), at, parked });
+    }
+
+    /// The index knows what became of an update.
+    pub fn decided(&self, topic: &str, id: MessageId) {
+        self.inner.write().live.decide(topic, id);
+        self.poke();
+    }
+
+    /// The index knows what became of the updates of an origin below `decided`; those below `waited` wait for the store if they
+    /// are not decided.
+    pub fn decided_below(&self, origin: Incarnation, decided: u64, waited: u64) {
+        self.inner.write().live.decide_below(origin, decided, waited);
+        self.poke();
+    }
+
+    /// Nobody will say what became of the updates of an origin.
+    pub fn forget_origin(&self, origin: Incarnation) {
+        self.inner.write().live.forget(origin);
+        self.poke();
+    }
+
+    /// Updates of topics that match a filter, which sessions here have been given and which the index will know soon.
+    pub fn under_way(&self, filter: &str) -> Vec<(Arc<str>, MessageId)> {
+        self.inner.read().live.under_way(filter)
+    }
+
+    /// Completes when none of these updates is under way any more.
+    pub async fn when_decided(&self, updates: Vec<(Arc<str>, MessageId)>) {
+        loop {
+            let news = self.news();
+            if !self.any_under_way(&updates) {
+                return;
+            }
+            news.await;
+        }
+    }
+
+    fn any_under_way(&self, updates: &[(Arc<str>, MessageId)]) -> bool {
+        let inner = self.inner.read();
+        updates.iter().any(|(topic, id)| inner.live.is_under_way(topic, *id))
+    }
+
+    fn news(&self) -> BoxFuture<()> {
+        self.waiting.lock().join()
+    }
+
+    fn poke(&self) {
+        let mut waiting = self.waiting.lock();
+        if waiting.listed() > 0 {
+            let waiters = std::mem::take(&mut *waiting);
+            drop(waiting);
+            waiters.wake();
         }
     }
 
@@ -239,8 +406,13 @@ impl Retained {
         inner.snapshot = inner.snapshot.wrapping_add(1);
     }
 
-    /// Removes what the snapshot did not mention.
-    pub fn end_snapshot(&self) {
+    /// Whether a topic was cleared after this revision, as far as is known.
+    pub fn cleared_since(&self, topic: &str, since: Revision) -> bool {
+        self.inner.read().cleared.at.get(topic).is_some_and(|clear| clear.revision > since)
+    }
+
+    /// Removes what the snapshot of `revision` did not mention.
+    pub fn end_snapshot(&self, revision: Revision) {
         let mut inner = self.inner.write();
         let snapshot = inner.snapshot;
         let mut stale = Vec::new();
@@ -250,6 +422,8 @@ impl Retained {
             }
         });
         for message in stale {
+            let clear = Clear { revision, given: 0, expired_at: message.expires_at() };
+            inner.cleared.note(message.topic(), clear);
             inner.index.remove(message.topic());
             inner.forget(&message);
         }
@@ -297,6 +471,76 @@ impl Retained {
         found
     }
 
+    /// As [`Retained::matching`], for a subscription: what is parked for the store counts as retained.
+    pub fn found(&self, filter: &str, now: Time) -> Vec<Found> {
+        let mut found = Vec::new();
+        let inner = self.inner.read();
+        inner.index.for_each_match(filter, |k| {
+            if !k.message.expired(now) {
+                found.push(Found { message: k.message.clone(), version: k.version });
+            }
+            ControlFlow::Continue(())
+        });
+        for topic in inner.live.parked(filter).filter(|t| inner.index.get(t).is_none()) {
+            let last = inner.live.of(topic).iter().rev().find_map(|u| u.message.as_ref());
+            if let Some(message) = last.filter(|m| !m.expired(now)) {
+                found.push(Found { message: message.clone(), version: 0 });
+            }
+        }
+        found
+    }
+
+    /// As [`Retained::found`], what was set after a revision.
+    pub fn found_after(&self, filter: &str, after: Revision, now: Time) -> Vec<Found> {
+        let mut found = Vec::new();
+        self.inner.read().index.for_each_match(filter, |k| {
+            if k.revision > after && !k.message.expired(now) {
+                found.push(Found { message: k.message.clone(), version: k.version });
+            }
+            ControlFlow::Continue(())
+        });
+        found
+    }
+
+    /// Topics that match a filter and were cleared after a revision, as far as that is known; not those whose message had expired, nor
+    /// those whose clear a subscription of this age was given.
+    pub fn cleared_after(&self, filter: &str, after: Revision, born: u64, now: Time) -> Vec<Arc<str>> {
+        let inner = self.inner.read();
+        let later = inner.cleared.order.range((after.saturating_add(1), Arc::from(""))..);
+        let missed = |topic: &&Arc<str>| {
+            let expired = |c: &Clear| c.expired_at.is_some_and(|at| at <= now);
+            matches(filter, topic)
+                && inner.index.get(topic).is_none()
+                && inner.cleared.at.get(*topic).is_some_and(|c| c.given <= born && !expired(c))
+        };
+        later.map(|(_, topic)| topic).filter(missed).cloned().collect()
+    }
+
+    /// Has `send` send what was found to a subscription that was in the router when `born` updates had come, unless that has been
+    /// given something newer. No session is given a later update before `send` has returned. It is told the update's name if its
+    /// publish may still be on its way to this node.
+    pub fn send<R>(
+        &self,
+        found: &Found,
+        born: u64,
+        send: impl FnOnce(&Message, Option<MessageId>) -> R,
+    ) -> Option<R> {
+        let inner = self.inner.read();
+        let topic = found.message.topic();
+        let live = inner.live.of(topic);
+        if live.iter().any(|u| u.at > born) {
+            return None;
+        }
+        if let Some(last) = live.last().filter(|u| u.parked) {
+            return Some(send(last.message.as_ref()?, None));
+        }
+        let kept = inner.index.get(topic)?;
+        if kept.version != found.version || kept.given > born {
+            return None;
+        }
+        Some(send(&kept.message, kept.id.filter(|_| kept.given == 0)))
+    }
+
     /// Topics with a retained message.
     pub fn len(&self) -> usize {
         self.inner.read().index.len()
@@ -312,3 +556,6 @@ impl Retained {
         self.inner.read().bytes
     }
 }
+
+#[cfg(test)]
+mod tests;

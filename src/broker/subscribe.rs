@@ -5,6 +5,7 @@ use super::handle::{Handle, Subscription, Subscriptions};
 use super::ports::{Change, Identity, Lsn, SubscriptionRecord};
 use super::publish::Scratch;
 use super::remote::RouteWait;
+use super::retained::{Found, Retained};
 use super::router::{Subscriber, Target};
 use super::sys;
 use crate::clock::Time;
@@ -40,6 +41,8 @@ pub struct RetainedRequest {
     pub filter: Arc<str>,
     /// QoS, RETAIN and identifiers to send them with.
     pub target: Target,
+    /// Updates that had come when the subscription was in the router: it is given the later ones by itself.
+    pub born: u64,
 }
 
 impl Broker {
@@ -92,7 +95,8 @@ impl Broker {
             };
             // No retained messages for shared subscriptions (section 4.8.2).
             if let Some(target) = target.filter(|_| wanted && filter.share.is_none()) {
-                retained.extend([RetainedRequest { filter: name.clone(), target }]);
+                let born = self.retained_store(name).updates();
+                retained.extend([RetainedRequest { filter: name.clone(), target, born }]);
             }
         }
         answered.routes = self.routes_added(&routes, handle.durable);
@@ -178,23 +182,45 @@ impl Broker {
         if !journals(t) {
             return None;
         }
-        let mut found = self.retained_matching(&request.filter, now);
-        found.retain(|m| m.qos() > QoS::AtMostOnce);
-        found.iter().filter_map(|m| self.deliver_one(m, t, true, scratch)?).max()
+        let found = self.found(request, now);
+        let mut lsn = None;
+        for f in found.iter().filter(|f| f.message.qos() > QoS::AtMostOnce) {
+            let sent = self.send_found(request, f, |m| self.deliver_one(m, t, true, scratch));
+            lsn = lsn.max(sent.flatten().flatten());
+        }
+        lsn
     }
 
-    fn retained_matching(&self, filter: &str, now: Time) -> Vec<Message> {
-        let store = if sys::is_own(filter) { &self.own } else { &self.retained };
-        store.matching(filter, now)
+    fn retained_store(&self, filter: &str) -> &Retained {
+        if sys::is_own(filter) { &self.own } else { &self.retained }
+    }
+
+    fn found(&self, request: &RetainedRequest, now: Time) -> Vec<Found> {
+        self.retained_store(&request.filter).found(&request.filter, now)
     }
 
     /// The other retained messages for a new subscription, for the connection to send as the client takes them.
-    pub fn retained_for(&self, request: &RetainedRequest, now: Time) -> Vec<Message> {
-        let mut found = self.retained_matching(&request.filter, now);
+    pub fn retained_for(&self, request: &RetainedRequest, now: Time) -> Vec<Found> {
+        let mut found = self.found(request, now);
         if journals(&request.target) {
-            found.retain(|m| m.qos() == QoS::AtMostOnce);
+            found.retain(|f| f.message.qos() == QoS::AtMostOnce);
         }
         found
+    }
+
+    /// Has `send` send a retained message for a new subscription, unless its session has been given something newer.
+    pub fn send_found<R>(
+        &self,
+        request: &RetainedRequest,
+        found: &Found,
+        send: impl FnOnce(&Message) -> R,
+    ) -> Option<R> {
+        self.retained_store(&request.filter).send(found, request.born, |message, id| {
+            if let Some(id) = id {
+                self.sent_as_retained(id, request.target.handle.no);
+            }
+            send(message)
+        })
     }
 }
 

@@ -161,7 +161,7 @@ fn etcd(etcd: &Value) -> String {
 pub(super) fn forgotten(answer: &Value) -> String {
     let incarnations: Vec<String> = list(&answer["incarnations"]).iter().map(word).collect();
     format!(
-        "forgotten: {} sessions of node {} ({})\n",
+        "forgotten: {} sessions of node {} ({}), with their queues, subscriptions and wills: these wills are never published\n",
         word(&answer["sessions"]),
         word(&answer["node"]),
         incarnations.join(", ")

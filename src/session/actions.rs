@@ -168,6 +168,8 @@ pub enum CloseCause {
     Refused(Reason),
     /// Another connection took the client identifier.
     TakenOver,
+    /// Its client has connected elsewhere, and may have said much since: the will is void.
+    Evicted,
     /// An operator ended it.
     Kicked,
     /// The broker shuts down.
@@ -191,7 +193,7 @@ impl CloseCause {
             CloseCause::KeepAlive => Some(Reason::KeepAliveTimeout),
             CloseCause::PacketTimeout | CloseCause::WriteTimeout => Some(Reason::QuotaExceeded),
             CloseCause::Refused(r) => Some(r),
-            CloseCause::TakenOver => Some(Reason::SessionTakenOver),
+            CloseCause::TakenOver | CloseCause::Evicted => Some(Reason::SessionTakenOver),
             CloseCause::Kicked => Some(Reason::AdministrativeAction),
             CloseCause::ShuttingDown => Some(Reason::ServerShuttingDown),
             CloseCause::HandedOver => Some(Reason::ServerMoved),

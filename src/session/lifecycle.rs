@@ -72,7 +72,7 @@ impl Session {
         if self.conn.take().is_none() {
             return;
         }
-        if cause == CloseCause::Disconnected {
+        if matches!(cause, CloseCause::Disconnected | CloseCause::Evicted) {
             self.will = None;
         }
         self.detached_at = Some(now);

@@ -115,17 +115,27 @@ impl SimClient {
 
     /// Sends SUBSCRIBE; its packet identifier.
     pub fn subscribe(&mut self, filter: &str, qos: QoS) -> u16 {
-        self.send_subscribe(filter, qos, false)
+        self.send_subscribe(filter, qos, false, RetainHandling::Send)
+    }
+
+    /// As [`SimClient::subscribe`], with a wish about what is retained.
+    pub fn subscribe_handling(&mut self, filter: &str, qos: QoS, retain_handling: RetainHandling) -> u16 {
+        self.send_subscribe(filter, qos, false, retain_handling)
     }
 
     /// As [`SimClient::subscribe`], but not to what it publishes itself.
     pub fn subscribe_to_others(&mut self, filter: &str, qos: QoS) -> u16 {
-        self.send_subscribe(filter, qos, true)
+        self.send_subscribe(filter, qos, true, RetainHandling::Send)
     }
 
-    fn send_subscribe(&mut self, filter: &str, qos: QoS, no_local: bool) -> u16 {
+    fn send_subscribe(
+        &mut self,
+        filter: &str,
+        qos: QoS,
+        no_local: bool,
+        retain_handling: RetainHandling,
+    ) -> u16 {
         let id = self.id();
-        let retain_handling = RetainHandling::Send;
         let options = SubscribeOptions { qos, no_local, retain_as_published: false, retain_handling };
         let mut bytes = Vec::new();
         client::subscribe(&mut bytes, Version::V5, id, &[], &[(filter, options)]);

@@ -15,6 +15,8 @@ mod forgotten;
 #[cfg(test)]
 mod frozen_long;
 #[cfg(test)]
+mod gone_sessions;
+#[cfg(test)]
 mod large_sessions;
 #[cfg(test)]
 mod leaving;
@@ -37,6 +39,8 @@ mod repeated_publishes;
 #[cfg(test)]
 mod retained_limits;
 #[cfg(test)]
+mod retained_overlaps;
+#[cfg(test)]
 mod stalls;
 #[cfg(test)]
 mod subacks;
@@ -44,6 +48,8 @@ mod subacks;
 mod takeovers;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wills_void;
 mod wire;
 
 pub use client::{Got, SimClient};

@@ -304,7 +304,7 @@ fn a_pending_session_whose_claim_counted_ends_after_a_restart_if_it_was_replaced
         assert_eq!(connected(&cluster, &mut clean), Some((false, Reason::Success)), "seed {seed}");
         cluster.restart(1);
         cluster.advance(20_000);
-        assert_eq!(witness.payloads(), ["1"], "seed {seed}");
+        assert!(witness.payloads().is_empty(), "seed {seed}: its client is connected elsewhere");
         assert!(cluster.until(|| cluster.store.evictions().is_empty()), "seed {seed}");
     }
 }

@@ -7,12 +7,17 @@ use super::wire::{Input, put_text, put_varint};
 use crate::broker::ports::{MessageId, NodeRecord, ParkedRetain, Revision, SessionNo};
 use std::sync::Arc;
 
+/// Added to the mark that says whether there is a message, if the revision follows at which the update was accepted. Older releases
+/// refuse such a row by that mark.
+const SINCE: u8 = 2;
+
 /// An update of a retained message as stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parked<'a> {
     pub(super) topic: &'a str,
     id: MessageId,
     known: Revision,
+    since: Revision,
     body: Option<Body<'a>>,
 }
 
@@ -24,6 +29,7 @@ impl Parked<'_> {
             message: self.body.map(|body| body.message()),
             id: self.id,
             known: self.known,
+            since: self.since,
         }
     }
 }
@@ -54,7 +60,10 @@ pub(super) fn put_parked(out: &mut Vec<u8>, parked: &ParkedRetain) {
     put_id(out, parked.id);
     put_varint(out, parked.known);
     put_text(out, &parked.topic);
-    out.push(u8::from(parked.message.is_some()));
+    out.push(u8::from(parked.message.is_some()) + if parked.since > 0 { SINCE } else { 0 });
+    if parked.since > 0 {
+        put_varint(out, parked.since);
+    }
     if let Some(message) = &parked.message {
         put_body(out, message);
     }
@@ -81,15 +90,23 @@ pub(super) fn get_parked(mut input: Input<'_>) -> Result<LogRow<'_>, RecordError
     let id = get_id(&mut input)?;
     let known = input.varint()?;
     let topic = input.text()?;
-    let body = match input.u8()? {
+    let mark = input.u8()?;
+    let since = match mark {
+        SINCE.. => input.varint()?,
+        _ => 0,
+    };
+    if mark >= SINCE && since == 0 {
+        return Err(RecordError::Value("revision of an update"));
+    }
+    let body = match mark % SINCE {
+        _ if mark > SINCE + 1 => return Err(RecordError::Value("mark of a message")),
         0 => {
             input.end()?;
             None
         }
-        1 => Some(get_body(&mut input)?),
-        _ => return Err(RecordError::Value("mark of a message")),
+        _ => Some(get_body(&mut input)?),
     };
-    Ok(LogRow::Parked(Parked { topic, id, known, body }))
+    Ok(LogRow::Parked(Parked { topic, id, known, since, body }))
 }
 
 /// Numbers with their count before them, which is not believed: memory is taken as they come.

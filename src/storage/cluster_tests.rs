@@ -133,8 +133,13 @@ fn a_message_somebody_holds_was_seen_by_all_its_sessions<S: Subject>() {
 fn the_last_word_on_node_and_parked_updates_counts<S: Subject>() {
     let subject = S::fresh();
     let node = |incarnations: &[u64]| NodeRecord { node: "a".into(), incarnations: incarnations.to_vec() };
-    let parked =
-        |topic: &str, seq, message| ParkedRetain { topic: topic.into(), message, id: id(1, seq), known: 5 };
+    let parked = |topic: &str, seq, message| ParkedRetain {
+        topic: topic.into(),
+        message,
+        id: id(1, seq),
+        known: 5,
+        since: seq,
+    };
     let first = parked("x", 1, Some(message("x", 1)));
     append(subject.journal(), &[Op::Node(node(&[1])), Op::Park(first), Op::Park(parked("y", 2, None))]);
     let (subject, recovered) = subject.restart();

@@ -484,7 +484,13 @@ impl World {
             }
             22 => {
                 let message = (c & 1 == 0).then(|| message(&topic, c));
-                vec![Op::Park(ParkedRetain { topic: topic.into(), message, id, known: u64::from(c) })]
+                vec![Op::Park(ParkedRetain {
+                    topic: topic.into(),
+                    message,
+                    id,
+                    known: u64::from(c),
+                    since: u64::from(c / 3),
+                })]
             }
             23 => vec![Op::Unpark { topic }],
             _ => vec![Op::ClearRetained { topic }],

@@ -63,7 +63,7 @@ proptest! {
         let Ok(LogRow::Node(found)) = decode_log(&row) else { panic!("not a node") };
         prop_assert_eq!(found, node);
         let message = (by & 1 == 0).then(|| message(&text, by));
-        let parked = ParkedRetain { topic: text.as_str().into(), message, id, known: u64::from(by) << 30 };
+        let parked = ParkedRetain { topic: text.as_str().into(), message, id, known: u64::from(by) << 30, since: u64::from(by) << 20 };
         let row = encoded(|out| put_parked(out, &parked));
         let Ok(LogRow::Parked(found)) = decode_log(&row) else { panic!("not an update") };
         prop_assert_eq!(found.update(), parked);
@@ -131,10 +131,12 @@ fn the_format_is_pinned() {
     assert_eq!(encoded(|out| put_seen(out, id, &[1, 300])), [2, 6, 0xAC, 2, 9, 2, 1, 0xAC, 2]);
     let node = NodeRecord { node: "n1".into(), incarnations: vec![7, 8] };
     assert_eq!(encoded(|out| put_node(out, &node)), [2, 7, 2, b'n', b'1', 2, 7, 8]);
-    let mut parked = ParkedRetain { topic: "a/b".into(), message: Some(message), id, known: 4 };
+    let mut parked = ParkedRetain { topic: "a/b".into(), message: Some(message), id, known: 4, since: 0 };
     let head = [&[2, 8, 0xAC, 2, 9, 4, 3][..], b"a/b"].concat();
     assert_eq!(encoded(|out| put_parked(out, &parked)), [&head[..], &[1], &body].concat());
-    parked.message = None;
+    parked.since = 5;
+    assert_eq!(encoded(|out| put_parked(out, &parked)), [&head[..], &[3, 5], &body].concat());
+    (parked.message, parked.since) = (None, 0);
     assert_eq!(encoded(|out| put_parked(out, &parked)), [&head[..], &[0]].concat());
     let subscription = SubscriptionRecord {
         filter: "a/#".into(),

@@ -108,6 +108,13 @@ impl<V> RetainedTrie<V> {
         self.values.get(self.tree.nodes[id].value?)
     }
 
+    /// The value of a topic, to be changed.
+    #[must_use]
+    pub fn get_mut(&mut self, topic: &str) -> Option<&mut V> {
+        let id = self.tree.find(topic)?;
+        self.values.get_mut(self.tree.nodes[id].value?)
+    }
+
     /// Takes a topic out and hands its value back.
     pub fn remove(&mut self, topic: &str) -> Option<V> {
         let mut id = self.tree.find(topic)?;

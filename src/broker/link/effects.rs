@@ -7,7 +7,7 @@ use crate::broker::ports::{Change, Lsn, OutboundState};
 use crate::broker::publish::{Origin, Routed, Scratch};
 use crate::broker::remote::Kept;
 use crate::broker::subscribe::Answered;
-use crate::broker::{Broker, subscribe::RetainedRequest, sys};
+use crate::broker::{Broker, subscribe::RetainedRequest};
 use crate::clock::Time;
 use crate::mqtt::{Message, Reason};
 use crate::names::shown;
@@ -69,8 +69,7 @@ impl Open {
                 let mut retained: SmallVec<[RetainedRequest; 1]> = SmallVec::new();
                 let mut answered = broker.subscribe(&self.handle, &self.identity, &request, &mut retained);
                 self.subscribing += 1;
-                let fresh = retained.iter().any(|r| !sys::is_own(&r.filter));
-                let ticket = answered.routes.take().and_then(|wait| broker.when_routed(wait, fresh));
+                let ticket = answered.routes.take().and_then(|wait| broker.when_routed(wait, &retained));
                 if ticket.is_some() {
                     let what = What::Routed(answered.codes, retained);
                     // The journal gets its time after the other nodes had theirs.

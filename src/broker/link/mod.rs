@@ -13,11 +13,12 @@ mod waiting;
 use super::handle::Handle;
 use super::ports::Identity;
 use super::publish::{Cache, Scratch};
+use super::retained::Found;
 use super::subscribe::RetainedRequest;
 use super::{Admission, Broker};
 use crate::clock::Time;
+use crate::mqtt::Version;
 use crate::mqtt::decode::{self, DecodeError};
-use crate::mqtt::{Message, Version};
 use crate::session::{Actions, CloseCause, Delivery, Session};
 use crate::telemetry::metrics::ErrorType;
 use arriving::Arriving;
@@ -118,7 +119,7 @@ struct Open {
 #[derive(Debug, Default)]
 struct RetainedTodo {
     requests: VecDeque<RetainedRequest>,
-    current: Option<(RetainedRequest, std::vec::IntoIter<Message>)>,
+    current: Option<(RetainedRequest, std::vec::IntoIter<Found>)>,
 }
 
 /// What is added to the metrics once per call.

@@ -155,20 +155,22 @@ impl Open {
                 }
                 continue;
             };
-            let Some(message) = messages.next() else {
+            let Some(found) = messages.next() else {
                 *current = None;
                 continue;
             };
-            let t = &request.target;
-            let d = Delivery {
-                seq: None,
-                qos: message.qos().min(t.qos).min(if t.handle.durable { QoS::AtMostOnce } else { t.qos }),
-                retain: true,
-                extra: t.extra.clone(),
-                message,
-            };
-            sent = true;
-            self.session.handle(Input::Deliver(d), now, &mut cx.actions);
+            let (t, session) = (&request.target, &mut self.session);
+            let given = broker.send_found(request, &found, |message| {
+                let d = Delivery {
+                    seq: None,
+                    qos: message.qos().min(t.qos).min(if t.handle.durable { QoS::AtMostOnce } else { t.qos }),
+                    retain: true,
+                    extra: t.extra.clone(),
+                    message: message.clone(),
+                };
+                session.handle(Input::Deliver(d), now, &mut cx.actions);
+            });
+            sent |= given.is_some();
         }
         sent
     }

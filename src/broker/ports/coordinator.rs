@@ -66,6 +66,9 @@ pub struct Retain {
     /// The topic's revision known when the update was accepted (0 = no message). While the store is away this and this
     /// node's own earlier update of the topic are the only things it may overwrite.
     pub known: Revision,
+    /// How far this node's index had come when the update was accepted; 0 = that is not known any more. What another node has
+    /// cleared after it stays cleared, if this one is late.
+    pub since: Revision,
     /// This node's journal keeps it until it is written: what it replaces need not wait for it.
     pub kept: bool,
 }
@@ -106,6 +109,10 @@ pub trait Coordinator: Send + Sync + 'static {
     /// The session is over: removes the record if it is this node's at `epoch`. Tried until the store has answered, whether or
     /// not anybody waits; completes then.
     fn release(&self, client_id: &str, epoch: Epoch) -> BoxFuture<()>;
+
+    /// The session lasts so long after its end of connection, seconds: changes the record if it is this node's at `epoch`. Tried until
+    /// the store has answered; completes then.
+    fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) -> BoxFuture<()>;
 
     /// Adds and removes routes. Completes with the revision at which all of them are written; tried until the store has
     /// answered. Calls are carried out in order.

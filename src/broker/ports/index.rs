@@ -165,6 +165,8 @@ pub enum IndexEvent {
         client_id: Arc<str>,
         /// The epoch that replaced it.
         epoch: Option<Epoch>,
+        /// Nobody replaced it: it expired while its node was gone.
+        expired: bool,
         /// The revision of the change.
         revision: Revision,
     },
@@ -184,6 +186,11 @@ pub trait Index: Send + Sync + 'static {
 
     /// The snapshot of `revision` is complete.
     fn end_snapshot(&self, revision: Revision);
+
+    /// Whether a topic's retained message was cleared after this revision, as far as is known.
+    fn cleared_since(&self, _topic: &str, _since: Revision) -> bool {
+        false
+    }
 
     /// Everything that a linearizable read showed at `at` (milliseconds of [`crate::clock::Time`]) has been applied.
     fn current_at(&self, at: crate::clock::Time);

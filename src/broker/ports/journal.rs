@@ -112,6 +112,8 @@ pub struct ParkedRetain {
     pub id: MessageId,
     /// The topic's revision known when it was accepted.
     pub known: Revision,
+    /// How far the index had come when it was accepted; 0 = the row is of a release that did not say so.
+    pub since: Revision,
 }
 
 /// How far an outbound message has come.

@@ -22,6 +22,6 @@ pub use journal::{
 };
 pub use peers::{
     Answer, Answers, Frame, GroupTry, Inbox, LinkState, LinkStatus, PeerError, Peers, Report, Request,
-    Response,
+    Response, RetainedProgress,
 };
 pub use tasks::{BoxFuture, Tasks};

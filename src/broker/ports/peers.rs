@@ -30,6 +30,22 @@ pub struct Frame {
     pub groups: Vec<GroupTry>,
     /// The message, RETAIN as published.
     pub message: Message,
+    /// At QoS 0 with RETAIN: names the update. Else it has the publish's name.
+    pub update: Option<MessageId>,
+}
+
+/// How far a node is with its updates of retained messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetainedProgress {
+    /// What became of every update whose publish was matched at this revision or before is in the sender's index, save those that
+    /// wait for the store.
+    pub settled: Revision,
+    /// The same without an exception.
+    pub written: Revision,
+    /// Updates of the sender's incarnation with a lower number that are not decided wait for the store.
+    pub waited: u64,
+    /// Updates with a lower number are decided.
+    pub decided: u64,
 }
 
 /// What a node says to a frame with an ID.
@@ -75,6 +91,8 @@ pub struct Report {
     pub heard: Vec<(MemberId, Time)>,
     /// The sender has closed its clients, acknowledges nothing any more, and ends. Later reports of it say so too.
     pub leaving: bool,
+    /// How far it is with its updates of retained messages; `None` = it is of a release that does not say so.
+    pub retained: Option<RetainedProgress>,
 }
 
 /// A question to another node.

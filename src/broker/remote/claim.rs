@@ -107,6 +107,12 @@ impl Claiming {
             Ok(_) => self.bring().await,
             Err(reason) => Err(*reason),
         };
+        if result.is_ok()
+            && let Some(handle) = self.broker.session(&self.client_id)
+        {
+            self.broker.tell_expiry(&handle, self.expiry_s);
+            remote.expiry_told(&handle, self.deadline).await;
+        }
         remote.metrics.claims_waiting.sub(1);
         let last = remote.sessions.finish(&self.client_id, &self.run);
         let wanted = self.run.outcome.set(result) && result.is_ok();
@@ -249,6 +255,7 @@ impl Claiming {
         };
         match self.remote.claim_certainly(claim).await {
             ClaimOutcome::Granted(at) => {
+                handle.expiry.is_told(self.expiry_s);
                 broker.registry_insert(&handle);
                 tracing::debug!(client = %shown(&self.client_id), epoch, at, "session claimed");
                 if let Some(holder) = over {

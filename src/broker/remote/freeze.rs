@@ -262,7 +262,8 @@ impl Broker {
             Fate::Replaced => {
                 remote.metrics.moves.of(MoveResult::Left).inc();
                 if let Some(session) = out.handle.mailbox.thaw() {
-                    self.end_replaced(&out.handle, session, true).await;
+                    let will_stays = remote.will_stays(&out.handle.client_id, out.handle.epoch() + 1).await;
+                    self.end_replaced(&out.handle, session, will_stays).await;
                 }
                 self.late_soon(&remote);
             }
@@ -314,6 +315,7 @@ impl Broker {
             let claim = Claim { client_id, expected, epoch, expiry_s, evict: None };
             if let ClaimOutcome::Granted(_) = remote.claim_certainly(claim).await {
                 handle.set_epoch(epoch);
+                handle.expiry.is_told(expiry_s);
                 return Fate::Stays;
             }
         }

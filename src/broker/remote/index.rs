@@ -74,7 +74,7 @@ impl Index for Broker {
         if remote.routes.end_snapshot() {
             remote.membership_changed();
         }
-        self.retained.end_snapshot();
+        self.retained.end_snapshot(revision);
         drop(stream);
         let before = remote.applied();
         if revision < before {
@@ -88,6 +88,10 @@ impl Index for Broker {
         // What the snapshot did not mention went without an event.
         self.on_membership(remote);
         self.on_advanced(revision);
+    }
+
+    fn cleared_since(&self, topic: &str, since: Revision) -> bool {
+        self.retained.cleared_since(topic, since)
     }
 
     fn current_at(&self, at: Time) {
@@ -114,7 +118,7 @@ impl Broker {
                 remote.routes.apply(of, add, del, || remote.members.standing(of))
             }
             IndexEvent::Retained { topic, retained, revision } => {
-                self.retained.apply(topic, retained.as_ref().map(|r| &r.message), *revision);
+                self.retained.apply(topic, retained.as_ref().map(|r| (&r.message, r.id)), *revision);
                 false
             }
             IndexEvent::Leader(leader) => {

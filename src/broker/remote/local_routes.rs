@@ -58,7 +58,7 @@ struct Table {
 }
 
 /// Routes that must be written before a subscriber may rely on them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RouteWait {
     revision: Revision,
     pending: Vec<Shared<BoxFuture<Revision>>>,

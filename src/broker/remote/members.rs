@@ -1,6 +1,8 @@
 //! Which processes make up the cluster: who is registered, who is linked, who speaks for whom, and what each has reported.
 
-use crate::broker::ports::{Custody, Incarnation, Member, MemberId, Report, Revision};
+use crate::broker::ports::{
+    Custody, Incarnation, Member, MemberId, MessageId, Report, RetainedProgress, Revision,
+};
 use crate::clock::Time;
 use hashbrown::{HashMap, HashSet};
 use parking_lot::RwLock;
@@ -40,6 +42,9 @@ impl Standing {
 #[derive(Debug, Default)]
 struct Reported {
     applied: Revision,
+    /// How far it is with its updates of retained messages; `None` = it does not say.
+    retained: Option<RetainedProgress>,
+    low_water: u64,
     settled: HashMap<Arc<str>, Revision>,
     /// It serves nobody and acknowledges nothing any more; nothing comes after what it had applied then.
     leaving: bool,
@@ -265,6 +270,44 @@ impl Members {
         live.filter(|p| p.node != self.me.node && !table.left(p) && !told(p)).cloned().collect()
     }
 
+    /// The least revision up to which all other processes that must have ([`Members::applied_by_all`]) say what became of their
+    /// updates of retained messages.
+    pub(super) fn retained_by_all(&self, since: Time, mine: Revision) -> Revision {
+        let table = self.table.read();
+        let settled = |r: &Reported| r.retained.map_or(r.applied, |p| p.settled);
+        let of = |p: &MemberId| table.reports.get(p).map_or(0, settled);
+        table.required(&self.me, since, mine).iter().map(of).min().unwrap_or(u64::MAX)
+    }
+
+    /// The same of those that wait for the store as well, by what is registered or linked now.
+    pub(super) fn written_by_all(&self, mine: Revision) -> Revision {
+        let table = self.table.read();
+        let written = |r: &Reported| r.retained.map_or(r.applied, |p| p.written);
+        let of = |p: &MemberId| table.reports.get(p).map_or(0, written);
+        table.required(&self.me, Time(u64::MAX), mine).iter().map(of).min().unwrap_or(u64::MAX)
+    }
+
+    /// Whether no other process has updates of retained messages that wait for the store.
+    pub(super) fn none_parked(&self) -> bool {
+        let table = self.table.read();
+        let none = |p: RetainedProgress| p.written == p.settled;
+        table.reports.values().all(|r| r.retained.is_none_or(none))
+    }
+
+    /// The most that any other process has applied that counts.
+    pub(super) fn most_applied(&self, mine: Revision) -> Revision {
+        let table = self.table.read();
+        let applied = |p: &MemberId| table.reports.get(p).map_or(0, |r| r.applied);
+        table.required(&self.me, Time(u64::MAX), mine).iter().map(applied).max().unwrap_or(0)
+    }
+
+    /// Whether frames with a publish of another process may still be on their way here.
+    pub(super) fn may_come(&self, id: MessageId) -> bool {
+        let table = self.table.read();
+        let of = table.reports.iter().find(|(p, _)| p.incarnation == id.origin);
+        of.is_some_and(|(_, r)| r.low_water <= id.seq)
+    }
+
     /// The linked processes that have applied more than `applied` by their reports, those with most first.
     pub(super) fn ahead_of(&self, applied: Revision) -> Vec<(MemberId, Revision)> {
         let table = self.table.read();
@@ -307,6 +350,8 @@ impl Members {
         r.came = now;
         let leaves = report.leaving && !r.leaving;
         r.leaving |= report.leaving;
+        r.retained = report.retained;
+        r.low_water = report.low_water;
         r.settled = report.settled.into_iter().collect();
         r.past = report.past.into_iter().collect();
         r.past_others = report.past_others;

@@ -16,6 +16,7 @@ mod cycle;
 mod drain;
 mod durable;
 mod evict;
+pub mod expiry;
 mod freeze;
 mod groups;
 mod index;
@@ -30,6 +31,7 @@ mod receive;
 mod reconcile;
 mod report;
 mod requests;
+mod reread;
 mod retained;
 mod send;
 mod serving;
@@ -47,6 +49,7 @@ pub use routes_index::{RemoteCache, RemoteGroup, RemoteMatches, RemoteNode, Remo
 pub use ticket::{Kept, Ticket};
 
 use super::ports::{BoxFuture, MemberId, Revision};
+use super::retained::Retained;
 use super::totals::LastTotals;
 use super::{Broker, ClusterPorts};
 use crate::clock::Time;
@@ -133,6 +136,8 @@ pub struct Remote {
     applied: Arc<Level>,
     /// The least that this and all other processes have applied.
     all_applied: Arc<Level>,
+    /// The least up to which all other processes, and this one's index, know what became of updates of retained messages.
+    all_retained: Arc<Level>,
     stream: index::Stream,
     weighing: Mutex<()>,
     keeping: Mutex<()>,
@@ -144,6 +149,9 @@ pub struct Remote {
     /// It serves nobody any more, and has said so to the others or is about to.
     left: AtomicBool,
     retains: retained::Retains,
+    rereads: reread::Rereads,
+    /// The retained messages as the store has them.
+    pub(super) retained: Arc<Retained>,
     /// The publishes that it owns.
     pub origins: Origins,
     /// Which of its sessions have had which publishes.
@@ -170,6 +178,7 @@ impl Remote {
             currency: Currency::new(limits.stale_after_ms, ports.coordinator.clone()),
             applied: Arc::default(),
             all_applied: Arc::default(),
+            all_retained: Arc::default(),
             stream: index::Stream::default(),
             weighing: Mutex::default(),
             keeping: Mutex::default(),
@@ -179,6 +188,8 @@ impl Remote {
             serve_until: AtomicU64::new(0),
             left: AtomicBool::new(false),
             retains: retained::Retains::default(),
+            rereads: reread::Rereads::default(),
+            retained: Arc::default(),
             gate: Gate::default(),
             origins: Origins::new(me.clone(), limits.held_publishes, limits.held_bytes),
             seen: Seen::new(limits.seen),
@@ -224,8 +235,16 @@ impl Remote {
     /// Completes with true once this node and every other has reported to have applied `revision`; with false `wait_ms`
     /// milliseconds after this node has: whoever had not by then is no longer current, if that is more than `stale_after`.
     pub fn when_all_applied(&self, revision: Revision, wait_ms: u64) -> BoxFuture<bool> {
-        let (applied, all, tasks) =
-            (self.applied.clone(), self.all_applied.clone(), self.ports.tasks.clone());
+        self.when_all(self.all_applied.clone(), revision, wait_ms)
+    }
+
+    /// As [`Remote::when_all_applied`], and what became of the updates of retained messages that others matched before is known.
+    fn when_all_retained(&self, revision: Revision, wait_ms: u64) -> BoxFuture<bool> {
+        self.when_all(self.all_retained.clone(), revision, wait_ms)
+    }
+
+    fn when_all(&self, all: Arc<Level>, revision: Revision, wait_ms: u64) -> BoxFuture<bool> {
+        let (applied, tasks) = (self.applied.clone(), self.ports.tasks.clone());
         Box::pin(async move {
             applied.when(revision).await;
             let all = all.when(revision);
@@ -295,6 +314,10 @@ impl Remote {
         let all = self.members.applied_by_all(since, applied).min(applied);
         if all != self.all_applied.get() {
             self.all_applied.set(all);
+        }
+        let all = self.members.retained_by_all(since, applied).min(applied);
+        if all != self.all_retained.get() {
+            self.all_retained.set(all);
         }
         match self.members.evidence(applied) {
             // Before its own registration it does not know who else there is.

@@ -11,6 +11,7 @@ use crate::broker::publish::{Cache, Leaving, Scratch, Way};
 use crate::broker::remote::durable::durable;
 use crate::broker::router::Matches;
 use crate::mqtt::QoS;
+use crate::session::Loss;
 use std::sync::Arc;
 
 /// An answer that waits for the journal.
@@ -41,15 +42,21 @@ impl Broker {
     ) -> Received {
         // No session freezes between the look at it and its mailbox.
         let _inside = remote.gate.enter();
+        let message = &frame.message;
+        // At QoS 0 an update's name keeps those from having it twice who were sent it as the retained message.
+        let id = frame.id.or(frame.update);
         let way = Way {
-            id: frame.id,
+            id,
             sender,
             matched_at: frame.matched_at,
-            repeated: frame.id.is_some(),
-            tracked: frame.id.is_some(),
+            repeated: id.is_some(),
+            tracked: id.is_some(),
             ..Way::default()
         };
-        let message = &frame.message;
+        // What comes of an earlier process was decided before, or waits in its journal.
+        if let Some(id) = id.filter(|id| message.retain() && id.origin == sender) {
+            self.retained.begin(message, id, message.payload().is_empty(), false);
+        }
         scratch.given.clear();
         scratch.leaving = Leaving::default();
         let matches = self.router.lookup(message.topic(), &mut cache.local);
@@ -182,6 +189,9 @@ impl Inbox for Broker {
                 }
                 None => {
                     let received = self.receive(remote, &frame, from.incarnation, &mut cache, &mut scratch);
+                    for handle in &received.leaving.moving {
+                        self.metrics.lost(handle.whose(), Loss::SessionEnded, 1);
+                    }
                     if !received.declined.is_empty() {
                         self.pass_on(remote, &frame, &received.declined, &mut cache, &mut scratch);
                     }

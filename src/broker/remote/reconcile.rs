@@ -2,6 +2,7 @@
 //! timers runs.
 
 use super::Remote;
+use super::evict::Learned;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::broker::ports::{BoxFuture, Claim, ClaimOutcome, Epoch, Expected, SessionNo, SessionOwner};
@@ -45,8 +46,11 @@ enum Verdict {
     KeepAt(u64),
     /// Nobody's: the store forgot it.
     ClaimAgain,
-    /// Replaced over this node's head or by a clean start here, or over before: its will and its shared messages stay behind.
+    /// Replaced by a clean start here, or over before: its will and its shared messages stay behind.
     Ended,
+    /// Replaced over this node's head: its shared messages stay behind. Its will is void, its client being connected elsewhere, or
+    /// having been: what it said there must not be followed by a will of before.
+    Evicted,
     /// Somebody else's, with its will; or never claimed.
     Drop,
 }
@@ -73,6 +77,7 @@ impl Broker {
             remote.origins.when_read().await;
             let candidates = std::mem::take(&mut *remote.sessions.recovered.lock());
             let verdicts = remote.judge(&candidates, store_went_back);
+            remote.note_told_expiry(&candidates);
             let (mut kept, mut again, mut ended, mut dropped) = (Vec::new(), Vec::new(), Vec::new(), 0);
             for (c, verdict) in candidates.into_iter().zip(verdicts) {
                 match verdict {
@@ -82,10 +87,11 @@ impl Broker {
                         kept.push((c.handle, true));
                     }
                     Verdict::ClaimAgain => again.push(c.handle),
-                    Verdict::Ended => ended.push(c.handle),
+                    Verdict::Ended => ended.push((c.handle, true)),
+                    Verdict::Evicted => ended.push((c.handle, false)),
                     Verdict::Drop => {
                         dropped += 1;
-                        broker.drop_recovered(&remote, &c.handle, false);
+                        broker.drop_recovered(&remote, &c.handle);
                     }
                 }
             }
@@ -109,7 +115,7 @@ impl Broker {
         self: &Arc<Broker>,
         remote: &Arc<Remote>,
         kept: Vec<(Arc<Handle>, bool)>,
-        ended: Vec<Arc<Handle>>,
+        ended: Vec<(Arc<Handle>, bool)>,
     ) {
         self.put_in_order(remote, remote.sessions.hold.clone(), None, remote.me.incarnation);
         for (handle, changed) in &kept {
@@ -121,11 +127,12 @@ impl Broker {
                 if *changed {
                     self.save(handle, &session);
                 }
+                self.tell_expiry(handle, session.expiry_s());
                 self.park(handle, session, &mut Scratch::default());
             }
         }
         // What they leave behind finds the sessions above.
-        ended.iter().for_each(|handle| self.drop_recovered(remote, handle, true));
+        ended.iter().for_each(|(handle, will_stays)| self.end_recovered(remote, handle, *will_stays));
         self.late_soon(remote);
         remote.sessions.named.lock().clear();
         self.release_leftovers(remote);
@@ -136,10 +143,15 @@ impl Broker {
             self.wake_dormant(handle, now, &mut scratch);
         }
         let evictions = std::mem::take(&mut *remote.sessions.evictions.lock());
-        for (client_id, epoch) in evictions {
+        for (client_id, (epoch, expired)) in evictions {
             let (broker, coordinator) = (self.clone(), remote.ports.coordinator.clone());
+            if expired {
+                // What the journal had of it has ended, and a session made since has an epoch of its own.
+                coordinator.evicted(&client_id, epoch);
+                continue;
+            }
             remote.ports.tasks.spawn(Box::pin(async move {
-                broker.evict(&client_id, epoch, true).await;
+                broker.evict(&client_id, epoch, Learned::Read(None)).await;
                 coordinator.evicted(&client_id, epoch);
             }));
         }
@@ -173,7 +185,24 @@ impl Broker {
     }
 
     /// A session of the journal that is not this node's any more. What was sent to it here has to look for it elsewhere.
-    fn drop_recovered(self: &Arc<Broker>, remote: &Arc<Remote>, handle: &Arc<Handle>, with_will: bool) {
+    fn drop_recovered(self: &Arc<Broker>, remote: &Arc<Remote>, handle: &Arc<Handle>) {
+        self.count_out_recovered(handle);
+        self.depart(handle, remote.applied());
+    }
+
+    /// A session of the journal that is over, but for what it leaves behind.
+    fn end_recovered(self: &Arc<Broker>, remote: &Arc<Remote>, handle: &Arc<Handle>, will_stays: bool) {
+        self.count_out_recovered(handle);
+        let Some(mut session) = handle.mailbox.thaw() else { return self.depart(handle, remote.applied()) };
+        handle.disown();
+        if !will_stays {
+            session.forget_will();
+        }
+        self.end_dormant(handle, &mut session, remote.now(), &mut Scratch::default());
+        self.late_soon(remote);
+    }
+
+    fn count_out_recovered(&self, handle: &Arc<Handle>) {
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Dormant).sub(1);
         sessions.of(SessionState::Active).add(1);
@@ -181,12 +210,6 @@ impl Broker {
         if self.registry.get(&handle.client_id).is_none_or(|h| !Arc::ptr_eq(&h, handle)) {
             sessions.of(SessionState::Active).sub(1);
         }
-        if with_will && let Some(mut session) = handle.mailbox.thaw() {
-            handle.disown();
-            self.end_dormant(handle, &mut session, remote.now(), &mut Scratch::default());
-            return self.late_soon(remote);
-        }
-        self.depart(handle, remote.applied());
     }
 
     async fn claim_again(self: &Arc<Broker>, remote: &Arc<Remote>, handle: &Arc<Handle>) -> bool {
@@ -197,10 +220,11 @@ impl Broker {
             ClaimOutcome::Granted(_) => {
                 tracing::warn!(client = %shown(&handle.client_id), "etcd had forgotten this session; claimed again");
                 handle.set_epoch(epoch);
+                handle.expiry.is_told(expiry_s);
                 true
             }
             ClaimOutcome::Found(_) => {
-                self.drop_recovered(remote, handle, false);
+                self.drop_recovered(remote, handle);
                 false
             }
         }
@@ -208,6 +232,16 @@ impl Broker {
 }
 
 impl Remote {
+    /// Sessions know what the store says of their expiry.
+    fn note_told_expiry(&self, candidates: &[Candidate]) {
+        let named = self.sessions.named.lock();
+        for c in candidates {
+            if let Some(s) = named.get(&c.handle.client_id) {
+                c.handle.expiry.is_told(s.expiry_s);
+            }
+        }
+    }
+
     fn judge(&self, candidates: &[Candidate], store_went_back: bool) -> Vec<Verdict> {
         let named = self.sessions.named.lock();
         let evictions = self.sessions.evictions.lock();
@@ -224,7 +258,7 @@ impl Remote {
         }
         let judge = |c: &Candidate| {
             let epoch = c.handle.epoch();
-            let by = evictions.get(&c.handle.client_id).copied().filter(|by| *by > epoch);
+            let by = evictions.get(&c.handle.client_id).copied().filter(|(by, _)| *by > epoch);
             let best = rank(c).is_some_and(|rank| best.get(&*c.handle.client_id) == Some(&rank));
             self.verdict(c, named.get(&c.handle.client_id), best, by)
                 .unwrap_or(if !c.pending && store_went_back { Verdict::ClaimAgain } else { Verdict::Drop })
@@ -238,14 +272,22 @@ impl Remote {
         c: &Candidate,
         named: Option<&SessionOwner>,
         best: bool,
-        evicted_by: Option<Epoch>,
+        evicted_by: Option<(Epoch, bool)>,
     ) -> Option<Verdict> {
         let evicted = evicted_by.is_some();
         // The store has named this node under just the epoch before: also what is pending was claimed then.
-        let claimed = !c.pending || evicted_by == Some(c.handle.epoch() + 1);
-        let ended = (evicted && claimed) || c.over();
-        let replaced = if ended { Verdict::Ended } else { Verdict::Drop };
-        let Some(named) = named else { return (evicted || ended).then_some(replaced) };
+        let claimed = !c.pending || evicted_by.is_some_and(|(by, _)| by == c.handle.epoch() + 1);
+        // Its client has not been connected elsewhere, as far as can be known: the will is due.
+        let expired = evicted_by.is_some_and(|(_, expired)| expired) && named.is_none();
+        let replaced = match c.over() {
+            true => Verdict::Ended,
+            false if expired && claimed => Verdict::Ended,
+            false if evicted && claimed => Verdict::Evicted,
+            false => Verdict::Drop,
+        };
+        let Some(named) = named else {
+            return (evicted || replaced != Verdict::Drop).then_some(replaced);
+        };
         let epoch = c.handle.epoch();
         if self.members.holder_of(&named.owner) != self.me {
             return Some(replaced);

@@ -12,6 +12,7 @@ impl Remote {
     fn report(&self) -> Report {
         // First, so that nothing matched below it comes after.
         let applied = self.applied();
+        let retained = self.retained_progress(applied);
         let members = self.members.to_keep();
         // This node too: what it had for a session that left it may be on its way.
         let others = members.iter().map(|m| &m.id.node);
@@ -32,6 +33,7 @@ impl Remote {
             retired: self.origins.retired(),
             sent_at: self.now(),
             heard: self.members.heard(),
+            retained: Some(retained),
             leaving: self.left(),
         }
     }
@@ -43,14 +45,17 @@ impl Remote {
     }
 
     /// Takes in what another process reported.
-    pub fn heard(&self, from: &MemberId, report: Report) {
-        let (applied, says_so) = (report.applied, report.leaving);
+    pub fn heard(self: &Arc<Remote>, from: &MemberId, report: Report) {
+        let (applied, retained, says_so) = (report.applied, report.retained, report.leaving);
         let leaving = self.members.report(from, report, self.applied(), self.now());
         if leaving {
             tracing::info!(node = %from, "the node leaves: what its persistent sessions need is held for it");
             self.membership_changed();
         } else {
             self.weigh();
+        }
+        if let Some(r) = retained {
+            self.take_progress(from, applied, r);
         }
         if says_so {
             // It waits for everybody to have heard it.
@@ -63,6 +68,11 @@ impl Remote {
 
     /// The link to a node leads to this process now, or is down.
     pub fn link_changed(&self, node: &Arc<str>, process: Option<MemberId>) {
+        let before = self.members.linked(node);
+        if let Some(gone) = before.filter(|before| Some(before) != process.as_ref()) {
+            // What it has not said by now this node may never hear.
+            self.retained.forget_origin(gone.incarnation);
+        }
         self.members.link(node, process);
         self.membership_changed();
         self.report_soon();

@@ -1,5 +1,6 @@
 //! Questions of other nodes.
 
+use super::evict::Learned;
 use crate::broker::Broker;
 use crate::broker::ports::{BoxFuture, MemberId, Owner, Request, Response, Unavailable};
 
@@ -30,7 +31,7 @@ impl Broker {
                 let (answer, tasks) = (super::Once::new(), remote.ports.tasks.clone());
                 let (asked, coordinator) = (answer.clone(), remote.ports.coordinator.clone());
                 tasks.spawn(Box::pin(async move {
-                    broker.evict(&client_id, epoch, true).await;
+                    broker.evict(&client_id, epoch, Learned::Asked).await;
                     coordinator.evicted(&client_id, epoch);
                     asked.set(Response::Done);
                 }));

@@ -7,7 +7,8 @@
 use super::{Kept, Remote, Ticket};
 use crate::broker::Broker;
 use crate::broker::ports::{
-    BoxFuture, Change, Journal, Lsn, MessageId, ParkedRetain, Retain, RetainOutcome, Revision, TooLarge,
+    BoxFuture, Change, Incarnation, Journal, Lsn, MessageId, ParkedRetain, Retain, RetainOutcome,
+    RetainedProgress, Revision, TooLarge,
 };
 use crate::broker::publish::Keeping;
 use crate::broker::retained::{Forbidden, NOT_RETAINED, Underway};
@@ -16,6 +17,7 @@ use crate::mqtt::{Message, Reason};
 use futures_util::future::{Either, select};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -33,8 +35,11 @@ pub(super) struct Retains(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
-    /// Updates so far.
-    updates: u64,
+    /// Updates that the index does not know yet, with the revision that it was at when they were accepted: those that will be
+    /// written soon …
+    under_way: BTreeMap<MessageId, Revision>,
+    /// … and those that wait for the store.
+    open: BTreeMap<MessageId, Revision>,
     /// The update of each topic that the journal keeps, and where.
     parked: HashMap<Arc<str>, (MessageId, Lsn)>,
     /// The last update of each topic that has no outcome yet.
@@ -85,6 +90,22 @@ impl Table {
         self.clears -= usize::from(gone.is_some_and(|waits| waits.clears_nothing));
     }
 
+    /// What other nodes are told, `applied` being how far the index has come, and `next` the number of the next update.
+    fn progress(&self, me: Incarnation, applied: Revision, next: u64) -> RetainedProgress {
+        let before =
+            |first: Option<(&MessageId, &Revision)>| first.map_or(applied, |(_, at)| at.saturating_sub(1));
+        let own = MessageId { origin: me, seq: 0 }..;
+        let below = |first: Option<(&MessageId, &Revision)>| first.map_or(next, |(id, _)| id.seq);
+        let settled = before(self.under_way.first_key_value()).min(applied);
+        let waited = below(self.under_way.range(own.clone()).next());
+        RetainedProgress {
+            settled,
+            written: before(self.open.first_key_value()).min(settled),
+            waited,
+            decided: below(self.open.range(own).next()).min(waited),
+        }
+    }
+
     /// Whether this is the last update of its topic.
     fn is_last(&self, update: &Retain) -> bool {
         self.waiting.get(&update.topic).is_some_and(|waits| waits.id == update.id)
@@ -109,6 +130,7 @@ impl Table {
             message: update.message.clone(),
             id: update.id,
             known: update.known,
+            since: update.since,
         };
         let lsn = journal.append(&[Change::Park(&parked)]);
         self.parked.insert(update.topic.clone(), (update.id, lsn));
@@ -125,6 +147,8 @@ pub struct Updated {
     pub ticket: Option<Arc<Ticket>>,
     /// The limit because of which the topic was cleared instead.
     pub forbidden: Option<Forbidden>,
+    /// Its name, which is its publish's as well.
+    pub id: Option<MessageId>,
 }
 
 impl Broker {
@@ -157,19 +181,21 @@ impl Broker {
             let why = Forbidden::Clears { max: CLEARS_MAX };
             return if told { Err(why) } else { Ok(Updated { forbidden: Some(why), ..Updated::default() }) };
         }
-        let id = remote.next_update(&mut table);
-        let update = Retain { known, message: (!clears).then(|| message.clone()), id, topic, kept };
+        let (id, since) = (remote.origins.next_id(), remote.applied());
+        let update = Retain { known, since, message: (!clears).then(|| message.clone()), id, topic, kept };
+        // Before any session is looked up that gets it.
+        self.retained.begin(message, id, clears, !remote.ports.coordinator.writable());
         if kept {
             let lsn = table.park(&*self.journal, &update);
             remote.metrics.retained_parked.inc();
             remote.write_retained(&mut table, self.journal.clone(), update, None);
-            return Ok(Updated { lsn: Some(lsn), ticket: None, forbidden });
+            return Ok(Updated { lsn: Some(lsn), ticket: None, forbidden, id: Some(id) });
         }
         let lsn = (keeping == Keeping::AsWell).then(|| table.park(&*self.journal, &update));
         let ticket = Ticket::new();
         let promised = Promised { ticket: ticket.clone(), told };
         remote.write_retained(&mut table, self.journal.clone(), update, Some(promised));
-        Ok(Updated { lsn, ticket: Some(ticket), forbidden })
+        Ok(Updated { lsn, ticket: Some(ticket), forbidden, id: Some(id) })
     }
 
     /// Takes up updates that the journal kept because the store was away.
@@ -186,7 +212,8 @@ impl Broker {
                     false
                 }
             });
-            let update = Retain { topic: p.topic, message, id: p.id, known: p.known, kept: true };
+            let update =
+                Retain { topic: p.topic, message, id: p.id, known: p.known, since: p.since, kept: true };
             remote.write_retained(&mut table, self.journal.clone(), update, None);
         }
     }
@@ -222,9 +249,11 @@ impl Remote {
         Err(Forbidden::Request { max, size })
     }
 
-    fn next_update(&self, table: &mut Table) -> MessageId {
-        table.updates += 1;
-        MessageId { origin: self.me.incarnation, seq: table.updates }
+    /// How far the updates of this node are, for the others: the index has come to `applied`.
+    pub(super) fn retained_progress(&self, applied: Revision) -> RetainedProgress {
+        let table = self.retains.0.lock();
+        // Under the lock: whoever takes a number for an update has it.
+        table.progress(self.me.incarnation, applied, self.origins.peek_id())
     }
 
     /// Has an update written, however long it takes; keeps what is promised when it may be acknowledged.
@@ -236,16 +265,21 @@ impl Remote {
         mut promised: Option<Promised>,
     ) {
         table.wait(&update);
+        let earlier = update.id.origin != self.me.incarnation;
+        let at = if earlier { 0 } else { self.applied() };
+        table.open.insert(update.id, at);
+        if !earlier && self.ports.coordinator.writable() {
+            table.under_way.insert(update.id, at);
+        }
         // Under the lock: updates of a topic are written in the order of their numbers.
         let written = self.ports.coordinator.retain(update.clone());
         let remote = self.clone();
         self.ports.tasks.spawn(Box::pin(async move {
-            let outcome = if update.kept {
-                written.await
-            } else {
-                match remote.written_or_away(written).await {
-                    Ok(outcome) => outcome,
-                    Err(written) => {
+            let outcome = match remote.written_or_away(written).await {
+                Ok(outcome) => outcome,
+                Err(written) => {
+                    remote.waits_for_store(update.id);
+                    if !update.kept {
                         let lsn = remote.retains.0.lock().park(&*journal, &update);
                         remote.metrics.retained_parked.inc();
                         durable(journal.clone(), lsn).await;
@@ -253,8 +287,8 @@ impl Remote {
                         if let Some(Promised { ticket, .. }) = promised.take() {
                             ticket.keep(Kept::Done { matched: false });
                         }
-                        written.await
                     }
+                    written.await
                 }
             };
             match outcome {
@@ -265,15 +299,41 @@ impl Remote {
                 _ => {}
             }
             let instead = remote.finished(&*journal, &update, outcome);
-            let Some(Promised { ticket, .. }) = promised else { return };
-            if outcome == RetainOutcome::Refused {
-                return ticket.keep(Kept::Failed(Reason::QuotaExceeded));
+            if let Some(Promised { ticket, .. }) = promised {
+                if outcome == RetainOutcome::Refused {
+                    ticket.keep(Kept::Failed(Reason::QuotaExceeded));
+                } else {
+                    if let Some(lsn) = instead {
+                        durable(journal, lsn).await;
+                    }
+                    ticket.keep(Kept::Done { matched: false });
+                }
             }
-            if let Some(lsn) = instead {
-                durable(journal, lsn).await;
+            if let RetainOutcome::Written(at) = outcome {
+                remote.when_applied(at).await;
             }
-            ticket.keep(Kept::Done { matched: false });
+            remote.decided(&update);
         }));
+    }
+
+    /// Nobody knows when an update will be written.
+    fn waits_for_store(&self, id: MessageId) {
+        let mut table = self.retains.0.lock();
+        table.under_way.remove(&id);
+        let progress = table.progress(self.me.incarnation, self.applied(), self.origins.peek_id());
+        drop(table);
+        self.retained.decided_below(self.me.incarnation, progress.decided, progress.waited);
+        self.report_soon();
+    }
+
+    /// The index knows what became of an update, or that it is void.
+    fn decided(&self, update: &Retain) {
+        let mut table = self.retains.0.lock();
+        table.under_way.remove(&update.id);
+        table.open.remove(&update.id);
+        drop(table);
+        self.retained.decided(&update.topic, update.id);
+        self.report_soon();
     }
 
     /// The store refuses an update that was accepted: its topic is cleared, unless a later update decides.
@@ -282,7 +342,7 @@ impl Remote {
         if update.message.is_none() || !table.is_last(update) {
             return;
         }
-        let id = self.next_update(&mut table);
+        let id = self.origins.next_id(); // of no publish
         let clear = Retain { message: None, id, ..update.clone() };
         if table.parked.get(&update.topic).is_some_and(|(id, _)| *id == update.id) {
             table.park(&**journal, &clear);
@@ -349,7 +409,7 @@ mod tests {
             expires_at: None,
         };
         let message = (!payload.is_empty()).then(|| Message::new(parts));
-        Retain { topic: topic.into(), message, id: MessageId { origin: 1, seq }, known, kept: true }
+        Retain { topic: topic.into(), message, id: MessageId { origin: 1, seq }, known, since: 0, kept: true }
     }
 
     #[test]

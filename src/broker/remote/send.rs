@@ -16,21 +16,22 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 impl Broker {
-    /// Routes a message to the sessions of this node and to other nodes. `ticket` is what its publisher waits for already.
+    /// Routes a message to the sessions of this node and to other nodes. `ticket` is what its publisher waits for already; `id` the
+    /// name that it has already as an update of a retained message.
     pub(in crate::broker) fn publish_in_cluster(
         &self,
         remote: &Arc<Remote>,
         message: &Message,
         origin: &Origin<'_>,
-        ticket: Option<Arc<Ticket>>,
+        (ticket, id): (Option<Arc<Ticket>>, Option<MessageId>),
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) -> Routed {
         let inside = remote.gate.enter();
         if message.qos() == QoS::AtMostOnce {
-            return self.publish_unanswered(remote, message, origin, ticket, cache, scratch);
+            return self.publish_unanswered(remote, message, origin, (ticket, id), cache, scratch);
         }
-        let id = remote.origins.next_id();
+        let id = id.unwrap_or_else(|| remote.origins.next_id());
         let duty = message.qos() == QoS::ExactlyOnce && origin.inbound.is_some() || origin.record.is_some();
         let current = remote.is_current(remote.now());
         let mut entry = self.entry(remote, message, origin);
@@ -75,7 +76,7 @@ impl Broker {
         remote: &Remote,
         message: &Message,
         origin: &Origin<'_>,
-        ticket: Option<Arc<Ticket>>,
+        (ticket, update): (Option<Arc<Ticket>>, Option<MessageId>),
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) -> Routed {
@@ -84,7 +85,8 @@ impl Broker {
         let matched = self.match_all(remote, message, &way, &mut plan, cache, scratch);
         let elsewhere = !plan.ask.is_empty();
         for (node, asked) in plan.ask {
-            self.send_frame(remote, &node, frame(None, plan.matched_at, asked, message));
+            let frame = Frame { update, ..frame(None, plan.matched_at, asked, message) };
+            self.send_frame(remote, &node, frame);
         }
         for node in &plan.away {
             self.metrics.lost(self.metrics.losses.node(node).whose(), Loss::LinkDown, 1);
@@ -454,7 +456,8 @@ impl Broker {
             }
         }
         for (node, asked) in plan.ask {
-            self.send_frame(remote, &node, self::frame(None, plan.matched_at, asked, message));
+            let frame = Frame { update: frame.update, ..self::frame(None, plan.matched_at, asked, message) };
+            self.send_frame(remote, &node, frame);
         }
     }
 
@@ -520,5 +523,6 @@ fn ask_group(plan: &mut Plan, node: &Arc<str>, ask: GroupTry) {
 }
 
 fn frame(id: Option<MessageId>, matched_at: u64, asked: Asked, message: &Message) -> Frame {
-    Frame { id, matched_at, direct: asked.direct, groups: asked.groups.into_vec(), message: message.clone() }
+    let (direct, groups, message) = (asked.direct, asked.groups.into_vec(), message.clone());
+    Frame { id, matched_at, direct, groups, message, update: None }
 }

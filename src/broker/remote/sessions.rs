@@ -1,6 +1,7 @@
 //! Sessions that come to this node and leave it: what is under way, and what has to be remembered of those that left.
 
 use super::durable::AfterDurable;
+use super::evict::{Evicting, Learned};
 use super::lanes::Lanes;
 use super::level::Waiters;
 use super::outgoing::Asked;
@@ -129,10 +130,10 @@ pub struct Sessions {
     pub(super) named: Mutex<HashMap<Arc<str>, SessionOwner>>,
     /// Until then: records that earlier processes of this node left behind without state.
     pub(super) leftovers: Mutex<HashMap<Arc<str>, SessionOwner>>,
-    /// Until then: by which epochs they were replaced over this node's head.
-    pub(super) evictions: Mutex<HashMap<Arc<str>, Epoch>>,
+    /// Until then: by which epochs they were replaced over this node's head, or (`true`) that they expired.
+    pub(super) evictions: Mutex<HashMap<Arc<str>, (Epoch, bool)>>,
     /// Evictions under way.
-    pub(super) evicting: Mutex<HashMap<Arc<str>, Epoch>>,
+    pub(super) evicting: Mutex<HashMap<Arc<str>, Evicting>>,
     pub(super) reconciled: Arc<Once<()>>,
     /// When sessions of the journal take what others send.
     pub(in crate::broker) hold: Arc<OrderHold>,
@@ -266,12 +267,12 @@ impl Sessions {
     }
 
     /// Keeps an eviction until this node's sessions have been compared with the store; false if they have been.
-    fn keep_eviction(&self, client_id: &Arc<str>, epoch: Epoch) -> bool {
+    fn keep_eviction(&self, client_id: &Arc<str>, epoch: Epoch, expired: bool) -> bool {
         // Under the lock: those that are kept are looked at after the flag is raised.
         let mut evictions = self.evictions.lock();
         let keep = self.reconciled.get().is_none();
         if keep {
-            evictions.insert(client_id.clone(), epoch);
+            evictions.insert(client_id.clone(), (epoch, expired));
         }
         keep
     }
@@ -286,12 +287,12 @@ impl Remote {
     /// Notes which sessions were replaced over this node's head.
     pub(super) fn note_evictions(&self, events: &[IndexEvent]) {
         for event in events {
-            if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch), revision } = event
+            if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch), expired, revision } = event
                 && *node == self.me.node
                 && !self.sessions.outdated(client_id, *revision)
-                && !self.sessions.keep_eviction(client_id, *epoch)
+                && !self.sessions.keep_eviction(client_id, *epoch, *expired)
             {
-                self.note_eviction(client_id, *epoch);
+                self.note_eviction(client_id, *epoch, &learned(events, client_id, *expired, *revision));
             }
         }
     }
@@ -364,14 +365,21 @@ impl Broker {
     pub(super) fn on_session_events(&self, events: &[IndexEvent]) {
         let Some(remote) = &self.remote else { return };
         for event in events {
-            if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch), revision } = event
+            if let IndexEvent::Eviction { node, client_id, epoch: Some(epoch), expired, revision } = event
                 && *node == remote.me.node
             {
                 if remote.sessions.outdated(client_id, *revision) {
                     remote.ports.coordinator.evicted(client_id, *epoch);
                     continue;
                 }
-                self.on_eviction(remote, client_id, *epoch);
+                if !remote.sessions.keep_eviction(client_id, *epoch, *expired) {
+                    self.on_eviction(
+                        remote,
+                        client_id,
+                        *epoch,
+                        learned(events, client_id, *expired, *revision),
+                    );
+                }
             }
         }
         for event in events {
@@ -388,14 +396,11 @@ impl Broker {
         }
     }
 
-    fn on_eviction(&self, remote: &Arc<Remote>, client_id: &Arc<str>, epoch: Epoch) {
-        if remote.sessions.keep_eviction(client_id, epoch) {
-            return;
-        }
+    fn on_eviction(&self, remote: &Arc<Remote>, client_id: &Arc<str>, epoch: Epoch, learned: Learned) {
         let Some(broker) = self.me.upgrade() else { return };
         let (client_id, coordinator) = (client_id.clone(), remote.ports.coordinator.clone());
         // Begun at once: the session's record may come in the next events.
-        let evicted = broker.evict(&client_id, epoch, true);
+        let evicted = broker.evict(&client_id, epoch, learned);
         remote.ports.tasks.spawn(Box::pin(async move {
             evicted.await;
             coordinator.evicted(&client_id, epoch);
@@ -439,8 +444,27 @@ impl Broker {
             "session is another node's now; its state here is void"
         );
         let (client_id, epoch) = (client_id.clone(), session.epoch);
-        remote.ports.tasks.spawn(Box::pin(async move { broker.evict(&client_id, epoch, false).await }));
+        remote
+            .ports
+            .tasks
+            .spawn(Box::pin(async move { broker.evict(&client_id, epoch, Learned::Moved).await }));
     }
+}
+
+/// What an eviction of this revision says; who wrote it, if the session's record is among the events.
+fn learned(events: &[IndexEvent], client_id: &str, expired: bool, revision: Revision) -> Learned {
+    if expired {
+        return Learned::Expired;
+    }
+    let by = events.iter().find_map(|event| match event {
+        IndexEvent::Session { client_id: of, session: Some(s), revision: at }
+            if **of == *client_id && *at == revision =>
+        {
+            Some(s.owner.clone())
+        }
+        _ => None,
+    });
+    Learned::Read(by)
 }
 
 #[cfg(test)]

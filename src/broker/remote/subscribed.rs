@@ -4,7 +4,12 @@
 use super::local_routes::RouteWait;
 use super::{Kept, Remote, Ticket};
 use crate::broker::Broker;
-use crate::broker::ports::{BoxFuture, Coordinator};
+use crate::broker::ports::{
+    BoxFuture, Coordinator, MemberId, MessageId, RetainedProgress, Revision, SessionNo,
+};
+use crate::broker::subscribe::RetainedRequest;
+use crate::broker::sys;
+use crate::clock::Time;
 use crate::telemetry::metrics::SubackWait;
 use futures_util::future::{Either, select};
 use std::sync::Arc;
@@ -34,6 +39,14 @@ impl Broker {
         }
     }
 
+    /// A session is sent an update as the retained message of its topic: it does not get it again as a publish that is still on its
+    /// way to this node.
+    pub(in crate::broker) fn sent_as_retained(&self, id: MessageId, session: SessionNo) {
+        if let Some(remote) = self.remote.as_ref().filter(|r| r.members.may_come(id)) {
+            remote.seen.insert(id, session);
+        }
+    }
+
     /// Completes when the cluster knows the routes of all sessions there are now, and this node's index has them and its own
     /// registration: before that it should not be called ready.
     pub fn when_routes_known(&self) -> BoxFuture<()> {
@@ -44,9 +57,17 @@ impl Broker {
         })
     }
 
-    /// What SUBACK has to wait for; `None` = nothing. With `fresh` also for an index as new as this call.
-    pub(in crate::broker) fn when_routed(&self, wait: RouteWait, fresh: bool) -> Option<Arc<Ticket>> {
+    /// What SUBACK has to wait for; `None` = nothing. If retained messages are to be sent, `requests`, also for an index that has
+    /// what was retained before this call, and what was matched without these subscriptions.
+    pub(in crate::broker) fn when_routed(
+        &self,
+        wait: RouteWait,
+        requests: &[RetainedRequest],
+    ) -> Option<Arc<Ticket>> {
         let remote = self.remote.as_ref()?;
+        let requests: Vec<RetainedRequest> =
+            requests.iter().filter(|r| !sys::is_own(&r.filter)).cloned().collect();
+        let fresh = !requests.is_empty();
         if !fresh && wait.known().is_some_and(|r| r <= remote.all_applied()) {
             return None;
         }
@@ -55,13 +76,20 @@ impl Broker {
         let known = wait.known().is_some();
         if !coordinator.reachable() || (!known && !coordinator.writable()) {
             waits.of(SubackWait::Skipped).inc();
+            self.read_again(remote, wait, requests);
             return None;
         }
-        let (ticket, remote) = (Ticket::new(), remote.clone());
+        let under_way = requests.iter().flat_map(|r| self.retained.under_way(&r.filter)).collect();
+        let (ticket, remote, broker) = (Ticket::new(), remote.clone(), self.me.clone());
         let given = ticket.clone();
         let tasks = remote.ports.tasks.clone();
         tasks.spawn(Box::pin(async move {
-            let outcome = remote.routed(wait, fresh).await;
+            let routes = wait.clone();
+            let outcome = if fresh { remote.fresh(wait, under_way).await } else { remote.routed(wait).await };
+            let all = outcome == SubackWait::Done && remote.none_parked();
+            if let Some(broker) = broker.upgrade().filter(|_| !all) {
+                broker.read_again(&remote, routes, requests);
+            }
             remote.metrics.suback_waits.of(outcome).inc();
             ticket.keep(Kept::Done { matched: false });
         }));
@@ -70,17 +98,71 @@ impl Broker {
 }
 
 impl Remote {
-    async fn routed(self: &Arc<Remote>, wait: RouteWait, fresh: bool) -> SubackWait {
-        let wrote = wait.wrote();
+    async fn routed(self: &Arc<Remote>, wait: RouteWait) -> SubackWait {
         let written = self.while_it(|store| store.writable(), wait.written()).await;
         let Some(written) = written else { return SubackWait::Skipped };
         let all = self.when_all_applied(written, self.limits.suback_wait_ms);
         let Some(all) = self.while_reachable(all).await else { return SubackWait::Skipped };
+        if all { SubackWait::Done } else { SubackWait::TimedOut }
+    }
+
+    /// As [`Remote::routed`], and what is retained can be read. A publish that another node has matched without the route is no longer
+    /// under way then: this node's index has what it retained, or something newer. One that came here before the subscription is
+    /// among those `under_way`. All others come to it.
+    async fn fresh(self: &Arc<Remote>, wait: RouteWait, under_way: Vec<(Arc<str>, MessageId)>) -> SubackWait {
+        let wrote = wait.wrote();
+        let written = self.while_it(|store| store.writable(), wait.written()).await;
+        let Some(written) = written else { return SubackWait::Skipped };
+        let deadline = self.now().plus_ms(self.limits.suback_wait_ms);
+        let all = self.when_all_retained(written, self.limits.suback_wait_ms);
+        let Some(mut all) = self.while_reachable(all).await else { return SubackWait::Skipped };
+        let remote = self.clone();
+        let known = Box::pin(async move {
+            remote.when_applied(remote.members.most_applied(remote.applied())).await;
+            remote.retained.when_decided(under_way).await;
+        });
+        // At least as long as the others had.
+        let deadline = deadline.max(self.now().plus_ms(STORE_LOOK_MS));
+        let Some(known) = self.while_reachable(Box::pin(self.clone().by(deadline, known))).await else {
+            return SubackWait::Skipped;
+        };
+        all &= known;
         // What was written for this very SUBSCRIBE is as new as it is; other routes may be older.
-        if fresh && !wrote && !self.when_fresh().await {
+        if !wrote && !self.when_fresh().await {
             return SubackWait::Skipped;
         }
         if all { SubackWait::Done } else { SubackWait::TimedOut }
+    }
+
+    /// Whether all nodes know what became of every update that was matched at a revision or before, and none waits for the store.
+    pub(super) fn all_written(&self, revision: Revision) -> bool {
+        let own = self.retained_progress(self.applied()).written;
+        self.ports.coordinator.reachable() && own.min(self.members.written_by_all(self.applied())) >= revision
+    }
+
+    /// Whether no node has updates that wait for the store, as far as is known.
+    fn none_parked(&self) -> bool {
+        let own = self.retained_progress(self.applied());
+        own.written == own.settled && self.members.none_parked()
+    }
+
+    /// Whether `f` has come to its end by `deadline`.
+    async fn by(self: Arc<Remote>, deadline: Time, f: BoxFuture<()>) -> bool {
+        self.until(deadline, f).await.is_some()
+    }
+
+    /// What another process says of its updates of retained messages, its index having come to `applied`.
+    pub(super) fn take_progress(self: &Arc<Remote>, from: &MemberId, applied: Revision, r: RetainedProgress) {
+        let origin = from.incarnation;
+        if applied <= self.applied() {
+            return self.retained.decided_below(origin, r.decided, r.waited);
+        }
+        // This index will know as much once it has come as far.
+        let remote = self.clone();
+        self.ports.tasks.spawn(Box::pin(async move {
+            remote.when_applied(applied).await;
+            remote.retained.decided_below(origin, r.decided, r.waited);
+        }));
     }
 
     /// `f`, unless the store stops answering meanwhile.

@@ -130,6 +130,7 @@ impl Broker {
             ClaimOutcome::Granted(at) => {
                 // Its client came before it was on its way: what was not due then is not due now.
                 handle.mailbox.put_off(remote.now().since_ms(since));
+                handle.expiry.is_told(expiry_s);
                 self.registry_insert(&handle);
                 self.save_parked(&handle);
                 self.watch_parked(&handle);
@@ -148,7 +149,8 @@ impl Broker {
                 match replaced.then(|| handle.mailbox.check_out()).flatten() {
                     // Over this node's head: the session was here, though the store could not say so.
                     Some(session) => {
-                        self.end_replaced(&handle, session, true).await;
+                        let will_stays = remote.will_stays(trip.client_id, handle.epoch() + 1).await;
+                        self.end_replaced(&handle, session, will_stays).await;
                         remote.seen.forget_session(no);
                         self.late_soon(remote);
                     }

@@ -113,6 +113,10 @@ impl Coordinator for FakeStore {
         Box::pin(std::future::pending())
     }
 
+    fn expiry(&self, _: &str, _: Epoch, _: u32) -> BoxFuture<()> {
+        Box::pin(std::future::pending())
+    }
+
     fn routes(&self, changes: Vec<RouteChange>) -> BoxFuture<Revision> {
         self.told.lock().push(changes);
         let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;

@@ -91,6 +91,15 @@ impl Ticket {
         self.0.lock().kept
     }
 
+    /// Completes once it is settled. One waiter.
+    pub async fn when_kept(&self) {
+        std::future::poll_fn(|cx| match self.wake_when_kept(cx.waker()) {
+            true => std::task::Poll::Pending,
+            false => std::task::Poll::Ready(()),
+        })
+        .await;
+    }
+
     /// Wakes `waker` once it is settled; false, and nothing is kept, if it is already. One waiter: the last one counts.
     pub fn wake_when_kept(&self, waker: &Waker) -> bool {
         let mut inner = self.0.lock();

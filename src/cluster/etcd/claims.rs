@@ -230,13 +230,43 @@ impl Claims {
         }
     }
 
+    /// Changes the expiry in the record of a session if it is this node's at `epoch`. Tried until etcd answers.
+    pub async fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) {
+        while let Err(Unavailable(why)) = self.try_expiry(client_id, epoch, expiry_s).await {
+            tracing::debug!(client = %shown(client_id), %why, "the expiry of a session waits for etcd");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn try_expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) -> Result<(), Unavailable> {
+        let Some(owner) = self.owner(client_id).await? else { return Ok(()) };
+        if owner.session.epoch != epoch || owner.holder != self.me {
+            return Ok(());
+        }
+        // This process's own, whoever claimed it: it sees to it that the expiry is right.
+        let record = SessionOwner { owner: self.me.clone(), epoch, expiry_s };
+        if owner.session == record {
+            return Ok(());
+        }
+        let (key, value) = (self.keys.session(client_id), records::write(&SessionRecord::new(&record)));
+        let (keys, bytes) = (vec![key.clone()], 2 * key.len() + value.len());
+        let same = compare_revision(&*key, owner.revision);
+        let txn = Txn::new().when([same]).and_then([TxnOp::put(&*key, value, None)]);
+        let op = |done| Op { keys, txn, bytes, until: None, bulk: false, grows: false, done };
+        match outcome(&self.proposer, op).await? {
+            nested if nested.succeeded => Ok(()),
+            _ => Err(unavailable("the record has changed")),
+        }
+    }
+
     /// Removes a note of an eviction up to `epoch`. Tried until etcd answers.
     pub async fn evicted(&self, client_id: &str, epoch: Epoch) {
         let key = self.keys.eviction(&self.me.node, client_id);
         let value = records::write(&EvictionRecord::new(epoch));
         let same = vec![Compare::value(&*key, CompareOp::Equal, value)];
         let Some((value, revision)) = self.delete_if(&key, same).await else { return };
-        let older = records::read::<EvictionRecord>(key.as_bytes(), &value).is_ok_and(|r| r.epoch < epoch);
+        let older = records::read::<EvictionRecord>(key.as_bytes(), &value)
+            .is_ok_and(|r| r.epoch < epoch || r.epoch == epoch && r.expired);
         if older {
             self.delete_if(&key, vec![compare_revision(&*key, revision)]).await;
         }

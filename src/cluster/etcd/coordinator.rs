@@ -10,7 +10,7 @@ use super::holders::Holders;
 use super::keys::Keys;
 use super::pagelog::PageLog;
 use super::reads::Reads;
-use super::retained::RetainedWriter;
+use super::retained::{ClearedSince, RetainedWriter};
 use super::routes::RouteWriter;
 use super::snapshot::SnapshotError;
 use super::watch::{Follower, WatchStatus};
@@ -25,6 +25,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
+
+/// Before etcd is asked for its revision again.
+const READ_AGAIN: Duration = Duration::from_millis(200);
 
 /// This process as it is registered.
 #[derive(Clone)]
@@ -100,6 +103,10 @@ impl Index for Relay {
         }
     }
 
+    fn cleared_since(&self, topic: &str, since: Revision) -> bool {
+        self.index().is_some_and(|index| index.cleared_since(topic, since))
+    }
+
     fn current_at(&self, at: Time) {
         if let Some(index) = self.index() {
             index.current_at(at);
@@ -153,7 +160,8 @@ impl EtcdCoordinator {
         let asked = etcd.clone();
         let writable = move || asked.writable();
         let incarnation = registered.me.incarnation;
-        let retained = RetainedWriter::new(keys, proposer.clone(), incarnation, patience, writable);
+        let cleared = cleared_since(reads.clone(), applier.clone(), relay.clone());
+        let retained = RetainedWriter::new(keys, proposer.clone(), incarnation, patience, writable, cleared);
         let currency = Currency {
             reads: reads.clone(),
             proposer: proposer.clone(),
@@ -232,6 +240,24 @@ impl EtcdCoordinator {
     }
 }
 
+/// Asks the index when a topic was cleared, once it has all that etcd had when it was asked.
+fn cleared_since(reads: Arc<Reads>, applier: Arc<Applier>, relay: Arc<Relay>) -> ClearedSince {
+    Box::new(move |topic, since| {
+        let (reads, applier, relay, topic) = (reads.clone(), applier.clone(), relay.clone(), topic.clone());
+        Box::pin(async move {
+            let revision = loop {
+                match reads.revision().await {
+                    Ok(revision) => break revision,
+                    Err(_) => tokio::time::sleep(READ_AGAIN).await,
+                }
+            };
+            // Ends with the coordinator only.
+            let _ = applier.subscribe().wait_for(|applied| *applied >= revision).await;
+            relay.cleared_since(&topic, since)
+        })
+    })
+}
+
 impl Drop for EtcdCoordinator {
     fn drop(&mut self) {
         self.tasks.lock().iter().for_each(tokio::task::JoinHandle::abort);
@@ -258,6 +284,16 @@ impl Coordinator for EtcdCoordinator {
         let released = tokio::spawn(async move { claims.release(&client_id, epoch).await });
         Box::pin(async move {
             if released.await.is_err() {
+                std::future::pending().await // the process is stopping
+            }
+        })
+    }
+
+    fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) -> BoxFuture<()> {
+        let (claims, client_id) = (self.claims.clone(), client_id.to_owned());
+        let told = tokio::spawn(async move { claims.expiry(&client_id, epoch, expiry_s).await });
+        Box::pin(async move {
+            if told.await.is_err() {
                 std::future::pending().await // the process is stopping
             }
         })

@@ -16,7 +16,9 @@ use super::records::{self, CustodyRecord};
 use super::scan::Scan;
 use super::sweep::{Guard, Sweep};
 use crate::broker::ports::MemberId;
+use crate::clock;
 use etcd_client::{Compare, Txn, TxnOp, TxnOpResponse};
+use hashbrown::HashMap;
 use std::sync::Arc;
 
 /// Independent changes in one transaction: etcd takes 128 operations by default (`--max-txn-ops`).
@@ -270,7 +272,7 @@ pub async fn forget(
             write(etcd, keys, &guard, &changes).await?;
             continue;
         }
-        let mut sweep = Sweep::begin(etcd, keys, Vec::new()).await?;
+        let mut sweep = Sweep::begin(etcd, keys, Vec::new(), HashMap::new(), clock::now()).await?;
         while !sweep.step(etcd, keys, &guard).await? {}
         let incarnations = orphans.iter().map(|s| s.of.clone()).collect();
         return Ok(Forgotten { incarnations, sessions: sweep.removed() });

@@ -214,8 +214,9 @@ fn retained(topic: Arc<str>, raw: &RawEvent) -> Result<Option<IndexEvent>, Strin
 
 fn eviction(node: Arc<str>, client_id: Arc<str>, raw: &RawEvent) -> Result<Option<IndexEvent>, String> {
     let record: Option<EvictionRecord> = read(raw)?;
+    let expired = record.as_ref().is_some_and(|record| record.expired);
     let epoch = record.map(|record| record.epoch);
-    Ok(Some(IndexEvent::Eviction { node, client_id, epoch, revision: raw.revision }))
+    Ok(Some(IndexEvent::Eviction { node, client_id, epoch, expired, revision: raw.revision }))
 }
 
 fn read<T: serde::de::DeserializeOwned>(raw: &RawEvent) -> Result<Option<T>, String> {

@@ -5,9 +5,11 @@
 //! 3. *Give up* what has been away for longer than `forget_after`, if that is set.
 //! 4. *Expire retained messages* whose time is up.
 //! 5. *Remove session records* of incarnations that were given up.
-//! 6. *Collect* custody records, routes and evictions that nothing refers to any more.
+//! 6. *End sessions* that have expired since their node went, by the expiry in their records. Time counts from when this leader saw it
+//!    go: clocks of leaders may differ.
+//! 7. *Collect* custody records, routes and evictions that nothing refers to any more.
 //!
-//! Everything it writes compares its member key, its election key, and the records it was judged by. 5 and 6 are one pass over
+//! Everything it writes compares its member key, its election key, and the records it was judged by. 5 to 7 are one pass over
 //! the sessions: see [`super::sweep`]. A duty that fails does not keep the others from being done.
 
 use super::client::Etcd;
@@ -20,16 +22,20 @@ use super::fence::{exists_since, unchanged_since};
 use super::keys::Keys;
 use super::members::{Members, Node};
 use super::records::CustodyRecord;
-use super::sweep::{Guard, Sweep, Unused};
+use super::sweep::{Gone, Guard, Sweep, Unused};
 use crate::broker::ports::{MemberId, Revision};
 use crate::clock::{self, Time};
 use etcd_client::{Txn, TxnOp};
+use futures_util::FutureExt;
 use hashbrown::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Pages of sessions looked at in one round.
 const PAGES_PER_ROUND: usize = 20;
+
+/// Between two rounds at least.
+const ROUND_LEAST: Duration = Duration::from_millis(500);
 
 /// Retained messages expired in one round.
 const EXPIRED_PER_ROUND: usize = 20_000;
@@ -75,6 +81,10 @@ pub struct Leader {
     unused_since: HashMap<MemberId, Time>,
     /// What the last complete pass was for, and when the next one for the same may be.
     last_pass: (HashSet<MemberId>, Time),
+    /// Holders that are gone, what their records say of that, and since when this process has seen it.
+    away: HashMap<MemberId, (Option<u64>, Time)>,
+    /// Those that the last complete pass knew to be gone, and when the next of their sessions expires.
+    expiring: (HashSet<MemberId>, Time),
 }
 
 /// What a round looks at.
@@ -96,6 +106,8 @@ impl Leader {
             gone_seen: HashMap::new(),
             unused_since: HashMap::new(),
             last_pass: (HashSet::new(), Time(0)),
+            away: HashMap::new(),
+            expiring: (HashSet::new(), Time(u64::MAX)),
         }
     }
 
@@ -103,7 +115,11 @@ impl Leader {
     pub async fn run(mut self, election: Arc<Election>) {
         let mut failing = false;
         loop {
-            election.elected().await;
+            if election.elected().now_or_never().is_none() {
+                // What happens meanwhile is not seen.
+                self.away.clear();
+                election.elected().await;
+            }
             match self.round().await {
                 Ok(()) => failing = false,
                 Err(StoreError::Fenced) => self.sweep = None,
@@ -113,7 +129,8 @@ impl Leader {
                     }
                 }
             }
-            tokio::time::sleep(self.options.interval).await;
+            let due = Duration::from_millis(self.expiring.1.since_ms(clock::now()));
+            tokio::time::sleep(self.options.interval.min(due.max(ROUND_LEAST))).await;
         }
     }
 
@@ -124,6 +141,7 @@ impl Leader {
     pub async fn round(&mut self) -> Result<(), StoreError> {
         let expired = self.expire_retained(clock::now()).await;
         let mut world = self.look().await?;
+        self.see_away(&world);
         let folded = self.change(folded(&world, &self.keys)).await;
         let noted = self.change(self.gone(&world)).await;
         let too_long_gone = self.too_long_gone(&world);
@@ -210,6 +228,24 @@ impl Leader {
         Ok(())
     }
 
+    /// Takes note of holders that will not come back, or not now.
+    fn see_away(&mut self, world: &World) {
+        let before = std::mem::take(&mut self.away);
+        for stored in &world.custody {
+            let Stored { of, record, .. } = stored;
+            let orphan = is_orphan(stored, &world.members, &self.options.linked);
+            if !orphan || record.given_up || record.holder != *of {
+                continue;
+            }
+            // Another moment in the record than before: it has been there meanwhile.
+            let same = |(noted, since): &&(Option<u64>, Time)| {
+                *noted == record.gone || noted.is_none() && record.gone.is_some_and(|g| Time(g) >= *since)
+            };
+            let since = before.get(of).filter(same).map_or(world.now, |(_, since)| *since);
+            self.away.insert(of.clone(), (record.gone, since));
+        }
+    }
+
     async fn sweep(&mut self, world: &World) -> Result<(), StoreError> {
         if self.sweep.is_none() {
             self.sweep = self.begin_pass(world).await?;
@@ -218,6 +254,7 @@ impl Leader {
         let Some((mut sweep, reasons)) = self.sweep.take() else { return Ok(()) };
         for _ in 0..PAGES_PER_ROUND {
             if sweep.step(&self.etcd, &self.keys, &self.guard).await? {
+                self.expiring = sweep.expiring();
                 self.last_pass = (reasons, world.now.plus_ms(PASS_PAUSE.as_millis() as u64));
                 return Ok(());
             }
@@ -232,10 +269,21 @@ impl Leader {
         let given_up = world.custody.iter().filter(|s| s.record.given_up);
         let reasons: HashSet<_> =
             unused.iter().map(|u| &u.stored).chain(given_up).map(|s| s.of.clone()).collect();
-        if reasons.is_empty() || (reasons == self.last_pass.0 && world.now < self.last_pass.1) {
+        let collects = !reasons.is_empty() && (reasons != self.last_pass.0 || world.now >= self.last_pass.1);
+        let others = self.away.keys().any(|holder| !self.expiring.0.contains(holder));
+        if !collects && !others && world.now < self.expiring.1 {
             return Ok(None);
         }
-        Ok(Some((Sweep::begin(&self.etcd, &self.keys, unused).await?, reasons)))
+        let gone = |(holder, (_, since)): (&MemberId, &(Option<u64>, Time))| {
+            let created = match world.members.node(&holder.node) {
+                Node::Absent => 0,
+                Node::Live { created, .. } => created,
+            };
+            (holder.clone(), Gone::new(*since, created))
+        };
+        let gone = self.away.iter().map(gone).collect();
+        let sweep = Sweep::begin(&self.etcd, &self.keys, unused, gone, world.now).await?;
+        Ok(Some((sweep, reasons)))
     }
 
     /// Incarnations that may go if no session refers to them: those that a live process has adopted, and those of a live node

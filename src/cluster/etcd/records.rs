@@ -181,6 +181,9 @@ pub struct CustodyRecord {
     /// Since when the leader has known the holder's node to be gone, milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<u64>,
+    /// Its process keeps the expiry in the records of its sessions right: what they say counts when it is gone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub expires: bool,
     /// Given up for ever, with all it owned; the record goes when nothing refers to it any more.
     #[serde(default, skip_serializing_if = "is_false")]
     pub given_up: bool,
@@ -196,6 +199,7 @@ impl CustodyRecord {
             copies: 1,
             journal,
             gone: None,
+            expires: true,
             given_up: false,
         }
     }
@@ -251,7 +255,7 @@ mod tests {
 
         let custody = CustodyRecord::own(&me(), u64::MAX - 1);
         let text = write(&custody);
-        let json = r#"{"v":1,"holder":"a@b@7","merged":true,"copies":1,"journal":"fffffffffffffffe"}"#;
+        let json = r#"{"v":1,"holder":"a@b@7","merged":true,"copies":1,"journal":"fffffffffffffffe","expires":true}"#;
         assert_eq!(std::str::from_utf8(&text).unwrap(), json);
         let back = read::<CustodyRecord>(b"k", &text).unwrap();
         assert_eq!(back.custody().unwrap().holder, me());

@@ -5,7 +5,7 @@ use super::batch::{Failure, LONE_BYTES_MAX, Nested, Op, Proposer};
 use super::claims::{compare_revision, outcome};
 use super::keys::Keys;
 use super::retained_value;
-use crate::broker::ports::{MessageId, Retain, RetainOutcome, Revision, TooLarge};
+use crate::broker::ports::{BoxFuture, MessageId, Retain, RetainOutcome, Revision, TooLarge};
 use crate::clock;
 use crate::mqtt::Message;
 use crate::names::shown;
@@ -30,8 +30,12 @@ pub struct RetainedWriter {
     /// Without an answer for so long an update counts as parked.
     patience: Duration,
     origin: u64,
+    cleared: ClearedSince,
     topics: Mutex<Topics>,
 }
+
+/// Whether a topic was cleared after a revision; looked up once the index has all that etcd has.
+pub type ClearedSince = Box<dyn Fn(&Arc<str>, Revision) -> BoxFuture<bool> + Send + Sync>;
 
 #[derive(Default)]
 struct Topics {
@@ -92,9 +96,10 @@ impl RetainedWriter {
         origin: u64,
         patience: Duration,
         writable: impl Fn() -> bool + Send + Sync + 'static,
+        cleared: ClearedSince,
     ) -> RetainedWriter {
         let (writable, topics) = (Box::new(writable), Mutex::default());
-        RetainedWriter { keys, proposer, writable, patience, origin, topics }
+        RetainedWriter { keys, proposer, writable, patience, origin, cleared, topics }
     }
 
     /// Whether a message can be written: etcd's requests have a limit.
@@ -158,7 +163,9 @@ impl RetainedWriter {
                 Some(own) if own.at > update.known => own.revision,
                 _ => update.known,
             };
-            let (outcome, own) = self.write_one(&update, base, parked).await;
+            // Its own clear is no reason to leave it out.
+            let since = update.since.max(own.map_or(0, |own| own.at));
+            let (outcome, own) = self.write_one(&update, base, since, parked).await;
             if let Some(own) = own
                 && let Some(entry) = self.topics.lock().all.get_mut(&topic)
             {
@@ -194,11 +201,17 @@ impl RetainedWriter {
         &self,
         update: &Retain,
         mut base: Revision,
+        since: Revision,
         mut parked: bool,
     ) -> (RetainOutcome, Option<Own>) {
         let key = self.keys.retained(&update.topic);
         let value = update.message.as_ref().map(|message| retained_value::encode(message, update.id));
         loop {
+            // A key that is not there does not say for how long.
+            let may_be_void = parked && base == 0 && update.since > 0 && value.is_some();
+            if may_be_void && (self.cleared)(&update.topic, since).await {
+                return (RetainOutcome::Overtaken, None);
+            }
             let change = match &value {
                 Some(value) => TxnOp::put(&*key, value.clone(), None),
                 None => TxnOp::delete(&*key, None),
@@ -281,7 +294,7 @@ mod tests {
     use super::*;
 
     fn update(seq: u64, known: Revision, kept: bool) -> Retain {
-        Retain { topic: "t".into(), message: None, id: MessageId { origin: 1, seq }, known, kept }
+        Retain { topic: "t".into(), message: None, id: MessageId { origin: 1, seq }, known, since: 0, kept }
     }
 
     #[test]

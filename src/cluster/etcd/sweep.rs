@@ -1,15 +1,19 @@
-//! One pass over all session records: removes those of incarnations that were given up (and those without state behind the
-//! connection whose journal is lost), finds incarnations that no record
-//! refers to, and then collects what both have left in etcd.
+//! One pass over all session records: removes those of incarnations that were given up (those without state behind the
+//! connection whose journal is lost, and those that expired while their node was gone), finds incarnations that no record
+//! refers to, and then collects what they have left in etcd.
 
 use super::client::Etcd;
 use super::custody::{self, Nested, Stored, nested_successes};
 use super::error::StoreError;
+use super::eviction::EvictionRecord;
 use super::fence::{exists_since, unchanged_since};
 use super::keys::{Key, Keys};
+use super::page::{Fold, RoutePage, pack};
 use super::records::{self, SessionRecord};
 use super::scan::Scan;
-use crate::broker::ports::MemberId;
+use crate::broker::ports::{MemberId, RouteChange};
+use crate::clock::Time;
+use crate::names::shown;
 use etcd_client::{Compare, DeleteOptions, KeyValue, Txn, TxnOp};
 use hashbrown::{HashMap, HashSet};
 
@@ -24,6 +28,30 @@ pub struct Unused {
     pub lost: bool,
 }
 
+/// A process that is gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Gone {
+    /// Since when, as this leader saw it.
+    since: Time,
+    /// The revision since which its node's member key is there; 0 = it is not.
+    created: i64,
+    /// Sessions of it that have not expired have been found.
+    left: bool,
+    /// When the next of them expires.
+    next: Time,
+}
+
+impl Gone {
+    /// It has been gone since then; its node may run again, without what it had.
+    pub fn new(since: Time, created: i64) -> Gone {
+        Gone { since, created, left: false, next: Time(u64::MAX) }
+    }
+}
+
+/// Filters in a page that takes routes back, and their bytes, at most.
+const PAGE_FILTERS: usize = 1_000;
+const PAGE_BYTES: usize = 64 << 10;
+
 /// See the module.
 pub struct Sweep {
     /// The custody records as they were before the first session was read: an incarnation that registers again rewrites its
@@ -33,6 +61,9 @@ pub struct Sweep {
     unused: HashSet<MemberId>,
     /// Those of them whose journal is lost.
     lost: HashSet<MemberId>,
+    /// Holders that are gone.
+    gone: HashMap<MemberId, Gone>,
+    now: Time,
     scan: Scan,
     removed: usize,
 }
@@ -42,7 +73,13 @@ impl Sweep {
     ///
     /// # Errors
     /// If etcd does not answer.
-    pub async fn begin(etcd: &Etcd, keys: &Keys, unused: Vec<Unused>) -> Result<Sweep, StoreError> {
+    pub async fn begin(
+        etcd: &Etcd,
+        keys: &Keys,
+        unused: Vec<Unused>,
+        gone: HashMap<MemberId, Gone>,
+        now: Time,
+    ) -> Result<Sweep, StoreError> {
         let mut all: HashMap<_, _> = HashMap::new();
         for stored in custody::read_all(etcd, keys).await? {
             all.insert(stored.of.clone(), stored);
@@ -52,7 +89,13 @@ impl Sweep {
         let of = |u: &Unused| u.stored.of.clone();
         let lost = unused.iter().filter(same).filter(|u| u.lost).map(of).collect();
         let unused = unused.iter().filter(same).map(of).collect();
-        Ok(Sweep { custody: all, unused, lost, scan: Scan::new(keys.sessions()), removed: 0 })
+        Ok(Sweep { custody: all, unused, lost, gone, now, scan: Scan::new(keys.sessions()), removed: 0 })
+    }
+
+    /// The processes that are gone, and when the next session of theirs expires: known once the pass is over.
+    pub fn expiring(&self) -> (HashSet<MemberId>, Time) {
+        let next = self.gone.values().map(|g| g.next).min();
+        (self.gone.keys().cloned().collect(), next.unwrap_or(Time(u64::MAX)))
     }
 
     /// Session records removed so far.
@@ -67,6 +110,7 @@ impl Sweep {
     pub async fn step(&mut self, etcd: &Etcd, keys: &Keys, guard: &Guard) -> Result<bool, StoreError> {
         let Some(page) = self.scan.page(etcd).await? else {
             self.collect(etcd, keys, guard).await?;
+            self.collect_expired(etcd, keys, guard).await?;
             return Ok(true);
         };
         let removals: Vec<_> = page.iter().filter_map(|kv| self.judge(keys, kv)).collect();
@@ -76,7 +120,7 @@ impl Sweep {
 
     /// The transaction that removes a session record, if it is to go.
     fn judge(&mut self, keys: &Keys, kv: &KeyValue) -> Option<Nested> {
-        let SessionRecord { owner, expiry, .. } = match records::read(kv.key(), kv.value()) {
+        let SessionRecord { owner, expiry, epoch, .. } = match records::read(kv.key(), kv.value()) {
             Ok(record) => record,
             Err(e) => {
                 tracing::warn!(error = %e, "a session's record is left as it is");
@@ -86,6 +130,9 @@ impl Sweep {
         let over = expiry == 0 && self.lost.contains(&owner);
         if !over {
             self.unused.remove(&owner);
+        }
+        if let Some(expired) = self.expired(keys, kv, &owner, expiry, epoch) {
+            return Some(expired);
         }
         let custody = keys.custody(&owner);
         let bytes = 2 * kv.key().len() + custody.len();
@@ -97,6 +144,79 @@ impl Sweep {
         let same = unchanged_since(kv.key(), kv.mod_revision());
         let delete = TxnOp::delete(kv.key(), None);
         Some(Nested { txn: Txn::new().when([still, same]).and_then([delete]), bytes })
+    }
+
+    /// The transaction that ends a session whose node is gone, if it has expired: its node will find the eviction.
+    fn expired(
+        &mut self,
+        keys: &Keys,
+        kv: &KeyValue,
+        owner: &MemberId,
+        expiry: u32,
+        epoch: u64,
+    ) -> Option<Nested> {
+        let stored = self.custody.get(owner).filter(|s| expiry > 0 && !s.record.given_up)?;
+        let holder = &stored.record.holder;
+        let gone = self.gone.get_mut(holder)?;
+        // Of an older release, or for ever.
+        if !stored.record.expires || expiry == u32::MAX {
+            gone.left = true;
+            return None;
+        }
+        let at = gone.since.plus_secs(u64::from(expiry));
+        if at > self.now {
+            gone.left = true;
+            gone.next = gone.next.min(at);
+            return None;
+        }
+        let Some(Key::Session { client_id }) = keys.parse(kv.key()) else { return None };
+        tracing::info!(client = %shown(&client_id), node = %holder, "session expired while its node is gone");
+        let (custody, member) = (keys.custody(owner), keys.member(&holder.node));
+        let eviction = keys.eviction(&holder.node, &client_id);
+        let value = records::write(&EvictionRecord::expired(epoch + 1));
+        let bytes = 2 * kv.key().len() + custody.len() + member.len() + eviction.len() + value.len();
+        let when = [
+            unchanged_since(custody, stored.revision),
+            exists_since(member, gone.created),
+            unchanged_since(kv.key(), kv.mod_revision()),
+        ];
+        let then = [TxnOp::delete(kv.key(), None), TxnOp::put(eviction, value, None)];
+        Some(Nested { txn: Txn::new().when(when).and_then(then), bytes })
+    }
+
+    /// Takes back the routes of processes that are gone and all of whose sessions have expired.
+    async fn collect_expired(&self, etcd: &Etcd, keys: &Keys, guard: &Guard) -> Result<(), StoreError> {
+        for stored in self.custody.values() {
+            let Some(gone) = self.gone.get(&stored.record.holder).filter(|g| !g.left) else { continue };
+            let (mut fold, mut last) = (Fold::default(), 0);
+            let mut scan = Scan::new(keys.routes_of(&stored.of));
+            while let Some(page) = scan.page(etcd).await? {
+                for kv in &page {
+                    let (Some(Key::Routes { page, .. }), Ok(routes)) =
+                        (keys.parse(kv.key()), RoutePage::decode(kv.value()))
+                    else {
+                        return Ok(()); // what cannot be read is left as it is
+                    };
+                    last = last.max(page);
+                    fold.page(routes);
+                }
+            }
+            let taken_back = fold.into_routes().map(|r| RouteChange { filter: r.filter, route: None });
+            let (custody, member) = (keys.custody(&stored.of), keys.member(&stored.record.holder.node));
+            let pages = pack(taken_back, false, PAGE_FILTERS, PAGE_BYTES);
+            let one = |(no, packed): (u64, super::page::Packed)| {
+                let (key, value) = (keys.route_page(&stored.of, no), packed.page.encode());
+                let bytes = 2 * key.len() + custody.len() + member.len() + value.len();
+                let when = [
+                    unchanged_since(&*custody, stored.revision),
+                    exists_since(&*member, gone.created),
+                    exists_since(&*key, 0),
+                ];
+                Nested { txn: Txn::new().when(when).and_then([TxnOp::put(key, value, None)]), bytes }
+            };
+            nested_successes(etcd, guard, (last + 1..).zip(pages).map(one)).await?;
+        }
+        Ok(())
     }
 
     /// Removes the routes and the custody record of every incarnation that nothing refers to, and the evictions of nodes of

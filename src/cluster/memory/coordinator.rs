@@ -132,6 +132,18 @@ impl Coordinator for MemoryCoordinator {
         certain(wait)
     }
 
+    fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) -> BoxFuture<()> {
+        let (done, wait) = oneshot::channel();
+        let (store, process, client_id) = (self.store.clone(), self.process.clone(), client_id.to_owned());
+        let lane = self.session_lane(&client_id).clone();
+        let _ = lane.send(Box::pin(async move {
+            let me = &process.id;
+            store.persist(&process, |space, _| ((), space.set_expiry(me, &client_id, epoch, expiry_s))).await;
+            let _ = done.send(());
+        }));
+        certain(wait)
+    }
+
     fn routes(&self, changes: Vec<RouteChange>) -> BoxFuture<Revision> {
         let (done, wait) = oneshot::channel();
         let (store, process, routed) = (self.store.clone(), self.process.clone(), self.routed.clone());

@@ -123,7 +123,14 @@ impl Node {
     fn send(&self, seqs: std::ops::Range<u64>) {
         for seq in seqs {
             let id = Some(MessageId { origin: 1, seq });
-            let frame = Frame { id, matched_at: 1, direct: true, groups: Vec::new(), message: message("m") };
+            let frame = Frame {
+                id,
+                matched_at: 1,
+                direct: true,
+                groups: Vec::new(),
+                message: message("m"),
+                update: None,
+            };
             self.peers.send(&"b".into(), frame);
         }
     }
@@ -255,7 +262,14 @@ fn a_request_is_answered_or_fails_in_time() {
 fn without_a_link_only_what_has_an_id_is_kept() {
     let stage = Stage::new(1);
     let a = stage.start("a", 1);
-    let frame = Frame { id: None, matched_at: 1, direct: true, groups: Vec::new(), message: message("m") };
+    let frame = Frame {
+        id: None,
+        matched_at: 1,
+        direct: true,
+        groups: Vec::new(),
+        message: message("m"),
+        update: None,
+    };
     a.peers.send(&"b".into(), frame);
     a.send(0..1);
     assert_eq!(a.peers.links()[0].queued, 1);

@@ -2,7 +2,7 @@
 //! change gives the events of its revision.
 
 use crate::broker::ports::{
-    Claim, ClaimOutcome, Custody, Epoch, Expected, IndexEvent, Member, MemberId, Owner, Retain,
+    Claim, ClaimOutcome, Custody, Epoch, Expected, Incarnation, IndexEvent, Member, MemberId, Owner, Retain,
     RetainOutcome, RetainedRecord, Revision, Route, RouteChange, SessionOwner,
 };
 use std::collections::BTreeMap;
@@ -20,7 +20,10 @@ pub(super) struct Space {
     pub(super) sessions: BTreeMap<Arc<str>, (SessionOwner, Revision)>,
     pub(super) routes: BTreeMap<MemberId, BTreeMap<Arc<str>, Route>>,
     pub(super) retained: BTreeMap<Arc<str>, RetainedEntry>,
-    pub(super) evictions: BTreeMap<(Arc<str>, Arc<str>), (Epoch, Revision)>,
+    /// Whose update cleared a topic.
+    cleared_by: BTreeMap<Arc<str>, Incarnation>,
+    /// Epoch, whether the session expired, and since when.
+    pub(super) evictions: BTreeMap<(Arc<str>, Arc<str>), (Epoch, bool, Revision)>,
     pub(super) leader: Option<MemberId>,
 }
 
@@ -134,7 +137,8 @@ impl Space {
         for key in evictions {
             self.evictions.remove(&key);
             let (node, client_id) = key;
-            events.push(IndexEvent::Eviction { node, client_id, epoch: None, revision: self.revision });
+            let revision = self.revision;
+            events.push(IndexEvent::Eviction { node, client_id, epoch: None, expired: false, revision });
         }
         events
     }
@@ -159,10 +163,43 @@ impl Space {
         let event = IndexEvent::Session { client_id: client_id.clone(), session: Some(session), revision };
         let mut events = vec![event];
         if let Some(node) = claim.evict.clone() {
-            self.evictions.insert((node.clone(), client_id.clone()), (claim.epoch, revision));
-            events.push(IndexEvent::Eviction { node, client_id, epoch: Some(claim.epoch), revision });
+            self.evictions.insert((node.clone(), client_id.clone()), (claim.epoch, false, revision));
+            let epoch = Some(claim.epoch);
+            events.push(IndexEvent::Eviction { node, client_id, epoch, expired: false, revision });
         }
         (ClaimOutcome::Granted(revision), events)
+    }
+
+    /// Changes the expiry of a session if it is `me`'s at `epoch`.
+    pub(super) fn set_expiry(
+        &mut self,
+        me: &MemberId,
+        client_id: &str,
+        epoch: Epoch,
+        expiry_s: u32,
+    ) -> Vec<IndexEvent> {
+        let theirs = |o: &Owner| o.session.epoch == epoch && o.holder == *me;
+        if !self.owner(client_id).is_some_and(|o| theirs(&o)) {
+            return Vec::new();
+        }
+        let (revision, client_id) = (self.next(), Arc::<str>::from(client_id));
+        let session = SessionOwner { owner: me.clone(), epoch, expiry_s };
+        self.sessions.insert(client_id.clone(), (session.clone(), revision));
+        vec![IndexEvent::Session { client_id, session: Some(session), revision }]
+    }
+
+    /// A session of a node that is gone has expired.
+    pub(super) fn expire_session(&mut self, client_id: &str) -> Vec<IndexEvent> {
+        let Some(owner) = self.owner(client_id).filter(|o| !self.registered(&o.holder)) else {
+            return Vec::new();
+        };
+        let revision = self.next();
+        self.sessions.remove(client_id);
+        let (node, client_id, epoch) =
+            (owner.holder.node, Arc::<str>::from(client_id), owner.session.epoch + 1);
+        self.evictions.insert((node.clone(), client_id.clone()), (epoch, true, revision));
+        let session = IndexEvent::Session { client_id: client_id.clone(), session: None, revision };
+        vec![session, IndexEvent::Eviction { node, client_id, epoch: Some(epoch), expired: true, revision }]
     }
 
     /// Removes a session's record if it is `me`'s at `epoch`.
@@ -216,6 +253,9 @@ impl Space {
         }
         let revision = self.next();
         let retained = update.message.clone().map(|message| RetainedRecord { message, id: update.id });
+        if retained.is_none() {
+            self.cleared_by.insert(update.topic.clone(), update.id.origin);
+        }
         self.retained.insert(update.topic.clone(), (retained.clone(), revision));
         let topic = update.topic.clone();
         (RetainOutcome::Written(revision), vec![IndexEvent::Retained { topic, retained, revision }])
@@ -224,7 +264,11 @@ impl Space {
     fn may_overwrite(&self, update: &Retain) -> bool {
         match self.retained.get(&update.topic) {
             None => true,
-            Some((None, revision)) => update.known == 0 || update.known >= *revision,
+            Some((None, revision)) => {
+                let own =
+                    self.cleared_by.get(&update.topic).is_some_and(|origin| *origin == update.id.origin);
+                own || update.known.max(update.since) >= *revision
+            }
             Some((Some(record), revision)) => {
                 let own = record.id.origin == update.id.origin && record.id.seq <= update.id.seq;
                 own || update.known >= *revision
@@ -235,12 +279,13 @@ impl Space {
     /// A node has taken note of an eviction.
     pub(super) fn evicted(&mut self, me: &MemberId, client_id: &str, epoch: Epoch) -> Vec<IndexEvent> {
         let key = (me.node.clone(), Arc::from(client_id));
-        if self.evictions.get(&key).is_none_or(|(e, _)| *e > epoch) {
+        if self.evictions.get(&key).is_none_or(|(e, _, _)| *e > epoch) {
             return Vec::new();
         }
         let revision = self.next();
         self.evictions.remove(&key);
-        vec![IndexEvent::Eviction { node: key.0, client_id: key.1, epoch: None, revision }]
+        let (node, client_id) = key;
+        vec![IndexEvent::Eviction { node, client_id, epoch: None, expired: false, revision }]
     }
 
     /// Everything there is.
@@ -267,13 +312,15 @@ impl Space {
             self.retained.iter().filter(|(_, (r, _))| r.is_some()).map(|(topic, (r, revision))| {
                 IndexEvent::Retained { topic: topic.clone(), retained: r.clone(), revision: *revision }
             });
-        let evictions =
-            self.evictions.iter().map(|((node, client_id), (epoch, revision))| IndexEvent::Eviction {
+        let evictions = self.evictions.iter().map(|((node, client_id), (epoch, expired, revision))| {
+            IndexEvent::Eviction {
                 node: node.clone(),
                 client_id: client_id.clone(),
                 epoch: Some(*epoch),
+                expired: *expired,
                 revision: *revision,
-            });
+            }
+        });
         let leader = std::iter::once(IndexEvent::Leader(self.leader.clone()));
         members
             .chain(custody)

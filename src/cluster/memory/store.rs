@@ -301,6 +301,13 @@ impl Store {
         state.announce(events);
     }
 
+    /// A session of a node that is gone expires, as the leader sees to it.
+    pub fn expire_session(&self, client_id: &str) {
+        let mut state = self.0.state.lock();
+        let events = state.space.expire_session(client_id);
+        state.announce(events);
+    }
+
     pub(super) fn look<T>(&self, look: impl FnOnce(&Space) -> T) -> T {
         look(&self.0.state.lock().space)
     }

@@ -99,7 +99,8 @@ impl Stage {
     fn retain(&self, node: &Node, text: &str, seq: u64, known: Revision) -> Option<RetainOutcome> {
         let message = message(text);
         let id = MessageId { origin: node.coordinator.me().incarnation, seq };
-        let update = Retain { topic: "t".into(), message: Some(message), id, known, kept: false };
+        let update =
+            Retain { topic: "t".into(), message: Some(message), id, known, since: known, kept: false };
         self.sim.wait(node.coordinator.retain(update), 60_000)
     }
 }
@@ -233,7 +234,14 @@ fn a_late_retained_message_overwrites_only_what_was_known() {
     stage.store.cut_from_store("a", true);
     let update = |text: &str, seq| {
         let id = MessageId { origin: a.coordinator.me().incarnation, seq };
-        Retain { topic: "t".into(), message: Some(message(text)), id, known: first, kept: false }
+        Retain {
+            topic: "t".into(),
+            message: Some(message(text)),
+            id,
+            known: first,
+            since: first,
+            kept: false,
+        }
     };
     let parked = [a.coordinator.retain(update("2", 2)), a.coordinator.retain(update("3", 3))];
     stage.retain(&b, "of b", 1, first).unwrap();

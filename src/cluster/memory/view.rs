@@ -42,7 +42,9 @@ impl Store {
 
     /// Evictions that nobody has taken note of: node, client, epoch.
     pub fn evictions(&self) -> Vec<(Arc<str>, Arc<str>, Epoch)> {
-        self.look(|space| space.evictions.iter().map(|((n, c), (e, _))| (n.clone(), c.clone(), *e)).collect())
+        self.look(|space| {
+            space.evictions.iter().map(|((n, c), (e, _, _))| (n.clone(), c.clone(), *e)).collect()
+        })
     }
 
     /// Who leads.

@@ -1,7 +1,7 @@
 //! The queue alone, against what it promises.
 
 use super::*;
-use crate::broker::ports::{MemberId, MessageId};
+use crate::broker::ports::{MemberId, MessageId, RetainedProgress};
 use crate::cluster::peers::proto::{Exception, Range};
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
@@ -16,7 +16,14 @@ fn frame(seq: u64) -> Frame {
         retain: false,
         expires_at: None,
     });
-    Frame { id: (seq > 0).then_some(id(seq)), matched_at: 1, direct: true, groups: Vec::new(), message }
+    Frame {
+        id: (seq > 0).then_some(id(seq)),
+        matched_at: 1,
+        direct: true,
+        groups: Vec::new(),
+        message,
+        update: None,
+    }
 }
 
 fn id(seq: u64) -> MessageId {
@@ -224,7 +231,14 @@ fn a_message_travels_unharmed_and_its_expiry_does_not_depend_on_clocks() {
         queue: true,
         tried: vec!["b".into()],
     }];
-    let frame = Frame { id: Some(id(3)), matched_at: 8, direct: false, groups, message: message.clone() };
+    let frame = Frame {
+        id: Some(id(3)),
+        matched_at: 8,
+        direct: false,
+        groups,
+        message: message.clone(),
+        update: None,
+    };
     let sent = wire::frame(&frame, 0, Time(2_000));
     let read = wire::read_frame(sent.clone(), Time(100_000)).unwrap();
     assert_eq!(read.message.expires_at(), Some(Time(103_000)));
@@ -255,6 +269,7 @@ fn a_report_travels_whole() {
         sent_at: Time(77),
         heard: vec![(MemberId { node: "b".into(), incarnation: 5 }, Time(66))],
         leaving: true,
+        retained: Some(RetainedProgress { settled: 8, written: 6, waited: 3, decided: 2 }),
     };
     assert_eq!(wire::read_report(wire::report(report.clone())), report);
 }

@@ -1,7 +1,9 @@
 //! The port's types to the protocol's and back. What comes from a peer is checked like anything from a network.
 
 use super::proto::{self, control_request as ask, control_response as say};
-use crate::broker::ports::{Frame, GroupTry, MemberId, MessageId, Report, Request, Response};
+use crate::broker::ports::{
+    Frame, GroupTry, MemberId, MessageId, Report, Request, Response, RetainedProgress,
+};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
@@ -39,6 +41,7 @@ pub(super) fn frame(frame: &Frame, skipped: u32, now: Time) -> proto::Frame {
         expires_in_ms: message.expires_at().map(|at| at.since_ms(now)),
         body: Bytes::from_owner(Body(message.clone())),
         skipped,
+        update: frame.update.map(|id| proto::MessageId { origin: id.origin, seq: id.seq }),
     }
 }
 
@@ -69,7 +72,8 @@ pub(super) fn read_frame(frame: proto::Frame, now: Time) -> Result<Frame, &'stat
     };
     let groups = frame.groups.into_iter().map(group).collect();
     let id = frame.id.map(|id| MessageId { origin: id.origin, seq: id.seq });
-    Ok(Frame { id, matched_at: frame.matched_at, direct: frame.direct, groups, message })
+    let update = frame.update.map(|id| MessageId { origin: id.origin, seq: id.seq });
+    Ok(Frame { id, matched_at: frame.matched_at, direct: frame.direct, groups, message, update })
 }
 
 pub(super) fn report(report: Report) -> proto::Report {
@@ -94,6 +98,12 @@ pub(super) fn report(report: Report) -> proto::Report {
         sent_at_ms: report.sent_at.as_millis(),
         heard: heard.collect(),
         leaving: report.leaving,
+        retained: report.retained.map(|r| proto::RetainedProgress {
+            settled: r.settled,
+            written: r.written,
+            waited: r.waited,
+            decided: r.decided,
+        }),
     }
 }
 
@@ -115,6 +125,12 @@ pub(super) fn read_report(report: proto::Report) -> Report {
         sent_at: Time(report.sent_at_ms),
         heard: heard.collect(),
         leaving: report.leaving,
+        retained: report.retained.map(|r| RetainedProgress {
+            settled: r.settled,
+            written: r.written,
+            waited: r.waited,
+            decided: r.decided,
+        }),
     }
 }
 

@@ -12,6 +12,7 @@ mod failures;
 mod field;
 mod formation;
 mod full_database;
+mod gone;
 mod knowledge;
 mod lagging;
 mod large;

@@ -19,7 +19,7 @@ fn update(node: &Node, topic: &str, payload: Option<&str>, seq: u64, known: u64)
         })
     });
     let id = MessageId { origin: node.me.incarnation, seq };
-    Retain { topic: topic.into(), message, id, known, kept: false }
+    Retain { topic: topic.into(), message, id, known, since: known, kept: false }
 }
 
 fn payload(node: &Node, topic: &str) -> Option<String> {

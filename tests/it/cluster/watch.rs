@@ -63,6 +63,7 @@ async fn churn(node: &Node, random: &mut Random, steps: usize, seq: &mut u64) {
                     message: random.chance(70).then(|| message(&name, &random.next().to_be_bytes())),
                     id: MessageId { origin: node.me.incarnation, seq: *seq },
                     known: 0,
+                    since: 0,
                     kept: false,
                 };
                 let written = node.coordinator.retain(update);
@@ -241,6 +242,7 @@ fn large_messages_reach_those_who_follow_and_those_who_come_late() {
                 message: Some(message(&name(i), big.as_bytes())),
                 id: MessageId { origin: a.me.incarnation, seq: i as u64 },
                 known: 0,
+                since: 0,
                 kept: false,
             })
         });

@@ -6,6 +6,7 @@ use crate::broker::remote::Ticket;
 use crate::mqtt::Message;
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A publish to be matched.
 #[derive(Debug)]
@@ -50,4 +51,11 @@ pub struct Next {
     pub risen: Option<Revision>,
     /// Publishes that every node has, with their rows in the journal.
     pub done: Vec<(MessageId, Option<Seq>)>,
+}
+
+impl super::Origins {
+    /// The number of the next name.
+    pub fn peek_id(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
 }

@@ -82,6 +82,9 @@ pub struct Frame {
     /// Positions left out between the frame with an ID before this one and this one.
     #[prost(uint32, tag = "10")]
     pub skipped: u32,
+    /// At QoS 0 with RETAIN: names the update of the retained message.
+    #[prost(message, optional, tag = "11")]
+    pub update: ::core::option::Option<MessageId>,
 }
 /// What whatever is queued becomes: one batch.
 #[allow(clippy::all)]
@@ -125,9 +128,6 @@ pub struct Report {
     /// Publishes below low_water that are not done with, ascending.
     #[prost(uint64, repeated, tag = "7")]
     pub open: ::prost::alloc::vec::Vec<u64>,
-    /// The sender has closed its clients, acknowledges nothing any more, and ends. What follows it says so too.
-    #[prost(bool, tag = "20")]
-    pub leaving: bool,
     /// For each node that publishes are on their way to: every publish matched for it before this revision is answered, or was matched
     /// again since.
     #[prost(message, repeated, tag = "8")]
@@ -135,6 +135,30 @@ pub struct Report {
     /// The same for all nodes not listed there; 0 = the sender does not know this field.
     #[prost(uint64, tag = "9")]
     pub past_others: u64,
+    /// How far the sender is with its updates of retained messages.
+    #[prost(message, optional, tag = "10")]
+    pub retained: ::core::option::Option<RetainedProgress>,
+    /// The sender has closed its clients, acknowledges nothing any more, and ends. What follows it says so too.
+    #[prost(bool, tag = "11")]
+    pub leaving: bool,
+}
+/// Part of a Report.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetainedProgress {
+    /// What became of every update whose publish was matched at this revision or before is in the sender's index, save those that
+    /// wait for the store.
+    #[prost(uint64, tag = "1")]
+    pub settled: u64,
+    /// The same without an exception.
+    #[prost(uint64, tag = "2")]
+    pub written: u64,
+    /// Updates of the sender's incarnation with a lower number that are not decided wait for the store.
+    #[prost(uint64, tag = "3")]
+    pub waited: u64,
+    /// Updates with a lower number are decided.
+    #[prost(uint64, tag = "4")]
+    pub decided: u64,
 }
 /// Part of a Report.
 #[allow(clippy::all)]
