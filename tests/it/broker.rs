@@ -2,6 +2,7 @@
 
 use crate::wait::{self, PATIENCE};
 use berth::clock;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tempfile::TempDir;
+
+/// The program that was just built.
+const BERTH: &str = env!("CARGO_BIN_EXE_berth");
 
 /// Ports below those that the system gives to outgoing connections, so that nobody takes one while its broker is down.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
@@ -81,6 +85,7 @@ pub struct Setup {
     dir: Option<PathBuf>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    program: PathBuf,
     /// The network namespace to run in, and the address there.
     host: Option<(String, IpAddr)>,
 }
@@ -88,7 +93,7 @@ pub struct Setup {
 impl Setup {
     /// With the defaults, on free ports and in a directory of its own.
     pub fn new() -> Setup {
-        Setup { dir: None, args: Vec::new(), env: Vec::new(), host: None }
+        Setup { dir: None, args: Vec::new(), env: Vec::new(), program: PathBuf::from(BERTH), host: None }
     }
 
     /// Sets an option.
@@ -100,6 +105,12 @@ impl Setup {
     /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Setup {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts another program than the one that was just built. A restart takes the one that was built.
+    pub fn program(mut self, program: PathBuf) -> Setup {
+        self.program = program;
         self
     }
 
@@ -137,7 +148,7 @@ impl Setup {
         args.extend(["--data-dir".to_owned(), dir.to_str().unwrap().to_owned()]);
         args.extend(["--set".to_owned(), format!("http.address={http}")]);
         args.extend(self.args);
-        let process = Process::start(namespace.as_deref(), &args, &self.env);
+        let process = Process::start(&self.program, namespace.as_deref(), &args, &self.env);
         Broker { process, namespace, args, env: self.env, mqtt, http, dir, _own: own }
     }
 }
@@ -151,15 +162,15 @@ struct Process {
 }
 
 impl Process {
-    fn start(namespace: Option<&str>, args: &[String], env: &[(String, String)]) -> Process {
+    fn start(program: &Path, namespace: Option<&str>, args: &[String], env: &[(String, String)]) -> Process {
         // `ip netns exec` becomes the broker: it is the same process.
         let mut command = match namespace {
             Some(name) => {
                 let mut ip = clean("ip");
-                ip.args(["netns", "exec", name, env!("CARGO_BIN_EXE_berth")]);
+                ip.args(["netns", "exec", name]).arg(program);
                 ip
             }
-            None => command(),
+            None => clean(program),
         };
         let mut child = command
             .args(args)
@@ -250,10 +261,10 @@ impl Broker {
         self.process.wait();
     }
 
-    /// Starts the process again with the same arguments, without waiting until it is ready.
+    /// Starts the program that was just built with the same arguments, once the process has ended, without waiting until it is ready.
     pub fn respawn(&mut self) {
         self.process.wait();
-        self.process = Process::start(self.namespace.as_deref(), &self.args, &self.env);
+        self.process = Process::start(Path::new(BERTH), self.namespace.as_deref(), &self.args, &self.env);
     }
 
     /// As [`Broker::respawn`], and waits until it is ready.
@@ -311,10 +322,10 @@ impl Broker {
 
 /// The binary, without arguments and without the caller's configuration.
 pub fn command() -> Command {
-    clean(env!("CARGO_BIN_EXE_berth"))
+    clean(BERTH)
 }
 
-fn clean(program: &str) -> Command {
+fn clean(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();

@@ -49,6 +49,8 @@ pub struct BerthCluster {
     pub etcd: Etcd,
     dir: TempDir,
     options: Vec<(String, String)>,
+    /// What a node's first process runs, if not the program that was just built.
+    first: Option<PathBuf>,
     /// Runs the proxies; goes last but one.
     runtime: Runtime,
     _alone: MutexGuard<'static, ()>,
@@ -60,6 +62,13 @@ impl BerthCluster {
         BerthCluster::with(n, 1, &[])
     }
 
+    /// As [`BerthCluster::start`], but the processes run an earlier program until they are restarted: the one that
+    /// `BERTH_PREVIOUS_BIN` names, if it is set (`scripts/test --upgrade-from` does).
+    pub fn of_previous(n: usize) -> BerthCluster {
+        let first = std::env::var_os("BERTH_PREVIOUS_BIN").map(PathBuf::from);
+        BerthCluster::build(first, || Etcd::start(1), n, &[])
+    }
+
     /// As [`BerthCluster::start`] with this many etcd members and these options for every broker.
     pub fn with(n: usize, etcds: usize, options: &[(&str, &str)]) -> BerthCluster {
         BerthCluster::on(|| Etcd::start(etcds), n, options)
@@ -67,6 +76,15 @@ impl BerthCluster {
 
     /// As [`BerthCluster::with`], on this etcd.
     pub fn on(etcd: impl FnOnce() -> Etcd, n: usize, options: &[(&str, &str)]) -> BerthCluster {
+        BerthCluster::build(None, etcd, n, options)
+    }
+
+    fn build(
+        first: Option<PathBuf>,
+        etcd: impl FnOnce() -> Etcd,
+        n: usize,
+        options: &[(&str, &str)],
+    ) -> BerthCluster {
         let alone = alone();
         let etcd = etcd();
         let runtime =
@@ -75,7 +93,8 @@ impl BerthCluster {
         let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("berth-cluster-").tempdir_in(parent).unwrap();
         let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let mut cluster = BerthCluster { nodes: Vec::new(), etcd, dir, options, runtime, _alone: alone };
+        let mut cluster =
+            BerthCluster { nodes: Vec::new(), etcd, dir, options, first, runtime, _alone: alone };
         (0..n).for_each(|_| cluster.spawn());
         (0..n).for_each(|i| cluster.nodes[i].broker.wait_ready());
         cluster.wait_formed();
@@ -97,7 +116,10 @@ impl BerthCluster {
             .set("cluster.peer_address", &own.to_string())
             .set("cluster.advertise_peer", &peers.address().to_string())
             .set("etcd.endpoints", &endpoints.join(","));
-        let setup = self.options.iter().fold(setup, |s, (key, value)| s.set(key, value));
+        let mut setup = self.options.iter().fold(setup, |s, (key, value)| s.set(key, value));
+        if let Some(program) = &self.first {
+            setup = setup.program(program.clone());
+        }
         self.nodes.push(Node { broker: setup.spawn(), etcd: links, peers });
     }
 

@@ -100,9 +100,10 @@ pub fn goes_on(stage: &Stage) {
     assert!(stage.history.wait_len(seen, PATIENCE), "nothing happens any more");
 }
 
+/// With `BERTH_PREVIOUS_BIN` it is an upgrade: both programs serve together until the last node is restarted.
 #[test]
 fn a_rolling_restart_under_load_loses_nothing_and_fires_no_will() {
-    let mut cluster = BerthCluster::start(3);
+    let mut cluster = BerthCluster::of_previous(3);
     let watch = Dial::v5("watch").persistent();
     let mut watching = cluster.connect(0, &watch);
     assert_eq!(watching.subscribe(&[("wills/#", QoS::ExactlyOnce)]), [2]);
