@@ -47,6 +47,7 @@ pub(super) fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<(JournalKi
                 observer: Some(observer),
                 cache_bytes: storage.cache,
                 max_pending_bytes: storage.max_pending,
+                stall_timeout: storage.stall_timeout,
                 ..RedbOptions::default()
             };
             let (journal, recovered) = RedbJournal::open(options)?;

@@ -95,6 +95,7 @@ impl Node {
         metrics.journal_healthy.set(u64::from(journal.health() == JournalHealth::Ok));
         if let JournalKind::Redb(journal) = &self.journal {
             metrics.journal_pending_bytes.set(journal.stats().pending_bytes);
+            metrics.journal_commit_age_seconds.set(journal.commit_age_s());
         }
     }
 }

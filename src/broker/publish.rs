@@ -20,6 +20,10 @@ use std::sync::Arc;
 const HELD_FULL: &str =
     "as many publishes wait for other nodes as cluster.max_held_messages or cluster.max_held_bytes allows";
 
+/// What is told whose publish or session would have to wait for a disk that hangs.
+pub(super) const STALLED: &str =
+    "the disk of this node's journal has not answered for longer than storage.stall_timeout";
+
 /// Who publishes, and what must be recorded together with the message.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Origin<'a> {
@@ -148,7 +152,7 @@ impl Broker {
     /// Routes `message`.
     ///
     /// # Errors
-    /// 0x97 if it is to be retained and a limit forbids it, or if it would have to wait for other nodes and too many do: then
+    /// 0x83 if it needs the journal, and the journal hangs; 0x97 if it is to be retained and a limit forbids it, or if it would have to wait for other nodes and too many do: then
     /// nothing happened. At QoS 0 and for a will, where nobody could be told, it is routed all the same; it is not retained,
     /// what was retained on its topic is cleared, and `scratch` says why.
     pub fn publish(
@@ -158,6 +162,13 @@ impl Broker {
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) -> Result<Routed, Failure> {
+        if self.journal.stalled()
+            && origin.told(message)
+            && self.needs_journal(message, origin, &mut cache.local)
+        {
+            self.publish_refused(origin, Loss::JournalStalled);
+            return Err(Failure::new(Reason::ImplementationSpecificError, STALLED));
+        }
         if let Some(loss) = self.refuses_to_hold(message, origin, &mut cache.remote) {
             self.publish_refused(origin, loss);
             return Err(Failure::new(Reason::QuotaExceeded, HELD_FULL));
@@ -185,6 +196,17 @@ impl Broker {
         let matched = self.to_local(message, matches, &way, scratch);
         lsn = self.journal_message(message, &way, None, scratch).or(lsn);
         Ok(Routed { lsn, ticket: None, matched })
+    }
+
+    /// Whether a publish cannot be acknowledged before something of it is in the journal.
+    fn needs_journal(&self, message: &Message, origin: &Origin<'_>, cache: &mut router::Cache) -> bool {
+        let begun = message.qos() == QoS::ExactlyOnce && (origin.inbound.is_some() || self.remote.is_some());
+        if begun || message.retain() {
+            return true;
+        }
+        let matches = self.router.lookup(message.topic(), cache);
+        matches.targets.iter().any(|t| t.qos > QoS::AtMostOnce && t.handle.durable)
+            || matches.groups.iter().any(|g| g.pick(0).is_some_and(|m| m.handle.durable))
     }
 
     /// Gives a message to all that match here, as [`Broker::to_target`] does.

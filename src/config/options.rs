@@ -208,6 +208,9 @@ options! {
         "cache" cache: Size<usize, MIB, TIB> = "64MiB",
         /// Changes that may wait for the disk. Beyond that publishers are slowed down.
         "max_pending" max_pending: Size<usize, MIB, GIB> = "64MiB",
+        /// A commit that takes longer than this shows that the disk hangs: the node is not ready, and refuses publishes and sessions
+        /// that need the journal at once until the disk answers again.
+        "stall_timeout" stall_timeout: Span<100, 3_600_000> = "5s",
         /// The most that a journal of type memory holds. When full it refuses messages, as a full disk does.
         "memory_max" memory_max: Size<usize, MIB, TIB> = "1GiB",
     }

@@ -222,6 +222,8 @@ metrics! {
         "Changes per commit of the journal.";
     journal_commit_seconds: Histogram = "berth_journal_commit_seconds", seconds,
         "Time a commit of the journal takes, the write to disk included.";
+    journal_commit_age_seconds: Gauge = "berth_journal_commit_age_seconds", seconds,
+        "For how long the oldest commit of the journal has been under way; 0 while there is none.";
     journal_pending_bytes: Gauge = "berth_journal_pending_bytes", bytes,
         "Changes that wait for the journal.";
     journal_size_bytes: Gauge = "berth_journal_size_bytes", bytes,

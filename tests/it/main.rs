@@ -18,6 +18,7 @@ mod fuzz_decode;
 mod heard;
 mod history;
 mod hostile;
+mod hung_disk;
 mod kill;
 mod kill_rumqttc;
 mod load;

@@ -4,6 +4,7 @@ use super::{Link, Open, State, Waiting};
 use crate::broker::handle::Handle;
 use crate::broker::inspect::{Attached, Connection, WillInfo};
 use crate::broker::ports::{Credentials, Identity, Lsn};
+use crate::broker::publish::STALLED;
 use crate::broker::remote::sessions::Run;
 use crate::broker::{Broker, Claim, Claimant};
 use crate::clock::Time;
@@ -131,6 +132,9 @@ impl Link {
 
     /// Whether a client that was let in may have its will, and can be told what it is granted.
     fn may_have(&self, s: &Settings) -> Result<(), Failure> {
+        if (s.expiry_s > 0 || s.will.is_some()) && self.broker.journal.stalled() {
+            return Err(Failure::new(Reason::ServerUnavailable, STALLED));
+        }
         if let Some(will) = &s.will {
             let who = Identity { client_id: s.client_id.clone(), username: s.username.clone() };
             if !self.broker.may_publish(&who, will.message.topic()) {

@@ -334,6 +334,12 @@ pub trait Journal: Send + Sync + 'static {
     /// Whether changes become durable.
     fn health(&self) -> JournalHealth;
 
+    /// Whether nothing has become durable for so long that what is not begun yet should be refused at once. What was appended
+    /// may still become durable. Cheap.
+    fn stalled(&self) -> bool {
+        false
+    }
+
     /// Whether there is room for a message as the retained one of its topic.
     ///
     /// # Errors

@@ -65,7 +65,8 @@ impl Broker {
                 handles = broker.handles();
                 handles.retain(|h| !asked.contains(&h.no));
                 if handles.is_empty() {
-                    if !coming {
+                    // A claim that etcd takes no more has no end before it does again.
+                    if !coming || !remote.ports.coordinator.writable() {
                         break;
                     }
                     remote.ports.tasks.sleep(ARRIVED_LOOK_MS).await;

@@ -91,6 +91,37 @@ fn a_full_disk_loses_nothing_and_recovers_when_there_is_room() {
 }
 
 #[test]
+fn a_disk_that_hangs_is_noticed_and_what_waits_becomes_durable() {
+    let disk = TestDisk::default();
+    let options = RedbOptions { stall_timeout: Duration::from_millis(200), ..RedbOptions::default() };
+    let (journal, _) = RedbJournal::open_on(Box::new(disk.clone()), options, None).unwrap();
+    wait(&*journal, append(&*journal, &[Op::Session(record(1, 1))]));
+    for round in 1..=2 {
+        assert!(!journal.stalled());
+        disk.set_faults(Faults { hangs: true, ..Faults::default() });
+        let (_, lsn) = store(&*journal, 399);
+        let JournalHealth::Failing(said) = wait_health(&journal, is_failing) else { unreachable!() };
+        assert!(
+            said.contains("/test/journal.redb")
+                && said.contains("hangs")
+                && said.contains("under way for 0."),
+            "{said}"
+        );
+        assert!(journal.stalled() && journal.durable() < lsn);
+        let (_, later) = store(&*journal, 399);
+        disk.set_faults(Faults::default());
+        wait(&*journal, later);
+        wait_health(&journal, |health| *health == JournalHealth::Ok);
+        assert_eq!(
+            (journal.stalled(), journal.stats().stalls, journal.stats().commits_failed),
+            (false, round, 0)
+        );
+    }
+    drop(journal);
+    assert_eq!(open(&disk).1.sessions[0].pending.len(), 4);
+}
+
+#[test]
 fn a_full_disk_can_be_read() {
     let disk = TestDisk::default();
     let never = Duration::from_secs(3600);

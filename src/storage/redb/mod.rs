@@ -21,6 +21,7 @@ mod recover;
 mod rows_tests;
 mod schema;
 mod shared;
+mod stall;
 mod stats;
 #[cfg(test)]
 mod stress_tests;
@@ -69,6 +70,8 @@ pub struct RedbOptions {
     pub retry_min: Duration,
     /// How long to wait at most; the wait doubles from attempt to attempt.
     pub retry_max: Duration,
+    /// A commit that takes longer than this shows that the disk hangs.
+    pub stall_timeout: Duration,
     /// Is told of every commit.
     pub observer: Option<Observer>,
 }
@@ -84,6 +87,7 @@ impl Default for RedbOptions {
             readers: 2,
             retry_min: Duration::from_millis(500),
             retry_max: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(5),
             observer: None,
         }
     }
@@ -130,12 +134,15 @@ impl RedbJournal {
             health: Mutex::new(JournalHealth::Ok),
             reads: reader::ReadQueue::default(),
             counters: stats::Counters::default(),
+            stall: stall::Stall::default(),
             _lock: lock,
         });
         // Made before its threads: if one cannot be started, dropping it stops the others.
         let journal = Arc::new(RedbJournal { shared: shared.clone(), threads: Mutex::new(Vec::new()) });
         let writer = Writer::new(shared.clone(), opened.keys_reserved, next_session);
         journal.spawn("journal-write", move || writer.run())?;
+        let watched = shared.clone();
+        journal.spawn("journal-watch", move || stall::watch(&watched))?;
         for _ in 0..shared.options.readers.max(1) {
             let shared = shared.clone();
             journal.spawn("journal-read", move || reader::run(&shared))?;
@@ -151,6 +158,11 @@ impl RedbJournal {
         })?;
         self.threads.lock().push(thread);
         Ok(())
+    }
+
+    /// For how long the oldest commit has been under way, seconds; 0 if there is none.
+    pub fn commit_age_s(&self) -> u64 {
+        self.shared.stall.age_us() / 1_000_000
     }
 
     /// What the journal has done since it was opened.
@@ -194,7 +206,15 @@ impl Journal for RedbJournal {
     }
 
     fn health(&self) -> JournalHealth {
-        self.shared.health.lock().clone()
+        let health = self.shared.health.lock().clone();
+        if health == JournalHealth::Ok && self.shared.stall.is_stalled() {
+            return JournalHealth::Failing(stall::said(&self.shared));
+        }
+        health
+    }
+
+    fn stalled(&self) -> bool {
+        self.shared.stall.is_stalled()
     }
 
     fn size_bytes(&self) -> u64 {
@@ -204,6 +224,7 @@ impl Journal for RedbJournal {
     fn close(&self) {
         self.shared.gather.lock().closing = true;
         self.shared.work.notify_all();
+        self.shared.stall.close();
         self.shared.reads.close();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {

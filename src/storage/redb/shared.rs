@@ -6,6 +6,7 @@ use super::gather::Gather;
 use super::medium::Medium;
 use super::open;
 use super::reader::ReadQueue;
+use super::stall::Stall;
 use super::stats::Counters;
 use crate::broker::ports::{JournalHealth, Lsn};
 use crate::storage::wakers::Wakers;
@@ -35,6 +36,7 @@ pub(super) struct Shared {
     pub(super) health: Mutex<JournalHealth>,
     pub(super) reads: ReadQueue,
     pub(super) counters: Counters,
+    pub(super) stall: Stall,
     /// Holds the lock on the data directory.
     pub(super) _lock: Option<File>,
 }

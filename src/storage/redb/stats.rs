@@ -24,6 +24,8 @@ pub struct JournalStats {
     pub commit_us_total: u64,
     /// Commits that failed and were tried again.
     pub commits_failed: u64,
+    /// Commits that took so long that the disk was taken to hang.
+    pub stalls: u64,
     /// Bytes of changes waiting to be committed.
     pub pending_bytes: u64,
     /// Messages read back.
@@ -63,6 +65,7 @@ pub(super) struct Counters {
     pub(super) commit_us_last: Counter,
     pub(super) commit_us_total: Counter,
     pub(super) commits_failed: Counter,
+    pub(super) stalls: Counter,
     pub(super) pending_bytes: Counter,
     pub(super) messages_read: Counter,
     pub(super) messages_unreadable: Counter,
@@ -98,6 +101,7 @@ impl Counters {
             commit_us_last: self.commit_us_last.get(),
             commit_us_total: self.commit_us_total.get(),
             commits_failed: self.commits_failed.get(),
+            stalls: self.stalls.get(),
             pending_bytes: self.pending_bytes.get(),
             messages_read: self.messages_read.get(),
             messages_unreadable: self.messages_unreadable.get(),

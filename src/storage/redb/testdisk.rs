@@ -1,7 +1,7 @@
 //! A disk in memory for tests: remembers what was written when, and fails on demand.
 
 use super::medium::{Backend, Medium};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use redb::StorageBackend;
 use std::io;
 use std::path::Path;
@@ -26,6 +26,8 @@ pub(super) struct Faults {
     pub(super) changes_left: Option<u64>,
     /// Reads left until they fail likewise.
     pub(super) reads_left: Option<u64>,
+    /// Writes, truncations and syncs hang until this is taken back.
+    pub(super) hangs: bool,
 }
 
 #[derive(Default)]
@@ -47,7 +49,7 @@ enum Undo {
 
 /// A disk; clones are the same.
 #[derive(Clone, Default)]
-pub(super) struct TestDisk(Arc<Mutex<State>>);
+pub(super) struct TestDisk(Arc<Mutex<State>>, Arc<Condvar>);
 
 impl std::fmt::Debug for TestDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -84,6 +86,14 @@ impl TestDisk {
 
     pub(super) fn set_faults(&self, faults: Faults) {
         self.0.lock().faults = faults;
+        self.1.notify_all();
+    }
+
+    /// The disk, once it does not hang.
+    fn awake(&self) -> MutexGuard<'_, State> {
+        let mut state = self.0.lock();
+        self.1.wait_while(&mut state, |state| state.faults.hangs);
+        state
     }
 
     /// How often it has failed.
@@ -155,7 +165,7 @@ impl StorageBackend for TestDisk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut state = self.0.lock();
+        let mut state = self.awake();
         state.change()?;
         if state.faults.space.is_some_and(|space| len > space) && len > state.data.len() as u64 {
             return Err(state.fail(rustix::io::Errno::NOSPC));
@@ -166,7 +176,7 @@ impl StorageBackend for TestDisk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.0.lock();
+        let mut state = self.awake();
         if let Err(error) = state.change() {
             state.forget_unsynced();
             return Err(error);
@@ -177,7 +187,7 @@ impl StorageBackend for TestDisk {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut state = self.0.lock();
+        let mut state = self.awake();
         state.change()?;
         let at = usize::try_from(offset).unwrap();
         let end = at + data.len();

@@ -78,7 +78,7 @@ impl Writer {
     /// Opens the database again after a reader found it broken; trying again and again unless the journal is closed.
     fn repair(&self) {
         let mut pause = self.shared.options.retry_min;
-        while !self.shared.reopen_database() {
+        while !self.shared.stall.during(|| self.shared.reopen_database()) {
             if self.pause(&mut pause) {
                 return;
             }
@@ -99,26 +99,36 @@ impl Writer {
         let mut pause = self.shared.options.retry_min;
         loop {
             let closing = self.shared.closing();
-            let broken = self.shared.broken.load(Ordering::Acquire) || self.shared.db.read().is_none();
-            if !broken || self.shared.reopen_database() {
-                match self.commit(batch) {
-                    Ok(()) => {
-                        self.shared.set_ok();
-                        return true;
-                    }
-                    Err(what) => {
-                        self.shared.counters.commits_failed.add(1);
-                        self.shared.set_failing(what);
-                        // At once and not at the next attempt: meanwhile there are messages to read.
-                        self.shared.reopen_database();
-                    }
-                }
+            let shared = self.shared.clone();
+            if shared.stall.during(|| self.attempt(batch)) {
+                return true;
             }
             // One attempt is made after closing.
             if closing {
                 return false;
             }
             self.pause(&mut pause);
+        }
+    }
+
+    /// Tries once to commit `batch`, and opens the database again before or after that if it is broken; whether `batch` is durable.
+    fn attempt(&mut self, batch: &Batch) -> bool {
+        let broken = self.shared.broken.load(Ordering::Acquire) || self.shared.db.read().is_none();
+        if broken && !self.shared.reopen_database() {
+            return false;
+        }
+        match self.commit(batch) {
+            Ok(()) => {
+                self.shared.set_ok();
+                true
+            }
+            Err(what) => {
+                self.shared.counters.commits_failed.add(1);
+                self.shared.set_failing(what);
+                // At once and not at the next attempt: meanwhile there are messages to read.
+                self.shared.reopen_database();
+                false
+            }
         }
     }
 

@@ -27,6 +27,8 @@ pub enum Loss {
     SessionEnded,
     /// The journal, or the cluster, did not make a publish safe within so many milliseconds.
     Journal(u64),
+    /// The disk of the journal hangs: the publish was not begun.
+    JournalStalled,
     /// Another node could not make a publish safe.
     OtherNode,
     /// The client may not publish there.
@@ -60,7 +62,7 @@ pub enum Loss {
 }
 
 /// How many kinds there are.
-pub(super) const KINDS: usize = 25;
+pub(super) const KINDS: usize = 26;
 
 /// How loudly a loss is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +113,7 @@ impl Loss {
             Loss::JournalMemory(_) => 22,
             Loss::JournalFailing => 23,
             Loss::BridgeState(_) => 24,
+            Loss::JournalStalled => 25,
         }
     }
 
@@ -123,7 +126,9 @@ impl Loss {
             Loss::Offline => Counted::Message(DropReason::Offline),
             Loss::Refused => Counted::Message(DropReason::Refused),
             Loss::SessionEnded => Counted::Message(DropReason::SessionEnded),
-            Loss::Journal(_) | Loss::OtherNode => Counted::Publish(PublishRefusal::Journal),
+            Loss::Journal(_) | Loss::JournalStalled | Loss::OtherNode => {
+                Counted::Publish(PublishRefusal::Journal)
+            }
             Loss::NotAuthorized => Counted::Publish(PublishRefusal::NotAuthorized),
             Loss::HeldMessages(_)
             | Loss::HeldBytes(_)
@@ -176,6 +181,7 @@ impl Loss {
             Loss::RetainedClears(n) => ("CLEARS_MAX", n),
             Loss::BridgeState(n) => ("BRIDGE_STATE_BYTES_MAX", n),
             Loss::JournalMemory(n) => ("storage.memory_max", n),
+            Loss::JournalStalled => return Some("storage.stall_timeout".to_owned()),
             Loss::JournalFailing => return Some("storage.max_pending".to_owned()),
             Loss::LinkMessages(n) => ("queued_frames_max", n),
             Loss::LinkBytes(n) => ("queued_bytes_max", n),

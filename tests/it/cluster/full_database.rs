@@ -76,7 +76,7 @@ fn a_node_that_writes_nothing_learns_that_the_database_is_full() {
 
 #[test]
 fn a_node_stops_at_once_though_no_session_can_move() {
-    let mut cluster = BerthCluster::on(Etcd::small, 2, &[]);
+    let mut cluster = BerthCluster::on(Etcd::small, 2, &[("cluster.takeover_timeout", "1s")]);
     let mut clients: Vec<_> =
         (0..5).map(|n| cluster.connect(1, &Dial::v5(&format!("c{n}")).persistent())).collect();
     clients.iter_mut().for_each(|c| assert_eq!(c.subscribe(&[("t", QoS::AtLeastOnce)]), [1]));
@@ -84,6 +84,9 @@ fn a_node_stops_at_once_though_no_session_can_move() {
     clients[0].unsubscribe(&["t"]);
     let mut publisher = cluster.connect(0, &Dial::v5("p"));
     cluster.etcd.fill();
+    // Its claim is begun, and has no outcome before there is room.
+    let (_, answer) = Dial::v5("newcomer").persistent().try_connect(cluster.mqtt(1)).unwrap();
+    assert!(matches!(answer, In::ConnAck { reason: Reason::ServerUnavailable, .. }), "{answer:?}");
     publisher.publish_with("kept", b"kept", QoS::AtLeastOnce, true);
     for node in 0..2 {
         cluster.wait_status(node, "the status says so", |s| s["cluster"]["etcd"]["writable"] == false);
