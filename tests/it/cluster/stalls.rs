@@ -4,12 +4,16 @@ use super::nodes::BerthCluster;
 use crate::client::{Client, Dial, In};
 use berth::clock;
 use berth::mqtt::{QoS, Reason};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 /// What an acknowledgement may take beyond what it waits for, milliseconds.
 const SOON_MS: u64 = 2_000;
+
+/// Publishes of a publisher that are not acknowledged.
+const WINDOW: usize = 100;
 
 /// Sessions of each of two nodes.
 const SESSIONS: usize = 6;
@@ -36,15 +40,20 @@ fn sessions_that_change_places_hold_no_publisher_up() {
         let publishers: Vec<_> = (0..3)
             .map(|no| {
                 let (cluster, over) = (&cluster, &over);
-                scope.spawn(move || {
+                scope.spawn(move || -> u64 {
                     let mut publisher = cluster.connect(no, &Dial::v5(&format!("p{no}")));
-                    let mut slowest = 0;
-                    while !over.load(Ordering::Acquire) {
-                        let sent = clock::now();
-                        publisher.publish("t/x", "1", QoS::AtLeastOnce);
+                    let (mut slowest, mut open) = (0, VecDeque::new());
+                    loop {
+                        let over = over.load(Ordering::Acquire);
+                        if !over && open.len() < WINDOW {
+                            let id = publisher.send_publish("t/x", b"1", QoS::AtLeastOnce, false).unwrap();
+                            open.push_back((id, clock::now()));
+                            continue;
+                        }
+                        let Some((id, sent)) = open.pop_front() else { return slowest };
+                        assert_eq!(publisher.recv(), In::PubAck(id, Reason::Success));
                         slowest = slowest.max(clock::now().since_ms(sent));
                     }
-                    slowest
                 })
             })
             .collect();
