@@ -15,6 +15,9 @@ const SOON_MS: u64 = 2_000;
 /// Publishes of a publisher that are not acknowledged.
 const WINDOW: usize = 100;
 
+/// Between two of them: queues stay short, and moves with them.
+const PACE: Duration = Duration::from_millis(2);
+
 /// Sessions of each of two nodes.
 const SESSIONS: usize = 6;
 
@@ -48,6 +51,7 @@ fn sessions_that_change_places_hold_no_publisher_up() {
                         if !over && open.len() < WINDOW {
                             let id = publisher.send_publish("t/x", b"1", QoS::AtLeastOnce, false).unwrap();
                             open.push_back((id, clock::now()));
+                            thread::sleep(PACE);
                             continue;
                         }
                         let Some((id, sent)) = open.pop_front() else { return slowest };
