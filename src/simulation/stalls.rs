@@ -14,7 +14,7 @@ const EXPIRY_S: u32 = 3_600;
 const PACE_MS: u64 = 5;
 
 /// Publishes of a publisher that are not acknowledged, at most.
-const OPEN_MAX: usize = 400;
+const UNACKNOWLEDGED: usize = 400;
 
 /// What an acknowledgement may take beyond a fault, milliseconds.
 const SOON_MS: u64 = 2_000;
@@ -143,7 +143,7 @@ impl Load {
     fn publish_for(&mut self, ms: u64) {
         for _ in 0..ms / PACE_MS {
             let now = self.cluster.sim.now();
-            let free = self.publishers.iter_mut().filter(|p| p.open.len() < OPEN_MAX);
+            let free = self.publishers.iter_mut().filter(|p| p.open.len() < UNACKNOWLEDGED);
             free.for_each(|p| p.publish(now));
             self.cluster.advance(PACE_MS);
             self.tend();

@@ -40,6 +40,7 @@ mod rolling;
 mod routes_store;
 mod shared_members;
 mod speed;
+mod stalls;
 mod store;
 mod sys;
 mod takeover;

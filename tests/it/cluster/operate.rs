@@ -170,8 +170,17 @@ fn a_dead_node_is_shown_and_forgotten() {
     assert!(text.contains("berth ctl cluster forget n1"), "{text}");
     let shown = ctl(http, &["sessions", "show", "lost"]).ok();
     assert!(shown.contains("node n1 is gone"), "{shown}");
+    let mut publisher = cluster.connect(0, &Dial::v5("p"));
+    let held =
+        [QoS::AtLeastOnce, QoS::ExactlyOnce].map(|q| publisher.send_publish("t", b"1", q, false).unwrap());
+    wait::until_true("both are held", || cluster.metric(0, "berth_publishes_held") >= 2.0);
     let said = ctl(http, &["cluster", "forget", "n1"]).ok();
     assert!(said.starts_with("forgotten: 1 sessions of node n1"), "{said}");
+    let forgotten = clock::now();
+    assert_eq!(publisher.recv(), In::PubAck(held[0], Reason::NoMatchingSubscribers));
+    assert_eq!(publisher.recv(), In::PubRec(held[1], Reason::NoMatchingSubscribers));
+    let took = clock::now().since_ms(forgotten);
+    assert!(took < 1_000, "{took} ms");
     wait::until_true("it is gone", || ctl(http, &["sessions", "show", "lost"]).code == 1);
     let client = cluster.connect(0, &Dial::v5("lost").persistent());
     assert!(!client.present);

@@ -1,6 +1,6 @@
 //! One publish that this node owns: which nodes were asked to take it, what they said, and what is still to do. Pure.
 
-use super::floors::Floors;
+use super::floors::{Floors, Matched};
 use crate::broker::ports::{Answer, GroupTry, Publisher, Revision, Seq, SessionNo};
 use crate::broker::remote::{Kept, Ticket};
 use crate::clock::Time;
@@ -170,8 +170,8 @@ pub struct Entry {
     /// Whether it is counted among those that wait for nodes that are away.
     pub counted_away: bool,
     parts: SmallVec<[Part; 2]>,
-    /// Nodes that cannot be asked, whose persistent sessions are waited for; since which match, and the last one.
-    away: SmallVec<[(Arc<str>, (Revision, Revision)); 1]>,
+    /// Nodes that cannot be asked, whose persistent sessions are waited for.
+    away: SmallVec<[(Arc<str>, Matched); 1]>,
 }
 
 /// What matching came to.

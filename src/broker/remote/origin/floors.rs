@@ -5,6 +5,9 @@ use hashbrown::HashMap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// When what a node was asked was matched, and when it was matched the last time.
+pub type Matched = (Revision, Revision);
+
 /// How many publishes there are of each node and revision.
 type Nodes = HashMap<Arc<str>, BTreeMap<Revision, usize>>;
 
@@ -21,20 +24,20 @@ pub struct Floors {
 
 impl Floors {
     /// A publish matched at `asked` is on its way to `node`; it was matched the last time at `matched`.
-    pub fn add(&mut self, node: &Arc<str>, (asked, matched): (Revision, Revision)) {
+    pub fn add(&mut self, node: &Arc<str>, (asked, matched): Matched) {
         add(&mut self.asked, node, asked);
         add(&mut self.matched, node, matched);
     }
 
     /// It is settled.
-    pub fn remove(&mut self, node: &Arc<str>, (asked, matched): (Revision, Revision)) {
+    pub fn remove(&mut self, node: &Arc<str>, (asked, matched): Matched) {
         let risen =
             remove(&mut self.asked, node, asked).into_iter().chain(remove(&mut self.matched, node, matched));
         self.risen = self.risen.into_iter().chain(risen).min();
     }
 
     /// What was on its way as in `old` is now as in `new`.
-    pub fn replace(&mut self, node: &Arc<str>, old: (Revision, Revision), new: (Revision, Revision)) {
+    pub fn replace(&mut self, node: &Arc<str>, old: Matched, new: Matched) {
         if old != new {
             self.add(node, new);
             self.remove(node, old);

@@ -76,15 +76,15 @@ fn what_was_matched_again_is_past_a_node_that_has_not_answered() {
     let id = origins.next_id();
     origins.begin(id, Entry::new(message(), 1, Time(1)), plan(5));
     assert_eq!((floors(9), origins.past_floors(9)), ((5, 5), vec![(n1.clone(), 5)]));
-    assert!(!origins.queue_behind(&[n1.clone()], 5), "it was matched then");
+    assert!(!origins.queue_behind(std::slice::from_ref(&n1), 5), "it was matched then");
     assert!(!origins.queue_behind(&["n2".into()], 6), "it was not asked");
-    assert!(origins.queue_behind(&[n1.clone()], 6));
+    assert!(origins.queue_behind(std::slice::from_ref(&n1), 6));
     assert_eq!(origins.lane_next(), Some(id));
     origins.check_out(id, 7).unwrap();
     origins.check_in(id, plan(7), 7);
     origins.lane_done(id);
     assert_eq!(floors(9), (5, 7), "what it was asked at 5 is on its way");
-    assert!(!origins.queue_behind(&[n1.clone()], 7));
+    assert!(!origins.queue_behind(std::slice::from_ref(&n1), 7));
     let accepted = Answer::Accepted { matched: true, declined: Vec::new() };
     let (next, _) = origins.answered(&n1, vec![(id, accepted.clone())], 7);
     assert_eq!((next.sends.len(), next.risen), (1, Some(5)));
@@ -100,7 +100,7 @@ fn what_this_node_waits_for_itself_is_as_new_as_its_last_match() {
     let origins = Origins::new(MemberId { node: me.clone(), incarnation: 7 }, 10, 1 << 20);
     let plan = |matched_at, direct| Plan { matched_at, direct, moving: true, ..Plan::default() };
     let again = |at, direct| {
-        origins.queue_again(&[me.clone()], &[]);
+        origins.queue_again(std::slice::from_ref(&me), &[]);
         let id = origins.lane_next().unwrap();
         origins.check_out(id, at).unwrap();
         origins.check_in(id, plan(at, direct), at);

@@ -1,0 +1,61 @@
+//! How far publishes are at other nodes, and which of them are matched again because of what has become of these.
+
+use super::Origins;
+use super::entry::{Entry, Stage};
+use crate::broker::ports::Revision;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Origins {
+    /// Every publish to `node` that was matched before the result is answered, and sent on if it had moved.
+    pub fn settled_floor(&self, node: &str, applied: Revision) -> Revision {
+        self.inner.lock().floors.lowest(node).map_or(applied, |floor| floor.min(applied))
+    }
+
+    /// Every publish to `node` that was matched before the result is answered, or was matched again since.
+    pub fn past_floor(&self, node: &str, applied: Revision) -> Revision {
+        let inner = self.inner.lock();
+        let floor = inner.floors.past().find(|(n, _)| ***n == *node).map(|(_, at)| at);
+        floor.map_or(applied, |floor| floor.min(applied))
+    }
+
+    /// The same for each node that publishes are on their way to.
+    pub fn past_floors(&self, applied: Revision) -> Vec<(Arc<str>, Revision)> {
+        self.inner.lock().floors.past().map(|(node, at)| (node.clone(), at.min(applied))).collect()
+    }
+
+    /// Publishes that wait for one of `nodes` are to be matched again, before all that come after them. Under the closed gate.
+    /// Frames to those in `lost` will not be answered: their links are gone, and the frames with them.
+    pub fn queue_again(&self, nodes: &[Arc<str>], lost: &[Arc<str>]) {
+        self.put_back(|e| e.waits_for_any(nodes) || e.waits_for_any(lost), lost);
+    }
+
+    /// Publishes that one of `nodes` has not answered and that were not matched at `at` or later are to be matched again, before all
+    /// that come after them. Under the closed gate. Whether there are any.
+    pub fn queue_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
+        self.put_back(|e| e.stage == Stage::Open && e.is_behind(nodes, at), &[])
+    }
+
+    fn put_back(&self, concerned: impl Fn(&Entry) -> bool, lost: &[Arc<str>]) -> bool {
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        let before = inner.lane.len();
+        for (id, e) in inner.entries.iter_mut().filter(|(_, e)| concerned(e)) {
+            e.lose(lost);
+            match e.stage {
+                Stage::Open => {
+                    e.stage = Stage::Lane;
+                    inner.lane.push_back(*id);
+                }
+                Stage::Recording if e.deferred.is_some() => e.match_again(0, true),
+                Stage::Recording | Stage::Lane | Stage::Settling => {}
+            }
+        }
+        let any = inner.lane.len() > before;
+        if any {
+            inner.lane.make_contiguous().sort_unstable();
+            self.lane.store(true, Ordering::Release);
+        }
+        any
+    }
+}
