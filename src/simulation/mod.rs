@@ -13,6 +13,8 @@ mod endings;
 #[cfg(test)]
 mod frozen_long;
 #[cfg(test)]
+mod group_faults;
+#[cfg(test)]
 mod large_sessions;
 #[cfg(test)]
 mod left_rows;
@@ -32,6 +34,8 @@ mod records;
 mod repeated_publishes;
 #[cfg(test)]
 mod retained_limits;
+#[cfg(test)]
+mod roamers;
 #[cfg(test)]
 mod takeovers;
 #[cfg(test)]
@@ -128,6 +132,16 @@ impl Cluster {
     fn new_disk(&mut self) -> u64 {
         self.disks += 1;
         self.disks
+    }
+
+    /// How many nodes there are, dead ones too.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     /// Node `no`'s name.

@@ -1,10 +1,12 @@
 //! SUBSCRIBE in a cluster: SUBACK means that every node routes to the session, and retained messages are read as new as the
 //! SUBSCRIBE is (G6, G7).
 
-use super::local_routes::RouteWait;
+use super::local_routes::{NewFilters, RouteWait};
+use super::young::Older;
 use super::{Kept, Remote, Ticket};
 use crate::broker::Broker;
-use crate::broker::ports::{BoxFuture, Coordinator};
+use crate::broker::handle::Handle;
+use crate::broker::ports::{BoxFuture, Change, Coordinator, Incarnation, MemberId, SubscriptionRecord};
 use crate::telemetry::metrics::SubackWait;
 use futures_util::future::{Either, select};
 use std::sync::Arc;
@@ -45,8 +47,23 @@ impl Broker {
     }
 
     /// What SUBACK has to wait for; `None` = nothing. With `fresh` also for an index as new as this call.
-    pub(in crate::broker) fn when_routed(&self, wait: RouteWait, fresh: bool) -> Option<Arc<Ticket>> {
+    pub(in crate::broker) fn when_routed(&self, mut wait: RouteWait, fresh: bool) -> Option<Arc<Ticket>> {
         let remote = self.remote.as_ref()?;
+        let young = wait.take_young();
+        let ticket = self.routed(remote, wait, fresh, young.clone());
+        if ticket.is_none() {
+            self.grown_up(remote, young);
+        }
+        ticket
+    }
+
+    fn routed(
+        &self,
+        remote: &Arc<Remote>,
+        wait: RouteWait,
+        fresh: bool,
+        young: Option<NewFilters>,
+    ) -> Option<Arc<Ticket>> {
         if !fresh && wait.known().is_some_and(|r| r <= remote.all_applied()) {
             return None;
         }
@@ -58,18 +75,61 @@ impl Broker {
             return None;
         }
         let (ticket, remote) = (Ticket::new(), remote.clone());
-        let given = ticket.clone();
+        let (given, broker) = (ticket.clone(), self.me.clone());
         let tasks = remote.ports.tasks.clone();
         tasks.spawn(Box::pin(async move {
             let outcome = remote.routed(wait, fresh).await;
             remote.metrics.suback_waits.of(outcome).inc();
+            if let Some(broker) = broker.upgrade() {
+                broker.grown_up(&remote, young);
+            }
             ticket.keep(Kept::Done { matched: false });
         }));
         Some(given)
     }
+
+    /// SUBACK leaves for new subscriptions: from here on they are owed what is accepted, and nothing older.
+    fn grown_up(&self, remote: &Remote, young: Option<NewFilters>) {
+        let Some(NewFilters { session, filters }) = young else { return };
+        let older = remote.under_way();
+        remote.young.acknowledged(session.no, &filters, &older);
+        if older.is_empty() || !session.durable {
+            return;
+        }
+        let subscriptions = session.subscriptions.lock();
+        for (filter, s) in filters.iter().filter_map(|f| Some((f, subscriptions.get(f)?))) {
+            let (filter, options, subscription_id) = (filter.clone(), s.options, s.id);
+            let subscription = SubscriptionRecord { filter, options, subscription_id, older: older.to_vec() };
+            self.journal.append(&[Change::Subscribe { session: session.no, subscription: &subscription }]);
+        }
+    }
+
+    /// What a subscription to `filter` is younger than; `new` = it was not there before.
+    pub(in crate::broker) fn older_than(
+        &self,
+        session: &Handle,
+        filter: &str,
+        new: bool,
+    ) -> Vec<(Incarnation, u64)> {
+        let Some(remote) = &self.remote else { return Vec::new() };
+        let older = if new { Some(remote.under_way()) } else { remote.young.of(session.no, filter) };
+        older.map_or_else(Vec::new, |older| older.to_vec())
+    }
 }
 
 impl Remote {
+    /// The highest number known of each origin, of those some of whose publishes may still come again.
+    fn under_way(&self) -> Older {
+        let highest = |of: &MemberId| match *of == self.me {
+            true => self.origins.next_seq().saturating_sub(1),
+            // Another process speaks for it: it accepts nothing any more.
+            false if self.members.superseded(of) => u64::MAX,
+            false => self.young.highest(of.incarnation),
+        };
+        let known = self.members.custodies().into_iter().map(|(of, _)| (of.incarnation, highest(&of)));
+        known.filter(|(origin, seq)| !self.seen.all_past(*origin, *seq)).collect()
+    }
+
     async fn routed(self: &Arc<Remote>, wait: RouteWait, fresh: bool) -> SubackWait {
         let wrote = wait.wrote();
         let written = self.while_it(|store| store.writable(), wait.written()).await;

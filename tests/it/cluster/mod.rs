@@ -18,6 +18,7 @@ mod large;
 mod lease;
 mod mass_takeover;
 mod members;
+mod mix;
 mod moved_while_held;
 pub mod netns;
 mod node;
