@@ -66,6 +66,7 @@ fn to(session: SessionNo) -> Recipient {
         subscription_ids,
         shared: None,
         publisher: None,
+        unserved: None,
     }
 }
 

@@ -198,6 +198,7 @@ impl Broker {
             self.metrics.sessions.of(SessionState::Active).sub(1);
         }
         let subscriptions = std::mem::take(&mut *handle.subscriptions.lock());
+        self.member_left(handle, &subscriptions);
         self.metrics.subscriptions_active.sub(subscriptions.len() as u64);
         let mut shared = 0;
         for name in subscriptions.keys() {

@@ -6,7 +6,7 @@ use super::handle::Handle;
 use super::mailbox::{Refusal, Turn, Wakes};
 use super::ports::{
     Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Publisher, Recipient, Revision, Seq, SessionNo,
-    SessionRecord,
+    SessionRecord, Unserved,
 };
 use super::remote::{RemoteCache, Ticket};
 use super::router::{self, Target};
@@ -97,6 +97,8 @@ pub(super) struct Way<'a> {
     pub repeated: bool,
     /// Whether it may come again: then who has had it is remembered.
     pub tracked: bool,
+    /// Who is asked to serve a shared subscription is asked only when that is recorded.
+    pub noted: bool,
 }
 
 impl Way<'_> {
@@ -146,6 +148,8 @@ pub struct Scratch {
     pub(super) given: Vec<SessionNo>,
     /// Sessions that did not take the message, in a cluster.
     pub(super) leaving: Leaving,
+    /// What the record of a duty says of shared subscriptions.
+    pub(super) unserved: Option<Box<[Unserved]>>,
 }
 
 impl Broker {
@@ -243,7 +247,7 @@ impl Broker {
         }
         let qos = message.qos().min(t.qos);
         let retain = t.retain_as_published && message.retain();
-        if way.repeated && !self.is_first(way, t.handle.no) {
+        if way.repeated && (self.came_later(way, t, message.topic()) || !self.is_first(way, t.handle.no)) {
             return true;
         }
         if qos > QoS::AtMostOnce && t.handle.durable {
@@ -260,6 +264,7 @@ impl Broker {
                         subscription_ids,
                         shared,
                         publisher: None,
+                        unserved: None,
                     };
                     // A session may be here directly and as a member: the journal has it once a message.
                     if r.shared.is_some() && scratch.recipients.iter().any(|o| o.session == r.session) {
@@ -305,7 +310,7 @@ impl Broker {
         }
         let delivered = recipients.len();
         if duty.is_some() {
-            recipients.push(way.origin.duty());
+            recipients.push(Recipient { unserved: scratch.unserved.take(), ..way.origin.duty() });
         }
         let mut seq = 0;
         if !recipients.is_empty() {
@@ -371,6 +376,7 @@ impl Broker {
             subscription_ids: e.map(|e| e.subscription_ids.clone()).unwrap_or_default(),
             shared: e.and_then(|e| e.shared.clone()),
             publisher: None,
+            unserved: None,
         });
         scratch.journaled.push(t.clone());
         Some(self.journal_message(message, &way, None, scratch))
@@ -426,5 +432,6 @@ impl Broker {
 /// one shared subscription.
 pub(super) fn duty(shared: Option<Arc<str>>, publisher: Option<Box<Publisher>>) -> Recipient {
     let (qos, subscription_ids) = (QoS::ExactlyOnce, SmallVec::new());
-    Recipient { session: ORIGIN_DUTY, qos, retain: false, subscription_ids, shared, publisher }
+    let session = ORIGIN_DUTY;
+    Recipient { session, qos, retain: false, subscription_ids, shared, publisher, unserved: None }
 }

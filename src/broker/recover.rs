@@ -109,6 +109,9 @@ impl Broker {
             // The journal has only what a session was granted.
             if let Ok(filter) = Filter::parse(&s.filter) {
                 let entry = subscriber(&handle, &filter, &s.filter, s.options, s.subscription_id);
+                if let Some(remote) = self.remote.as_ref().filter(|_| !s.older.is_empty()) {
+                    remote.young.add(handle.no, &s.filter, s.older.into());
+                }
                 let is_new =
                     self.add(&mut subscriptions, &filter, &s.filter, entry, s.subscription_id, &mut added);
                 routes.push((s.filter, is_new));

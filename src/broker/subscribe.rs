@@ -58,7 +58,7 @@ impl Broker {
         let id = request.subscription_id;
         // In a cluster the index may not know yet what must be sent.
         let retains = self.remote.is_some() || !self.retained.is_empty();
-        let mut routes = Vec::new();
+        let (mut routes, mut young) = (Vec::new(), Vec::new());
         let mut added = Added::default();
         let mut subscriptions = handle.subscriptions.lock();
         for f in &request.filters {
@@ -77,9 +77,17 @@ impl Broker {
             let target = (retains || sys::is_own(filter.filter)).then(|| Broker::target_of(&s));
             let is_new = self.add(&mut subscriptions, &filter, name, s, id, &mut added);
             routes.push((name.clone(), is_new));
+            if let Some(remote) = self.remote.as_ref().filter(|_| is_new && filter.share.is_none()) {
+                remote.young.begin(handle.no, name);
+                young.push(name.clone());
+            }
             if handle.durable {
-                let subscription =
-                    SubscriptionRecord { filter: name.clone(), options: f.options, subscription_id: id };
+                let subscription = SubscriptionRecord {
+                    filter: name.clone(),
+                    options: f.options,
+                    subscription_id: id,
+                    older: self.older_than(handle, name, is_new && filter.share.is_none()),
+                };
                 let change = Change::Subscribe { session: handle.no, subscription: &subscription };
                 answered.lsn = Some(self.journal.append(&[change]));
             }
@@ -99,7 +107,8 @@ impl Broker {
                 retained.extend([RetainedRequest { filter: name.clone(), target, born }]);
             }
         }
-        answered.routes = self.routes_added(&routes, handle.durable);
+        let wait = self.routes_added(&routes, handle.durable);
+        answered.routes = wait.map(|wait| wait.of_young(handle.clone(), young));
         drop(subscriptions);
         self.count_added(&added);
         answered
@@ -163,6 +172,9 @@ impl Broker {
             }
             self.router.unsubscribe(&filter, name, handle.no);
             self.routes_removed([name], handle.durable);
+            if let Some(remote) = &self.remote {
+                remote.young.forget(handle.no, Some(name));
+            }
             drop(subscriptions);
             self.metrics.subscriptions_active.sub(1);
             self.metrics.shared_subscriptions.sub(u64::from(filter.share.is_some()));

@@ -17,6 +17,8 @@ mod frozen_long;
 #[cfg(test)]
 mod gone_sessions;
 #[cfg(test)]
+mod group_faults;
+#[cfg(test)]
 mod large_sessions;
 #[cfg(test)]
 mod leaving;
@@ -40,6 +42,8 @@ mod repeated_publishes;
 mod retained_limits;
 #[cfg(test)]
 mod retained_overlaps;
+#[cfg(test)]
+mod roamers;
 #[cfg(test)]
 mod stalls;
 #[cfg(test)]
@@ -142,6 +146,16 @@ impl Cluster {
     fn new_disk(&mut self) -> u64 {
         self.disks += 1;
         self.disks
+    }
+
+    /// How many nodes there are, dead ones too.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     /// Node `no`'s name.

@@ -4,7 +4,7 @@ use super::record::{
     Body, LogRow, RecordError, begin_node, begin_parked, begin_seen, get_body, get_id, put_body, put_id,
 };
 use super::wire::{Input, put_text, put_varint};
-use crate::broker::ports::{MessageId, NodeRecord, ParkedRetain, Revision, SessionNo};
+use crate::broker::ports::{MemberId, MessageId, NodeRecord, ParkedRetain, Revision, SessionNo, Unserved};
 use std::sync::Arc;
 
 /// Added to the mark that says whether there is a message, if the revision follows at which the update was accepted. Older releases
@@ -67,6 +67,35 @@ pub(super) fn put_parked(out: &mut Vec<u8>, parked: &ParkedRetain) {
     if let Some(message) = &parked.message {
         put_body(out, message);
     }
+}
+
+/// Appends what a duty's recipient has of shared subscriptions.
+pub(super) fn put_unserved(out: &mut Vec<u8>, unserved: &[Unserved]) {
+    put_varint(out, unserved.len() as u64);
+    for u in unserved {
+        put_text(out, &u.name);
+        out.push(u8::from(u.asked.is_some()));
+        if let Some(asked) = &u.asked {
+            put_text(out, &asked.node);
+            put_varint(out, asked.incarnation);
+        }
+    }
+}
+
+/// Reads it.
+pub(super) fn get_unserved(input: &mut Input<'_>) -> Result<Box<[Unserved]>, RecordError> {
+    let count = input.len()?;
+    let mut unserved = Vec::new();
+    for _ in 0..count {
+        let name = Arc::from(input.text()?);
+        let asked = match input.u8()? {
+            0 => None,
+            1 => Some(MemberId { node: Arc::from(input.text()?), incarnation: input.varint()? }),
+            _ => return Err(RecordError::Value("mark of a process")),
+        };
+        unserved.push(Unserved { name, asked });
+    }
+    Ok(unserved.into())
 }
 
 /// Reads the rest of a row of its kind.

@@ -1,8 +1,9 @@
 //! What a journal is, said as plainly as possible, and random changes to hold one against it.
 
 use crate::broker::ports::{
-    Change, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Publisher, Recipient, Recovered,
-    RecoveredSession, Seq, SessionNo, SessionRecord, Stored, SubscriptionRecord, WillRecord,
+    Change, MemberId, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Publisher, Recipient,
+    Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored, SubscriptionRecord, Unserved,
+    WillRecord,
 };
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
@@ -371,6 +372,10 @@ pub(super) fn recipient(session: SessionNo, by: u16) -> Recipient {
         publisher: (by & 96 == 32).then(|| {
             Box::new(Publisher { session: u64::from(by), packet_id: NonZeroU16::new(by >> 7).map(u16::from) })
         }),
+        unserved: (by & 384 == 128).then(|| {
+            let asked = (by & 1 == 0).then(|| MemberId { node: "n1".into(), incarnation: u64::from(by) });
+            Box::from([Unserved { name: "$share/group/a/+".into(), asked }])
+        }),
     }
 }
 
@@ -464,7 +469,12 @@ impl World {
                 let subscription_id = (c & 16 == 0).then(|| u32::from(c) + 1);
                 vec![Op::Subscribe {
                     session,
-                    subscription: SubscriptionRecord { filter, options, subscription_id },
+                    subscription: SubscriptionRecord {
+                        filter,
+                        options,
+                        subscription_id,
+                        older: if a & 1 == 0 { Vec::new() } else { vec![(u64::from(a), u64::from(b) << 20)] },
+                    },
                 }]
             }
             13 => vec![Op::Unsubscribe { session, filter: format!("filter/{}/#", b % 5) }],

@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 /// Versions of rows in the log.
 ///
-/// Version 2 adds kinds; rows of the kinds that version 1 had are as they were.
-pub(super) const LOG_ROWS: Chain = Chain::new(1, &[to_version_2]);
+/// Version 2 adds kinds; rows of the kinds that version 1 had are as they were. Version 3 adds to a duty which shared
+/// subscriptions may not be served.
+pub(super) const LOG_ROWS: Chain = Chain::new(1, &[to_version_2, to_version_3]);
 
 const KIND_MESSAGE: u8 = 1;
 const KIND_OUTBOUND: u8 = 2;
@@ -31,6 +32,7 @@ const KIND_PARKED: u8 = 8;
 const RETAIN: u8 = 1 << 2;
 const SHARED: u8 = 1 << 3;
 const PUBLISHER: u8 = 1 << 4;
+const UNSERVED: u8 = 1 << 5;
 
 /// Why a row cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -220,6 +222,14 @@ fn to_version_2(row: &[u8]) -> Result<Vec<u8>, RecordError> {
     }
 }
 
+/// From version 2: only the version changes, and recipients had fewer fields.
+fn to_version_3(row: &[u8]) -> Result<Vec<u8>, RecordError> {
+    match row {
+        [_, rest @ ..] => Ok([&[3], rest].concat()),
+        [] => Err(RecordError::Truncated),
+    }
+}
+
 /// Decodes a row of the log, which is in the current version ([`LOG_ROWS`]`.lift`).
 pub(super) fn decode_log(row: &[u8]) -> Result<LogRow<'_>, RecordError> {
     let mut input = Input::new(row);
@@ -282,7 +292,8 @@ fn put_recipient(out: &mut Vec<u8>, recipient: &Recipient) {
         recipient.qos as u8
             | flag(recipient.retain, RETAIN)
             | flag(recipient.shared.is_some(), SHARED)
-            | flag(recipient.publisher.is_some(), PUBLISHER),
+            | flag(recipient.publisher.is_some(), PUBLISHER)
+            | flag(recipient.unserved.is_some(), UNSERVED),
     );
     put_varint(out, recipient.subscription_ids.len() as u64);
     for id in &recipient.subscription_ids {
@@ -294,6 +305,9 @@ fn put_recipient(out: &mut Vec<u8>, recipient: &Recipient) {
     if let Some(publisher) = &recipient.publisher {
         put_varint(out, publisher.session);
         put_varint(out, u64::from(publisher.packet_id.unwrap_or(0)));
+    }
+    if let Some(unserved) = &recipient.unserved {
+        cluster_rows::put_unserved(out, unserved);
     }
 }
 
@@ -307,7 +321,7 @@ fn get_publisher(input: &mut Input<'_>) -> Result<Publisher, RecordError> {
 fn skip_recipient(input: &mut Input<'_>) -> Result<SessionNo, RecordError> {
     let session = input.varint()?;
     let flags = input.u8()?;
-    if flags > (3 | RETAIN | SHARED | PUBLISHER) || flags & 3 == 3 {
+    if flags > (3 | RETAIN | SHARED | PUBLISHER | UNSERVED) || flags & 3 == 3 {
         return Err(RecordError::Value("delivery"));
     }
     for _ in 0..input.len()? {
@@ -318,6 +332,9 @@ fn skip_recipient(input: &mut Input<'_>) -> Result<SessionNo, RecordError> {
     }
     if flags & PUBLISHER != 0 {
         get_publisher(input)?;
+    }
+    if flags & UNSERVED != 0 {
+        cluster_rows::get_unserved(input)?;
     }
     Ok(session)
 }
@@ -337,6 +354,7 @@ fn get_recipient(input: &mut Input<'_>) -> Result<Recipient, RecordError> {
         subscription_ids,
         shared: if flags & SHARED != 0 { Some(Arc::from(input.text()?)) } else { None },
         publisher: if flags & PUBLISHER != 0 { Some(Box::new(get_publisher(input)?)) } else { None },
+        unserved: if flags & UNSERVED != 0 { Some(cluster_rows::get_unserved(input)?) } else { None },
     })
 }
 

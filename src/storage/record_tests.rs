@@ -4,8 +4,8 @@ use super::cluster_rows::{put_node, put_parked, put_seen};
 use super::record::*;
 use super::session_rows::*;
 use crate::broker::ports::{
-    MessageId, NodeRecord, OutboundState, ParkedRetain, Publisher, Recipient, SessionRecord,
-    SubscriptionRecord, WillRecord,
+    MemberId, MessageId, NodeRecord, OutboundState, ParkedRetain, Publisher, Recipient, SessionRecord,
+    SubscriptionRecord, Unserved, WillRecord,
 };
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
@@ -72,7 +72,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(
         mut row in proptest::collection::vec(any::<u8>(), 0..200),
-        version in 1..3_u8,
+        version in 1..4_u8,
         kind in 0..10_u8,
     ) {
         fuzz_decode(&row);
@@ -102,7 +102,7 @@ fn steps_round_trip() {
     assert!(matches!(decode_log(&longer), Err(RecordError::Trailing)));
 }
 
-/// The bytes on disk of version 2. A change here is a change of the format: it needs a new version and a migration.
+/// The bytes on disk of version 3. A change here is a change of the format: it needs a new version and a migration.
 #[test]
 fn the_format_is_pinned() {
     let message = Message::new(Parts {
@@ -117,9 +117,9 @@ fn the_format_is_pinned() {
     let to = [&[0xAC, 2, 9, 2, 1, 0xA1, 0x8D, 6, 16][..], b"$share/group/a/+"].concat();
     let body = [&[13, 5, 0, 0, 0, 0, 0, 0, 0, 3][..], b"a/b", &[2], b"hi", &[1, 1]].concat();
     let row = encoded(|out| put_message(out, None, &message, &[recipient(300, 2)]));
-    assert_eq!(row, [&[2, 1, 1][..], &to, &body].concat());
+    assert_eq!(row, [&[3, 1, 1][..], &to, &body].concat());
     let row = encoded(|out| put_message(out, Some(id), &message, &[recipient(300, 2)]));
-    assert_eq!(row, [&[2, 5, 0xAC, 2, 9, 1][..], &to, &body].concat());
+    assert_eq!(row, [&[3, 5, 0xAC, 2, 9, 1][..], &to, &body].concat());
     let duty = Recipient {
         session: 0,
         publisher: Some(Box::new(Publisher { session: 300, packet_id: Some(9) })),
@@ -127,12 +127,24 @@ fn the_format_is_pinned() {
     };
     let row = encoded(|out| put_message(out, Some(id), &message, &[duty]));
     let to = [&[0, 25][..], &to[3..], &[0xAC, 2, 9]].concat();
-    assert_eq!(row, [&[2, 5, 0xAC, 2, 9, 1][..], &to, &body].concat());
-    assert_eq!(encoded(|out| put_seen(out, id, &[1, 300])), [2, 6, 0xAC, 2, 9, 2, 1, 0xAC, 2]);
+    assert_eq!(row, [&[3, 5, 0xAC, 2, 9, 1][..], &to, &body].concat());
+    let asked = Some(MemberId { node: "n2".into(), incarnation: 300 });
+    let unserved =
+        [Unserved { name: "$share/g/a".into(), asked }, Unserved { name: "$share/h/a".into(), asked: None }];
+    let duty = Recipient { session: 0, shared: None, unserved: Some(Box::new(unserved)), ..recipient(0, 2) };
+    let row = encoded(|out| put_message(out, Some(id), &message, std::slice::from_ref(&duty)));
+    let names = (&b"$share/g/a"[..], &b"$share/h/a"[..]);
+    let to =
+        [&[0, 33, 2, 1, 0xA1, 0x8D, 6, 2, 10][..], names.0, &[1, 2, b'n', b'2', 0xAC, 2, 10], names.1, &[0]]
+            .concat();
+    assert_eq!(row, [&[3, 5, 0xAC, 2, 9, 1][..], &to, &body].concat());
+    let Ok(LogRow::Message(found)) = decode_log(&row) else { panic!("not a message") };
+    assert_eq!(found.recipient(0), Some(duty));
+    assert_eq!(encoded(|out| put_seen(out, id, &[1, 300])), [3, 6, 0xAC, 2, 9, 2, 1, 0xAC, 2]);
     let node = NodeRecord { node: "n1".into(), incarnations: vec![7, 8] };
-    assert_eq!(encoded(|out| put_node(out, &node)), [2, 7, 2, b'n', b'1', 2, 7, 8]);
+    assert_eq!(encoded(|out| put_node(out, &node)), [3, 7, 2, b'n', b'1', 2, 7, 8]);
     let mut parked = ParkedRetain { topic: "a/b".into(), message: Some(message), id, known: 4, since: 0 };
-    let head = [&[2, 8, 0xAC, 2, 9, 4, 3][..], b"a/b"].concat();
+    let head = [&[3, 8, 0xAC, 2, 9, 4, 3][..], b"a/b"].concat();
     assert_eq!(encoded(|out| put_parked(out, &parked)), [&head[..], &[1], &body].concat());
     parked.since = 5;
     assert_eq!(encoded(|out| put_parked(out, &parked)), [&head[..], &[3, 5], &body].concat());
@@ -142,9 +154,12 @@ fn the_format_is_pinned() {
         filter: "a/#".into(),
         options: SubscribeOptions::from_bits(0x2E).unwrap(),
         subscription_id: Some(258),
+        older: vec![(300, 9)],
     };
     let row = encoded(|out| put_subscription(out, &subscription));
-    assert_eq!(row, [1, 0x2E, 1, 2, 1, 0, 0]);
+    assert_eq!(row, [2, 0x2E, 1, 2, 1, 0, 0, 1, 0xAC, 2, 9]);
+    let of_version_1 = decode_subscription("a/#", &[1, 0x2E, 1, 2, 1, 0, 0]).unwrap();
+    assert_eq!(of_version_1, SubscriptionRecord { older: Vec::new(), ..subscription.clone() });
     assert_eq!(decode_subscription("a/#", &row), Ok(subscription));
 }
 

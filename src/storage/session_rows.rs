@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 /// Versions of session records. Version 2 adds the epoch and whether the claim is under way.
 pub(super) const SESSION_ROWS: Chain = Chain::new(1, &[to_version_2]);
-/// Versions of subscriptions.
-pub(super) const SUBSCRIPTION_ROWS: Chain = Chain::new(1, &[]);
+/// Versions of subscriptions. Version 2 adds the publishes that they are younger than.
+pub(super) const SUBSCRIPTION_ROWS: Chain = Chain::new(1, &[subscription_to_version_2]);
 
 const DISCONNECTED: u8 = 1;
 const WILL: u8 = 2;
@@ -47,6 +47,19 @@ pub(super) fn put_subscription(out: &mut Vec<u8>, subscription: &SubscriptionRec
     let flags = u8::from(subscription.subscription_id.is_some());
     out.extend_from_slice(&[SUBSCRIPTION_ROWS.current(), subscription.options.to_bits(), flags]);
     put_u32(out, subscription.subscription_id.unwrap_or(0));
+    put_varint(out, subscription.older.len() as u64);
+    for (origin, seq) in &subscription.older {
+        put_varint(out, *origin);
+        put_varint(out, *seq);
+    }
+}
+
+/// From version 1: it is younger than nothing.
+fn subscription_to_version_2(row: &[u8]) -> Result<Vec<u8>, RecordError> {
+    match row {
+        [_, rest @ ..] => Ok([&[2], rest, &[0]].concat()),
+        [] => Err(RecordError::Truncated),
+    }
 }
 
 /// From version 1: a session of a node without a cluster has epoch 0.
@@ -100,10 +113,12 @@ pub(super) fn decode_subscription(filter: &str, row: &[u8]) -> Result<Subscripti
         SubscribeOptions::from_bits(input.u8()?).ok_or(RecordError::Value("subscription options"))?;
     let has_id = input.u8()?;
     let id = input.u32()?;
+    let count = input.len()?;
+    let mut older = Vec::new();
+    for _ in 0..count {
+        older.push((input.varint()?, input.varint()?));
+    }
     input.end()?;
-    Ok(SubscriptionRecord {
-        filter: Arc::from(filter),
-        options,
-        subscription_id: (has_id != 0).then_some(id),
-    })
+    let subscription_id = (has_id != 0).then_some(id);
+    Ok(SubscriptionRecord { filter: Arc::from(filter), options, subscription_id, older })
 }

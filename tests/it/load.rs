@@ -3,7 +3,7 @@
 //! they go to the next node when they are sent away or lose their connection.
 
 use crate::broker::Broker;
-use crate::client::{Client, Dial, In, Out, publish_bytes};
+use crate::client::{Client, Dial, In, Out, publish_bytes, subscribe_bytes};
 use crate::history::{Event, History, Msg, Name, Will};
 use crate::wait;
 use berth::mqtt::client::AckKind;
@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// What all clients of a run share.
 #[derive(Clone)]
@@ -131,6 +132,8 @@ pub struct Publisher {
     pub window: usize,
     /// `load/<client>/<number below this>`.
     pub topics: u64,
+    /// How long it waits after each message.
+    pub pace: Duration,
     stage: Stage,
     unfinished: VecDeque<Unfinished>,
     /// Messages begun so far.
@@ -142,7 +145,8 @@ pub struct Publisher {
 impl Publisher {
     pub fn new(dial: Dial, window: usize, stage: &Stage) -> Publisher {
         let (unfinished, numbers) = (VecDeque::new(), BTreeMap::new());
-        Publisher { dial, window, topics: 2, stage: stage.clone(), unfinished, begun: 0, last_id: 0, numbers }
+        let (stage, pace) = (stage.clone(), Duration::ZERO);
+        Publisher { dial, window, topics: 2, pace, stage, unfinished, begun: 0, last_id: 0, numbers }
     }
 
     /// Runs until it is told to stop and everything is acknowledged.
@@ -175,6 +179,9 @@ impl Publisher {
                 let sent = self.send(client, &msg, id, false);
                 self.unfinished.push_back(Unfinished { id, msg, released: false });
                 sent?;
+                if self.pace > Duration::ZERO {
+                    std::thread::park_timeout(self.pace);
+                }
             }
             match receive(client)? {
                 In::PubAck(id, reason) => self.acked(id, reason, true),
@@ -238,6 +245,10 @@ impl Publisher {
 pub struct Subscriber {
     pub dial: Dial,
     stage: Stage,
+    /// After so many messages it goes to another node.
+    pub restless: Option<usize>,
+    /// What it subscribes to before anything else; once SUBACK has come, nothing.
+    wants: Option<String>,
     /// QoS 2 packet identifiers between PUBLISH and PUBREL: kept across connections.
     begun: HashSet<u16>,
     conn: u64,
@@ -252,7 +263,42 @@ impl Subscriber {
         let by = dial.client_id.as_str().into();
         stage.history.add(Event::Subscribed { by, filter: filter.into() });
         leave(client, by, &stage.history);
-        Subscriber { dial, stage: stage.clone(), begun: HashSet::new(), conn: 1 }
+        Subscriber { conn: 1, wants: None, ..Subscriber::late(dial, filter, stage) }
+    }
+
+    /// Makes the session and becomes a member of a group.
+    pub fn member(dial: Dial, filter: &str, stage: &Stage) -> Subscriber {
+        let by = dial.client_id.as_str().into();
+        stage.history.add(Event::Joining { by, filter: filter.into() });
+        let mut client = reconnect(&dial, stage, 1);
+        assert_eq!(client.subscribe(&[(filter, QoS::ExactlyOnce), (END, QoS::AtLeastOnce)]), [2, 1]);
+        leave(client, by, &stage.history);
+        Subscriber { conn: 1, wants: None, ..Subscriber::late(dial, filter, stage) }
+    }
+
+    /// Subscribes when it runs, while others publish. A member of a group if the filter is a shared one.
+    pub fn late(dial: Dial, filter: &str, stage: &Stage) -> Subscriber {
+        let (begun, wants) = (HashSet::new(), Some(filter.to_owned()));
+        Subscriber { dial, stage: stage.clone(), restless: None, wants, begun, conn: 0 }
+    }
+
+    fn subscribe(&self, client: &mut Client, filter: &str) -> io::Result<()> {
+        let by = self.dial.client_id.as_str().into();
+        if filter.starts_with("$share/") {
+            self.stage.history.add(Event::Joining { by, filter: filter.into() });
+        }
+        let id = client.packet_id();
+        let filters = [(filter, QoS::ExactlyOnce), (END, QoS::AtLeastOnce)];
+        client.send(&subscribe_bytes(self.dial.version, id, &filters))
+    }
+
+    fn subscribed(&mut self, codes: &[u8]) {
+        assert_eq!(codes, [2, 1]);
+        let filter = self.wants.take().filter(|filter| !filter.starts_with("$share/"));
+        if let Some(filter) = filter {
+            let by = self.dial.client_id.as_str().into();
+            self.stage.history.add(Event::Subscribed { by, filter: filter.as_str().into() });
+        }
     }
 
     pub fn run(mut self) {
@@ -267,9 +313,18 @@ impl Subscriber {
     }
 
     fn session(&mut self, client: &mut Client) -> io::Result<()> {
+        if let Some(filter) = self.wants.clone() {
+            self.subscribe(client, &filter)?;
+        }
+        let mut messages = 0;
         loop {
+            if self.restless.is_some_and(|most| messages > most) && !self.stage.stop.load(Ordering::Acquire) {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
             match receive(client)? {
+                In::SubAck(_, codes) => self.subscribed(&codes),
                 In::Publish(p) => {
+                    messages += 1;
                     let repeated = p.qos == QoS::ExactlyOnce && !self.begun.insert(p.packet_id);
                     if p.topic == END {
                         client.ack(AckKind::PubAck, p.packet_id)?;

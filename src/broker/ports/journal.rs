@@ -1,6 +1,6 @@
 //! Where sessions, queues and retained messages are kept.
 
-use super::index::{Epoch, Incarnation, MessageId, Revision};
+use super::index::{Epoch, Incarnation, MemberId, MessageId, Revision};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
@@ -33,6 +33,17 @@ pub struct Recipient {
     pub shared: Option<Arc<str>>,
     /// Of an [`ORIGIN_DUTY`]: whose publish it is, if a session of this journal has to wait for it.
     pub publisher: Option<Box<Publisher>>,
+    /// Of an [`ORIGIN_DUTY`]: the shared subscriptions that are not known to be served; `None` if they were not looked for.
+    pub unserved: Option<Box<[Unserved]>>,
+}
+
+/// A shared subscription that may not have had a publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unserved {
+    /// `$share/<group>/<filter>`.
+    pub name: Arc<str>,
+    /// The process that was asked to serve it: it may have done so.
+    pub asked: Option<MemberId>,
 }
 
 /// Whose publish a duty is.
@@ -85,6 +96,8 @@ pub struct SubscriptionRecord {
     pub options: SubscribeOptions,
     /// Its subscription identifier.
     pub subscription_id: Option<u32>,
+    /// Publishes under way that it is younger than: of these origins, those up to these numbers.
+    pub older: Vec<(Incarnation, u64)>,
 }
 
 /// A session number that is no session: the recipient that stands for the origin's own duty to bring a QoS 2 publish to the

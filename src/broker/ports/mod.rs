@@ -18,7 +18,7 @@ pub use index::{
 pub use journal::{
     Change, Journal, JournalHealth, Lsn, NoRoom, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain,
     Publisher, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
-    SubscriptionRecord, WillRecord,
+    SubscriptionRecord, Unserved, WillRecord,
 };
 pub use peers::{
     Answer, Answers, Frame, GroupTry, Inbox, LinkState, LinkStatus, PeerError, Peers, Report, Request,

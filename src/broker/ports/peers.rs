@@ -106,6 +106,8 @@ pub enum Request {
         epoch: Epoch,
         /// Found in both nodes' logs.
         correlation: Arc<str>,
+        /// The newest version of a session's state that the asker reads; 0 = the one before that was said.
+        reads: u32,
     },
     /// More of the state of a frozen session.
     Next {

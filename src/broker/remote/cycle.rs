@@ -8,10 +8,11 @@ use crate::broker::ports::{
     Answer, Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recipient, Recovered, Revision, Seq, SessionNo,
 };
 use crate::broker::publish::{Origin, Way};
-use crate::broker::router::Group;
+use crate::broker::router::{Group, Target};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
 use crate::session::Loss;
+use crate::topic;
 use std::future::poll_fn;
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
@@ -23,6 +24,8 @@ pub(super) enum Recorded {
     Begun(MessageId),
     /// A publish that every node has.
     Finished(MessageId),
+    /// A publish whose record says by now who is to serve its shared subscriptions.
+    Noted(MessageId, Seq),
 }
 
 /// How often the table of publishes is looked through, milliseconds: at most, and as a part of `publish_timeout`.
@@ -41,6 +44,11 @@ impl Broker {
         self.after_durable(remote, |r| &r.recorded, lsn, Recorded::Begun(id), Broker::recorded);
     }
 
+    /// Who is to serve a publish's shared subscriptions is asked once the journal is durable up to `lsn`.
+    pub(super) fn when_noted(&self, remote: &Arc<Remote>, lsn: Lsn, id: MessageId, seq: Seq) {
+        self.after_durable(remote, |r| &r.recorded, lsn, Recorded::Noted(id, seq), Broker::recorded);
+    }
+
     fn recorded(&self, remote: &Arc<Remote>, what: Vec<Recorded>) {
         let inside = remote.gate.enter();
         let applied = remote.applied();
@@ -51,6 +59,10 @@ impl Broker {
                     self.carry_on(remote, next);
                 }
                 Recorded::Finished(id) => self.forget_publish(remote, id),
+                Recorded::Noted(id, seq) => {
+                    let next = remote.origins.noted(id, seq, applied);
+                    self.carry_on(remote, next);
+                }
             }
         }
         drop(inside);
@@ -82,7 +94,7 @@ impl Broker {
 
     /// Matches what waits in the lane as soon as this node is current, in order.
     pub(super) fn run_lane(&self, remote: &Arc<Remote>) {
-        if !remote.origins.lane_open() || !remote.origins.attend_lane() {
+        if !remote.origins.lane_open() || !remote.origins.attend_lane(remote.applied()) {
             return;
         }
         let (broker, remote) = (self.me.clone(), remote.clone());
@@ -93,7 +105,7 @@ impl Broker {
                 let Some(broker) = broker.upgrade() else { return };
                 if broker.match_lane(&remote) {
                     remote.origins.leave_lane();
-                    if !remote.origins.attend_lane() {
+                    if !remote.origins.attend_lane(remote.applied()) {
                         return;
                     }
                 }
@@ -111,10 +123,10 @@ impl Broker {
             }
             // Until its frames are queued nobody may hear how far this node has come, nor may the lane change.
             let _inside = remote.gate.enter();
-            let Some(id) = remote.origins.lane_next() else { return true };
-            if let Some(next) = self.match_again(remote, id) {
-                self.carry_on(remote, next);
-            }
+            let applied = remote.applied();
+            let Some((id, view)) = remote.origins.lane_next(applied) else { return true };
+            let next = self.match_checked_out(remote, id, &view, applied);
+            self.carry_on(remote, next);
             remote.origins.lane_done(id);
         }
         false
@@ -124,6 +136,7 @@ impl Broker {
     pub(super) fn match_due(&self, applied: Revision) {
         let Some(remote) = &self.remote else { return };
         self.match_each(remote, remote.origins.due(applied));
+        self.run_lane(remote);
     }
 
     fn match_each(&self, remote: &Arc<Remote>, ids: Vec<MessageId>) {
@@ -210,6 +223,9 @@ impl Broker {
         for origin in remote.origins.retired() {
             self.unsee_below(remote, origin, u64::MAX, &[]);
         }
+        let (known, current) = (remote.members.known(), remote.is_current(now));
+        let gone = |origin| remote.members.is_over(origin) || (current && !known.contains(&origin));
+        remote.young.prune(|origin, seq| gone(origin) || remote.seen.all_past(origin, seq));
         let (forgotten, recorded) = remote.seen.overflow();
         if forgotten > 0 {
             self.metrics.seen_forgotten.add(forgotten as u64);
@@ -236,6 +252,8 @@ impl Broker {
 
     /// Incarnations that were given up send nothing again.
     fn prune_given_up(&self, remote: &Arc<Remote>) {
+        let known = remote.members.known();
+        remote.young.forget_origins(|origin| known.contains(&origin));
         for origin in remote.seen.origins().into_iter().filter(|o| remote.members.is_over(*o)) {
             self.unsee_below(remote, origin, u64::MAX, &[]);
         }
@@ -283,8 +301,14 @@ impl Broker {
                 for s in found {
                     let Some(id) = s.id else { continue };
                     let mut entry = Entry::of_duty(s.message, s.seq, s.recipient.publisher, remote.now());
+                    if let Some(unserved) = s.recipient.unserved {
+                        entry.groups = unserved.into_iter().map(OpenGroup::of_duty).collect();
+                        entry.groups_known = true;
+                    }
                     if let Some(name) = s.recipient.shared {
-                        entry.groups.push(OpenGroup::new(name));
+                        if !entry.groups_known {
+                            entry.groups.push(OpenGroup::new(name));
+                        }
                         (entry.direct, entry.groups_known) = (false, true);
                     }
                     broker.metrics.publishes_resent.inc();
@@ -306,6 +330,23 @@ impl Broker {
         let Some(remote) = &self.remote else { return };
         let pause = (self.limits.publish_timeout_ms / SWEEPS).clamp(1, SWEEP_MS);
         remote.ports.tasks.spawn(Box::pin(sweeps(self.me.clone(), pause)));
+    }
+
+    /// Whether all subscriptions of a session that match a publish are younger than it. It has had what it is owed, if not less.
+    pub(in crate::broker) fn came_later(&self, way: &Way<'_>, t: &Target, topic_name: &str) -> bool {
+        let (Some(remote), Some(id)) = (&self.remote, way.id) else { return false };
+        if remote.young.is_empty() || t.extra.as_ref().is_some_and(|e| e.shared.is_some()) {
+            return false;
+        }
+        let highest = match id.origin == remote.me.incarnation {
+            true => remote.origins.next_seq(),
+            false => remote.young.highest(id.origin),
+        };
+        let younger = remote.young.younger(t.handle.no, id, highest);
+        let old = |name: &Arc<str>| {
+            !younger.contains(name) && !name.starts_with("$share/") && topic::matches(name, topic_name)
+        };
+        !younger.is_empty() && !t.handle.subscriptions.lock().keys().any(old)
     }
 
     /// Whether a session gets a publish that may have been here before for the first time.

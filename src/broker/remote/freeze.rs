@@ -91,6 +91,7 @@ impl Broker {
         client_id: Arc<str>,
         epoch: Epoch,
         correlation: Arc<str>,
+        reads: u32,
     ) -> Response {
         let Some(remote) = self.remote.clone() else { return Response::NotHere };
         let since = remote.now();
@@ -150,7 +151,7 @@ impl Broker {
             self.park(&handle, session, &mut Scratch::default());
             return Response::Refused(GIVEN_UP.into());
         }
-        let Some(state) = self.freeze_out(&remote, &handle, session, since) else {
+        let Some(state) = self.freeze_out(&remote, &handle, session, since, reads) else {
             return Response::NotHere;
         };
         let outgoing = Arc::new(Outgoing::new(correlation, to, handle, (since, remote.now()), state, lane));
@@ -172,13 +173,14 @@ impl Broker {
     }
 
     /// Freezes a session that was taken out: its state as it was `since`, when its client had come, but for the messages, and
-    /// those, which are still to be read.
+    /// those, which are still to be read. `reads`: the newest version of it that the new owner reads.
     fn freeze_out(
         &self,
         remote: &Remote,
         handle: &Arc<Handle>,
         mut session: Box<Session>,
         since: Time,
+        reads: u32,
     ) -> Option<(BytesMut, VecDeque<Seq>)> {
         let mut scratch = Scratch::default();
         if self.run_timers(handle, &mut session, since, &mut scratch) {
@@ -195,6 +197,7 @@ impl Broker {
                     filter: filter.clone(),
                     options: s.options,
                     subscription_id: s.id,
+                    older: remote.young.of(handle.no, filter).map_or_else(Vec::new, |older| older.to_vec()),
                 })
                 .collect(),
             inbound: session.inbound_ids(),
@@ -216,7 +219,7 @@ impl Broker {
         });
         self.metrics.lost(handle.whose(), Loss::Offline, dropped as u64);
         left.extend(waiting);
-        Some((encode_head(&head), left))
+        Some((encode_head(&head, reads), left))
     }
 
     /// The new owner says how its takeover came out.
@@ -372,11 +375,22 @@ impl Broker {
     /// Counts a session's subscriptions out, here and in the cluster; the router keeps them.
     pub(super) fn forget_subscriptions(&self, handle: &Handle) -> Subscriptions {
         let subscriptions = std::mem::take(&mut *handle.subscriptions.lock());
+        self.member_left(handle, &subscriptions);
         self.metrics.subscriptions_active.sub(subscriptions.len() as u64);
         let shared = subscriptions.keys().filter(|name| name.starts_with("$share/")).count();
         self.metrics.shared_subscriptions.sub(shared as u64);
         self.routes_removed(subscriptions.keys(), handle.durable);
         subscriptions
+    }
+
+    /// A session leaves or ends with its subscriptions.
+    pub(in crate::broker) fn member_left(&self, handle: &Handle, subscriptions: &Subscriptions) {
+        if let Some(remote) = &self.remote {
+            remote.young.forget(handle.no, None);
+            let groups: Vec<Arc<str>> =
+                subscriptions.keys().filter(|name| name.starts_with("$share/")).cloned().collect();
+            remote.seen.left(handle.no, &groups);
+        }
     }
 
     /// Takes subscriptions out of the router.

@@ -5,6 +5,7 @@
 //! persistent one has left is told soon: if this node went first, its route would hold publishes for nobody.
 
 use super::level::Bell;
+use crate::broker::handle::Handle;
 use crate::broker::ports::{BoxFuture, Coordinator, Revision, RouteChange, Tasks};
 use crate::topic::Filter;
 use futures_util::FutureExt;
@@ -57,12 +58,23 @@ struct Table {
     told: Option<Shared<BoxFuture<Revision>>>,
 }
 
+/// Filters that a session has just subscribed to.
+#[derive(Clone, Debug)]
+pub struct NewFilters {
+    /// The session.
+    pub session: Arc<Handle>,
+    /// The filters; shared subscriptions are left out.
+    pub filters: Vec<Arc<str>>,
+}
+
 /// Routes that must be written before a subscriber may rely on them.
 #[derive(Clone, Debug, Default)]
 pub struct RouteWait {
     revision: Revision,
     pending: Vec<Shared<BoxFuture<Revision>>>,
     wrote: bool,
+    /// Filters that are new to a session.
+    young: Option<NewFilters>,
 }
 
 impl RouteWait {
@@ -77,6 +89,17 @@ impl RouteWait {
                 None => self.pending.push(p.clone()),
             },
         }
+    }
+
+    /// Those who wait are new subscriptions of a session.
+    pub fn of_young(mut self, session: Arc<Handle>, filters: Vec<Arc<str>>) -> RouteWait {
+        self.young = (!filters.is_empty()).then_some(NewFilters { session, filters });
+        self
+    }
+
+    /// The new subscriptions that wait.
+    pub fn take_young(&mut self) -> Option<NewFilters> {
+        self.young.take()
     }
 
     /// The revision at which all of them are written, if that is known.

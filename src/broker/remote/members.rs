@@ -38,6 +38,17 @@ impl Standing {
     }
 }
 
+/// Who can say what a process has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Speaker {
+    /// This node's process.
+    Reached(Arc<str>),
+    /// A process of this node, which is not there.
+    Away(Arc<str>),
+    /// Nobody will: it was given up.
+    Nobody,
+}
+
 /// What a process has reported, as far as it matters here.
 #[derive(Debug, Default)]
 struct Reported {
@@ -183,6 +194,13 @@ impl Members {
         self.table.read().custody.get(of).map(|(c, _)| c.clone())
     }
 
+    /// Every incarnation that may still be heard of: those in custody, registered or linked.
+    pub fn known(&self) -> HashSet<Incarnation> {
+        let table = self.table.read();
+        let live = table.live.values().map(|(m, _)| &m.id);
+        live.chain(table.links.values()).chain(table.custody.keys()).map(|of| of.incarnation).collect()
+    }
+
     /// Every incarnation with a custody record.
     pub fn custodies(&self) -> Vec<(MemberId, Custody)> {
         self.table.read().custody.iter().map(|(of, (c, _))| (of.clone(), c.clone())).collect()
@@ -208,6 +226,31 @@ impl Members {
             return Standing::Live(holder.node);
         }
         Standing::Orphan(holder.node)
+    }
+
+    /// Whom to ask what a process has done.
+    pub fn speaker(&self, process: &MemberId) -> Speaker {
+        let table = self.table.read();
+        let holder = table.holder_of(process);
+        if holder.node == self.me.node {
+            return Speaker::Nobody;
+        }
+        if table.is_live(&holder) || table.is_linked(&holder) {
+            return Speaker::Reached(holder.node);
+        }
+        match table.given_up(process) || table.given_up(&holder) {
+            // All it had is with the node's present process, or is given up.
+            true if table.live.contains_key(&process.node) => Speaker::Reached(process.node.clone()),
+            true => Speaker::Nobody,
+            false => Speaker::Away(holder.node),
+        }
+    }
+
+    /// The process that a node is asked by: the one registered, or else linked.
+    pub fn process_of(&self, node: &str) -> Option<MemberId> {
+        let table = self.table.read();
+        let live = table.live.get(node).map(|(m, _)| &m.id);
+        live.or_else(|| table.links.get(node)).cloned()
     }
 
     /// Whether a process must not be heard any more: another start of its node is registered, or another process speaks

@@ -10,6 +10,7 @@ pub mod origin;
 pub mod routes_index;
 pub mod seen;
 pub mod ticket;
+pub mod young;
 
 mod claim;
 mod cycle;
@@ -61,7 +62,7 @@ use futures_util::future::{Either, select};
 use gate::Gate;
 use level::{Bell, Level};
 use local_routes::LocalRoutes;
-use members::Members;
+use members::{Members, Speaker};
 use origin::Origins;
 use parking_lot::Mutex;
 use receive::Due;
@@ -70,6 +71,7 @@ use seen::Seen;
 use sessions::Sessions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use young::Young;
 
 /// The part of `stale_after` by which the clocks of two nodes may differ in speed over that time.
 const CLOCKS_APART: u64 = 10;
@@ -156,6 +158,8 @@ pub struct Remote {
     pub origins: Origins,
     /// Which of its sessions have had which publishes.
     pub seen: Seen,
+    /// Subscriptions that are younger than publishes under way.
+    pub young: Young,
     /// The newest move that this node has forgotten.
     forgotten: AtomicU64,
     /// Sessions that come and go.
@@ -193,6 +197,7 @@ impl Remote {
             gate: Gate::default(),
             origins: Origins::new(me.clone(), limits.held_publishes, limits.held_bytes),
             seen: Seen::new(limits.seen),
+            young: Young::default(),
             // Nor does it know of those before its start.
             forgotten: AtomicU64::new(me.incarnation),
             sessions: Sessions::default(),
@@ -286,7 +291,11 @@ impl Remote {
     fn membership_changed(&self) {
         // Publishes that waited for a node that is back go to it before newer ones.
         self.gate.closed(|| {
-            let nodes = self.routes.judge(|of| self.members.standing(of));
+            let mut nodes = self.routes.judge(|of| self.members.standing(of));
+            let answers = |of: &MemberId| !matches!(self.members.speaker(of), Speaker::Away(_));
+            nodes.extend(
+                self.origins.awaited().into_iter().filter(|(of, _)| answers(of)).map(|(_, node)| node),
+            );
             let mut lost = self.origins.asked_nodes();
             lost.retain(|n| *n != self.me.node && !self.members.reachable(n));
             self.origins.queue_again(&nodes, &lost);

@@ -1,5 +1,6 @@
 //! The state of a session on its way to another node: a stream of pieces, one with its record, then one for each message. It is
-//! cut into parts anywhere. Version 2.
+//! cut into parts anywhere. Version 3 adds to
+//! subscriptions what they are younger than; version 2 goes to those who read nothing newer.
 
 use crate::broker::ports::{
     MessageId, OutboundState, Recipient, Seq, SessionRecord, Stored, SubscriptionRecord, WillRecord,
@@ -12,7 +13,10 @@ use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-const VERSION: u8 = 2;
+/// The newest version that this program reads and writes.
+pub(super) const VERSION: u8 = 3;
+/// The oldest.
+const OLDEST: u8 = 2;
 const HEAD: u8 = 1;
 const MESSAGE: u8 = 2;
 
@@ -45,30 +49,31 @@ pub(super) enum Piece {
     Message(Box<Stored>),
 }
 
-/// The first piece.
-pub(super) fn encode_head(head: &Head) -> BytesMut {
+/// The first piece, for one who reads versions up to `reads`.
+pub(super) fn encode_head(head: &Head, reads: u32) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(1024);
-    encode_piece(&mut bytes, HEAD, |o| write_head(o, head));
+    let version = if reads < u32::from(VERSION) { OLDEST } else { VERSION };
+    encode_piece(&mut bytes, version, HEAD, |o| write_head(o, head, version));
     bytes
 }
 
 /// A further piece.
 pub(super) fn encode_message(bytes: &mut BytesMut, message: &Stored) {
-    encode_piece(bytes, MESSAGE, |o| write_message(o, message));
+    encode_piece(bytes, OLDEST, MESSAGE, |o| write_message(o, message));
 }
 
 /// A piece begins with its length.
-fn encode_piece(bytes: &mut BytesMut, kind: u8, write: impl FnOnce(&mut Writer<'_>)) {
+fn encode_piece(bytes: &mut BytesMut, version: u8, kind: u8, write: impl FnOnce(&mut Writer<'_>)) {
     let start = bytes.len();
     bytes.put_u32(0);
-    bytes.put_u8(VERSION);
+    bytes.put_u8(version);
     bytes.put_u8(kind);
     write(&mut Writer(bytes));
     let len = u32::try_from(bytes.len() - start - LENGTH).unwrap_or(u32::MAX);
     bytes[start..start + LENGTH].copy_from_slice(&len.to_be_bytes());
 }
 
-fn write_head(out: &mut Writer<'_>, head: &Head) {
+fn write_head(out: &mut Writer<'_>, head: &Head, version: u8) {
     let r = &head.record;
     out.text(&r.client_id);
     out.0.put_u32(r.expiry_s);
@@ -84,6 +89,12 @@ fn write_head(out: &mut Writer<'_>, head: &Head) {
         o.text(&s.filter);
         o.0.put_u8(s.options.to_bits());
         o.option(s.subscription_id, |o, id| o.0.put_u32(id));
+        if version > OLDEST {
+            o.list(&s.older, |o, (origin, seq)| {
+                o.0.put_u64(*origin);
+                o.0.put_u64(*seq);
+            });
+        }
     });
     out.list(&head.inbound, |o, id| o.0.put_u16(*id));
     out.list(&head.outbound, |o, (id, seq, state)| {
@@ -183,11 +194,12 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn piece(&mut self) -> Option<Piece> {
-        if self.u8()? != VERSION {
+        let version = self.u8()?;
+        if !(OLDEST..=VERSION).contains(&version) {
             return None;
         }
         match self.u8()? {
-            HEAD => Some(Piece::Head(Box::new(self.head()?))),
+            HEAD => Some(Piece::Head(Box::new(self.head(version)?))),
             MESSAGE => Some(Piece::Message(Box::new(self.stored()?))),
             _ => None,
         }
@@ -259,7 +271,7 @@ impl<'a> Reader<'a> {
         Some(WillRecord { message, delay_s, message_expiry_s: self.option(Reader::u32)? })
     }
 
-    fn head(&mut self) -> Option<Head> {
+    fn head(&mut self, version: u8) -> Option<Head> {
         let (client_id, expiry_s, gone_ms) = (self.text()?.into(), self.u32()?, self.u64()?);
         let record = SessionRecord {
             no: 0,
@@ -279,6 +291,10 @@ impl<'a> Reader<'a> {
                     filter: r.text()?.into(),
                     options: SubscribeOptions::from_bits(r.u8()?)?,
                     subscription_id: r.option(Reader::u32)?,
+                    older: match version {
+                        OLDEST => Vec::new(),
+                        _ => r.list(|r| Some((r.u64()?, r.u64()?)))?,
+                    },
                 })
             })?,
             inbound: self.list(Reader::u16)?,
@@ -296,7 +312,8 @@ impl<'a> Reader<'a> {
         let (qos, retain) = (QoS::from_bits(self.u8()?)?, self.flag()?);
         let subscription_ids: SmallVec<[u32; 2]> = self.list(Reader::u32)?.into();
         let shared = self.option(|r| r.text().map(Arc::from))?;
-        let recipient = Recipient { session: 0, qos, retain, subscription_ids, shared, publisher: None };
+        let recipient =
+            Recipient { session: 0, qos, retain, subscription_ids, shared, publisher: None, unserved: None };
         Some(Stored { seq, id, message, recipient })
     }
 }
@@ -333,6 +350,7 @@ mod tests {
                 filter: "$share/g/a/+".into(),
                 options: SubscribeOptions::from_bits(1).unwrap(),
                 subscription_id: Some(7),
+                older: vec![(2, 9)],
             }],
             inbound: vec![1, 9],
             outbound: vec![(3, 30, OutboundState::Sent), (4, 31, OutboundState::Released)],
@@ -352,13 +370,14 @@ mod tests {
                 subscription_ids: [7, 8, 9].into_iter().collect(),
                 shared: Some("$share/g/a/+".into()),
                 publisher: None,
+                unserved: None,
             },
         }
     }
 
     #[test]
     fn pieces_come_back_as_they_were_wherever_the_parts_are_cut() {
-        let mut bytes = encode_head(&head());
+        let mut bytes = encode_head(&head(), VERSION.into());
         (0..2).for_each(|_| encode_message(&mut bytes, &stored()));
         for size in 1..=bytes.len() {
             let (mut arriving, mut pieces) = (Arriving::default(), Vec::new());
@@ -375,10 +394,19 @@ mod tests {
     }
 
     #[test]
+    fn an_older_program_gets_what_it_reads() {
+        let mut arriving = Arriving::default();
+        arriving.add(&encode_head(&head(), 0));
+        let mut without = head();
+        without.subscriptions.iter_mut().for_each(|s| s.older.clear());
+        assert_eq!(arriving.next().unwrap(), Some(Piece::Head(Box::new(without))));
+    }
+
+    #[test]
     fn no_cut_is_taken_for_a_piece() {
         let mut message = BytesMut::new();
         encode_message(&mut message, &stored());
-        for bytes in [encode_head(&head()), message] {
+        for bytes in [encode_head(&head(), VERSION.into()), message] {
             let piece = &bytes[LENGTH..];
             for cut in 0..piece.len() {
                 assert!(decode(&piece[..cut]).is_err(), "cut at {cut}");

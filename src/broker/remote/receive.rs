@@ -186,6 +186,7 @@ impl Inbox for Broker {
                 Some(id) => {
                     let key = (from.incarnation, id);
                     self.take_frame(remote, frame, key, None, answers, &mut cache, &mut scratch);
+                    remote.young.heard(id.origin, id.seq);
                 }
                 None => {
                     let received = self.receive(remote, &frame, from.incarnation, &mut cache, &mut scratch);
@@ -214,6 +215,8 @@ impl Inbox for Broker {
 
     fn report(&self, from: &MemberId, report: Report) {
         let Some(remote) = &self.remote else { return };
+        let highest = report.open.last().copied().max(report.low_water.checked_sub(1));
+        remote.young.heard(from.incarnation, highest.unwrap_or(0));
         self.unsee_below(remote, from.incarnation, report.low_water, &report.open);
         for origin in &report.retired {
             self.unsee_below(remote, *origin, u64::MAX, &[]);

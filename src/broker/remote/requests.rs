@@ -12,12 +12,12 @@ impl Broker {
         };
         match request {
             Request::Events { after } => Box::pin(std::future::ready(remote.events_after(after))),
-            Request::Freeze { client_id, epoch, correlation } => {
+            Request::Freeze { client_id, epoch, correlation, reads } => {
                 // Carried out to its end whoever waits for the answer.
                 let (answer, tasks) = (super::Once::new(), remote.ports.tasks.clone());
                 let asked = answer.clone();
                 tasks.spawn(Box::pin(async move {
-                    asked.set(broker.freeze(from, client_id, epoch, correlation).await);
+                    asked.set(broker.freeze(from, client_id, epoch, correlation, reads).await);
                 }));
                 answer.wait()
             }

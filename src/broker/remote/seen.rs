@@ -158,6 +158,19 @@ impl Seen {
         inner.ids.iter().filter(|(_, e)| e.sessions.contains(&session)).map(|(id, _)| *id).collect()
     }
 
+    /// The session leaves or ends, a member of `groups`: what it has had from before the last start these were served with.
+    pub fn left(&self, session: SessionNo, groups: &[Arc<str>]) {
+        if groups.is_empty() {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        for e in inner.ids.values_mut().filter(|e| e.recovered && e.sessions.contains(&session)) {
+            for group in groups.iter().filter(|g| !e.groups.contains(*g)).cloned().collect::<Vec<_>>() {
+                e.groups.push(group);
+            }
+        }
+    }
+
     /// The session is with another node.
     pub fn forget_session(&self, session: SessionNo) {
         for e in self.inner.lock().ids.values_mut() {
@@ -237,6 +250,15 @@ impl Seen {
         }
         self.rows.store(inner.rows.len(), Ordering::Release);
         (n, recorded)
+    }
+
+    /// Whether all publishes of `origin` up to `seq` are done with.
+    pub fn all_past(&self, origin: Incarnation, seq: u64) -> bool {
+        let inner = self.inner.lock();
+        let past = |mark: &Mark| {
+            mark.low > seq.min(u64::MAX - 1) && mark.open.first().is_none_or(|open| *open > seq)
+        };
+        inner.low.get(&origin).is_some_and(past)
     }
 
     /// Publishes that are remembered.

@@ -2,11 +2,12 @@
 //! session has moved meanwhile ("Publish: the origin owns it until every owner has it").
 
 use super::groups::{self, Choice, Fit};
+use super::members::Speaker;
 use super::origin::entry::{Asked, Entry, OpenGroup, Plan, Sends, Stage};
 use super::origin::{self, Next, View};
 use super::{Kept, Remote, RemoteNode, RemoteShare, Ticket};
 use crate::broker::Broker;
-use crate::broker::ports::{Change, Frame, GroupTry, MessageId, Revision};
+use crate::broker::ports::{Change, Frame, GroupTry, MessageId, ORIGIN_DUTY, Revision};
 use crate::broker::publish::{Cache, Leaving, Origin, Routed, Scratch, Way, duty};
 use crate::broker::router::Group;
 use crate::mqtt::{Message, QoS};
@@ -62,6 +63,7 @@ impl Broker {
         way.tracked = true;
         // Others have to do with it: from here on it has an owner, this node.
         entry.duty = duty.then(|| self.journal.next_seq());
+        scratch.unserved = entry.noted().then(|| plan.groups.iter().map(OpenGroup::unserved).collect());
         let lsn = self.journal_message(message, &way, entry.duty, scratch);
         let ticket = joined(ticket);
         entry.ticket = Some(ticket.clone());
@@ -196,6 +198,10 @@ impl Broker {
             }
             return served;
         }
+        if way.repeated && here.is_some_and(|group| self.has_served(way, group)) {
+            plan.served.push(open.name.clone());
+            return true;
+        }
         let candidates = groups::candidates(&remote.me.node, here, there);
         loop {
             // By the publish's name: whoever sends it again after a crash asks the same node.
@@ -209,6 +215,11 @@ impl Broker {
             if *node != remote.me.node {
                 (open.at, open.queue, open.away) = (Some(node.clone()), queue, away);
                 if !away {
+                    let exactly_once = message.qos() == QoS::ExactlyOnce;
+                    open.process = remote.members.process_of(node).filter(|_| exactly_once);
+                    open.unnoted = way.noted && open.process.is_some();
+                }
+                if !away && !open.unnoted {
                     ask_group(plan, node, open.ask());
                 }
                 plan.groups.push(open.clone());
@@ -359,13 +370,25 @@ impl Broker {
         let _inside = remote.gate.enter();
         let applied = remote.applied();
         let view = remote.origins.check_out(id, applied)?;
+        Some(self.match_checked_out(remote, id, &view, applied))
+    }
+
+    /// Matches a publish that nobody else is at. Inside the gate.
+    pub(super) fn match_checked_out(
+        &self,
+        remote: &Arc<Remote>,
+        id: MessageId,
+        view: &View,
+        applied: Revision,
+    ) -> Next {
         self.metrics.publishes_rematched.inc();
         let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
         let origin = Origin { session: view.session, ..Origin::default() };
         let sender = remote.me.incarnation;
-        let way = Way { origin, id: Some(id), sender, matched_at: applied, repeated: true, tracked: true };
+        let (repeated, tracked, noted) = (true, true, view.noted);
+        let way = Way { origin, id: Some(id), sender, matched_at: applied, repeated, tracked, noted };
         let mut plan = Plan { matched_at: applied, ..Plan::default() };
-        self.match_view(remote, &view, &way, &mut plan, &mut cache, &mut scratch);
+        self.match_view(remote, view, &way, &mut plan, &mut cache, &mut scratch);
         if let Some(lsn) = self.journal_message(&view.message, &way, None, &mut scratch) {
             view.needs(lsn);
         }
@@ -377,11 +400,15 @@ impl Broker {
         let leaving = self.leave_out(&mut plan, &mut scratch);
         // Only a match of all that it is for makes it newer.
         let at = if plan.direct || view.shared_only { applied } else { 0 };
+        let news = view.noted && (!plan.served.is_empty() || plan.groups.iter().any(|g| g.unnoted));
         let next = remote.origins.check_in(id, plan, applied);
+        if news {
+            self.note_unserved(remote, id);
+        }
         self.wait_for_leaving(remote, id, at, leaving);
         // Others may have waited for this one.
         self.late_soon(remote);
-        Some(next)
+        next
     }
 
     /// Whether nobody will answer a frame to a node.
@@ -414,6 +441,9 @@ impl Broker {
         }
         for open in &view.groups {
             let mut open = open.clone();
+            if open.process.is_some() && !self.ask_process(remote, view, &mut open, plan) {
+                continue;
+            }
             match open.at.clone() {
                 Some(node) if self.lost(remote, &node) => open.declined_by(&node, false),
                 Some(_) if open.away => open.open_again(),
@@ -430,6 +460,41 @@ impl Broker {
             let nodes = others.map_or(&[][..], |g| &g.nodes);
             plan.matched |= self.serve_group(remote, message, &mut open, group, nodes, way, plan, scratch);
         }
+    }
+
+    /// A process may have served a shared subscription: it is asked again, or whoever speaks for it, or waited for. True if nobody
+    /// will ever say whether it has, or if it was not asked after all: then another one is looked for.
+    fn ask_process(&self, remote: &Remote, view: &View, open: &mut OpenGroup, plan: &mut Plan) -> bool {
+        let Some(process) = &open.process else { return true };
+        match remote.members.speaker(process) {
+            Speaker::Reached(_) if open.unnoted => return false,
+            Speaker::Reached(node) => {
+                let waits = !open.away && open.at.as_ref() == Some(&node) && view.asked.contains(&node);
+                if !waits {
+                    (open.at, open.away) = (Some(node.clone()), false);
+                    ask_group(plan, &node, open.ask());
+                    plan.groups.push(open.clone());
+                }
+                return false;
+            }
+            Speaker::Away(node) if !open.unnoted => {
+                (open.at, open.away) = (Some(node), true);
+                plan.groups.push(open.clone());
+                return false;
+            }
+            Speaker::Away(_) | Speaker::Nobody => open.open_again(),
+        }
+        true
+    }
+
+    /// The journal gets to know who is asked to serve shared subscriptions, before they are.
+    fn note_unserved(&self, remote: &Arc<Remote>, id: MessageId) {
+        let seq = self.journal.next_seq();
+        let Some((message, old, recipient)) = remote.origins.renote(id, seq) else { return };
+        let recipients = [recipient];
+        let record = Change::Message { seq, id: Some(id), message: &message, recipients: &recipients };
+        let lsn = self.journal.append(&[record, Change::Settle { seq: old, session: ORIGIN_DUTY }]);
+        self.when_noted(remote, lsn, id, seq);
     }
 
     /// Another node sent a QoS 0 message for shared subscriptions without a member online here: it goes to a node that was not

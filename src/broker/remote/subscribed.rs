@@ -1,11 +1,14 @@
 //! SUBSCRIBE in a cluster: SUBACK means that every node routes to the session, and retained messages are read as new as the
 //! SUBSCRIBE is (G6, G7).
 
-use super::local_routes::RouteWait;
+use super::local_routes::{NewFilters, RouteWait};
+use super::young::Older;
 use super::{Kept, Remote, Ticket};
 use crate::broker::Broker;
+use crate::broker::handle::Handle;
 use crate::broker::ports::{
-    BoxFuture, Coordinator, MemberId, MessageId, RetainedProgress, Revision, SessionNo,
+    BoxFuture, Change, Coordinator, Incarnation, MemberId, MessageId, RetainedProgress, Revision, SessionNo,
+    SubscriptionRecord,
 };
 use crate::broker::subscribe::RetainedRequest;
 use crate::broker::sys;
@@ -61,10 +64,25 @@ impl Broker {
     /// what was retained before this call, and what was matched without these subscriptions.
     pub(in crate::broker) fn when_routed(
         &self,
-        wait: RouteWait,
+        mut wait: RouteWait,
         requests: &[RetainedRequest],
     ) -> Option<Arc<Ticket>> {
         let remote = self.remote.as_ref()?;
+        let young = wait.take_young();
+        let ticket = self.routed(remote, wait, requests, young.clone());
+        if ticket.is_none() {
+            self.grown_up(remote, young);
+        }
+        ticket
+    }
+
+    fn routed(
+        &self,
+        remote: &Arc<Remote>,
+        wait: RouteWait,
+        requests: &[RetainedRequest],
+        young: Option<NewFilters>,
+    ) -> Option<Arc<Ticket>> {
         let requests: Vec<RetainedRequest> =
             requests.iter().filter(|r| !sys::is_own(&r.filter)).cloned().collect();
         let fresh = !requests.is_empty();
@@ -87,17 +105,60 @@ impl Broker {
             let routes = wait.clone();
             let outcome = if fresh { remote.fresh(wait, under_way).await } else { remote.routed(wait).await };
             let all = outcome == SubackWait::Done && remote.none_parked();
-            if let Some(broker) = broker.upgrade().filter(|_| !all) {
-                broker.read_again(&remote, routes, requests);
-            }
             remote.metrics.suback_waits.of(outcome).inc();
+            if let Some(broker) = broker.upgrade() {
+                if !all {
+                    broker.read_again(&remote, routes, requests);
+                }
+                broker.grown_up(&remote, young);
+            }
             ticket.keep(Kept::Done { matched: false });
         }));
         Some(given)
     }
+
+    /// SUBACK leaves for new subscriptions: from here on they are owed what is accepted, and nothing older.
+    fn grown_up(&self, remote: &Remote, young: Option<NewFilters>) {
+        let Some(NewFilters { session, filters }) = young else { return };
+        let older = remote.under_way();
+        remote.young.acknowledged(session.no, &filters, &older);
+        if older.is_empty() || !session.durable {
+            return;
+        }
+        let subscriptions = session.subscriptions.lock();
+        for (filter, s) in filters.iter().filter_map(|f| Some((f, subscriptions.get(f)?))) {
+            let (filter, options, subscription_id) = (filter.clone(), s.options, s.id);
+            let subscription = SubscriptionRecord { filter, options, subscription_id, older: older.to_vec() };
+            self.journal.append(&[Change::Subscribe { session: session.no, subscription: &subscription }]);
+        }
+    }
+
+    /// What a subscription to `filter` is younger than; `new` = it was not there before.
+    pub(in crate::broker) fn older_than(
+        &self,
+        session: &Handle,
+        filter: &str,
+        new: bool,
+    ) -> Vec<(Incarnation, u64)> {
+        let Some(remote) = &self.remote else { return Vec::new() };
+        let older = if new { Some(remote.under_way()) } else { remote.young.of(session.no, filter) };
+        older.map_or_else(Vec::new, |older| older.to_vec())
+    }
 }
 
 impl Remote {
+    /// The highest number known of each origin, of those some of whose publishes may still come again.
+    fn under_way(&self) -> Older {
+        let highest = |of: &MemberId| match *of == self.me {
+            true => self.origins.next_seq().saturating_sub(1),
+            // Another process speaks for it: it accepts nothing any more.
+            false if self.members.superseded(of) => u64::MAX,
+            false => self.young.highest(of.incarnation),
+        };
+        let known = self.members.custodies().into_iter().map(|(of, _)| (of.incarnation, highest(&of)));
+        known.filter(|(origin, seq)| !self.seen.all_past(*origin, *seq)).collect()
+    }
+
     async fn routed(self: &Arc<Remote>, wait: RouteWait) -> SubackWait {
         let written = self.while_it(|store| store.writable(), wait.written()).await;
         let Some(written) = written else { return SubackWait::Skipped };

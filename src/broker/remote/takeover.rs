@@ -4,7 +4,7 @@
 //! Until the claim is granted everything here is void; from then on everything is here. Between the two only the store knows,
 //! so the claim is repeated until it has answered, and nothing is thrown away before.
 
-use super::parts::{Arriving, Head, Piece};
+use super::parts::{self, Arriving, Head, Piece};
 use super::{Remote, durable};
 use crate::broker::Broker;
 use crate::broker::ending::delivery;
@@ -187,7 +187,7 @@ impl Broker {
     ) -> Result<(), String> {
         let (client_id, correlation) = (trip.client_id.clone(), trip.correlation.clone());
         let epoch = owner.session.epoch;
-        let mut request = Request::Freeze { client_id, epoch, correlation };
+        let mut request = Request::Freeze { client_id, epoch, correlation, reads: parts::VERSION.into() };
         let (mut part, mut arriving, mut before) = (0, Arriving::default(), None);
         loop {
             let (bytes, last) = self.ask(remote, trip, request).await?;
@@ -319,6 +319,9 @@ impl Broker {
         let mut subscriptions = handle.subscriptions.lock();
         for s in head.subscriptions {
             if let Ok(filter) = Filter::parse(&s.filter) {
+                if !s.older.is_empty() {
+                    remote.young.add(no, &s.filter, s.older.into());
+                }
                 let entry = subscriber(&handle, &filter, &s.filter, s.options, s.subscription_id);
                 let is_new =
                     self.add(&mut subscriptions, &filter, &s.filter, entry, s.subscription_id, &mut added);

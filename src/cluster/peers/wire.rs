@@ -136,10 +136,11 @@ pub(super) fn read_report(report: proto::Report) -> Report {
 
 pub(super) fn request(request: Request) -> ask::Request {
     match request {
-        Request::Freeze { client_id, epoch, correlation } => ask::Request::Freeze(proto::Freeze {
+        Request::Freeze { client_id, epoch, correlation, reads } => ask::Request::Freeze(proto::Freeze {
             client_id: client_id.to_string(),
             epoch,
             correlation: correlation.to_string(),
+            reads,
         }),
         Request::Next { client_id, correlation, part } => ask::Request::Next(proto::Next {
             client_id: client_id.to_string(),
@@ -168,6 +169,7 @@ pub(super) fn read_request(request: ask::Request) -> Option<Request> {
             client_id: it.client_id.into(),
             epoch: it.epoch,
             correlation: it.correlation.into(),
+            reads: it.reads,
         },
         ask::Request::Next(it) => Request::Next {
             client_id: it.client_id.into(),

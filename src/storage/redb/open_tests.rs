@@ -135,8 +135,8 @@ fn rows_that_cannot_be_decoded_are_named() {
             let row = [1, 1, 255, 255, 255, 255, 255, 255, 255, 255, 127, 1, 0, 0];
             txn.open_table(LOG).unwrap().insert(7, &row[..]).unwrap();
         }),
-        ("log", "8", RecordError::Version { found: 3, oldest: 1, current: 2 }, |txn| {
-            txn.open_table(LOG).unwrap().insert(8, &[3, 1, 0][..]).unwrap();
+        ("log", "8", RecordError::Version { found: 4, oldest: 1, current: 3 }, |txn| {
+            txn.open_table(LOG).unwrap().insert(8, &[4, 1, 0][..]).unwrap();
         }),
         ("sessions", "3", RecordError::Value("flags"), |txn| {
             txn.open_table(SESSIONS).unwrap().insert(3, &[1, 255][..]).unwrap();

@@ -1,5 +1,5 @@
-//! Shared subscriptions, whose groups are never without a member and whose topics nobody has besides: what was acknowledged
-//! comes to one of each group, at QoS 2 to one alone. When a member's session ends, what it held at QoS 1 goes to another; QoS 2 that was begun ends with it
+//! Shared subscriptions, whose groups are never without a member and whose members have none of their topics besides: what was acknowledged
+//! comes to one of each group, at QoS 2 to one alone, whoever else gets it. When a member's session ends, what it held at QoS 1 goes to another; QoS 2 that was begun ends with it
 //! (MQTT 5.0 section 4.8.2), so nothing is asked of QoS 2 sent before.
 
 use super::matches;
@@ -19,7 +19,8 @@ struct Fate {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    members: HashSet<Name>,
+    /// Whose groups these are.
+    members: HashMap<Name, HashSet<Name>>,
     groups: HashSet<Name>,
     fates: HashMap<Msg, Fate>,
 }
@@ -31,18 +32,18 @@ fn wants(group: &Name, msg: &Msg) -> bool {
 }
 
 impl Shared {
-    /// Whether a group wants the message.
-    pub(super) fn has(&self, msg: &Msg) -> bool {
-        self.fates.contains_key(msg)
+    /// Whether a client gets the message as a member of a group.
+    pub(super) fn serves(&self, by: Name, msg: &Msg) -> bool {
+        self.members.get(&by).is_some_and(|groups| groups.iter().any(|g| wants(g, msg)))
     }
 
     pub(super) fn on(&mut self, event: &Event) {
         match *event {
             Event::Joining { by, filter } => {
-                self.members.insert(by);
+                self.members.entry(by).or_default().insert(filter);
                 self.groups.insert(filter);
             }
-            Event::Connecting { by, clean: true, .. } if self.members.contains(&by) => {
+            Event::Connecting { by, clean: true, .. } if self.members.contains_key(&by) => {
                 self.fates.values_mut().for_each(|f| f.disturbed = true);
             }
             Event::Sent(msg) => {
@@ -52,7 +53,9 @@ impl Shared {
                 }
             }
             Event::Acked(msg) => self.fates.get_mut(&msg).into_iter().for_each(|f| f.acked = true),
-            Event::Received { msg, .. } => self.fates.get_mut(&msg).into_iter().for_each(|f| f.received += 1),
+            Event::Received { by, msg, .. } if self.serves(by, &msg) => {
+                self.fates.get_mut(&msg).into_iter().for_each(|f| f.received += 1);
+            }
             _ => {}
         }
     }

@@ -19,6 +19,7 @@ mod large;
 mod lease;
 mod mass_takeover;
 mod members;
+mod mix;
 mod moved_while_held;
 pub mod netns;
 mod node;

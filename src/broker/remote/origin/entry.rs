@@ -1,10 +1,14 @@
 //! One publish that this node owns: which nodes were asked to take it, what they said, and what is still to do. Pure.
 
 use super::floors::{Floors, Matched};
-use crate::broker::ports::{Answer, GroupTry, Publisher, Revision, Seq, SessionNo};
+use super::view::View;
+use crate::broker::ports::{
+    Answer, GroupTry, MemberId, Publisher, Recipient, Revision, Seq, SessionNo, Unserved,
+};
+use crate::broker::publish;
 use crate::broker::remote::{Kept, Ticket};
 use crate::clock::Time;
-use crate::mqtt::Message;
+use crate::mqtt::{Message, QoS};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -46,6 +50,11 @@ pub struct OpenGroup {
     pub away: bool,
     /// Nodes without a persistent member to queue it for.
     pub without: SmallVec<[Arc<str>; 2]>,
+    /// At QoS 2: the process that was asked. It may have served it, so nobody else is asked before it has said that it has not,
+    /// or whoever speaks for it has.
+    pub process: Option<MemberId>,
+    /// The process is asked as soon as the journal has it that it is.
+    pub unnoted: bool,
 }
 
 impl OpenGroup {
@@ -58,7 +67,20 @@ impl OpenGroup {
             queue: false,
             away: false,
             without: SmallVec::new(),
+            process: None,
+            unnoted: false,
         }
+    }
+
+    /// As the journal has it.
+    pub fn of_duty(unserved: Unserved) -> OpenGroup {
+        let at = unserved.asked.as_ref().map(|process| process.node.clone());
+        OpenGroup { at, process: unserved.asked, ..OpenGroup::new(unserved.name) }
+    }
+
+    /// What the journal has to know.
+    pub fn unserved(&self) -> Unserved {
+        Unserved { name: self.name.clone(), asked: self.process.clone() }
     }
 
     /// What to ask a node.
@@ -80,6 +102,7 @@ impl OpenGroup {
     /// Nobody is asked for it any more.
     pub fn open_again(&mut self) {
         (self.at, self.queue, self.away) = (None, false, false);
+        (self.process, self.unnoted) = (None, false);
     }
 
     /// Somebody has moved: who had no member before may have one now.
@@ -102,6 +125,8 @@ enum State {
 struct Part {
     node: Arc<str>,
     matched_at: Revision,
+    /// The revision at which what is on its way to the node was matched first, or waits to be: that orders it.
+    floor: Revision,
     /// When it was matched the last time, with or without a new frame to this node.
     past: Revision,
     state: State,
@@ -244,6 +269,32 @@ impl Entry {
         entry
     }
 
+    /// Whether who is asked to serve a shared subscription has to be in the journal: it is sent again after a restart, and nobody else
+    /// may have it then.
+    pub fn noted(&self) -> bool {
+        self.duty.is_some() && self.message.qos() == QoS::ExactlyOnce
+    }
+
+    /// What the journal has to know of its duty; `None` if it is at its end.
+    pub fn duty_recipient(&self) -> Option<Recipient> {
+        if self.stage == Stage::Settling {
+            return None;
+        }
+        let publisher = Publisher { session: self.session, packet_id: self.inbound };
+        let publisher = (self.session != 0).then(|| Box::new(publisher));
+        let shared = if self.direct { None } else { Some(self.groups.first()?.name.clone()) };
+        let unserved = Some(self.groups.iter().map(OpenGroup::unserved).collect());
+        Some(Recipient { unserved, ..publish::duty(shared, publisher) })
+    }
+
+    /// The journal has who is to serve shared subscriptions: now they are asked.
+    pub fn asks_noted(&mut self) {
+        for g in self.groups.iter_mut().filter(|g| g.unnoted) {
+            (g.at, g.unnoted) = (None, false);
+        }
+        self.match_again(0, false);
+    }
+
     /// Bytes it counts with.
     pub fn size(&self) -> usize {
         self.message.size() + size_of::<Entry>()
@@ -306,6 +357,32 @@ impl Entry {
         self.again = Some(Again { at: old.at.max(at), direct: old.direct || (direct && self.direct) });
     }
 
+    /// Whether it can be matched when its turn in the lane comes.
+    pub fn lane_ready(&self, applied: Revision) -> bool {
+        self.stage != Stage::Recording && self.again.is_none_or(|again| again.at <= applied)
+    }
+
+    /// Takes it to match it; `None` if there is nothing to match, or somebody is at it.
+    pub fn check_out(&mut self, applied: Revision) -> Option<View> {
+        if self.busy || self.stage != Stage::Open || self.again.is_none_or(|a| a.at > applied) {
+            return None;
+        }
+        let Again { direct, .. } = self.again.take()?;
+        self.busy = true;
+        Some(View {
+            message: self.message.clone(),
+            session: self.session,
+            direct: direct && self.direct,
+            first_matched: self.first_matched,
+            all_groups: self.direct && !self.groups_known,
+            shared_only: !self.direct,
+            groups: self.groups.clone(),
+            asked: self.asked().cloned().collect(),
+            ticket: self.ticket.clone(),
+            noted: self.noted(),
+        })
+    }
+
     /// Carries out what matching came to; `me` is this node.
     pub fn apply(&mut self, plan: Plan, me: &Arc<str>, floors: &mut Floors) -> Sends {
         let mut sends = Sends::default();
@@ -314,6 +391,10 @@ impl Entry {
         if self.first_matched == 0 {
             self.first_matched = plan.matched_at;
         }
+        // Whatever of it is on its way since then, or waits, goes where it is asked for now.
+        let on_its_way =
+            self.parts.iter().map(|p| p.floor).chain(self.away.iter().map(|(_, (since, _))| *since));
+        let owed = on_its_way.min().unwrap_or(plan.matched_at);
         if plan.direct {
             self.wait_for_away(&plan, floors);
         }
@@ -339,9 +420,13 @@ impl Entry {
         for (node, asked) in plan.ask {
             if let Some(asked) = self.ask(&node, plan.matched_at, asked, floors) {
                 sends.frames.push((node, plan.matched_at, asked));
+            } else {
+                self.hold_floor(&node, owed, floors);
             }
         }
-        for node in moved {
+        // A match for shared subscriptions alone has not looked for what was asked of a node that could not do it.
+        let settled = if plan.direct || !self.direct { moved } else { SmallVec::new() };
+        for node in settled {
             if self.parts.iter().any(|p| p.node == node && p.state == State::Moved) {
                 self.remove(&node, floors);
             }
@@ -359,6 +444,20 @@ impl Entry {
         sends
     }
 
+    /// A node is asked for its own subscribers once it has answered about shared subscriptions: until then the publish counts as on its
+    /// way there since `owed`. An answer about shared subscriptions does not wait for what is settled.
+    fn hold_floor(&mut self, node: &Arc<str>, owed: Revision, floors: &mut Floors) {
+        let waits = |p: &&mut Part| {
+            p.node == *node && !p.asked.direct && p.next.as_ref().is_some_and(|(_, more)| more.direct)
+        };
+        if let Some(p) = self.parts.iter_mut().find(waits)
+            && owed < p.floor
+        {
+            floors.replace(node, (p.floor, p.past), (owed, p.past));
+            p.floor = owed;
+        }
+    }
+
     /// Takes note of the nodes that cannot be asked. For the sake of order it counts as on its way to each since the match that
     /// found the node first, also if it was asked then.
     fn wait_for_away(&mut self, plan: &Plan, floors: &mut Floors) {
@@ -367,7 +466,7 @@ impl Entry {
             if self.away.iter().any(|(n, _)| n == node) {
                 continue;
             }
-            let asked = self.parts.iter().filter(|p| p.node == *node).map(|p| p.matched_at);
+            let asked = self.parts.iter().filter(|p| p.node == *node).map(|p| p.floor);
             let waited = old.iter().filter(|(n, _)| n == node).map(|(_, (since, _))| *since);
             let since = asked.chain(waited).min().unwrap_or(plan.matched_at);
             let at = (since, plan.matched_at);
@@ -382,7 +481,7 @@ impl Entry {
     /// It was matched at `at`: whoever had left a node by then has been looked for elsewhere, though that node has not answered.
     fn look_past(&mut self, at: Revision, floors: &mut Floors) {
         for p in &mut self.parts {
-            floors.replace(&p.node, (p.matched_at, p.past), (p.matched_at, at));
+            floors.replace(&p.node, (p.floor, p.past), (p.floor, at));
             p.past = at;
         }
     }
@@ -407,14 +506,14 @@ impl Entry {
                 return None;
             }
             Some(p) => {
-                floors.replace(node, (p.matched_at, p.past), (at, at));
-                (p.matched_at, p.past, p.state, p.asked) = (at, at, State::Asked, asked.clone());
+                floors.replace(node, (p.floor, p.past), (at, at));
+                (p.matched_at, p.floor, p.past, p.state, p.asked) = (at, at, at, State::Asked, asked.clone());
             }
             None => {
                 floors.add(node, (at, at));
                 let (node, asked) = (node.clone(), asked.clone());
                 let state = State::Asked;
-                self.parts.push(Part { node, matched_at: at, past: at, state, asked, next: None });
+                self.parts.push(Part { node, matched_at: at, floor: at, past: at, state, asked, next: None });
             }
         }
         Some(asked)
@@ -423,7 +522,7 @@ impl Entry {
     fn remove(&mut self, node: &Arc<str>, floors: &mut Floors) {
         if let Some(at) = self.parts.iter().position(|p| p.node == *node) {
             let part = self.parts.swap_remove(at);
-            floors.remove(node, (part.matched_at, part.past));
+            floors.remove(node, (part.floor, part.past));
         }
     }
 
@@ -443,8 +542,8 @@ impl Entry {
                 match &next {
                     Some((at, more)) => {
                         let past = part.past.max(*at);
-                        floors.replace(node, (part.matched_at, part.past), (*at, past));
-                        (part.matched_at, part.past, part.asked) = (*at, past, more.clone());
+                        floors.replace(node, (part.floor, part.past), (*at, past));
+                        (part.matched_at, part.floor, part.past, part.asked) = (*at, *at, past, more.clone());
                     }
                     None => self.remove(node, floors),
                 }
@@ -483,6 +582,12 @@ impl Entry {
         }
     }
 
+    /// The frames that wait for its record do not leave: it is matched anew, in its turn.
+    pub fn postpone(&mut self) {
+        self.deferred = None;
+        self.parts.iter_mut().for_each(|p| (p.state, p.next) = (State::Moved, None));
+    }
+
     /// Its record is durable: the frames that waited for that, or `None` if it has to be matched anew since the index has
     /// moved on from what it was matched on.
     pub fn recorded(&mut self, applied: Revision) -> Option<Sends> {
@@ -511,7 +616,7 @@ impl Entry {
     pub fn give_up(&mut self, floors: &mut Floors) -> SmallVec<[Arc<str>; 2]> {
         let asked = self.asked().cloned().collect();
         for p in self.parts.drain(..) {
-            floors.remove(&p.node, (p.matched_at, p.past));
+            floors.remove(&p.node, (p.floor, p.past));
         }
         self.expire(floors);
         self.groups.clear();

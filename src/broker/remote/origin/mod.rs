@@ -8,12 +8,14 @@ mod held;
 mod past;
 mod view;
 
-use crate::broker::ports::{Answer, BoxFuture, Incarnation, MemberId, MessageId, Revision, SessionNo};
+use crate::broker::ports::{
+    Answer, BoxFuture, Incarnation, MemberId, MessageId, Recipient, Revision, Seq, SessionNo,
+};
 use crate::broker::remote::{Kept, Once, Ticket};
 use crate::clock::Time;
-use crate::mqtt::{QoS, Reason};
+use crate::mqtt::{Message, QoS, Reason};
 use crate::session::Loss;
-use entry::{Again, Entry, Plan, Sends, Stage};
+use entry::{Entry, Plan, Sends, Stage};
 use floors::Floors;
 use hashbrown::HashMap;
 use held::{Count, Held};
@@ -93,6 +95,11 @@ impl Origins {
     /// A name for the next publish. Whoever takes it holds the gate until the publish is in the table or needs none.
     pub fn next_id(&self) -> MessageId {
         MessageId { origin: self.me.incarnation, seq: self.next.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// The number of the next publish.
+    pub fn next_seq(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
     }
 
     /// A number that differs from call to call.
@@ -265,9 +272,9 @@ impl Origins {
         }
     }
 
-    /// The next publish of the lane, to be matched with [`Origins::check_out`]; `None` if there is none, or its record is
-    /// not durable yet.
-    pub fn lane_next(&self) -> Option<MessageId> {
+    /// The next publish of the lane, to be matched; `None` if there is none, or it cannot be matched yet: its record is not durable,
+    /// or the index has not come far enough. Nobody else matches it before it is given back.
+    pub fn lane_next(&self, applied: Revision) -> Option<(MessageId, View)> {
         let mut inner = self.inner.lock();
         loop {
             let Some(id) = inner.lane.front().copied() else {
@@ -275,11 +282,11 @@ impl Origins {
                 return None;
             };
             match inner.entries.get_mut(&id) {
-                Some(e) if e.stage == Stage::Recording => return None,
+                Some(e) if !e.lane_ready(applied) => return None,
                 Some(e) => {
                     e.stage = Stage::Open;
                     e.match_again(0, true);
-                    return Some(id);
+                    return Some((id, e.check_out(applied)?));
                 }
                 None => inner.lane.pop_front(), // given up
             };
@@ -287,10 +294,10 @@ impl Origins {
     }
 
     /// Whether somebody has to look after the lane from now on: there is something to match, and nobody does.
-    pub fn attend_lane(&self) -> bool {
+    pub fn attend_lane(&self, applied: Revision) -> bool {
         let mut inner = self.inner.lock();
         let first = inner.lane.front().and_then(|id| inner.entries.get(id));
-        let ready = first.map_or(!inner.lane.is_empty(), |e| e.stage != Stage::Recording);
+        let ready = first.map_or(!inner.lane.is_empty(), |e| e.lane_ready(applied));
         ready && !std::mem::replace(&mut inner.attended, true)
     }
 
@@ -312,24 +319,7 @@ impl Origins {
 
     /// Takes a publish to match it; `None` if there is nothing to match, or somebody is at it.
     pub fn check_out(&self, id: MessageId, applied: Revision) -> Option<View> {
-        let mut inner = self.inner.lock();
-        let e = inner.entries.get_mut(&id)?;
-        if e.busy || e.stage != Stage::Open || e.again.is_none_or(|a| a.at > applied) {
-            return None;
-        }
-        let Again { direct, .. } = e.again.take()?;
-        e.busy = true;
-        Some(View {
-            message: e.message.clone(),
-            session: e.session,
-            direct: direct && e.direct,
-            first_matched: e.first_matched,
-            all_groups: e.direct && !e.groups_known,
-            shared_only: !e.direct,
-            groups: e.groups.clone(),
-            asked: e.asked().cloned().collect(),
-            ticket: e.ticket.clone(),
-        })
+        self.inner.lock().entries.get_mut(&id)?.check_out(applied)
     }
 
     /// Gives it back with what matching came to.
@@ -410,6 +400,38 @@ impl Origins {
             inner.look(id, applied, &self.held, &mut next);
         }
         next
+    }
+
+    /// The record of a duty gets a new number, `seq`: the message, the number it had, and what it has to say.
+    pub fn renote(&self, id: MessageId, seq: Seq) -> Option<(Message, Seq, Recipient)> {
+        let mut inner = self.inner.lock();
+        let e = inner.entries.get_mut(&id)?;
+        let recipient = e.duty_recipient()?;
+        let old = e.duty.replace(seq)?;
+        Some((e.message.clone(), old, recipient))
+    }
+
+    /// Record `seq` of a duty is durable.
+    pub fn noted(&self, id: MessageId, seq: Seq, applied: Revision) -> Next {
+        let mut next = Next::default();
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        // If it has been replaced, the newer one is waited for.
+        if let Some(e) = inner.entries.get_mut(&id).filter(|e| e.duty == Some(seq)) {
+            e.asks_noted();
+            inner.look(id, applied, &self.held, &mut next);
+        }
+        next
+    }
+
+    /// Processes that may have served a shared subscription and cannot be asked, and the nodes that are waited for.
+    pub fn awaited(&self) -> Vec<(MemberId, Arc<str>)> {
+        let inner = self.inner.lock();
+        let groups = inner.entries.values().flat_map(|e| &e.groups).filter(|g| g.away);
+        let mut all: Vec<_> = groups.filter_map(|g| Some((g.process.clone()?, g.at.clone()?))).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Publishes that waited for a revision up to `applied`, in order.

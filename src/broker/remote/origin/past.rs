@@ -47,7 +47,11 @@ impl Origins {
                     e.stage = Stage::Lane;
                     inner.lane.push_back(*id);
                 }
-                Stage::Recording if e.deferred.is_some() => e.match_again(0, true),
+                // Nothing of it has left: its turn comes among those that wait.
+                Stage::Recording if e.deferred.is_some() => {
+                    e.postpone();
+                    inner.lane.push_back(*id);
+                }
                 Stage::Recording | Stage::Lane | Stage::Settling => {}
             }
         }

@@ -54,8 +54,8 @@ fn a_node_that_was_lost_and_is_back_is_asked_anew_although_it_was_asked_before()
     let lost = origins.asked_nodes();
     // Its link and the frame are gone; it comes back before the publish is matched.
     origins.queue_again(&[], &lost);
-    assert_eq!(origins.lane_next(), Some(id));
-    let view = origins.check_out(id, 6).unwrap();
+    let (first, view) = origins.lane_next(6).unwrap();
+    assert_eq!(first, id);
     assert!(view.asked.is_empty());
     assert_eq!(frames(&origins.check_in(id, plan(6), 6)), 1);
     origins.lane_done(id);
@@ -79,8 +79,7 @@ fn what_was_matched_again_is_past_a_node_that_has_not_answered() {
     assert!(!origins.queue_behind(std::slice::from_ref(&n1), 5), "it was matched then");
     assert!(!origins.queue_behind(&["n2".into()], 6), "it was not asked");
     assert!(origins.queue_behind(std::slice::from_ref(&n1), 6));
-    assert_eq!(origins.lane_next(), Some(id));
-    origins.check_out(id, 7).unwrap();
+    assert_eq!(origins.lane_next(7).unwrap().0, id);
     origins.check_in(id, plan(7), 7);
     origins.lane_done(id);
     assert_eq!(floors(9), (5, 7), "what it was asked at 5 is on its way");
@@ -101,8 +100,7 @@ fn what_this_node_waits_for_itself_is_as_new_as_its_last_match() {
     let plan = |matched_at, direct| Plan { matched_at, direct, moving: true, ..Plan::default() };
     let again = |at, direct| {
         origins.queue_again(std::slice::from_ref(&me), &[]);
-        let id = origins.lane_next().unwrap();
-        origins.check_out(id, at).unwrap();
+        let (id, _) = origins.lane_next(at).unwrap();
         origins.check_in(id, plan(at, direct), at);
         origins.lane_done(id);
         origins.settled_floor("n0", 9)
@@ -113,4 +111,104 @@ fn what_this_node_waits_for_itself_is_as_new_as_its_last_match() {
     assert_eq!(again(6, true), 6);
     assert_eq!(again(7, false), 6, "not all that it is for was looked for");
     assert_eq!(again(8, true), 8);
+}
+
+fn origins() -> Origins {
+    Origins::new(MemberId { node: "n0".into(), incarnation: 7 }, 10, 1 << 20)
+}
+
+fn at_stage(stage: Stage) -> Entry {
+    let mut entry = Entry::new(message(), 1, Time(1));
+    entry.stage = stage;
+    entry
+}
+
+fn direct() -> entry::Asked {
+    entry::Asked { direct: true, ..entry::Asked::default() }
+}
+
+/// What a node is to be asked for its own subscribers waits for its answer about a group: meanwhile newer publishes to it must not be
+/// taken for older ones' successors.
+#[test]
+fn what_waits_behind_a_question_about_a_group_is_on_its_way_since_it_was_held() {
+    let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
+    let id = origins.next_id();
+    let held =
+        Plan { matched_at: 5, direct: true, away: [n1.clone()].into_iter().collect(), ..Plan::default() };
+    origins.begin(id, Entry::new(message(), 1, Time(1)), held);
+    assert_eq!(origins.settled_floor(&n1, 20), 5);
+    let group = entry::OpenGroup { at: Some(n1.clone()), ..entry::OpenGroup::new("$share/g/t".into()) };
+    let ask = entry::Asked { groups: [group.ask()].into_iter().collect(), ..entry::Asked::default() };
+    origins.queue_again(std::slice::from_ref(&n1), &[]);
+    origins.lane_next(9).unwrap();
+    let (groups, ask) = ([group].into_iter().collect(), [(n1.clone(), ask)].into_iter().collect());
+    origins.check_in(id, Plan { matched_at: 9, ask, groups, ..Plan::default() }, 9);
+    origins.lane_done(id);
+    origins.queue_again(std::slice::from_ref(&n1), &[]);
+    origins.lane_next(12).unwrap();
+    let ask = [(n1.clone(), direct())].into_iter().collect();
+    let next = origins.check_in(id, Plan { matched_at: 12, direct: true, ask, ..Plan::default() }, 12);
+    origins.lane_done(id);
+    assert!(next.sends.iter().all(|(_, _, sends)| sends.frames.is_empty()), "the node has not answered");
+    assert_eq!(origins.settled_floor(&n1, 20), 5);
+    let answer = Answer::Accepted { matched: true, declined: Vec::new() };
+    let (next, _) = origins.answered(&n1, vec![(id, answer)], 12);
+    assert_eq!(next.sends.len(), 1);
+    assert_eq!(origins.settled_floor(&n1, 20), 12);
+}
+
+#[test]
+fn nobody_takes_a_publish_out_of_the_hands_of_the_lane() {
+    let origins = origins();
+    let id = origins.next_id();
+    origins.queue(id, at_stage(Stage::Lane), true).unwrap();
+    assert_eq!(origins.lane_next(6).unwrap().0, id);
+    // An answer has come at this very moment.
+    origins.moved_here(id, 0, 6);
+    assert!(origins.check_out(id, 6).is_none());
+    origins.check_in(id, Plan { matched_at: 6, direct: true, ..Plan::default() }, 6);
+}
+
+#[test]
+fn a_publish_that_waits_for_its_record_takes_its_turn_when_nodes_change() {
+    let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
+    let plan = |matched_at| {
+        let ask = [(n1.clone(), direct())].into_iter().collect();
+        Plan { matched_at, direct: true, ask, ..Plan::default() }
+    };
+    let (first, second) = (origins.next_id(), origins.next_id());
+    origins.begin(first, Entry::new(message(), 1, Time(1)), plan(5));
+    let mut recording = at_stage(Stage::Recording);
+    recording.duty = Some(3);
+    origins.begin(second, recording, plan(5));
+    origins.queue_again(&[], std::slice::from_ref(&n1));
+    let next = origins.recorded([second], 5);
+    assert!(next.sends.is_empty() && next.again.is_empty(), "the first one is matched before");
+    assert_eq!(origins.lane_next(5).unwrap().0, first);
+    origins.check_in(first, plan(5), 5);
+    origins.lane_done(first);
+    assert_eq!(origins.lane_next(5).unwrap().0, second);
+}
+
+#[test]
+fn a_match_for_groups_alone_settles_nothing_else() {
+    let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
+    let id = origins.next_id();
+    let group = entry::OpenGroup::new("$share/g/t".into());
+    let (ask, groups) =
+        ([(n1.clone(), direct())].into_iter().collect(), [group.clone()].into_iter().collect());
+    origins.begin(
+        id,
+        Entry::new(message(), 1, Time(1)),
+        Plan { matched_at: 5, direct: true, ask, groups, ..Plan::default() },
+    );
+    // It could not make the publish safe; then somebody here serves the group.
+    origins.answered(&n1, vec![(id, Answer::Failed("full".into()))], 6);
+    let next = origins.check_in(
+        id,
+        Plan { matched_at: 6, served: [group.name].into_iter().collect(), ..Plan::default() },
+        6,
+    );
+    assert!(next.done.is_empty());
+    assert_eq!(origins.settled_floor(&n1, 6), 5);
 }

@@ -27,6 +27,8 @@ pub struct View {
     pub groups: SmallVec<[OpenGroup; 1]>,
     /// Nodes that have not answered.
     pub asked: SmallVec<[Arc<str>; 2]>,
+    /// Whether who is asked to serve a shared subscription has to be in the journal first.
+    pub noted: bool,
     /// What the publisher waits for.
     pub(super) ticket: Option<Arc<Ticket>>,
 }

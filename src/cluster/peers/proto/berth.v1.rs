@@ -311,6 +311,9 @@ pub struct Freeze {
     /// Found in both nodes' logs.
     #[prost(string, tag = "3")]
     pub correlation: ::prost::alloc::string::String,
+    /// The newest version of a session's state that the asker reads; 0 = the one before that was said.
+    #[prost(uint32, tag = "4")]
+    pub reads: u32,
 }
 /// More of the state of a frozen session.
 #[allow(clippy::all)]
