@@ -194,11 +194,11 @@ fn who_does_not_say_what_was_matched_again_counts_by_what_is_settled() {
     let m = three();
     let b = id("b", 2);
     let settled = vec![("a".into(), 7), ("c".into(), 3)];
-    m.report(&b, Report { settled: settled.clone(), ..report(9, 1) }, 9);
+    m.report(&b, Report { settled: settled.clone(), ..report(9, 1) }, 9, Time(1));
     assert_eq!(["a", "c", "x"].map(|of| m.past(&b, of)), [7, 3, 0]);
     assert_eq!(m.settled_everywhere(&b), 3);
     let past = vec![("c".into(), 8), ("x".into(), 4)];
-    m.report(&b, Report { settled, past, past_others: 9, ..report(9, 1) }, 9);
+    m.report(&b, Report { settled, past, past_others: 9, ..report(9, 1) }, 9, Time(1));
     assert_eq!(["a", "c", "x", "y"].map(|of| m.past(&b, of)), [9, 8, 4, 9]);
     // This node must have answered; of others it is enough. Nobody waits for what is held for one that is away.
     assert_eq!(m.settled_everywhere(&b), 7);
