@@ -3,6 +3,7 @@
 use super::nodes::BerthCluster;
 use crate::client::{Client, Dial, In};
 use crate::wait;
+use berth::clock;
 use berth::mqtt::client::AckKind;
 use berth::mqtt::{QoS, Reason};
 use std::io::ErrorKind;
@@ -197,4 +198,19 @@ fn a_rolling_restart_loses_nothing() {
         publish(format!("after {i}"));
     }
     assert_eq!(sub.texts(&cluster, sent.len()), sent);
+}
+
+#[test]
+fn suback_comes_when_the_key_of_a_dead_node_goes_and_only_the_first_waits() {
+    let options = [("cluster.lease", "4s"), ("cluster.stale_after", "2s"), ("cluster.suback_wait", "60s")];
+    let mut cluster = BerthCluster::with(3, 1, &options);
+    let mut client = cluster.connect(0, &Dial::v5("subscribes").persistent());
+    cluster.kill(1);
+    let killed = clock::now();
+    for n in 0..5 {
+        assert_eq!(client.subscribe(&[(&format!("new/{n}"), QoS::AtLeastOnce)]), [1]);
+        assert_eq!(cluster.members(), ["n0", "n2"], "SUBACK {n} came while the dead node may be alive");
+    }
+    let ms = clock::now().since_ms(killed);
+    assert!(ms < 12_000, "{ms} ms");
 }
