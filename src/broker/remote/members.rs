@@ -45,6 +45,8 @@ struct Reported {
     /// How far it is with its updates of retained messages; `None` = it does not say.
     retained: Option<RetainedProgress>,
     low_water: u64,
+    /// Publishes below that are not done with, ascending.
+    open: Vec<u64>,
     settled: HashMap<Arc<str>, Revision>,
     /// Its clock when it made the latest report.
     sent_at: Time,
@@ -257,7 +259,7 @@ impl Members {
     pub(super) fn may_come(&self, id: MessageId) -> bool {
         let table = self.table.read();
         let of = table.reports.iter().find(|(p, _)| p.incarnation == id.origin);
-        of.is_some_and(|(_, r)| r.low_water <= id.seq)
+        of.is_some_and(|(_, r)| r.low_water <= id.seq || r.open.binary_search(&id.seq).is_ok())
     }
 
     /// The linked processes that have applied more than `applied` by their reports, those with most first.
@@ -299,7 +301,7 @@ impl Members {
         let r = table.reports.entry(from.clone()).or_default();
         r.applied = report.applied;
         r.retained = report.retained;
-        r.low_water = report.low_water;
+        (r.low_water, r.open) = (report.low_water, report.open);
         r.settled = report.settled.into_iter().collect();
         r.sent_at = r.sent_at.max(report.sent_at);
         if let Some(at) = echo {
