@@ -54,6 +54,20 @@ impl Broker {
         request: &SubscribeRequest,
         retained: &mut impl Extend<RetainedRequest>,
     ) -> Answered {
+        match &self.remote {
+            // No update is on its way between its number and the sessions that are given it.
+            Some(remote) => remote.gate.closed(|| self.subscribe_all(handle, who, request, retained)),
+            None => self.subscribe_all(handle, who, request, retained),
+        }
+    }
+
+    fn subscribe_all(
+        &self,
+        handle: &Arc<Handle>,
+        who: &Identity,
+        request: &SubscribeRequest,
+        retained: &mut impl Extend<RetainedRequest>,
+    ) -> Answered {
         let mut answered = Answered::default();
         let id = request.subscription_id;
         // In a cluster the index may not know yet what must be sent.

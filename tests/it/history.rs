@@ -144,6 +144,8 @@ pub enum Event {
     Answered { by: Name, conn: u64 },
     /// The connection is gone, since `since` at the earliest; or the server that knew so may have forgotten.
     Lost { by: Name, since: u64 },
+    /// CONNACK came from another node while the one that had its last connection was gone.
+    Elsewhere { by: Name },
     /// DISCONNECT was sent, the one without the will.
     Leaving { by: Name },
     /// The server has heard the DISCONNECT and closed the connection.

@@ -1,6 +1,7 @@
 //! The broker takes in what the cluster knows, in the order of the store's revisions.
 
 use super::Remote;
+use super::members::Standing;
 use crate::broker::Broker;
 use crate::broker::ports::{Index, IndexEvent, Revision};
 use crate::clock::Time;
@@ -134,6 +135,7 @@ impl Broker {
         let membership = |e: &IndexEvent| matches!(e, IndexEvent::Member { .. } | IndexEvent::Custody { .. });
         self.on_session_events(events);
         self.on_starts(events);
+        self.on_routes(events);
         if let Some(remote) = self.remote.as_ref().filter(|_| events.iter().any(membership)) {
             self.on_membership(remote);
         }
@@ -148,6 +150,23 @@ impl Broker {
         if let (Some(remote), Some(newest)) = (&self.remote, started.max()) {
             remote.sessions.note_move(newest);
             self.moved_at(remote, newest);
+        }
+    }
+
+    /// Routes of nodes that are gone were taken back, their sessions having expired: publishes that wait for them are matched again.
+    fn on_routes(&self, events: &[IndexEvent]) {
+        let Some(remote) = &self.remote else { return };
+        let orphan = |event: &IndexEvent| match event {
+            IndexEvent::Routes { of, del, .. } if !del.is_empty() => match remote.members.standing(of) {
+                Standing::Orphan(node) => Some(node),
+                _ => None,
+            },
+            _ => None,
+        };
+        let nodes: Vec<_> = events.iter().filter_map(orphan).collect();
+        if !nodes.is_empty() {
+            remote.gate.closed(|| remote.origins.queue_again(&nodes, &[]));
+            self.run_lane(remote);
         }
     }
 

@@ -56,6 +56,8 @@ struct Reported {
     /// How far it is with its updates of retained messages; `None` = it does not say.
     retained: Option<RetainedProgress>,
     low_water: u64,
+    /// Publishes below that are not done with, ascending.
+    open: Vec<u64>,
     settled: HashMap<Arc<str>, Revision>,
     /// It serves nobody and acknowledges nothing any more; nothing comes after what it had applied then.
     leaving: bool,
@@ -348,7 +350,7 @@ impl Members {
     pub(super) fn may_come(&self, id: MessageId) -> bool {
         let table = self.table.read();
         let of = table.reports.iter().find(|(p, _)| p.incarnation == id.origin);
-        of.is_some_and(|(_, r)| r.low_water <= id.seq)
+        of.is_some_and(|(_, r)| r.low_water <= id.seq || r.open.binary_search(&id.seq).is_ok())
     }
 
     /// The linked processes that have applied more than `applied` by their reports, those with most first.
@@ -394,7 +396,7 @@ impl Members {
         let leaves = report.leaving && !r.leaving;
         r.leaving |= report.leaving;
         r.retained = report.retained;
-        r.low_water = report.low_water;
+        (r.low_water, r.open) = (report.low_water, report.open);
         r.settled = report.settled.into_iter().collect();
         r.past = report.past.into_iter().collect();
         r.past_others = report.past_others;

@@ -1,4 +1,5 @@
-//! Wills (G8): once per lost connection, in time, and never after a clean goodbye or a return within the delay. An observer
+//! Wills (G8): once per lost connection, in time, and never after a clean goodbye, a return within the delay, or a connection elsewhere
+//! while its node was gone. An observer
 //! whose session lasts counts them.
 
 use crate::history::{Event, Name, Will};
@@ -108,6 +109,16 @@ impl Wills {
                 let now = self.now;
                 self.standing.entry(by).or_default().iter_mut().for_each(|s| s.lost_between(since, now));
             }
+            Event::Elsewhere { by } => {
+                for s in std::mem::take(self.standing.entry(by).or_default()) {
+                    let verdict = match s.lost {
+                        // It may have come before its node went.
+                        Some(_) if s.will.delay_ms > 0 => Verdict::Never("its client is connected elsewhere"),
+                        _ => Verdict::Open,
+                    };
+                    self.decided.push((s.will, verdict));
+                }
+            }
             Event::Leaving { by } => {
                 let standing = self.standing.entry(by).or_default();
                 standing.iter_mut().filter(|s| s.lost.is_none()).for_each(|s| s.leaving = true);
@@ -198,6 +209,8 @@ mod tests {
             (w(3000), &[&[lost(), Event::Now(2999)], &back]),
             (w(3000), &[&[lost(), Event::Now(3000), seen(1)], &back]),
             (w(3000), &[&[lost()], &anew, &[seen(1)]]),
+            (w(3000), &[&[lost(), Event::Elsewhere { by: "1".into() }], &anew]),
+            (w(0), &[&[lost(), Event::Elsewhere { by: "1".into() }], &anew]),
             // The server may have died before it knew: the delay begins again.
             (w(3000), &[&[lost(), Event::Now(3000), lost(), Event::Now(4000)], &back]),
         ];
@@ -220,6 +233,11 @@ mod tests {
             (w(3000), &[&[lost(), Event::Now(2999)], &back, &[seen(1)]], "back in time"),
             (w(3000), &[&[lost(), Event::Now(3000)], &back], "never came"),
             (w(3000), &[&[lost()], &anew], "never came"),
+            (
+                w(3000),
+                &[&[lost(), Event::Elsewhere { by: "1".into() }], &anew, &[seen(1)]],
+                "connected elsewhere",
+            ),
         ];
         for (will, more, what) in bad {
             let broken = checked(*will, more);
