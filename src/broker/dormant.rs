@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 
+/// How often a node that lets no deadline pass looks whether it may, milliseconds.
+const LOOK_MS: u64 = 500;
+
 /// Deadlines of dormant sessions, one each. An entry may be stale: its session is being looked at; looking it up then does nothing.
 #[derive(Debug, Default)]
 pub(super) struct Dormant {
@@ -61,12 +64,24 @@ impl Broker {
     /// When [`Broker::on_timeout`] is due next. `waker` is woken if that becomes earlier.
     pub fn next_timeout(&self, waker: &Waker) -> Option<Time> {
         *self.dormant.waker.lock() = Some(waker.clone());
-        self.dormant.next().into_iter().chain(self.metrics.losses.next_timeout(waker)).min()
+        let (next, look) = (self.dormant.next(), self.deadlines_wait());
+        let next = next.map(|at| look.map_or(at, |look| at.max(look)));
+        next.into_iter().chain(self.metrics.losses.next_timeout(waker)).min()
+    }
+
+    /// A node that does not know whether what it knows is recent lets no deadline of a session pass: the session may be another's. When to
+    /// look again.
+    fn deadlines_wait(&self) -> Option<Time> {
+        let remote = self.remote.as_ref()?;
+        let now = remote.now();
+        (!remote.is_current(now)).then(|| now.plus_ms(LOOK_MS))
     }
 
     /// Publishes wills that are due, ends sessions that have expired, and logs what has been lost.
     pub fn on_timeout(&self, now: Time, scratch: &mut Scratch) {
-        while let Some(handle) = self.dormant.pop_due(now) {
+        while self.deadlines_wait().is_none()
+            && let Some(handle) = self.dormant.pop_due(now)
+        {
             if let Some(handle) = handle.upgrade() {
                 self.wake_dormant(&handle, now, scratch);
             }
@@ -77,6 +92,9 @@ impl Broker {
 
     /// Runs the timers of a session that may be dormant; watches its next deadline.
     pub(super) fn wake_dormant(&self, handle: &Arc<Handle>, now: Time, scratch: &mut Scratch) {
+        if self.remote.as_ref().is_some_and(|r| r.sessions.being_evicted(&handle.client_id, handle.epoch())) {
+            return; // that says what becomes of its will
+        }
         let Some(mut session) = handle.mailbox.check_out() else { return };
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Dormant).sub(1);

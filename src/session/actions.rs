@@ -183,7 +183,7 @@ pub enum CloseCause {
 impl CloseCause {
     /// Whether the session goes on elsewhere, or here later, so that its will is not due because of this.
     pub(super) fn keeps_will(self) -> bool {
-        matches!(self, CloseCause::ShuttingDown | CloseCause::HandedOver)
+        matches!(self, CloseCause::ShuttingDown | CloseCause::HandedOver | CloseCause::NotServing)
     }
 
     /// The reason an MQTT 5 client is told in DISCONNECT.

@@ -88,7 +88,8 @@ impl Session {
         if !cause.keeps_will() {
             self.fire_due(now, out);
         }
-        if self.expiry_s == 0 && cause != CloseCause::ShuttingDown {
+        // Whether it is this broker's to end is known when it is back, or knows more.
+        if self.expiry_s == 0 && !matches!(cause, CloseCause::ShuttingDown | CloseCause::NotServing) {
             out.effects.push(Effect::End);
             return;
         }

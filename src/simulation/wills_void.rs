@@ -60,8 +60,10 @@ fn the_will_of_a_dead_node_does_not_follow_what_its_client_has_said_since() {
 
 #[test]
 fn the_will_of_a_node_that_was_cut_off_does_not_follow_what_its_client_has_said_since() {
-    for (expiry_s, delay_s) in [(0, 0), (600, 0), (600, 60)] {
-        let what = format!("expiry {expiry_s}, delay {delay_s}");
+    // So long that it goes on serving its clients, and so long that it does not.
+    let cases = [(0, 0), (600, 0), (600, 60)].into_iter().flat_map(|(e, d)| [(e, d, 2_000), (e, d, 30_000)]);
+    for (expiry_s, delay_s, ms) in cases {
+        let what = format!("expiry {expiry_s}, delay {delay_s}, for {ms}");
         let cluster = cluster(3, 120);
         let mut watcher = connect(&cluster, 2, "w", 0);
         subscribe(&cluster, &mut watcher, "r/#", QoS::AtLeastOnce);
@@ -71,7 +73,7 @@ fn the_will_of_a_node_that_was_cut_off_does_not_follow_what_its_client_has_said_
         cluster.partition(2, 1, true);
         cluster.advance(1_000);
         let back = says_online(&cluster, true, 0);
-        cluster.advance(2_000);
+        cluster.advance(ms);
         cluster.cut_from_store(1, false);
         cluster.partition(0, 1, false);
         cluster.partition(2, 1, false);
@@ -93,5 +95,27 @@ fn a_node_that_is_there_publishes_the_will_before_its_client_is_let_in_elsewhere
         cluster.advance(20_000);
         assert_eq!(watcher.payloads(), ["offline", "online"], "seed {seed}");
         assert_eq!(cluster.store.retained("r/t").unwrap().message.payload(), b"online", "seed {seed}");
+    }
+}
+
+#[test]
+fn a_node_that_was_cut_off_publishes_the_wills_of_clients_that_stayed_away() {
+    for (expiry_s, delay_s) in [(0, 0), (600, 0), (600, 10)] {
+        let what = format!("expiry {expiry_s}, delay {delay_s}");
+        let cluster = cluster(3, 140);
+        let mut watcher = connect(&cluster, 2, "w", 0);
+        subscribe(&cluster, &mut watcher, "r/#", QoS::AtLeastOnce);
+        let device = device(&cluster, expiry_s, delay_s);
+        cluster.cut_from_store(1, true);
+        cluster.partition(0, 1, true);
+        cluster.partition(2, 1, true);
+        cluster.advance(30_000);
+        assert!(device.wire.closed() && watcher.payloads().is_empty(), "{what}");
+        cluster.cut_from_store(1, false);
+        cluster.partition(0, 1, false);
+        cluster.partition(2, 1, false);
+        assert!(cluster.until(|| !watcher.payloads().is_empty()), "{what}");
+        cluster.advance(20_000);
+        assert_eq!(watcher.payloads(), ["offline"], "{what}");
     }
 }

@@ -215,8 +215,14 @@ impl Claiming {
         }
         // Its deadlines do not pass while its client waits here.
         let since = self.remote.now();
+        // It ended with its connection, which this node could not tell for sure then.
+        let over = handle.mailbox.parked(|s| s.expiry_s() == 0).unwrap_or(false) && !handle.is_fresh();
         self.broker.dormant.unwatch(handle);
         let current = self.remote.until(self.deadline, self.remote.when_current()).await;
+        if over && current.is_some() {
+            self.broker.wake_dormant(handle, self.remote.now(), &mut Scratch::default());
+            return Ok(handle.mailbox.present());
+        }
         if current.is_some() {
             handle.mailbox.put_off(self.remote.now().since_ms(since));
         }

@@ -173,7 +173,7 @@ impl Sessions {
     }
 
     /// Whether a session of this epoch is being evicted.
-    pub(super) fn being_evicted(&self, client_id: &str, epoch: Epoch) -> bool {
+    pub(in crate::broker) fn being_evicted(&self, client_id: &str, epoch: Epoch) -> bool {
         self.evicting.lock().get(client_id).is_some_and(|known| known.epoch > epoch)
     }
 

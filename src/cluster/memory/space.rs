@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// The retained message of a topic, or that there is none, and since when.
 type RetainedEntry = (Option<RetainedRecord>, Revision);
 
+/// The epoch of an eviction, whether the session expired, and since when.
+type EvictionEntry = (Epoch, bool, Revision);
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Space {
@@ -22,8 +25,8 @@ pub(super) struct Space {
     pub(super) retained: BTreeMap<Arc<str>, RetainedEntry>,
     /// Whose update cleared a topic.
     cleared_by: BTreeMap<Arc<str>, Incarnation>,
-    /// Epoch, whether the session expired, and since when.
-    pub(super) evictions: BTreeMap<(Arc<str>, Arc<str>), (Epoch, bool, Revision)>,
+    /// By node and client.
+    pub(super) evictions: BTreeMap<(Arc<str>, Arc<str>), EvictionEntry>,
     pub(super) leader: Option<MemberId>,
 }
 

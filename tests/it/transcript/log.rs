@@ -3,7 +3,8 @@
 use berth::telemetry::losses;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
 
 /// The lines so far.
 #[derive(Clone, Default)]
@@ -23,15 +24,14 @@ impl Write for Log {
 impl Log {
     /// Runs `f`, and keeps what is logged meanwhile.
     pub fn during<R>(&self, f: impl FnOnce() -> R) -> R {
-        let filter = EnvFilter::try_new(format!("off,{}=info", losses::TARGET)).unwrap();
+        let filter = Targets::new().with_target(losses::TARGET, tracing::Level::INFO);
         let log = self.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_env_filter(filter)
+        let layer = tracing_subscriber::fmt::layer()
             .with_writer(move || log.clone())
             .with_ansi(false)
             .with_target(false)
-            .without_time()
-            .finish();
+            .without_time();
+        let subscriber = tracing_subscriber::registry().with(layer).with(filter);
         tracing::subscriber::with_default(subscriber, f)
     }
 
