@@ -2,18 +2,18 @@
 //!
 //! Everything here is bookkeeping; what is sent and matched is in `send`.
 
+mod asked;
 pub mod entry;
 mod floors;
 mod held;
 mod past;
+mod unserved;
 mod view;
 
-use crate::broker::ports::{
-    Answer, BoxFuture, Incarnation, MemberId, MessageId, Recipient, Revision, Seq, SessionNo,
-};
+use crate::broker::ports::{Answer, BoxFuture, Incarnation, MemberId, MessageId, Revision, SessionNo};
 use crate::broker::remote::{Kept, Once, Ticket};
 use crate::clock::Time;
-use crate::mqtt::{Message, QoS, Reason};
+use crate::mqtt::{QoS, Reason};
 use crate::session::Loss;
 use entry::{Entry, Plan, Sends, Stage};
 use floors::Floors;
@@ -400,38 +400,6 @@ impl Origins {
             inner.look(id, applied, &self.held, &mut next);
         }
         next
-    }
-
-    /// The record of a duty gets a new number, `seq`: the message, the number it had, and what it has to say.
-    pub fn renote(&self, id: MessageId, seq: Seq) -> Option<(Message, Seq, Recipient)> {
-        let mut inner = self.inner.lock();
-        let e = inner.entries.get_mut(&id)?;
-        let recipient = e.duty_recipient()?;
-        let old = e.duty.replace(seq)?;
-        Some((e.message.clone(), old, recipient))
-    }
-
-    /// Record `seq` of a duty is durable.
-    pub fn noted(&self, id: MessageId, seq: Seq, applied: Revision) -> Next {
-        let mut next = Next::default();
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        // If it has been replaced, the newer one is waited for.
-        if let Some(e) = inner.entries.get_mut(&id).filter(|e| e.duty == Some(seq)) {
-            e.asks_noted();
-            inner.look(id, applied, &self.held, &mut next);
-        }
-        next
-    }
-
-    /// Processes that may have served a shared subscription and cannot be asked, and the nodes that are waited for.
-    pub fn awaited(&self) -> Vec<(MemberId, Arc<str>)> {
-        let inner = self.inner.lock();
-        let groups = inner.entries.values().flat_map(|e| &e.groups).filter(|g| g.away);
-        let mut all: Vec<_> = groups.filter_map(|g| Some((g.process.clone()?, g.at.clone()?))).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
     }
 
     /// Publishes that waited for a revision up to `applied`, in order.

@@ -1,0 +1,107 @@
+//! What nodes are asked to do with a publish, and the shared subscriptions that nobody has served yet. Pure.
+
+use crate::broker::ports::{GroupTry, MemberId, Unserved};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// What a node is asked to do with a publish.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Give it to its own subscribers.
+    pub direct: bool,
+    /// Serve these shared subscriptions.
+    pub groups: SmallVec<[GroupTry; 1]>,
+}
+
+impl Asked {
+    /// Whether it is asked nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.direct && self.groups.is_empty()
+    }
+
+    /// Is asked that as well.
+    pub(super) fn add(&mut self, more: Asked) {
+        self.direct |= more.direct;
+        for g in more.groups {
+            self.groups.retain(|old| old.name != g.name);
+            self.groups.push(g);
+        }
+    }
+}
+
+/// A shared subscription that has not been served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenGroup {
+    /// `$share/<group>/<filter>`.
+    pub name: Arc<str>,
+    /// Nodes without a member online, this one included.
+    pub tried: SmallVec<[Arc<str>; 2]>,
+    /// The node that is asked now.
+    pub at: Option<Arc<str>>,
+    /// Whether it is asked to queue.
+    pub queue: bool,
+    /// Whether it cannot be asked: it is waited for.
+    pub away: bool,
+    /// Nodes without a persistent member to queue it for.
+    pub without: SmallVec<[Arc<str>; 2]>,
+    /// At QoS 2: the process that was asked. It may have served it, so nobody else is asked before it has said that it has not,
+    /// or whoever speaks for it has.
+    pub process: Option<MemberId>,
+    /// The process is asked as soon as the journal has it that it is.
+    pub unnoted: bool,
+}
+
+impl OpenGroup {
+    /// Nobody was asked.
+    pub fn new(name: Arc<str>) -> OpenGroup {
+        OpenGroup {
+            name,
+            tried: SmallVec::new(),
+            at: None,
+            queue: false,
+            away: false,
+            without: SmallVec::new(),
+            process: None,
+            unnoted: false,
+        }
+    }
+
+    /// As the journal has it.
+    pub fn of_duty(unserved: Unserved) -> OpenGroup {
+        let at = unserved.asked.as_ref().map(|process| process.node.clone());
+        OpenGroup { at, process: unserved.asked, ..OpenGroup::new(unserved.name) }
+    }
+
+    /// What the journal has to know.
+    pub fn unserved(&self) -> Unserved {
+        Unserved { name: self.name.clone(), asked: self.process.clone() }
+    }
+
+    /// What to ask a node.
+    pub fn ask(&self) -> GroupTry {
+        GroupTry { name: self.name.clone(), queue: self.queue, tried: self.tried.to_vec() }
+    }
+
+    /// A node has nobody for it; `queue`: not even a persistent member.
+    pub fn declined_by(&mut self, node: &Arc<str>, queue: bool) {
+        if self.at.as_ref() == Some(node) {
+            self.open_again();
+        }
+        let declined = if queue { &mut self.without } else { &mut self.tried };
+        if !declined.contains(node) {
+            declined.push(node.clone());
+        }
+    }
+
+    /// Nobody is asked for it any more.
+    pub fn open_again(&mut self) {
+        (self.at, self.queue, self.away) = (None, false, false);
+        (self.process, self.unnoted) = (None, false);
+    }
+
+    /// Somebody has moved: who had no member before may have one now.
+    pub(super) fn begin_anew(&mut self) {
+        self.tried.clear();
+        self.without.clear();
+    }
+}

@@ -1,0 +1,40 @@
+//! Shared subscriptions that may not have had a QoS 2 publish: what the journal knows of them, and who is waited for.
+
+use super::{Next, Origins};
+use crate::broker::ports::{MemberId, MessageId, Recipient, Revision, Seq};
+use crate::mqtt::Message;
+use std::sync::Arc;
+
+impl Origins {
+    /// The record of a duty gets a new number, `seq`: the message, the number it had, and what it has to say.
+    pub fn renote(&self, id: MessageId, seq: Seq) -> Option<(Message, Seq, Recipient)> {
+        let mut inner = self.inner.lock();
+        let e = inner.entries.get_mut(&id)?;
+        let recipient = e.duty_recipient()?;
+        let old = e.duty.replace(seq)?;
+        Some((e.message.clone(), old, recipient))
+    }
+
+    /// Record `seq` of a duty is durable.
+    pub fn noted(&self, id: MessageId, seq: Seq, applied: Revision) -> Next {
+        let mut next = Next::default();
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        // If it has been replaced, the newer one is waited for.
+        if let Some(e) = inner.entries.get_mut(&id).filter(|e| e.duty == Some(seq)) {
+            e.asks_noted();
+            inner.look(id, applied, &self.held, &mut next);
+        }
+        next
+    }
+
+    /// Processes that may have served a shared subscription and cannot be asked, and the nodes that are waited for.
+    pub fn awaited(&self) -> Vec<(MemberId, Arc<str>)> {
+        let inner = self.inner.lock();
+        let groups = inner.entries.values().flat_map(|e| &e.groups).filter(|g| g.away);
+        let mut all: Vec<_> = groups.filter_map(|g| Some((g.process.clone()?, g.at.clone()?))).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
