@@ -3,9 +3,7 @@
 pub use super::asked::{Asked, OpenGroup};
 use super::floors::{Floors, Matched};
 use super::view::View;
-use crate::broker::ports::{
-    Answer, GroupTry, MemberId, Publisher, Recipient, Revision, Seq, SessionNo, Unserved,
-};
+use crate::broker::ports::{Answer, GroupTry, Publisher, Recipient, Revision, Seq, SessionNo};
 use crate::broker::publish;
 use crate::broker::remote::{Kept, Ticket};
 use crate::clock::Time;
