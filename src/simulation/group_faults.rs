@@ -145,7 +145,7 @@ fn two_die_at_once(seed: u64, qos: QoS) -> Result<(), String> {
             run.advance(choices.below(12));
         }
         for no in [1, 2] {
-            let down_ms = 100 + choices.below(if seed % 3 == 0 { 14_000 } else { 3_000 });
+            let down_ms = 100 + choices.below(if seed.is_multiple_of(3) { 14_000 } else { 3_000 });
             run.crash(no, down_ms);
             run.advance(choices.below(5));
         }
@@ -172,7 +172,7 @@ fn clients_hunt(seed: u64, qos: QoS) -> Result<(), String> {
             run.advance(choices.below(12));
         }
         for no in [1, 2] {
-            run.crash(no, 200 + choices.below(if seed % 2 == 0 { 14_000 } else { 3_000 }));
+            run.crash(no, 200 + choices.below(if seed.is_multiple_of(2) { 14_000 } else { 3_000 }));
             run.advance(choices.below(5));
         }
         while !run.down.is_empty() {
@@ -251,7 +251,7 @@ fn any_die(seed: u64, qos: QoS) -> Result<(), String> {
         for _ in 0..1 + choices.below(2) {
             let no = usize::try_from(choices.below(NODES as u64)).unwrap();
             if !run.down.contains_key(&no) {
-                run.crash(no, 100 + choices.below(if seed % 3 == 0 { 14_000 } else { 2_000 }));
+                run.crash(no, 100 + choices.below(if seed.is_multiple_of(3) { 14_000 } else { 2_000 }));
             }
             run.advance(choices.below(40));
         }
@@ -309,7 +309,7 @@ fn a_shared_publish_reaches_one_member_though_a_members_node_dies() {
         run.advance(choices.below(30));
         run.crash(1, 50 + choices.below(14_000));
         run.advance(choices.below(30));
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             run.crash(2, 50 + choices.below(14_000));
         }
         run.finish(qos)
