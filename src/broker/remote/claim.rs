@@ -1,5 +1,5 @@
 //! The way of a CONNECT in a cluster: the session is brought to this node, as a procedure that comes to its end whatever
-//! becomes of the connection (section 7 of the design, "Connect").
+//! becomes of the connection (docs/decisions/0007-moving-sessions.md).
 
 use super::freeze::Out;
 use super::lanes::Lane;
@@ -228,7 +228,7 @@ impl Claiming {
         }
         self.broker.watch_parked(handle);
         if current.is_none() {
-            tracing::warn!(client = %shown(&self.client_id), "refused: this node does not know whether what it knows is recent");
+            tracing::warn!(client = %shown(&self.client_id), "refused with 0x88: this node does not know whether what it knows is recent");
             self.run.say();
             return Err(Reason::ServerUnavailable);
         }

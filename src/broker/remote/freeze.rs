@@ -1,5 +1,5 @@
 //! The old owner's side of a takeover: the session is frozen, its state handed over in parts, and it leaves once it is known
-//! who owns it (section 7 of the design, "Takeover").
+//! who owns it (docs/decisions/0007-moving-sessions.md).
 //!
 //! Whatever is lost between the two nodes, the store decides: this node serves the session again only after it has claimed it
 //! anew, and drops it only when the store, or the new owner, has said that it is the new owner's.

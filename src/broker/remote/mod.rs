@@ -262,7 +262,7 @@ impl Remote {
         self.all_applied.get()
     }
 
-    /// Whether this node is current (section 7 of the design, "Staleness").
+    /// Whether this node is current (docs/decisions/0006-currency.md).
     pub fn is_current(&self, now: Time) -> bool {
         self.currency.is_current(now)
     }

@@ -1,5 +1,5 @@
 //! The new owner's side of a takeover: the state comes in parts and is put into the journal as a pending session, its routes are
-//! published, the session is claimed, and the old owner told (section 7 of the design, "Takeover").
+//! published, the session is claimed, and the old owner told (docs/decisions/0007-moving-sessions.md).
 //!
 //! Until the claim is granted everything here is void; from then on everything is here. Between the two only the store knows,
 //! so the claim is repeated until it has answered, and nothing is thrown away before.
