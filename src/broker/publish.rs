@@ -247,7 +247,13 @@ impl Broker {
         }
         let qos = message.qos().min(t.qos);
         let retain = t.retain_as_published && message.retain();
-        if way.repeated && (self.came_later(way, t, message.topic()) || !self.is_first(way, t.handle.no)) {
+        if way.repeated && self.came_later(way, t, message.topic()) {
+            if let Some(id) = way.id.filter(|_| message.retain()) {
+                self.retained.not_given(message.topic(), id);
+            }
+            return true;
+        }
+        if way.repeated && !self.is_first(way, t.handle.no) {
             return true;
         }
         if qos > QoS::AtMostOnce && t.handle.durable {

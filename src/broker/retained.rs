@@ -342,6 +342,16 @@ impl Retained {
         inner.live.begin(topic, Update { id, message: (!clears).then(|| message.clone()), at, parked });
     }
 
+    /// A session that an update is for is not given it, as its subscription is younger than the publish: whoever is to be sent the
+    /// topic's message because of a SUBSCRIBE is sent it, also those who have had it.
+    pub fn not_given(&self, topic: &str, id: MessageId) {
+        let mut inner = self.inner.write();
+        inner.live.not_given(topic, id);
+        if let Some(kept) = inner.index.get_mut(topic).filter(|k| k.id == Some(id)) {
+            kept.given = 0;
+        }
+    }
+
     /// The index knows what became of an update.
     pub fn decided(&self, topic: &str, id: MessageId) {
         self.inner.write().live.decide(topic, id);

@@ -338,11 +338,7 @@ impl Broker {
         if remote.young.is_empty() || t.extra.as_ref().is_some_and(|e| e.shared.is_some()) {
             return false;
         }
-        let highest = match id.origin == remote.me.incarnation {
-            true => remote.origins.next_seq(),
-            false => remote.young.highest(id.origin),
-        };
-        let younger = remote.young.younger(t.handle.no, id, highest);
+        let younger = remote.young.younger(t.handle.no, id, || remote.highest(id.origin));
         let old = |name: &Arc<str>| {
             !younger.contains(name) && !name.starts_with("$share/") && topic::matches(name, topic_name)
         };

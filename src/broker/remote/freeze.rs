@@ -197,7 +197,7 @@ impl Broker {
                     filter: filter.clone(),
                     options: s.options,
                     subscription_id: s.id,
-                    older: remote.young.of(handle.no, filter).map_or_else(Vec::new, |older| older.to_vec()),
+                    older: remote.older_than(handle.no, filter),
                 })
                 .collect(),
             inbound: session.inbound_ids(),

@@ -316,20 +316,34 @@ impl Members {
     }
 
     /// The least revision up to which all other processes that must have ([`Members::applied_by_all`]) say what became of their
-    /// updates of retained messages.
-    pub(super) fn retained_by_all(&self, since: Time, mine: Revision) -> Revision {
+    /// updates of retained messages. One that has left counts until its key is gone: what it has accepted may be on its way to the store.
+    pub(super) fn retained_by_all(&self, since: Time) -> Revision {
         let table = self.table.read();
         let settled = |r: &Reported| r.retained.map_or(r.applied, |p| p.settled);
         let of = |p: &MemberId| table.reports.get(p).map_or(0, settled);
-        table.required(&self.me, since, mine).iter().map(of).min().unwrap_or(u64::MAX)
+        table.required(&self.me, since, 0).iter().map(of).min().unwrap_or(u64::MAX)
+    }
+
+    /// Whether a process reports what became of its updates of retained messages.
+    pub(super) fn says_what_is_retained(&self, incarnation: Incarnation) -> bool {
+        let table = self.table.read();
+        let of = table.reports.iter().find(|(p, _)| p.incarnation == incarnation);
+        of.is_some_and(|(_, r)| r.retained.is_some())
+    }
+
+    /// Whether another process speaks for an incarnation: it accepts nothing any more.
+    pub(super) fn is_superseded(&self, incarnation: Incarnation) -> bool {
+        let table = self.table.read();
+        let of = table.custody.keys().find(|p| p.incarnation == incarnation);
+        of.is_some_and(|p| table.superseded(p))
     }
 
     /// The same of those that wait for the store as well, by what is registered or linked now.
-    pub(super) fn written_by_all(&self, mine: Revision) -> Revision {
+    pub(super) fn written_by_all(&self) -> Revision {
         let table = self.table.read();
         let written = |r: &Reported| r.retained.map_or(r.applied, |p| p.written);
         let of = |p: &MemberId| table.reports.get(p).map_or(0, written);
-        table.required(&self.me, Time(u64::MAX), mine).iter().map(of).min().unwrap_or(u64::MAX)
+        table.required(&self.me, Time(u64::MAX), 0).iter().map(of).min().unwrap_or(u64::MAX)
     }
 
     /// Whether no other process has updates of retained messages that wait for the store.

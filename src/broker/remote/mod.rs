@@ -324,7 +324,7 @@ impl Remote {
         if all != self.all_applied.get() {
             self.all_applied.set(all);
         }
-        let all = self.members.retained_by_all(since, applied).min(applied);
+        let all = self.members.retained_by_all(since).min(applied);
         if all != self.all_retained.get() {
             self.all_retained.set(all);
         }

@@ -53,8 +53,10 @@ impl Broker {
             tracked: id.is_some(),
             ..Way::default()
         };
-        // What comes of an earlier process was decided before, or waits in its journal.
-        if let Some(id) = id.filter(|id| message.retain() && id.origin == sender) {
+        // What comes of an earlier process was decided before, or waits in its journal. A process of a release that does not say what
+        // became of its updates cannot be waited for.
+        let says_so = |id: &MessageId| id.origin == sender && remote.members.says_what_is_retained(sender);
+        if let Some(id) = id.filter(|id| message.retain() && says_so(id)) {
             self.retained.begin(message, id, message.payload().is_empty(), false);
         }
         scratch.given.clear();

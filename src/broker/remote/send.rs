@@ -471,13 +471,13 @@ impl Broker {
             Speaker::Reached(node) => {
                 let waits = !open.away && open.at.as_ref() == Some(&node) && view.asked.contains(&node);
                 if !waits {
-                    (open.at, open.away) = (Some(node.clone()), false);
+                    (open.at, open.away, open.unasked) = (Some(node.clone()), false, false);
                     ask_group(plan, &node, open.ask());
                     plan.groups.push(open.clone());
                 }
                 return false;
             }
-            Speaker::Away(node) if !open.unnoted => {
+            Speaker::Away(node) if !open.unnoted && !open.unasked => {
                 (open.at, open.away) = (Some(node), true);
                 plan.groups.push(open.clone());
                 return false;

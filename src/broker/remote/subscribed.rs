@@ -141,21 +141,29 @@ impl Broker {
         new: bool,
     ) -> Vec<(Incarnation, u64)> {
         let Some(remote) = &self.remote else { return Vec::new() };
-        let older = if new { Some(remote.under_way()) } else { remote.young.of(session.no, filter) };
-        older.map_or_else(Vec::new, |older| older.to_vec())
+        if new { remote.under_way().to_vec() } else { remote.older_than(session.no, filter) }
     }
 }
 
 impl Remote {
+    /// What a subscription of a session is younger than; before its SUBACK that is all that is known now.
+    pub(super) fn older_than(&self, session: SessionNo, filter: &str) -> Vec<(Incarnation, u64)> {
+        let Some(older) = self.young.of(session, filter) else { return Vec::new() };
+        older.unwrap_or_else(|| self.under_way()).to_vec()
+    }
+
+    /// The highest number known of an origin's publishes, all those that may come again included.
+    pub(super) fn highest(&self, origin: Incarnation) -> u64 {
+        if origin == self.me.incarnation {
+            return self.origins.next_seq().saturating_sub(1);
+        }
+        if self.members.is_superseded(origin) { u64::MAX } else { self.young.highest(origin) }
+    }
+
     /// The highest number known of each origin, of those some of whose publishes may still come again.
     fn under_way(&self) -> Older {
-        let highest = |of: &MemberId| match *of == self.me {
-            true => self.origins.next_seq().saturating_sub(1),
-            // Another process speaks for it: it accepts nothing any more.
-            false if self.members.superseded(of) => u64::MAX,
-            false => self.young.highest(of.incarnation),
-        };
-        let known = self.members.custodies().into_iter().map(|(of, _)| (of.incarnation, highest(&of)));
+        let known = self.members.custodies().into_iter().map(|(of, _)| of.incarnation);
+        let known = known.map(|of| (of, self.highest(of)));
         known.filter(|(origin, seq)| !self.seen.all_past(*origin, *seq)).collect()
     }
 
@@ -198,7 +206,7 @@ impl Remote {
     /// Whether all nodes know what became of every update that was matched at a revision or before, and none waits for the store.
     pub(super) fn all_written(&self, revision: Revision) -> bool {
         let own = self.retained_progress(self.applied()).written;
-        self.ports.coordinator.reachable() && own.min(self.members.written_by_all(self.applied())) >= revision
+        self.ports.coordinator.reachable() && own.min(self.members.written_by_all()) >= revision
     }
 
     /// Whether no node has updates that wait for the store, as far as is known.

@@ -80,21 +80,26 @@ impl Young {
         self.len.store(sessions.len(), Ordering::Release);
     }
 
-    /// The filters of a session that are younger than a publish; `highest` is the highest number heard of its origin.
-    pub fn younger(&self, session: SessionNo, id: MessageId, highest: u64) -> SmallVec<[Arc<str>; 1]> {
+    /// The filters of a session that are younger than a publish; `highest` is the highest number known of its origin.
+    pub fn younger(
+        &self,
+        session: SessionNo,
+        id: MessageId,
+        highest: impl Fn() -> u64,
+    ) -> SmallVec<[Arc<str>; 1]> {
         let sessions = self.sessions.lock();
         let Some(of_session) = sessions.get(&session) else { return SmallVec::new() };
         let is_younger = |s: &&Subscription| match &s.older {
             Some(older) => older.iter().any(|(origin, seq)| *origin == id.origin && id.seq <= *seq),
-            None => id.seq <= highest,
+            None => id.seq <= highest(),
         };
         of_session.iter().filter(is_younger).map(|s| s.filter.clone()).collect()
     }
 
-    /// What a session's subscriptions are younger than, for its next owner.
-    pub fn of(&self, session: SessionNo, filter: &str) -> Option<Older> {
+    /// What a subscription of a session is younger than; `Some(None)` = its SUBACK has not left.
+    pub fn of(&self, session: SessionNo, filter: &str) -> Option<Option<Older>> {
         let sessions = self.sessions.lock();
-        sessions.get(&session)?.iter().find(|s| *s.filter == *filter)?.older.clone()
+        Some(sessions.get(&session)?.iter().find(|s| *s.filter == *filter)?.older.clone())
     }
 
     /// A session has come with a subscription that is younger than publishes.
@@ -156,11 +161,11 @@ mod tests {
         young.heard(7, 3);
         assert_eq!((young.highest(7), young.highest(8)), (5, 0));
         young.begin(1, &filter);
-        assert_eq!(young.younger(1, id(5), 5).as_slice(), std::slice::from_ref(&filter));
-        assert!(young.younger(1, id(6), 5).is_empty() && young.younger(2, id(5), 5).is_empty());
+        assert_eq!(young.younger(1, id(5), || 5).as_slice(), std::slice::from_ref(&filter));
+        assert!(young.younger(1, id(6), || 5).is_empty() && young.younger(2, id(5), || 5).is_empty());
         young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([(7, 6)]));
-        assert_eq!(young.younger(1, id(6), 9).as_slice(), std::slice::from_ref(&filter));
-        assert!(young.younger(1, id(7), 9).is_empty(), "accepted after SUBACK");
+        assert_eq!(young.younger(1, id(6), || 9).as_slice(), std::slice::from_ref(&filter));
+        assert!(young.younger(1, id(7), || 9).is_empty(), "accepted after SUBACK");
         young.prune(|_, seq| seq < 6);
         assert!(!young.is_empty());
         young.prune(|_, seq| seq <= 6);

@@ -17,7 +17,7 @@ pub(super) struct Update {
     pub id: MessageId,
     /// `None` = it clears.
     pub message: Option<Message>,
-    /// Its number among all that this node has seen.
+    /// Its number among all that this node has seen; 0 = not all sessions here that match are given it.
     pub at: u64,
     /// It waits for the store, nobody knows how long.
     pub parked: bool,
@@ -52,6 +52,12 @@ impl Live {
     /// What is known of a topic, in the order in which it came.
     pub fn of(&self, topic: &str) -> &[Update] {
         self.topics.get(topic).map_or(&[][..], |updates| updates.as_slice())
+    }
+
+    /// A session that matches is not given this update.
+    pub fn not_given(&mut self, topic: &str, id: MessageId) {
+        let updates = self.topics.get_mut(topic).into_iter().flatten();
+        updates.filter(|u| u.id == id).for_each(|u| u.at = 0);
     }
 
     /// Topics that match a filter, with updates that wait for the store for nobody knows how long, and no others.

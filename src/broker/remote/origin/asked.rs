@@ -49,6 +49,8 @@ pub struct OpenGroup {
     pub process: Option<MemberId>,
     /// The process is asked as soon as the journal has it that it is.
     pub unnoted: bool,
+    /// The journal has it, and the process has not been asked yet.
+    pub unasked: bool,
 }
 
 impl OpenGroup {
@@ -63,6 +65,7 @@ impl OpenGroup {
             without: SmallVec::new(),
             process: None,
             unnoted: false,
+            unasked: false,
         }
     }
 
@@ -96,7 +99,7 @@ impl OpenGroup {
     /// Nobody is asked for it any more.
     pub fn open_again(&mut self) {
         (self.at, self.queue, self.away) = (None, false, false);
-        (self.process, self.unnoted) = (None, false);
+        (self.process, self.unnoted, self.unasked) = (None, false, false);
     }
 
     /// Somebody has moved: who had no member before may have one now.

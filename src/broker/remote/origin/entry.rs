@@ -189,7 +189,7 @@ impl Entry {
     /// The journal has who is to serve shared subscriptions: now they are asked.
     pub fn asks_noted(&mut self) {
         for g in self.groups.iter_mut().filter(|g| g.unnoted) {
-            (g.at, g.unnoted) = (None, false);
+            (g.at, g.unnoted, g.unasked) = (None, false, true);
         }
         self.match_again(0, false);
     }
@@ -481,9 +481,10 @@ impl Entry {
         }
     }
 
-    /// The frames that wait for its record do not leave: it is matched anew, in its turn.
+    /// The frames that wait for its record do not leave: it is matched anew, in its turn. Nobody was asked.
     pub fn postpone(&mut self) {
         self.deferred = None;
+        self.groups.iter_mut().for_each(OpenGroup::open_again);
         self.parts.iter_mut().for_each(|p| (p.state, p.next) = (State::Moved, None));
     }
 
