@@ -76,6 +76,39 @@ fn a_subscription_that_overlaps_an_update_ends_with_the_update() {
     }
 }
 
+/// The frames of a publish whose record is not durable yet have not left, but its number is known already: a subscription that comes
+/// meanwhile is younger than the publish, refuses it, and is sent it as the retained message.
+#[test]
+fn an_update_whose_record_is_late_reaches_a_subscription_that_overlaps_it() {
+    for seed in seeds(SEEDS) {
+        let mut choices = Choices(seed);
+        let cluster = cluster(2, seed);
+        let mut publisher = connect(&cluster, 0, "p", 600);
+        retain(&cluster, &mut publisher, "offline", QoS::AtLeastOnce);
+        let mut subscriber = connect(&cluster, 1, "s", 0);
+        cluster.store.latency(5);
+        cluster.net.latency(1 + choices.below(3));
+        let qos = ALL_QOS[1 + usize::try_from(choices.below(2)).unwrap()];
+        let (publish_at, subscribe_at) = (choices.below(20), choices.below(20));
+        let durable_at = publish_at + choices.below(40);
+        for ms in 0..80 {
+            if ms == publish_at {
+                cluster.journal(0).stall(true);
+                publisher.publish("r/t", "online", qos, true);
+            }
+            if ms == subscribe_at {
+                subscriber.subscribe("r/t", QoS::AtLeastOnce);
+            }
+            if ms == durable_at {
+                cluster.journal(0).stall(false);
+            }
+            cluster.advance(1);
+        }
+        cluster.advance(20_000);
+        converges(seed, &got(&mut subscriber), "online");
+    }
+}
+
 #[test]
 fn a_second_subscription_is_not_sent_what_its_client_knows_to_be_old() {
     for seed in seeds(SEEDS) {
