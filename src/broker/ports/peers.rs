@@ -40,7 +40,8 @@ pub struct RetainedProgress {
     /// What became of every update whose publish was matched at this revision or before is in the sender's index, save those that
     /// wait for the store.
     pub settled: Revision,
-    /// The same without an exception.
+    /// What became of every update whose publish was matched at this revision or before is in the sender's index, those that
+    /// wait for the store included.
     pub written: Revision,
     /// Updates of the sender's incarnation with a lower number that are not decided wait for the store.
     pub waited: u64,
@@ -80,7 +81,7 @@ pub struct Report {
     /// For each node that publishes are on their way to: every publish that was matched for it before this revision is answered, or
     /// was matched again since, so that whoever had left that node by then was looked for elsewhere.
     pub past: Vec<(Arc<str>, Revision)>,
-    /// The same for all nodes not listed there; 0 = the sender does not say so.
+    /// The revision that counts as `past` of every node that is not listed there; 0 = the sender does not say so.
     pub past_others: Revision,
     /// Earlier incarnations of the sender's node whose publishes are done with, all of them.
     pub retired: Vec<Incarnation>,

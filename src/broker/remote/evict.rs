@@ -31,7 +31,7 @@ pub(super) enum Learned {
     /// An eviction record says so, written by this process if that is known. The client may have said much since, so that the
     /// will is void, unless the new owner asks after all.
     Read(Option<MemberId>),
-    /// It expired while this node was gone: its will is due.
+    /// The session expired while this node was gone: its will is due.
     Expired,
     /// The session moved, and its will with it.
     Moved,

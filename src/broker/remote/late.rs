@@ -152,7 +152,7 @@ impl Late {
         self.moving.iter().any(|h| h.mailbox.keeps_waiting(&turn))
     }
 
-    /// Whether it is this node's own publish.
+    /// Whether the publish that waits was accepted by this node, and did not come in a frame.
     fn own(&self) -> bool {
         self.frames.is_empty() && self.called.is_none()
     }

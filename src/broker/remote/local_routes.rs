@@ -18,7 +18,7 @@ use std::sync::{Arc, Weak};
 /// How long a change that nobody waits for may be kept back, milliseconds.
 const LAZY_MS: u64 = 3_000;
 
-/// The same for a change that would hold publishes of others if this node went, milliseconds.
+/// How long a removed route may be kept back if publishes of other nodes would be held for it once this node is gone, milliseconds.
 const SOON_MS: u64 = 100;
 
 /// When a route is known to the store.
@@ -91,7 +91,7 @@ impl RouteWait {
         }
     }
 
-    /// Those who wait are new subscriptions of a session.
+    /// Names the new subscriptions of a session whose SUBACK waits for the route.
     pub fn of_young(mut self, session: Arc<Handle>, filters: Vec<Arc<str>>) -> RouteWait {
         self.young = (!filters.is_empty()).then_some(NewFilters { session, filters });
         self

@@ -18,6 +18,9 @@ const WINDOW: usize = 100;
 /// Between two of them: queues stay short, and moves with them.
 const PACE: Duration = Duration::from_millis(2);
 
+/// Between two publishes while nodes are gone: a rate, nothing is waited for.
+const GONE_PACE: Duration = Duration::from_millis(20);
+
 /// Sessions of each of two nodes.
 const SESSIONS: usize = 6;
 
@@ -100,7 +103,7 @@ fn nodes_that_were_gone_hold_publishers_for_no_longer_than_they_were() {
         let mut ids = Vec::new();
         while clock::now().since_ms(killed) < 7_000 {
             ids.push(publisher.send_publish("t", b"1", qos, false).unwrap());
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(GONE_PACE);
         }
         cluster.restart(1);
         cluster.restart(2);

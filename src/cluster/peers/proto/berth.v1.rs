@@ -132,7 +132,7 @@ pub struct Report {
     /// again since.
     #[prost(message, repeated, tag = "8")]
     pub past: ::prost::alloc::vec::Vec<Settled>,
-    /// The same for all nodes not listed there; 0 = the sender does not know this field.
+    /// The revision that counts as `past` of every node that is not listed there; 0 = the sender does not know this field.
     #[prost(uint64, tag = "9")]
     pub past_others: u64,
     /// How far the sender is with its updates of retained messages.
@@ -150,7 +150,8 @@ pub struct RetainedProgress {
     /// wait for the store.
     #[prost(uint64, tag = "1")]
     pub settled: u64,
-    /// The same without an exception.
+    /// What became of every update whose publish was matched at this revision or before is in the sender's index, those that
+    /// wait for the store included.
     #[prost(uint64, tag = "2")]
     pub written: u64,
     /// Updates of the sender's incarnation with a lower number that are not decided wait for the store.
