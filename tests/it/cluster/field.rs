@@ -31,7 +31,9 @@ fn binary(n: usize) -> Vec<u8> {
 #[test]
 fn the_largest_messages_are_kept_by_all_nodes_and_found_after_a_start() {
     const EACH: usize = 6;
-    let mut cluster = BerthCluster::with(3, 1, &[PACKETS]);
+    // As long as etcd takes for them on a busy machine, whose disk it shares: an update that is given up is made again later, behind
+    // its acknowledgement, which is another test's business.
+    let mut cluster = BerthCluster::with(3, 1, &[PACKETS, ("etcd.timeout", "20s")]);
     std::thread::scope(|scope| {
         for node in 0..3 {
             let to = cluster.mqtt(node);
@@ -52,8 +54,18 @@ fn the_largest_messages_are_kept_by_all_nodes_and_found_after_a_start() {
     };
     let complete = |cluster: &BerthCluster, node: usize| {
         let found = |kind: &str| looked(cluster.mqtt(node), &format!("{kind}/#"));
-        assert!(found("acked") == wanted("acked", &|n| binary(n + 1)), "node {node}");
-        assert!(found("small") == wanted("small", &|_| b"small".to_vec()), "node {node}");
+        for (kind, payload) in [
+            ("acked", &(|n: usize| binary(n + 1)) as &dyn Fn(usize) -> Vec<u8>),
+            ("small", &|_| b"small".to_vec()),
+        ] {
+            let (found, wanted) = (found(kind), wanted(kind, payload));
+            let missing = wanted.iter().filter(|w| !found.contains(w)).map(|(topic, _)| topic);
+            assert!(
+                found == wanted,
+                "node {node} lacks or has other values of {:?}",
+                missing.collect::<Vec<_>>()
+            );
+        }
         wait::until_true("those at QoS 0", || found("large") == wanted("large", &binary));
     };
     (0..3).for_each(|node| complete(&cluster, node));
