@@ -223,7 +223,10 @@ impl Inbox for Broker {
         for origin in &report.retired {
             self.unsee_below(remote, *origin, u64::MAX, &[]);
         }
-        remote.heard(from, report);
+        if remote.heard(from, report) {
+            remote.sessions.poke();
+            self.nodes_changed();
+        }
         remote.sessions.reported();
         self.places_may_go(remote);
     }

@@ -44,8 +44,8 @@ impl Remote {
         self.sessions.reported();
     }
 
-    /// Takes in what another process reported.
-    pub fn heard(self: &Arc<Remote>, from: &MemberId, report: Report) {
+    /// Takes in what another process reported. True if it says for the first time that it leaves: nobody waits for it any more.
+    pub fn heard(self: &Arc<Remote>, from: &MemberId, report: Report) -> bool {
         let (applied, retained, says_so) = (report.applied, report.retained, report.leaving);
         let leaving = self.members.report(from, report, self.applied(), self.now());
         if leaving {
@@ -64,6 +64,7 @@ impl Remote {
         if applied > self.applied() && self.may_miss() {
             self.lag_bell.ring();
         }
+        leaving
     }
 
     /// The link to a node leads to this process now, or is down.

@@ -338,7 +338,7 @@ impl Entry {
             self.ask(me, plan.matched_at, asked, floors);
         }
         if let (false, Some(at)) = (plan.moving, plan.moved) {
-            self.answer(me, Answer::Moved(at), floors);
+            self.answer(me, Answer::Moved(at), at, floors);
         }
         sends
     }
@@ -425,11 +425,14 @@ impl Entry {
         }
     }
 
-    /// A node has answered. What it is to be asked next, if anything, and when that was matched.
+    /// A node has answered. What it is to be asked next, if anything, and when that was matched. If this node has applied more than
+    /// that since, the publish is matched anew in place of being sent: all nodes may have been told that nothing matched so long ago
+    /// is on its way. Until then it counts as on its way since it was held.
     pub fn answer(
         &mut self,
         node: &Arc<str>,
         answer: Answer,
+        applied: Revision,
         floors: &mut Floors,
     ) -> Option<(Revision, Asked)> {
         let part = self.parts.iter_mut().find(|p| p.node == *node && p.state == State::Asked)?;
@@ -437,8 +440,10 @@ impl Entry {
             Answer::Accepted { matched, declined } => {
                 self.matched |= matched;
                 let asked = std::mem::take(&mut part.asked);
-                let next = part.next.take();
+                let mut next = part.next.take();
+                let late = next.take_if(|(at, _)| *at < applied).is_some();
                 match &next {
+                    None if late => part.state = State::Moved,
                     Some((at, more)) => {
                         let past = part.past.max(*at);
                         floors.replace(node, (part.floor, part.past), (*at, past));
@@ -453,7 +458,10 @@ impl Entry {
                         self.groups.retain(|old| old.name != g.name);
                     }
                 }
-                if self.groups.iter().any(|g| g.at.is_none()) {
+                if late {
+                    self.groups.iter_mut().for_each(OpenGroup::begin_anew);
+                    self.match_again(applied, true);
+                } else if self.groups.iter().any(|g| g.at.is_none()) {
                     self.match_again(0, false);
                 }
                 next

@@ -353,17 +353,10 @@ impl Origins {
         for (id, answer) in answers {
             let Some(e) = inner.entries.get_mut(&id) else { continue };
             let unsafe_there = matches!(answer, Answer::Failed(_));
-            match e.answer(node, answer, &mut inner.floors) {
-                // All nodes may have been told that nothing matched so long ago is on its way: it is matched anew.
-                Some((at, _)) if at < applied => {
-                    e.answer(node, Answer::Moved(applied), &mut inner.floors);
-                }
-                Some((at, asked)) => {
-                    let mut sends = Sends::default();
-                    sends.frames.push((node.clone(), at, asked));
-                    next.sends.push((id, e.message.clone(), sends));
-                }
-                None => {}
+            if let Some((at, asked)) = e.answer(node, answer, applied, &mut inner.floors) {
+                let mut sends = Sends::default();
+                sends.frames.push((node.clone(), at, asked));
+                next.sends.push((id, e.message.clone(), sends));
             }
             if unsafe_there {
                 failed.push(id);

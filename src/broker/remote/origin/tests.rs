@@ -127,10 +127,9 @@ fn direct() -> entry::Asked {
     entry::Asked { direct: true, ..entry::Asked::default() }
 }
 
-/// What a node is to be asked for its own subscribers waits for its answer about a group: meanwhile newer publishes to it must not be
-/// taken for older ones' successors.
-#[test]
-fn what_waits_behind_a_question_about_a_group_is_on_its_way_since_it_was_held() {
+/// A publish that was held for `n1` since 5, about which `n1` is asked for a group since 9, and is to be asked for its own subscribers
+/// since 12.
+fn behind_a_group() -> (Origins, Arc<str>, MessageId) {
     let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
     let id = origins.next_id();
     let held =
@@ -151,10 +150,32 @@ fn what_waits_behind_a_question_about_a_group_is_on_its_way_since_it_was_held() 
     origins.lane_done(id);
     assert!(next.sends.iter().all(|(_, _, sends)| sends.frames.is_empty()), "the node has not answered");
     assert_eq!(origins.settled_floor(&n1, 20), 5);
+    (origins, n1, id)
+}
+
+/// What a node is to be asked for its own subscribers waits for its answer about a group: meanwhile newer publishes to it must not be
+/// taken for older ones' successors.
+#[test]
+fn what_waits_behind_a_question_about_a_group_is_on_its_way_since_it_was_held() {
+    let (origins, n1, id) = behind_a_group();
     let answer = Answer::Accepted { matched: true, declined: Vec::new() };
     let (next, _) = origins.answered(&n1, vec![(id, answer)], 12);
     assert_eq!(next.sends.len(), 1);
     assert_eq!(origins.settled_floor(&n1, 20), 12);
+}
+
+#[test]
+fn what_is_matched_anew_after_an_answer_about_a_group_is_on_its_way_since_it_was_held() {
+    let (origins, n1, id) = behind_a_group();
+    let answer = Answer::Accepted { matched: true, declined: Vec::new() };
+    let (next, _) = origins.answered(&n1, vec![(id, answer)], 15);
+    assert_eq!((next.sends.len(), origins.settled_floor(&n1, 20)), (0, 5));
+    let view = origins.check_out(id, 15).unwrap();
+    assert!(view.direct);
+    let ask = [(n1.clone(), direct())].into_iter().collect();
+    let next = origins.check_in(id, Plan { matched_at: 15, direct: true, ask, ..Plan::default() }, 15);
+    assert_eq!(next.sends.iter().map(|(_, _, sends)| sends.frames.len()).sum::<usize>(), 1);
+    assert_eq!(origins.settled_floor(&n1, 20), 15);
 }
 
 #[test]
