@@ -163,6 +163,7 @@ CASES = {
         fires="8m",
         quiet="6m",
     ),
+    "BerthPeerUnreached": Case(both("berth_peer_unreached_by", "0x20 2x200", "0x20 1x3 0x200"), fires="9m", quiet="6m"),
     "BerthPeersRefused": Case(
         both("berth_peer_refusals_total", "0x20 0+1x200", "0x20 1x200"), fires="10m", quiet="5m"
     ),
