@@ -8,6 +8,8 @@ use crate::load::{END, Publisher, Stage, Subscriber};
 use crate::random::Random;
 use crate::wait::{self, PATIENCE};
 use berth::mqtt::QoS;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Kills of a run; `BERTH_KILLS` says otherwise.
 const KILLS: u64 = 30;
@@ -35,16 +37,23 @@ pub fn kill(broker: &mut Broker, stage: &Stage, n: u64, random: &mut Random) {
 /// Waits until nothing acknowledged is outstanding any more, then ends the subscribers.
 pub fn finish(stage: &Stage) -> Vec<Event> {
     let mut events = Vec::new();
-    // Before the subscribers have waited too long: what is said then is what is missing.
-    let deadline = berth::clock::now().plus_ms(wait::PATIENCE.as_millis() as u64 / 2);
-    // A breach other than a late message does not go away: it is reported after the wait.
-    while berth::clock::now() < deadline {
+    stage.judging.store(true, Ordering::Release);
+    // What is missing after so long does not come any more. A breach other than a late message does not go away either: it is
+    // reported after the wait.
+    let mut patience = wait::PATIENCE / 2;
+    loop {
         events.extend(stage.history.take());
-        if checker::check(&events).is_empty() {
+        let began = berth::clock::now();
+        if checker::check(&events).is_empty() || patience.is_zero() {
             break;
         }
-        stage.history.wait_len(1, wait::PATIENCE / 100);
+        // To judge a long history takes longer than what is late takes to come.
+        let took = Duration::from_millis(berth::clock::now().since_ms(began));
+        let pause = took.max(wait::PATIENCE / 100).min(patience);
+        stage.history.wait_len(1, pause);
+        patience -= pause;
     }
+    stage.judging.store(false, Ordering::Release);
     Dial::v5("finisher").connect(stage.addresses[0]).publish(END, "", QoS::AtLeastOnce);
     events
 }

@@ -26,6 +26,8 @@ pub struct Stage {
     pub stop: Arc<AtomicBool>,
     /// The test has failed: nobody waits for anything.
     pub failed: Arc<AtomicBool>,
+    /// The history is being judged, which takes its time if it is long: meanwhile nothing need come.
+    pub judging: Arc<AtomicBool>,
     /// Wills are written down. Whether that of a client is due which the broker has sent away nobody can say.
     pub wills: bool,
 }
@@ -46,8 +48,8 @@ impl Stage {
     }
 
     pub fn cluster(addresses: Vec<SocketAddr>) -> Stage {
-        let (history, stop, failed) = Default::default();
-        Stage { addresses, history, stop, failed, wills: false }
+        let (history, stop, failed, judging) = Default::default();
+        Stage { addresses, history, stop, failed, judging, wills: false }
     }
 
     /// The same for clients of one broker.
@@ -107,14 +109,18 @@ fn reconnect(dial: &Dial, stage: &Stage, conn: u64) -> Client {
     client
 }
 
-/// The next packet; an error if the connection is lost. That nothing comes for long is no loss, but a failure.
-fn receive(client: &mut Client) -> io::Result<In> {
-    match client.try_recv() {
-        Ok(In::Closed | In::Disconnect(Reason::ServerMoved | Reason::ServerBusy)) => {
-            Err(io::ErrorKind::ConnectionReset.into())
+/// The next packet; an error if the connection is lost. That nothing comes for long is no loss, but a failure, unless the history is
+/// being judged.
+fn receive(client: &mut Client, stage: &Stage) -> io::Result<In> {
+    loop {
+        match client.try_recv() {
+            Ok(In::Closed | In::Disconnect(Reason::ServerMoved | Reason::ServerBusy)) => {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && stage.judging.load(Ordering::Acquire) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => panic!("nothing comes any more"),
+            other => return other,
         }
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => panic!("nothing comes any more"),
-        other => other,
     }
 }
 
@@ -183,7 +189,7 @@ impl Publisher {
                     std::thread::park_timeout(self.pace);
                 }
             }
-            match receive(client)? {
+            match receive(client, &self.stage)? {
                 In::PubAck(id, reason) => self.acked(id, reason, true),
                 In::PubRec(id, reason) => {
                     self.acked(id, reason, false);
@@ -321,7 +327,7 @@ impl Subscriber {
             if self.restless.is_some_and(|most| messages > most) && !self.stage.stop.load(Ordering::Acquire) {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
-            match receive(client)? {
+            match receive(client, &self.stage)? {
                 In::SubAck(_, codes) => self.subscribed(&codes),
                 In::Publish(p) => {
                     messages += 1;
