@@ -407,7 +407,12 @@ impl Broker {
         }));
     }
 
-    fn on_session(&self, remote: &Arc<Remote>, client_id: &Arc<str>, session: Option<&SessionOwner>) {
+    pub(super) fn on_session(
+        &self,
+        remote: &Arc<Remote>,
+        client_id: &Arc<str>,
+        session: Option<&SessionOwner>,
+    ) {
         let sessions = &remote.sessions;
         if sessions.reconciled.get().is_none() {
             let mut leftovers = sessions.leftovers.lock();
@@ -425,7 +430,10 @@ impl Broker {
                     None => named.remove(client_id),
                 };
             }
-            return;
+            // Whoever compares looks at what is there once more after that.
+            if sessions.reconciled.get().is_none() {
+                return;
+            }
         }
         if sessions.runs.lock().contains_key(client_id) {
             sessions.poke();
