@@ -297,6 +297,9 @@ impl Member {
         let (journal, name, held) = &self.journal;
         // What it knows of the store by now goes along.
         let lsn = journal.append(&[Change::Node(held)]);
+        if !self.membership.store().forgotten {
+            return;
+        }
         poll_fn(|cx| {
             if journal.durable() >= lsn {
                 return Poll::Ready(());
@@ -305,12 +308,7 @@ impl Member {
             Poll::Pending
         })
         .await;
-        if self.membership.store().forgotten {
-            let (etcd, keys, fence, name) =
-                (self.etcd.clone(), self.keys.clone(), self.membership.fence(), *name);
-            let unmark = async move { restored::unmark(&etcd, &keys, &fence, name).await };
-            self.background.lock().push(tokio::spawn(unmark));
-        }
+        restored::unmark(&self.etcd, &self.keys, &self.membership.fence(), *name).await;
     }
 
     /// Removes the routes of this node's earlier processes once those of the sessions that this one has recovered are written.
