@@ -5,6 +5,7 @@ use super::publish_tests::{acked, cluster, connect, start_routes, subscribe};
 use super::*;
 use crate::cluster::memory::Backup;
 use crate::mqtt::{QoS, Reason};
+use futures_util::FutureExt;
 
 const EXPIRY_S: u32 = 7_200;
 
@@ -26,7 +27,14 @@ fn answer(cluster: &Cluster, client: &mut SimClient) -> Option<Got> {
 fn publish(cluster: &Cluster, publisher: &mut SimClient, payload: &str) {
     for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
         let id = publisher.publish("t", &format!("{payload}-{}", qos as u8), qos, false);
-        assert!(cluster.until(|| acked(publisher, id)), "{payload}");
+        let held = |no: usize| {
+            let remote = cluster.broker(no)?.remote.clone()?;
+            let reconciled = remote.sessions.when_reconciled().now_or_never().is_some();
+            Some(format!("late {}, reconciled {reconciled}, {:?}", remote.publishes_late(), remote.origins))
+        };
+        let is_acked = cluster.until(|| acked(publisher, id));
+        let nodes: Vec<_> = (0..cluster.len()).map(held).collect();
+        assert!(is_acked, "{payload}: {:?}, {nodes:#?}", publisher.seen());
     }
 }
 
@@ -208,6 +216,27 @@ fn a_session_without_state_that_the_backup_names_does_not_stand_in_the_way() {
         let (mut client, present) = back(&cluster, 0, "s");
         assert!(present && cluster.until(|| client.payloads().len() >= 2), "at n{at}");
         assert_eq!(client.payloads(), texts(&["before"]), "at n{at}");
+    }
+}
+
+#[test]
+fn a_session_that_was_begun_anew_after_the_backup_wins_over_one_that_has_ended() {
+    for order in [[0, 1], [1, 0]] {
+        let mut cluster = cluster(2, 160);
+        sleeper(&cluster, 0, "s");
+        [1, 0, 1, 0].into_iter().for_each(|no| moves(&cluster, no, "s"));
+        let backup = cluster.store.backup();
+        let ended = SimClient::connect(cluster.open(0), "s", true, 0);
+        cluster.advance(1_000);
+        ended.wire.lose();
+        assert!(cluster.until(|| cluster.store.owner("s").is_none()));
+        sleeper(&cluster, 1, "s");
+        let mut publisher = connect(&cluster, 0, "p", 0);
+        publish(&cluster, &mut publisher, "new");
+        restore(&mut cluster, &backup, &order);
+        let (mut client, present) = back(&cluster, 0, "s");
+        assert!(present && cluster.until(|| client.payloads().len() >= 2), "{order:?}");
+        assert_eq!(client.payloads(), texts(&["new"]), "{order:?}");
     }
 }
 

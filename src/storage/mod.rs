@@ -27,8 +27,8 @@ pub use memory::{MemoryJournal, MemoryOptions};
 pub use record::{RecordError, fuzz_decode};
 pub use redb::{Commit, JOURNAL_FILE, JournalStats, Observer, RedbJournal, RedbOptions};
 
-/// A random number that names a journal, or a life of the coordination store: never 0, and never the same twice but for one chance in 2^64.
-pub(crate) fn random_name() -> u64 {
+/// A random number that names a journal: never 0, and never the same twice but for one chance in 2^64.
+fn random_name() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     // The keys of the standard library's hashers are what the operating system has of randomness, and then ascending.
     RandomState::new().hash_one(crate::clock::monotonic_us()).max(1)

@@ -92,6 +92,11 @@ impl Broker {
                     }
                 }
             }
+            let strangers = std::mem::take(&mut *remote.sessions.strangers.lock());
+            if anew {
+                // Before anything is waited for: others may wait for this.
+                broker.disclaim(&remote, strangers).await;
+            }
             let claimed = broker.claim_anew(&remote, missing).await;
             dropped += claimed.lost;
             kept.extend(claimed.won.into_iter().map(|handle| (handle, true)));
@@ -112,7 +117,7 @@ impl Broker {
         kept: Vec<(Arc<Handle>, bool)>,
         ended: Vec<(Arc<Handle>, bool)>,
     ) {
-        self.put_in_order(remote, remote.sessions.hold.clone(), None, remote.me.incarnation);
+        self.put_in_order(remote, remote.sessions.hold.clone(), None, remote.me.registered_at());
         for (handle, changed) in &kept {
             self.registry.insert(handle.clone());
             if let Some(session) = handle.mailbox.thaw() {

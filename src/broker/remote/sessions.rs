@@ -130,6 +130,8 @@ pub struct Sessions {
     pub(super) named: Mutex<HashMap<Arc<str>, SessionOwner>>,
     /// Until then: records that earlier processes of this node left behind without state.
     pub(super) leftovers: Mutex<HashMap<Arc<str>, SessionOwner>>,
+    /// Until then: sessions that the store names as this node's and that its journal does not have.
+    pub(super) strangers: Mutex<HashMap<Arc<str>, SessionOwner>>,
     /// Until then: by which epochs they were replaced over this node's head, or (`true`) that they expired.
     pub(super) evictions: Mutex<HashMap<Arc<str>, (Epoch, bool)>>,
     /// Evictions under way.
@@ -429,6 +431,14 @@ impl Broker {
                     Some(s) => named.insert(client_id.clone(), s.clone()),
                     None => named.remove(client_id),
                 };
+            } else {
+                let mut strangers = sessions.strangers.lock();
+                match session {
+                    Some(s) if s.expiry_s > 0 && s.owner.node == remote.me.node => {
+                        strangers.insert(client_id.clone(), s.clone());
+                    }
+                    _ => drop(strangers.remove(client_id)),
+                }
             }
             // Whoever compares looks at what is there once more after that.
             if sessions.reconciled.get().is_none() {

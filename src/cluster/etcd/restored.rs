@@ -13,6 +13,7 @@ use super::records::{self, CustodyRecord, ForgottenRecord, RestoredRecord};
 use crate::broker::ports::{MemberId, Revision, Timeline};
 use crate::cluster::older::{Found, Known, Record, Verdict};
 use etcd_client::{Compare, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse};
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 /// Between two attempts to take back a mark.
@@ -95,7 +96,7 @@ pub(super) async fn compare(
 /// Counts a restoration, unless somebody else has changed the count.
 async fn count(etcd: &Etcd, keys: &Keys, generation: u64, began: Revision) -> Result<(), StoreError> {
     let key = keys.restored();
-    let value = records::write(&RestoredRecord::new(generation, crate::storage::random_name()));
+    let value = records::write(&RestoredRecord::new(generation, random_name()));
     let same = unchanged_since(&*key, i64::try_from(began).unwrap_or(i64::MAX));
     match etcd.txn(Txn::new().when([same]).and_then([TxnOp::put(key, value, None)])).await {
         Ok(_) => Ok(()),
@@ -105,6 +106,12 @@ async fn count(etcd: &Etcd, keys: &Keys, generation: u64, began: Revision) -> Re
         }
         Err(e) => Err(e.into()),
     }
+}
+
+/// Never 0, and never the same twice but for one chance in 2^64.
+fn random_name() -> u64 {
+    // The keys of the standard library's hashers are what the operating system has of randomness.
+    RandomState::new().hash_one(crate::clock::monotonic_us()).max(1)
 }
 
 /// The store's life, when it began, and what it has of the last process with this journal.

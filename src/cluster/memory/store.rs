@@ -1,13 +1,14 @@
 //! The coordination store of a cluster in one process: one key space, a lease and a watch for each process, and everything
 //! that can go wrong between them.
 
+mod backup;
+pub use backup::Backup;
+
 use super::coordinator::MemoryCoordinator;
 use super::random::Random;
 use super::space::Space;
 use super::{before, give_way, unavailable};
-use crate::broker::ports::{
-    Custody, Index, IndexEvent, Member, MemberId, Revision, Tasks, Timeline, Unavailable,
-};
+use crate::broker::ports::{Custody, Index, IndexEvent, Member, MemberId, Revision, Tasks, Unavailable};
 use crate::clock::Time;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -37,9 +38,6 @@ pub struct Registration {
     /// Names its journal: incarnations of the node whose state is there are adopted.
     pub journal: u64,
 }
-
-/// What the store had at one time.
-pub struct Backup(Space);
 
 /// Something on its way to an index.
 enum Delivery {
@@ -311,19 +309,6 @@ impl Store {
         let mut state = self.0.state.lock();
         let events = state.space.expire_session(client_id);
         state.announce(events);
-    }
-
-    /// What there is, to be put back later.
-    pub fn backup(&self) -> Backup {
-        Backup(self.look(Space::clone))
-    }
-
-    /// Puts the store back to a backup. No process may run. The first one that starts would notice and count it: it counts here.
-    pub fn restore(&self, backup: &Backup) {
-        let mut state = self.0.state.lock();
-        let generation = state.space.timeline.generation + 1;
-        state.space = backup.0.restored(Timeline { generation, name: generation });
-        state.seats.clear();
     }
 
     pub(super) fn look<T>(&self, look: impl FnOnce(&Space) -> T) -> T {
