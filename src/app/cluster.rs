@@ -19,15 +19,19 @@ use crate::cluster::etcd::keys::Keys;
 use crate::cluster::etcd::leader::{Leader, LeaderOptions};
 use crate::cluster::etcd::member::{Membership, Standing};
 use crate::cluster::etcd::register::RegisterError;
+use crate::cluster::etcd::restored;
 use crate::cluster::etcd::snapshot::SnapshotError;
 use crate::cluster::etcd::tls::{EtcdTls, Pem};
+use crate::cluster::older::Known;
 use crate::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile};
 use crate::config::{Advertised, Config};
 use crate::telemetry::Metrics;
 use parking_lot::Mutex;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -103,8 +107,10 @@ pub(super) struct Member {
     pub(super) election: Arc<Election>,
     pub(super) etcd: Etcd,
     pub(super) keys: Keys,
-    /// The store is older than this node's journal: it was restored from a backup.
-    store_went_back: bool,
+    /// The store was restored from a backup: what it lacks of this node's journal is claimed anew.
+    claims_anew: bool,
+    /// The journal, its name, and whose state it holds.
+    journal: (Arc<dyn Journal>, u64, NodeRecord),
     server: Mutex<Option<PeerServer>>,
     /// Why other nodes cannot reach this one any more.
     cut_off: watch::Sender<Option<Arc<str>>>,
@@ -166,14 +172,14 @@ impl Joining {
                 me: me.clone(),
             });
         }
-        let (etcd, membership) = enter(self.etcd, &self.member, recovered.journal, progress).await?;
+        let (etcd, membership) = enter(self.etcd, &self.member, recovered, progress).await?;
         let membership = Arc::new(membership);
         let last = recovered.node.iter().flat_map(|n| n.incarnations.iter().copied()).max();
-        let store_went_back = last.is_some_and(|last| membership.me().incarnation <= last);
-        note_incarnation(journal, recovered, &membership);
+        let store = *membership.store();
+        let held = note_incarnation(journal, recovered, &membership);
         let adopted = |last| membership.adopted().iter().any(|a| a.incarnation == last);
         let sessions = recovered.sessions.len();
-        if sessions > 0 && !store_went_back && last.is_some_and(|last| !adopted(last)) {
+        if sessions > 0 && (store.forgotten || !store.restored && last.is_some_and(|last| !adopted(last))) {
             tracing::warn!(
                 node = me,
                 sessions,
@@ -197,6 +203,7 @@ impl Joining {
                 let membership = membership.clone();
                 Arc::new(move || membership.lease_since())
             },
+            timeline: (store.timeline, store.began),
         };
         let limits = Limits { stale_after: cluster.stale_after, claim_timeout: cluster.takeover_timeout };
         let coordinator = EtcdCoordinator::new(etcd.clone(), registered, limits, metrics.clone());
@@ -216,7 +223,8 @@ impl Joining {
             membership,
             etcd,
             keys,
-            store_went_back,
+            claims_anew: store.restored && !store.forgotten,
+            journal: (journal.clone(), recovered.journal, held),
             server: Mutex::new(Some(self.server)),
             cut_off: watch::Sender::default(),
             stop: Arc::default(),
@@ -276,11 +284,31 @@ impl Member {
         let leader = Leader::new(&self.etcd, &self.keys, &self.election, options);
         self.background.lock().push(tokio::spawn(leader.run(self.election.clone())));
         progress.say("comparing the sessions of the journal with etcd");
-        broker.reconcile(self.store_went_back).await;
+        broker.reconcile(self.claims_anew).await;
+        self.compared().await;
         progress.say("telling the other nodes what this node's sessions subscribe to");
         broker.when_routes_known().await;
         self.drop_old_routes();
         Ok(())
+    }
+
+    /// The journal is as the store has it. Once that is durable, a mark that it was given up has done its work.
+    async fn compared(&self) {
+        let (journal, name, held) = &self.journal;
+        // What it knows of the store by now goes along.
+        let lsn = journal.append(&[Change::Node(held)]);
+        if !self.membership.store().forgotten {
+            return;
+        }
+        poll_fn(|cx| {
+            if journal.durable() >= lsn {
+                return Poll::Ready(());
+            }
+            journal.wake_at(lsn, cx.waker());
+            Poll::Pending
+        })
+        .await;
+        restored::unmark(&self.etcd, &self.keys, &self.membership.fence(), *name).await;
     }
 
     /// Removes the routes of this node's earlier processes once those of the sessions that this one has recovered are written.
@@ -300,6 +328,13 @@ impl Member {
                 _ => std::future::pending().await,
             }
         };
+        let mut went_back = self.coordinator.went_back();
+        let went_back = async {
+            match went_back.wait_for(Option::is_some).await.as_deref() {
+                Ok(Some(why)) => why.clone(),
+                _ => std::future::pending().await,
+            }
+        };
         let cut_off = async {
             match cut_off.wait_for(Option::is_some).await.as_deref() {
                 Ok(Some(why)) => why.clone(),
@@ -309,7 +344,13 @@ impl Member {
         tokio::select! {
             why = replaced => why,
             why = cut_off => why,
+            why = went_back => why,
         }
+    }
+
+    /// Whether the store is not the one that this process has followed: nothing that it knows of it holds.
+    pub(super) fn knows_nothing(&self) -> bool {
+        self.coordinator.went_back().borrow().is_some()
     }
 
     /// Says goodbye to the other nodes and to etcd.
@@ -375,14 +416,16 @@ impl<'a> Waiting<'a> {
 async fn enter(
     options: EtcdOptions,
     member: &ports::Member,
-    journal: u64,
+    recovered: &Recovered,
     progress: &Progress,
 ) -> Result<(Etcd, Membership), JoinError> {
+    let holds = recovered.node.as_ref().map_or(&[][..], |n| &n.incarnations);
+    let (journal, known) = (recovered.journal, Known::new(recovered.store, holds));
     let keys = Keys::new(&options.prefix, &options.cluster);
     let etcd = Etcd::new(options)?;
     let mut waiting = Waiting::new("registering this node in etcd", progress);
     loop {
-        let error = match Membership::register(&etcd, &keys, member, journal).await {
+        let error = match Membership::register_knowing(&etcd, &keys, member, journal, &known, holds).await {
             Ok(membership) => return Ok((etcd, membership)),
             Err(error) => error,
         };
@@ -396,14 +439,20 @@ async fn enter(
 }
 
 /// Writes into the journal whose it is now: the incarnations whose state it holds, this process's last.
-fn note_incarnation(journal: &Arc<dyn Journal>, recovered: &Recovered, membership: &Membership) {
+fn note_incarnation(
+    journal: &Arc<dyn Journal>,
+    recovered: &Recovered,
+    membership: &Membership,
+) -> NodeRecord {
     let me = membership.me();
     let adopted = membership.adopted();
     let known = recovered.node.iter().flat_map(|n| n.incarnations.iter().copied());
     let kept = known.filter(|i| adopted.iter().any(|a| a.incarnation == *i));
     let incarnations = kept.chain([me.incarnation]).collect();
     // Durable before anything that this process acknowledges: the journal keeps the order.
-    journal.append(&[Change::Node(&NodeRecord { node: me.node.clone(), incarnations })]);
+    let held = NodeRecord { node: me.node.clone(), incarnations };
+    journal.append(&[Change::Node(&held)]);
+    held
 }
 
 /// How others reach what listens on `address`: by this machine's name if it listens everywhere.

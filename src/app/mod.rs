@@ -258,7 +258,8 @@ async fn drain(
     node.broker.drain();
     let deadline = clock::now().plus_ms(node.config.shutdown.timeout.as_millis() as u64);
     let left = |least: Duration| clock::now().until(deadline).max(least);
-    if let Some(member) = &node.member {
+    // Who knows nothing of its cluster has nothing to hand over by.
+    if let Some(member) = node.member.as_ref().filter(|m| !m.knows_nothing()) {
         hand_over(node, member).await;
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);

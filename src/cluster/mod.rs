@@ -3,6 +3,7 @@
 pub mod certificate;
 pub mod etcd;
 pub mod memory;
+pub mod older;
 pub mod peers;
 mod tasks;
 

@@ -39,6 +39,8 @@ mod records;
 #[cfg(test)]
 mod repeated_publishes;
 #[cfg(test)]
+mod restored;
+#[cfg(test)]
 mod retained_limits;
 #[cfg(test)]
 mod retained_overlaps;
@@ -201,11 +203,13 @@ impl Cluster {
                 tasks: process.clone(),
             }),
         };
+        let known = recovered.store;
+        let anew = known.revision > 0 && known.timeline != coordinator.timeline();
         let recovered = Recovered { journal: node.disk, ..recovered };
         let broker = Broker::new(self.limits, ports, Arc::new(Metrics::new()), recovered, self.sim.now());
         coordinator.connect(broker.clone());
         peers.connect(broker.clone());
-        process.spawn(broker.reconcile(false));
+        process.spawn(broker.reconcile(anew));
         process.spawn(Box::pin(timers(broker.clone(), process.clone())));
         self.nodes[no].running = Some(Running { process, broker, coordinator, peers });
     }

@@ -4,7 +4,7 @@ use super::conformance::{Subject, append, both, read, sessions, wait};
 use super::model::{Op, message, recipient, record};
 use crate::broker::ports::{
     Journal, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Recovered, Seq, SessionNo,
-    SessionRecord,
+    SessionRecord, StoreKnown, Timeline,
 };
 
 both! {
@@ -17,6 +17,7 @@ both! {
     the_last_word_on_node_and_parked_updates_counts
     a_session_that_is_pending_goes_like_any_other
     the_name_of_a_journal_stays
+    what_is_known_of_the_store_goes_with_what_is_written_and_stays
 }
 
 fn id(origin: u64, seq: u64) -> MessageId {
@@ -184,4 +185,21 @@ fn the_name_of_a_journal_stays<S: Subject>() {
     assert_ne!(first, 0);
     assert_eq!(name(subject.restart().1), first);
     assert_ne!(name(S::fresh().restart().1), first, "another journal has another name");
+}
+
+fn what_is_known_of_the_store_goes_with_what_is_written_and_stays<S: Subject>() {
+    let subject = S::fresh();
+    let later = |generation| Timeline { generation, name: generation * 7 };
+    let known = |generation, revision| StoreKnown { timeline: later(generation), revision };
+    subject.journal().know(known(0, 30));
+    subject.journal().know(known(0, 20));
+    append(subject.journal(), &[Op::Session(record(1, 1))]);
+    let (subject, recovered) = subject.restart();
+    assert_eq!(recovered.store, known(0, 30));
+    // Another life of the store has revisions of its own. The end of the journal is enough.
+    subject.journal().know(known(1, 12));
+    let (subject, recovered) = subject.restart();
+    assert_eq!(recovered.store, known(1, 12));
+    let (_subject, recovered) = subject.restart();
+    assert_eq!(recovered.store, known(1, 12));
 }

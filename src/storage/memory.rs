@@ -6,8 +6,8 @@ use super::random_name;
 use super::wakers::Wakers;
 use crate::broker::ports::{
     Change, Journal, JournalHealth, Lsn, MessageId, NoRoom, NodeRecord, ORIGIN_DUTY, OutboundState,
-    ParkedRetain, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
-    SubscriptionRecord,
+    ParkedRetain, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord,
+    StoreKnown, Stored, SubscriptionRecord,
 };
 use crate::mqtt::Message;
 use parking_lot::Mutex;
@@ -64,6 +64,7 @@ struct State {
     retained: BTreeMap<Box<str>, Message>,
     parked: BTreeMap<Arc<str>, ParkedRetain>,
     node: Option<NodeRecord>,
+    store: StoreKnown,
     seen: BTreeMap<MessageId, BTreeSet<SessionNo>>,
     /// `seen` the other way round.
     seen_by: BTreeSet<(SessionNo, MessageId)>,
@@ -250,6 +251,10 @@ impl Journal for MemoryJournal {
 
     fn size_bytes(&self) -> u64 {
         0
+    }
+
+    fn know(&self, known: StoreKnown) {
+        self.state.lock().store.learn(known);
     }
 
     fn close(&self) {
@@ -464,6 +469,7 @@ impl State {
             parked: self.parked.values().cloned().collect(),
             node: self.node.clone(),
             next_session: self.next_session.max(1),
+            store: self.store,
             journal: 0,
         }
     }

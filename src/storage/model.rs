@@ -2,8 +2,8 @@
 
 use crate::broker::ports::{
     Change, MemberId, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Publisher, Recipient,
-    Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored, SubscriptionRecord, Unserved,
-    WillRecord,
+    Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, StoreKnown, Stored, SubscriptionRecord,
+    Unserved, WillRecord,
 };
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
@@ -196,6 +196,7 @@ impl Model {
             parked: self.parked.values().cloned().collect(),
             node: self.node.clone(),
             next_session: self.next_session.max(1),
+            store: StoreKnown::default(),
             journal: 0,
         }
     }

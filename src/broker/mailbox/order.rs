@@ -2,7 +2,7 @@
 //! it sent to the old owner before has found its way here.
 
 use super::Refusal;
-use crate::broker::ports::{Incarnation, MessageId, Revision};
+use crate::broker::ports::{Incarnation, MessageId, Revision, registered_at};
 use hashbrown::HashSet;
 use parking_lot::Mutex;
 
@@ -71,7 +71,9 @@ impl OrderHold {
         }
         match inner.since {
             // Who started later has never known the session elsewhere.
-            Some(since) if turn.sender >= since || inner.released.contains(&turn.sender) => Ok(()),
+            Some(since) if registered_at(turn.sender) >= since || inner.released.contains(&turn.sender) => {
+                Ok(())
+            }
             // The old owner was asked as well; a new match says what is left to do.
             Some(since) if turn.matched_at < since => Err(Refusal::Moved(since)),
             Some(_) | None => Err(Refusal::Moving),

@@ -1,6 +1,6 @@
 //! Who owns what. All requests are batched by the implementation: callers never gather anything themselves.
 
-use super::index::{Epoch, MemberId, MessageId, Owner, Revision};
+use super::index::{Epoch, MemberId, MessageId, Owner, Revision, Timeline};
 use super::tasks::BoxFuture;
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -99,6 +99,11 @@ pub enum RetainOutcome {
 pub trait Coordinator: Send + Sync + 'static {
     /// Who this process is.
     fn me(&self) -> MemberId;
+
+    /// The life of the store in which this process registered.
+    fn timeline(&self) -> Timeline {
+        Timeline::default()
+    }
 
     /// One attempt to become the owner of a session.
     fn claim(&self, claim: Claim) -> BoxFuture<Result<ClaimOutcome, Unavailable>>;

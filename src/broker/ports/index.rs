@@ -7,8 +7,39 @@ use std::sync::Arc;
 /// A revision of the coordination store (etcd's): totally ordered.
 pub type Revision = u64;
 
-/// One start of a node: the revision of the process's first registration.
+/// One start of a node, never the same twice: the revision of the process's first registration, and above [`GENERATION_AT`] the
+/// generation of the store that this was a revision of.
 pub type Incarnation = u64;
+
+/// The bit of an incarnation at which its generation begins. The store has fewer revisions than this allows.
+pub const GENERATION_AT: u32 = 48;
+
+/// One life of the coordination store: it ends when the store is put back to an older state (restored from a backup), since
+/// revisions are used again from there on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Timeline {
+    /// How many such ends are known. 0 = none.
+    pub generation: u64,
+    /// A random number, since two stores may count the same generation. 0 in generation 0.
+    pub name: u64,
+}
+
+impl Timeline {
+    /// The incarnation of a process that registered at this revision.
+    pub fn incarnation(&self, revision: Revision) -> Incarnation {
+        self.generation << GENERATION_AT | revision
+    }
+}
+
+/// The revision at which an incarnation registered, of its own generation.
+pub fn registered_at(incarnation: Incarnation) -> Revision {
+    incarnation & ((1 << GENERATION_AT) - 1)
+}
+
+/// The generation of the store in which an incarnation registered.
+pub fn generation_of(incarnation: Incarnation) -> u64 {
+    incarnation >> GENERATION_AT
+}
 
 /// How often the owner of a session has changed; a higher epoch fences a lower one.
 pub type Epoch = u64;
@@ -20,6 +51,13 @@ pub struct MemberId {
     pub node: Arc<str>,
     /// Which start of it.
     pub incarnation: Incarnation,
+}
+
+impl MemberId {
+    /// The revision at which it registered, of its own generation.
+    pub fn registered_at(&self) -> Revision {
+        registered_at(self.incarnation)
+    }
 }
 
 impl fmt::Display for MemberId {

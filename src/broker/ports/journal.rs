@@ -1,6 +1,6 @@
 //! Where sessions, queues and retained messages are kept.
 
-use super::index::{Epoch, Incarnation, MemberId, MessageId, Revision};
+use super::index::{Epoch, Incarnation, MemberId, MessageId, Revision, Timeline};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
@@ -112,6 +112,23 @@ pub struct NodeRecord {
     pub node: Arc<str>,
     /// The incarnations whose state is here, oldest first; the last one is the process that wrote this.
     pub incarnations: Vec<Incarnation>,
+}
+
+/// What a journal knows of the coordination store: everything in it was made while the store had not come further.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreKnown {
+    /// The life of the store that it was last compared with.
+    pub timeline: Timeline,
+    /// How far that had come.
+    pub revision: Revision,
+}
+
+impl StoreKnown {
+    /// Takes in what is known later: in the same life of the store a revision never becomes less.
+    pub fn learn(&mut self, known: StoreKnown) {
+        let before = if self.timeline == known.timeline { self.revision } else { 0 };
+        *self = StoreKnown { revision: known.revision.max(before), ..known };
+    }
 }
 
 /// An update of a retained message that the cluster has not taken yet.
@@ -286,6 +303,8 @@ pub struct Recovered {
     pub parked: Vec<ParkedRetain>,
     /// Whose journal this is, if it was ever said.
     pub node: Option<NodeRecord>,
+    /// What it knows of the coordination store.
+    pub store: StoreKnown,
     /// Names this journal: a random number, chosen when it was made (or first opened by a version that knows clusters).
     /// Durable before the journal is opened; 0 only in [`Recovered::default`].
     pub journal: u64,
@@ -339,6 +358,10 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Whether so much is queued that writers should pause; [`Journal::wake_at`] with the last value tells when to go on.
     fn congested(&self) -> bool;
+
+    /// What is appended from here on was made while the coordination store had come as far as this: durable with the next change,
+    /// and when the journal is closed. Never waits.
+    fn know(&self, _known: StoreKnown) {}
 
     /// Reads messages `seqs` as `session` is to receive them, and calls `done` on a thread of the journal. Sequence
     /// numbers that `session` has settled or that never existed are left out; the order is that of `seqs`.

@@ -12,13 +12,13 @@ pub use coordinator::{
     Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, TooLarge, Unavailable,
 };
 pub use index::{
-    Custody, Epoch, Incarnation, Index, IndexEvent, Member, MemberId, MessageId, Owner, RetainedRecord,
-    Revision, Route, SessionOwner,
+    Custody, Epoch, GENERATION_AT, Incarnation, Index, IndexEvent, Member, MemberId, MessageId, Owner,
+    RetainedRecord, Revision, Route, SessionOwner, Timeline, generation_of, registered_at,
 };
 pub use journal::{
     Change, Journal, JournalHealth, Lsn, NoRoom, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain,
-    Publisher, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, Stored,
-    SubscriptionRecord, Unserved, WillRecord,
+    Publisher, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, StoreKnown,
+    Stored, SubscriptionRecord, Unserved, WillRecord,
 };
 pub use peers::{
     Answer, Answers, Frame, GroupTry, Inbox, LinkState, LinkStatus, PeerError, Peers, Report, Request,

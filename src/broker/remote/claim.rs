@@ -261,6 +261,7 @@ impl Claiming {
         };
         match self.remote.claim_certainly(claim).await {
             ClaimOutcome::Granted(at) => {
+                broker.knows(at);
                 handle.expiry.is_told(self.expiry_s);
                 broker.registry_insert(&handle);
                 tracing::debug!(client = %shown(&self.client_id), epoch, at, "session claimed");

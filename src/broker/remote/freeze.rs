@@ -304,7 +304,7 @@ impl Broker {
                 }
                 Some(o) => return remote.gone(handle, o.revision).await,
                 None => {
-                    let known = remote.applied().max(remote.me.incarnation);
+                    let known = remote.applied().max(remote.me.registered_at());
                     let at = remote.revision_certainly().await;
                     // Nobody ends what this node has: another node claimed it, and there it ended.
                     if at >= known {

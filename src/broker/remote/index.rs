@@ -82,7 +82,7 @@ impl Index for Broker {
             tracing::error!(
                 revision,
                 before,
-                "the store went back in time: was it restored from a backup? This node follows it"
+                "the store went back in time: was it restored from a backup? This process has to be started again"
             );
         }
         remote.advance(revision);
@@ -144,7 +144,7 @@ impl Broker {
     /// Sessions of a process that has just started wait for what was matched before.
     fn on_starts(&self, events: &[IndexEvent]) {
         let started = events.iter().filter_map(|e| match e {
-            IndexEvent::Member { member: Some(m), .. } => Some(m.id.incarnation),
+            IndexEvent::Member { member: Some(m), .. } => Some(m.id.registered_at()),
             _ => None,
         });
         if let (Some(remote), Some(newest)) = (&self.remote, started.max()) {
@@ -182,6 +182,7 @@ impl Broker {
             // What waited for a node may have been put back.
             self.run_lane(remote);
         }
+        self.knows(applied);
         self.match_due(applied);
     }
 }

@@ -33,6 +33,7 @@ mod reconcile;
 mod report;
 mod requests;
 mod reread;
+mod restored;
 mod retained;
 mod send;
 mod serving;
@@ -199,7 +200,7 @@ impl Remote {
             seen: Seen::new(limits.seen),
             young: Young::default(),
             // Nor does it know of those before its start.
-            forgotten: AtomicU64::new(me.incarnation),
+            forgotten: AtomicU64::new(me.registered_at()),
             sessions: Sessions::default(),
             recorded: AfterDurable::default(),
             late: late::LatePublishes::default(),
@@ -330,7 +331,7 @@ impl Remote {
         }
         match self.members.evidence(applied) {
             // Before its own registration it does not know who else there is.
-            Some(None) if applied >= self.me.incarnation && applied > 0 => {
+            Some(None) if applied >= self.me.registered_at() && applied > 0 => {
                 self.currency.shown(Evidence::Alone, now);
             }
             Some(Some(at)) => self.currency.shown(Evidence::At(at), now),

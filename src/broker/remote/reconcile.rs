@@ -5,17 +5,13 @@ use super::Remote;
 use super::evict::Learned;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
-use crate::broker::ports::{BoxFuture, Claim, ClaimOutcome, Epoch, Expected, SessionNo, SessionOwner};
+use crate::broker::ports::{BoxFuture, Epoch, SessionNo, SessionOwner};
 use crate::broker::publish::Scratch;
-use crate::names::shown;
 use crate::session::Session;
 use crate::telemetry::metrics::SessionState;
 use futures_util::StreamExt;
 use hashbrown::HashMap;
 use std::sync::Arc;
-
-/// Sessions claimed again at a time, after the store went back in time.
-const CLAIMS_AT_ONCE: usize = 256;
 
 /// Records of earlier processes without state that are removed at a time.
 const RELEASES_AT_ONCE: usize = 256;
@@ -44,8 +40,8 @@ enum Verdict {
     Keep,
     /// This node's, under a higher epoch that the journal did not come to know.
     KeepAt(u64),
-    /// Nobody's: the store forgot it.
-    ClaimAgain,
+    /// This node's by its journal, whatever the store says: that was restored from a backup.
+    ClaimAnew,
     /// Replaced by a clean start here, or over before: its will and its shared messages stay behind.
     Ended,
     /// Replaced over this node's head: its shared messages stay behind. Its will is void, its client being connected elsewhere, or
@@ -66,19 +62,20 @@ impl Broker {
 
     /// Compares the sessions of the journal with the store, as this node's index has it: it must have come to the revision of
     /// the node's own registration, and incarnations whose state is in the journal must have been adopted. Those that are
-    /// this node's are served from here on, and their timers run; the others are dropped. `store_went_back`: the store was
-    /// restored from a backup, so that what is missing there may be this node's all the same.
-    pub fn reconcile(self: &Arc<Broker>, store_went_back: bool) -> BoxFuture<()> {
+    /// this node's are served from here on, and their timers run; the others are dropped. `anew`: the store was restored from a
+    /// backup since the journal was last compared with it, so that what is missing there, or there under a lower epoch, is this
+    /// node's all the same ([`super::restored`]).
+    pub fn reconcile(self: &Arc<Broker>, anew: bool) -> BoxFuture<()> {
         let broker = self.clone();
         Box::pin(async move {
             let Some(remote) = broker.remote.clone() else { return };
-            remote.when_applied(remote.me.incarnation).await;
+            remote.when_applied(remote.me.registered_at()).await;
             // A client that comes back may repeat a publish that other nodes still have to get.
             remote.origins.when_read().await;
             let candidates = std::mem::take(&mut *remote.sessions.recovered.lock());
-            let verdicts = remote.judge(&candidates, store_went_back);
+            let verdicts = remote.judge(&candidates, anew);
             remote.note_told_expiry(&candidates);
-            let (mut kept, mut again, mut ended, mut dropped) = (Vec::new(), Vec::new(), Vec::new(), 0);
+            let (mut kept, mut missing, mut ended, mut dropped) = (Vec::new(), Vec::new(), Vec::new(), 0);
             for (c, verdict) in candidates.into_iter().zip(verdicts) {
                 match verdict {
                     Verdict::Keep => kept.push((c.handle, c.changed)),
@@ -86,7 +83,7 @@ impl Broker {
                         c.handle.set_epoch(epoch);
                         kept.push((c.handle, true));
                     }
-                    Verdict::ClaimAgain => again.push(c.handle),
+                    Verdict::ClaimAnew => missing.push(c.handle),
                     Verdict::Ended => ended.push((c.handle, true)),
                     Verdict::Evicted => ended.push((c.handle, false)),
                     Verdict::Drop => {
@@ -95,11 +92,14 @@ impl Broker {
                     }
                 }
             }
-            for batch in again.chunks(CLAIMS_AT_ONCE) {
-                let claims = batch.iter().map(|h| broker.claim_again(&remote, h));
-                let won = futures_util::future::join_all(claims).await;
-                kept.extend(batch.iter().zip(won).filter(|(_, won)| *won).map(|(h, _)| (h.clone(), true)));
+            let strangers = std::mem::take(&mut *remote.sessions.strangers.lock());
+            if anew {
+                // Before anything is waited for: others may wait for this.
+                broker.disclaim(&remote, strangers).await;
             }
+            let claimed = broker.claim_anew(&remote, missing).await;
+            dropped += claimed.lost;
+            kept.extend(claimed.won.into_iter().map(|handle| (handle, true)));
             let ended_before = ended.len();
             tracing::info!(
                 kept = kept.len(),
@@ -117,7 +117,7 @@ impl Broker {
         kept: Vec<(Arc<Handle>, bool)>,
         ended: Vec<(Arc<Handle>, bool)>,
     ) {
-        self.put_in_order(remote, remote.sessions.hold.clone(), None, remote.me.incarnation);
+        self.put_in_order(remote, remote.sessions.hold.clone(), None, remote.me.registered_at());
         for (handle, changed) in &kept {
             self.registry.insert(handle.clone());
             if let Some(session) = handle.mailbox.thaw() {
@@ -134,9 +134,12 @@ impl Broker {
         // What they leave behind finds the sessions above.
         ended.iter().for_each(|(handle, will_stays)| self.end_recovered(remote, handle, *will_stays));
         self.late_soon(remote);
-        remote.sessions.named.lock().clear();
         self.release_leftovers(remote);
         remote.sessions.reconciled.set(());
+        // What other journals have claimed over this node's head since its sessions were judged.
+        let named = std::mem::take(&mut *remote.sessions.named.lock());
+        named.iter().for_each(|(client_id, session)| self.on_session(remote, client_id, Some(session)));
+        self.knows(remote.applied());
         // After all are served, so that a will that is due finds every session.
         let (now, mut scratch) = (remote.now(), Scratch::default());
         for (handle, _) in &kept {
@@ -185,7 +188,7 @@ impl Broker {
     }
 
     /// A session of the journal that is not this node's any more. What was sent to it here has to look for it elsewhere.
-    fn drop_recovered(self: &Arc<Broker>, remote: &Arc<Remote>, handle: &Arc<Handle>) {
+    pub(super) fn drop_recovered(self: &Arc<Broker>, remote: &Arc<Remote>, handle: &Arc<Handle>) {
         self.count_out_recovered(handle);
         self.depart(handle, remote.applied());
     }
@@ -211,24 +214,6 @@ impl Broker {
             sessions.of(SessionState::Active).sub(1);
         }
     }
-
-    async fn claim_again(self: &Arc<Broker>, remote: &Arc<Remote>, handle: &Arc<Handle>) -> bool {
-        let (client_id, epoch) = (handle.client_id.clone(), handle.epoch() + 1);
-        let expiry_s = handle.mailbox.frozen(|s| s.expiry_s()).unwrap_or(1);
-        let claim = Claim { client_id, expected: Expected::Absent, epoch, expiry_s, evict: None };
-        match remote.claim_certainly(claim).await {
-            ClaimOutcome::Granted(_) => {
-                tracing::warn!(client = %shown(&handle.client_id), "etcd had forgotten this session; claimed again");
-                handle.set_epoch(epoch);
-                handle.expiry.is_told(expiry_s);
-                true
-            }
-            ClaimOutcome::Found(_) => {
-                self.drop_recovered(remote, handle);
-                false
-            }
-        }
-    }
 }
 
 impl Remote {
@@ -242,7 +227,7 @@ impl Remote {
         }
     }
 
-    fn judge(&self, candidates: &[Candidate], store_went_back: bool) -> Vec<Verdict> {
+    fn judge(&self, candidates: &[Candidate], anew: bool) -> Vec<Verdict> {
         let named = self.sessions.named.lock();
         let evictions = self.sessions.evictions.lock();
         // Of several sessions of one client identifier the newest counts, first of all one under the epoch that the store names.
@@ -260,20 +245,19 @@ impl Remote {
             let epoch = c.handle.epoch();
             let by = evictions.get(&c.handle.client_id).copied().filter(|(by, _)| *by > epoch);
             let best = rank(c).is_some_and(|rank| best.get(&*c.handle.client_id) == Some(&rank));
-            self.verdict(c, named.get(&c.handle.client_id), best, by)
-                .unwrap_or(if !c.pending && store_went_back { Verdict::ClaimAgain } else { Verdict::Drop })
+            self.verdict(c, named.get(&c.handle.client_id), best, by, anew)
         };
         candidates.iter().map(judge).collect()
     }
 
-    /// `None` if the store does not know the session.
     fn verdict(
         &self,
         c: &Candidate,
         named: Option<&SessionOwner>,
         best: bool,
         evicted_by: Option<(Epoch, bool)>,
-    ) -> Option<Verdict> {
+        anew: bool,
+    ) -> Verdict {
         let evicted = evicted_by.is_some();
         // The store has named this node under just the epoch before: also what is pending was claimed then.
         let claimed = !c.pending || evicted_by.is_some_and(|(by, _)| by == c.handle.epoch() + 1);
@@ -283,22 +267,29 @@ impl Remote {
             true => Verdict::Ended,
             false if expired && claimed => Verdict::Ended,
             false if evicted && claimed => Verdict::Evicted,
+            // Replaced by a clean start here.
+            false if anew && !best && !c.pending => Verdict::Ended,
             false => Verdict::Drop,
         };
-        let Some(named) = named else {
-            return (evicted || replaced != Verdict::Drop).then_some(replaced);
-        };
+        let by_journal = anew && best && !c.pending && replaced == Verdict::Drop;
         let epoch = c.handle.epoch();
-        if self.members.holder_of(&named.owner) != self.me {
-            return Some(replaced);
-        }
-        if named.epoch == epoch {
+        let Some(named) = named else { return if by_journal { Verdict::ClaimAnew } else { replaced } };
+        let holder = self.members.holder_of(&named.owner);
+        let mine = holder == self.me;
+        if mine && named.epoch == epoch && (named.expiry_s > 0 || !by_journal) {
             // The epoch passes to the session that a clean start puts in the place of another here.
-            return Some(if best { Verdict::Keep } else { Verdict::Ended });
+            return if best { Verdict::Keep } else { Verdict::Ended };
         }
         // Claimed anew for itself, when a takeover failed, shortly before the end. A record without state is that of a session
         // which the journal need not know.
-        let anew = !c.pending && named.epoch > epoch && named.expiry_s > 0 && best && !evicted && !c.over();
-        Some(if anew { Verdict::KeepAt(named.epoch) } else { replaced })
+        let for_itself = mine && !c.pending && named.epoch > epoch && named.expiry_s > 0 && best;
+        if for_itself && !evicted && !c.over() {
+            return Verdict::KeepAt(named.epoch);
+        }
+        match by_journal {
+            // Also what loses: the store is asked once more, and the log says what becomes of it.
+            true => Verdict::ClaimAnew,
+            false => replaced,
+        }
     }
 }

@@ -130,6 +130,8 @@ pub struct Sessions {
     pub(super) named: Mutex<HashMap<Arc<str>, SessionOwner>>,
     /// Until then: records that earlier processes of this node left behind without state.
     pub(super) leftovers: Mutex<HashMap<Arc<str>, SessionOwner>>,
+    /// Until then: sessions that the store names as this node's and that its journal does not have.
+    pub(super) strangers: Mutex<HashMap<Arc<str>, SessionOwner>>,
     /// Until then: by which epochs they were replaced over this node's head, or (`true`) that they expired.
     pub(super) evictions: Mutex<HashMap<Arc<str>, (Epoch, bool)>>,
     /// Evictions under way.
@@ -407,7 +409,12 @@ impl Broker {
         }));
     }
 
-    fn on_session(&self, remote: &Arc<Remote>, client_id: &Arc<str>, session: Option<&SessionOwner>) {
+    pub(super) fn on_session(
+        &self,
+        remote: &Arc<Remote>,
+        client_id: &Arc<str>,
+        session: Option<&SessionOwner>,
+    ) {
         let sessions = &remote.sessions;
         if sessions.reconciled.get().is_none() {
             let mut leftovers = sessions.leftovers.lock();
@@ -424,8 +431,19 @@ impl Broker {
                     Some(s) => named.insert(client_id.clone(), s.clone()),
                     None => named.remove(client_id),
                 };
+            } else {
+                let mut strangers = sessions.strangers.lock();
+                match session {
+                    Some(s) if s.expiry_s > 0 && s.owner.node == remote.me.node => {
+                        strangers.insert(client_id.clone(), s.clone());
+                    }
+                    _ => drop(strangers.remove(client_id)),
+                }
             }
-            return;
+            // Whoever compares looks at what is there once more after that.
+            if sessions.reconciled.get().is_none() {
+                return;
+            }
         }
         if sessions.runs.lock().contains_key(client_id) {
             sessions.poke();

@@ -56,7 +56,7 @@ impl Broker {
         let Some(remote) = self.remote.clone() else { return Box::pin(std::future::ready(())) };
         Box::pin(async move {
             let written = remote.local.all_written().written().await;
-            remote.when_applied(written.max(remote.me.incarnation)).await;
+            remote.when_applied(written.max(remote.me.registered_at())).await;
         })
     }
 

@@ -128,6 +128,7 @@ impl Broker {
         };
         match remote.claim_certainly(claim).await {
             ClaimOutcome::Granted(at) => {
+                self.knows(at);
                 // Its client came before it was on its way: what was not due then is not due now.
                 handle.mailbox.put_off(remote.now().since_ms(since));
                 handle.expiry.is_told(expiry_s);
@@ -407,7 +408,7 @@ impl Broker {
                 let mut open: Vec<MemberId> = remote.members.to_keep().into_iter().map(|m| m.id).collect();
                 open.push(remote.me.clone());
                 // Who started later has sent nothing to the old owner.
-                open.retain(|sender| sender.incarnation < at && !settled.contains(sender));
+                open.retain(|sender| sender.registered_at() < at && !settled.contains(sender));
                 let before = settled.len();
                 open.retain(|sender| {
                     let is_settled = remote.settled_by(sender, old.as_ref()) >= at;

@@ -2,7 +2,7 @@
 
 use super::decode::{Decoder, RawEvent};
 use super::ring::{self, Ring};
-use crate::broker::ports::{Index, MemberId, Revision};
+use crate::broker::ports::{Index, MemberId, Revision, Timeline};
 use crate::telemetry::Metrics;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -118,6 +118,11 @@ impl Applier {
         }
         self.events(lacking.events, lacking.up_to);
         Ok(())
+    }
+
+    /// The life of the store, as far as has been applied.
+    pub fn timeline(&self) -> Timeline {
+        self.inner.lock().decoder.timeline()
     }
 
     /// Who leads, as far as has been applied.

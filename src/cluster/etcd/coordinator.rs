@@ -10,13 +10,13 @@ use super::holders::Holders;
 use super::keys::Keys;
 use super::pagelog::PageLog;
 use super::reads::Reads;
-use super::retained::{ClearedSince, RetainedWriter};
+use super::retained::{ClearedSince, RetainedWriter, Writer};
 use super::routes::RouteWriter;
 use super::snapshot::SnapshotError;
 use super::watch::{Follower, WatchStatus};
 use crate::broker::ports::{
     BoxFuture, Claim, ClaimOutcome, Coordinator, Epoch, Index, IndexEvent, MemberId, Owner, Retain,
-    RetainOutcome, Revision, RouteChange, TooLarge, Unavailable,
+    RetainOutcome, Revision, RouteChange, Timeline, TooLarge, Unavailable,
 };
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -25,6 +25,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Before etcd is asked for its revision again.
 const READ_AGAIN: Duration = Duration::from_millis(200);
@@ -40,6 +41,8 @@ pub struct Registered {
     pub lease_until: Arc<dyn Fn() -> Time + Send + Sync>,
     /// When that lease was asked for.
     pub lease_since: Arc<dyn Fn() -> Time + Send + Sync>,
+    /// The life of the store in which it registered, and the revision at which that began.
+    pub timeline: (Timeline, Revision),
 }
 
 /// Time limits.
@@ -159,14 +162,17 @@ impl EtcdCoordinator {
         let log = PageLog::new(etcd.clone(), keys.clone(), registered.me.clone(), registered.fence.clone());
         let asked = etcd.clone();
         let writable = move || asked.writable();
-        let incarnation = registered.me.incarnation;
+        let writer = Writer { origin: registered.me.incarnation, life_began: registered.timeline.1 };
+        let restored_key = keys.restored();
         let cleared = cleared_since(reads.clone(), applier.clone(), relay.clone());
-        let retained = RetainedWriter::new(keys, proposer.clone(), incarnation, patience, writable, cleared);
+        let retained = RetainedWriter::new(keys, proposer.clone(), writer, patience, writable, cleared);
         let currency = Currency {
             reads: reads.clone(),
             proposer: proposer.clone(),
             applier: applier.clone(),
             follower: follower.clone(),
+            restored_key,
+            went_back: watch::Sender::default(),
             member_key,
             stale_after: limits.stale_after,
             metrics: metrics.clone(),
@@ -220,6 +226,11 @@ impl EtcdCoordinator {
         }
     }
 
+    /// Why this process cannot go on: the store is not the one that it followed.
+    pub fn went_back(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.currency.went_back.subscribe()
+    }
+
     /// Up to which revision everything has been applied to the index.
     pub fn applied(&self) -> Revision {
         self.applier.applied()
@@ -267,6 +278,10 @@ impl Drop for EtcdCoordinator {
 impl Coordinator for EtcdCoordinator {
     fn me(&self) -> MemberId {
         self.registered.me.clone()
+    }
+
+    fn timeline(&self) -> Timeline {
+        self.registered.timeline.0
     }
 
     fn claim(&self, claim: Claim) -> BoxFuture<Result<ClaimOutcome, Unavailable>> {

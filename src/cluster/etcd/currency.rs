@@ -5,13 +5,15 @@ use super::applier::Applier;
 use super::batch::{Op, Proposer};
 use super::claims::outcome;
 use super::reads::Reads;
+use super::restored;
 use super::watch::Follower;
-use crate::broker::ports::Revision;
+use crate::broker::ports::{Revision, Timeline};
 use crate::clock::{self, Time};
 use crate::telemetry::Metrics;
 use etcd_client::{PutOptions, Txn, TxnOp};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// How long an event may take before this node makes one.
@@ -30,6 +32,10 @@ pub struct Currency {
     pub applier: Arc<Applier>,
     /// Starts over when the store is another one.
     pub follower: Arc<Follower>,
+    /// `restored`: which life of the store this is.
+    pub restored_key: String,
+    /// Is told that the store is not the one that was followed.
+    pub went_back: watch::Sender<Option<Arc<str>>>,
     /// This node's member key.
     pub member_key: String,
     /// For how long a proof of being current holds.
@@ -64,17 +70,15 @@ impl Currency {
         let at = clock::now();
         // Before the read: what is applied while it is under way may be newer than what it shows.
         let applied = self.applier.applied();
-        let revision = self.reads.revision().await.ok()?;
+        let found = self.reads.get(self.restored_key.clone()).await.ok()?;
+        let revision = found.revision;
         if revision < applied {
-            tracing::error!(
-                revision,
-                applied,
-                "etcd's revision is older than what was seen of it (restored from a backup?); all keys are read again"
-            );
+            self.is_another(&format!("its revision is {revision}, and this process has seen {applied}"));
             self.follower.start_over();
             return None;
         }
         if self.reaches(revision, EVENT_WAIT).await {
+            self.same_life(found.value.as_ref());
             *missed = 0;
             return Some(at);
         }
@@ -97,6 +101,37 @@ impl Currency {
             self.follower.lags();
         }
         None
+    }
+
+    /// Compares which life of the store was read with what came by the watch up to then.
+    fn same_life(&self, read: Option<&(Vec<u8>, Revision)>) {
+        let read = match read {
+            Some((value, _)) => restored::timeline(self.restored_key.as_bytes(), value).ok(),
+            None => Some(Timeline::default()),
+        };
+        let (Some(read), seen) = (read, self.applier.timeline()) else { return };
+        // A restoration that was noticed while this process runs comes by the watch, in order.
+        if read != seen && read.generation >= seen.generation {
+            self.is_another(&format!(
+                "it counts {} restorations, and this process has seen {}",
+                read.generation, seen.generation
+            ));
+        }
+    }
+
+    fn is_another(&self, why: &str) {
+        let why = format!(
+            "etcd was restored from a backup while this process ran: {why}. What it knows of the cluster does not hold: it stops, and \
+             is to be started again. Its sessions are claimed anew from its journal then"
+        );
+        self.went_back.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                tracing::error!("{why}");
+                *known = Some(why.into());
+            }
+            first
+        });
     }
 
     async fn reaches(&self, revision: Revision, limit: Duration) -> bool {

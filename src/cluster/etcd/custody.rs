@@ -15,7 +15,7 @@ use super::members::{Members, Node};
 use super::records::{self, CustodyRecord};
 use super::scan::Scan;
 use super::sweep::{Guard, Sweep};
-use crate::broker::ports::MemberId;
+use crate::broker::ports::{Incarnation, MemberId};
 use crate::clock;
 use etcd_client::{Compare, Txn, TxnOp, TxnOpResponse};
 use hashbrown::HashMap;
@@ -122,8 +122,9 @@ pub(super) fn own_guard(fence: &Fence) -> Guard {
     Box::new(move || Some(vec![fence.compare()?]))
 }
 
-/// Adopts everything whose holder was an earlier process of this node with the journal that `me` has opened. Returns the
-/// incarnations that `me` speaks for now, itself left out.
+/// Adopts everything whose holder was an earlier process of this node with the journal that `me` has opened; also `lost`, incarnations
+/// whose state is in that journal and that the store may not know, since it was restored. Returns the incarnations that `me` speaks
+/// for now, itself left out.
 ///
 /// # Errors
 /// If etcd does not answer, or this process is not registered any more.
@@ -133,12 +134,23 @@ pub async fn adopt(
     fence: &Fence,
     me: &MemberId,
     journal: u64,
+    lost: &[Incarnation],
 ) -> Result<Vec<MemberId>, StoreError> {
     let guard = own_guard(fence);
     for _ in 0..ROUNDS_MAX {
         let mut mine = Vec::new();
         let mut changes = Vec::new();
-        for stored in read_all(etcd, keys).await? {
+        let all = read_all(etcd, keys).await?;
+        for incarnation in lost {
+            let of = MemberId { node: me.node.clone(), incarnation: *incarnation };
+            if all.iter().all(|stored| stored.of != of) {
+                let record = CustodyRecord::own(me, journal);
+                // Revision 0: there is none.
+                let stored = Stored { of, record: record.clone(), revision: 0 };
+                changes.push(Change { stored, record, also: Vec::new() });
+            }
+        }
+        for stored in all {
             let record = &stored.record;
             let same_journal = record.holder.node == me.node && record.journal == journal;
             if !same_journal || record.given_up || stored.of == *me {

@@ -5,8 +5,9 @@ use super::holders::Holders;
 use super::keys::{Key, Keys};
 use super::page::{Fold, RoutePage};
 use super::records::{self, CustodyRecord, MemberRecord, SessionRecord};
+use super::restored;
 use super::retained_value;
-use crate::broker::ports::{IndexEvent, MemberId, Revision, RouteChange};
+use crate::broker::ports::{IndexEvent, MemberId, Revision, RouteChange, Timeline};
 use crate::names::shown;
 use bytes::Bytes;
 use hashbrown::HashSet;
@@ -39,6 +40,7 @@ pub struct Decoder {
     /// By the revision of creation: the first leads.
     candidates: BTreeMap<Revision, (Bytes, MemberId)>,
     unreadable: HashSet<Bytes>,
+    timeline: Timeline,
     /// Inside a snapshot.
     snapshot: Option<Snapshot>,
 }
@@ -54,12 +56,14 @@ struct Snapshot {
 impl Decoder {
     /// Reads `keys`; custody records are noted in `holders`.
     pub fn new(keys: Keys, holders: Arc<Holders>) -> Decoder {
-        Decoder { keys, holders, candidates: BTreeMap::new(), unreadable: HashSet::new(), snapshot: None }
+        let (candidates, unreadable, timeline) = (BTreeMap::new(), HashSet::new(), Timeline::default());
+        Decoder { keys, holders, candidates, unreadable, timeline, snapshot: None }
     }
 
     /// What follows is a snapshot: all keys, in order.
     pub fn begin_snapshot(&mut self) {
         self.candidates.clear();
+        self.timeline = Timeline::default();
         self.snapshot = Some(Snapshot::default());
     }
 
@@ -79,6 +83,9 @@ impl Decoder {
         };
         let event = match key {
             Key::Leader => return self.candidate(raw, out),
+            Key::Restored => self.restored(raw),
+            // For processes that register.
+            Key::Forgotten { .. } => return,
             Key::Routes { of, .. } => self.routes(of, raw, out),
             Key::Member { node } => member(node, raw),
             Key::Custody { of } => self.custody(of, raw),
@@ -111,6 +118,19 @@ impl Decoder {
     /// Who leads.
     pub fn leader(&self) -> Option<MemberId> {
         self.candidates.first_key_value().map(|(_, (_, id))| id.clone())
+    }
+
+    /// The life of the store, as far as has been decoded.
+    pub fn timeline(&self) -> Timeline {
+        self.timeline
+    }
+
+    fn restored(&mut self, raw: &RawEvent) -> Result<Option<IndexEvent>, String> {
+        self.timeline = match &raw.value {
+            Some(value) => restored::timeline(&raw.key, value).map_err(|e| e.to_string())?,
+            None => Timeline::default(),
+        };
+        Ok(None)
     }
 
     fn candidate(&mut self, raw: &RawEvent, out: &mut Vec<IndexEvent>) {

@@ -78,7 +78,7 @@ impl Holders {
         let mut at = owner.clone();
         while records.len() < CHAIN_MAX {
             let Some(seen) = inner.records.get(&at) else {
-                if at.incarnation > inner.applied {
+                if at.registered_at() > inner.applied {
                     return Err(at);
                 }
                 records.push((at.clone(), 0));

@@ -61,6 +61,13 @@ pub enum Key {
         /// Client identifier.
         client_id: Arc<str>,
     },
+    /// `restored`
+    Restored,
+    /// `forgotten/<journal>`
+    Forgotten {
+        /// The journal.
+        journal: u64,
+    },
 }
 
 fn encode(id: &str) -> String {
@@ -184,9 +191,23 @@ impl Keys {
         format!("{}evictions/{}/{}", self.root, encode(node), encode(client_id))
     }
 
+    /// `restored`: how often the store was restored from a backup.
+    pub fn restored(&self) -> String {
+        format!("{}restored", self.root)
+    }
+
+    /// `forgotten/<journal>`: what processes with this journal had was given up (the journal's name in hexadecimal).
+    pub fn forgotten(&self, journal: u64) -> String {
+        format!("{}forgotten/{journal:016x}", self.root)
+    }
+
     /// Reads a key; `None` if it is not one of this layout.
     pub fn parse(&self, key: &[u8]) -> Option<Key> {
-        let (kind, rest) = std::str::from_utf8(key).ok()?.strip_prefix(&*self.root)?.split_once('/')?;
+        let rest = std::str::from_utf8(key).ok()?.strip_prefix(&*self.root)?;
+        if rest == "restored" {
+            return Some(Key::Restored);
+        }
+        let (kind, rest) = rest.split_once('/')?;
         let parts: Vec<&str> = rest.split('/').collect();
         match (kind, &*parts) {
             ("members", [node]) => Some(Key::Member { node: decode(node)? }),
@@ -199,6 +220,9 @@ impl Keys {
             ("retained", _) if !rest.is_empty() => Some(Key::Retained { topic: rest.into() }),
             ("evictions", [node, client]) => {
                 Some(Key::Eviction { node: decode(node)?, client_id: decode(client)? })
+            }
+            ("forgotten", [journal]) if journal.len() == 16 => {
+                Some(Key::Forgotten { journal: u64::from_str_radix(journal, 16).ok()? })
             }
             _ => None,
         }
@@ -235,6 +259,8 @@ mod tests {
                     (keys.route_page(&of, u64::MAX), Key::Routes { of: of.clone(), page: u64::MAX }),
                     (keys.retained(name), Key::Retained { topic }),
                     (keys.eviction(name, name), Key::Eviction { node, client_id }),
+                    (keys.restored(), Key::Restored),
+                    (keys.forgotten(u64::MAX - 7), Key::Forgotten { journal: u64::MAX - 7 }),
                 ];
                 for (key, expected) in built {
                     assert!(key.starts_with(root), "{key}");
@@ -273,6 +299,9 @@ mod tests {
                     "custody/a/99999999999999999999",
                     "routes/a/1",
                     "retained/",
+                    "restored/",
+                    "forgotten/12",
+                    "forgotten/000000000000000g",
                 ])
         {
             assert_eq!(keys.parse(format!("/berth/c/v1/{rest}").as_bytes()), None, "{rest}");

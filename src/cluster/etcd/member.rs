@@ -12,8 +12,10 @@ use super::fence::{Fence, exists_since, unchanged_since};
 use super::keys::Keys;
 use super::records::{self, CustodyRecord, MemberRecord};
 use super::register::{self, RegisterError, Registered};
+use super::restored;
 use crate::broker::ports::{Incarnation, Member, MemberId, Revision};
 use crate::clock::{self, Time};
+use crate::cluster::older::Known;
 use etcd_client::{PutOptions, Txn, TxnOp};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -66,6 +68,7 @@ pub struct Membership {
     shared: Arc<Shared>,
     keeper: JoinHandle<()>,
     adopted: Vec<MemberId>,
+    store: restored::Standing,
 }
 
 impl Membership {
@@ -81,12 +84,26 @@ impl Membership {
         member: &Member,
         journal: u64,
     ) -> Result<Membership, RegisterError> {
+        Membership::register_knowing(etcd, keys, member, journal, &Known::default(), &[]).await
+    }
+
+    /// As [`Membership::register`], with a journal that knows so much of the store and holds the state of these incarnations.
+    ///
+    /// # Errors
+    /// See [`RegisterError`].
+    pub async fn register_knowing(
+        etcd: &Etcd,
+        keys: &Keys,
+        member: &Member,
+        journal: u64,
+        known: &Known,
+        holds: &[Incarnation],
+    ) -> Result<Membership, RegisterError> {
         let record = MemberRecord::new(member, journal);
-        let Registered { lease, sent, incarnation, record } =
-            register::register(etcd, keys, &member.id.node, record).await?;
+        let Registered { lease, sent, created, incarnation, standing, record } =
+            register::register(etcd, keys, &member.id.node, record, known).await?;
         let me = MemberId { node: member.id.node.clone(), incarnation };
         tracing::info!(node = %me.node, incarnation, journal = format!("{journal:016x}"), "registered in etcd");
-        let created = i64::try_from(incarnation).unwrap_or_default();
         let shared = Arc::new(Shared {
             etcd: etcd.clone(),
             keys: keys.clone(),
@@ -102,9 +119,11 @@ impl Membership {
         });
         shared.alive(sent);
         let keeper = tokio::spawn(keep(shared.clone()));
-        let mut membership = Membership { shared, keeper, adopted: Vec::new() };
+        let mut membership = Membership { shared, keeper, adopted: Vec::new(), store: standing };
         let fence = membership.fence();
-        membership.adopted = match custody::adopt(etcd, keys, &fence, membership.me(), journal).await {
+        // A restored store may never have heard of them.
+        let lost = if standing.restored && !standing.forgotten { holds } else { &[] };
+        membership.adopted = match custody::adopt(etcd, keys, &fence, membership.me(), journal, lost).await {
             Ok(adopted) => adopted,
             Err(e) => {
                 membership.leave().await;
@@ -122,6 +141,11 @@ impl Membership {
     /// The earlier incarnations that this process speaks for.
     pub fn adopted(&self) -> &[MemberId] {
         &self.adopted
+    }
+
+    /// How the journal and the store stood when this process registered.
+    pub fn store(&self) -> &restored::Standing {
+        &self.store
     }
 
     /// What every transaction compares.
@@ -314,7 +338,8 @@ impl Shared {
         let answer = self.etcd.get(key, None).await?;
         let Some(kv) = answer.kvs().first() else {
             return Err(Again::Replaced(format!(
-                "{key} is gone: this node was given up while it could not reach etcd"
+                "{key} is gone: this node was given up while it could not reach etcd, or etcd was restored from a backup of before \
+                 this process started"
             )));
         };
         let record: CustodyRecord = records::read(kv.key(), kv.value()).map_err(StoreError::from)?;
@@ -374,9 +399,4 @@ async fn keep(shared: Arc<Shared>) {
             }
         }
     }
-}
-
-/// The incarnation that a member key made at this revision stands for.
-pub(super) fn incarnation(created: i64) -> Incarnation {
-    Incarnation::try_from(created).unwrap_or(0)
 }

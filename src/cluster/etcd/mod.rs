@@ -23,6 +23,7 @@ pub mod pagelog;
 pub mod reads;
 pub mod records;
 pub mod register;
+pub mod restored;
 pub mod retained;
 pub mod retained_value;
 pub mod ring;

@@ -238,6 +238,39 @@ impl SessionRecord {
     }
 }
 
+/// The value of `restored`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredRecord {
+    v: u32,
+    /// How many restorations have been noticed.
+    pub generation: u64,
+    /// A random number that tells this life of the store from others with the same count.
+    #[serde(with = "hex")]
+    pub name: u64,
+}
+
+impl RestoredRecord {
+    /// So many, the last of this name.
+    pub fn new(generation: u64, name: u64) -> RestoredRecord {
+        RestoredRecord { v: VALUE_VERSION, generation, name }
+    }
+}
+
+/// The value of `forgotten/<journal>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgottenRecord {
+    v: u32,
+    /// The last process with this journal whose things were given up.
+    pub up_to: Incarnation,
+}
+
+impl ForgottenRecord {
+    /// Everything up to this process.
+    pub fn new(up_to: Incarnation) -> ForgottenRecord {
+        ForgottenRecord { v: VALUE_VERSION, up_to }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,11 +4,13 @@ use super::client::Etcd;
 use super::error::{EtcdError, StoreError};
 use super::fence::exists_since;
 use super::keys::Keys;
-use super::member::{ATTEMPTS, incarnation};
+use super::member::ATTEMPTS;
 use super::records::{self, CustodyRecord, MemberRecord};
-use crate::broker::ports::{Incarnation, MemberId};
+use super::restored::{self, Standing};
+use crate::broker::ports::{Incarnation, MemberId, Revision};
 use crate::clock::{self, Time};
-use etcd_client::{KeyValue, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse};
+use crate::cluster::older::Known;
+use etcd_client::{GetOptions, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse};
 use std::time::Duration;
 
 /// Between two looks at a registration that may be a dead process's.
@@ -60,7 +62,11 @@ pub(super) struct Registered {
     /// When the last answered sign of life was sent.
     pub sent: Time,
     /// The member key's create-revision.
+    pub created: i64,
+    /// The incarnation that this makes.
     pub incarnation: Incarnation,
+    /// How the journal and the store stand.
+    pub standing: Standing,
     /// The member record as it is in etcd.
     pub record: MemberRecord,
 }
@@ -99,11 +105,15 @@ pub(super) async fn register(
     keys: &Keys,
     node: &str,
     record: MemberRecord,
+    known: &Known,
 ) -> Result<Registered, RegisterError> {
     let (lease, sent) = grant(etcd).await?;
-    let outcome = enter(etcd, keys, node, record, lease).await;
+    let outcome = enter(etcd, keys, node, record, lease, known).await;
     match outcome {
-        Ok((incarnation, record)) => Ok(Registered { lease, sent, incarnation, record }),
+        Ok(Entered { created, standing, record }) => {
+            let incarnation = record.incarnation.unwrap_or_default();
+            Ok(Registered { lease, sent, created, incarnation, standing, record })
+        }
         Err(e) => {
             // Not left to run out: the next attempt should not have to wait for it.
             if let Err(error) = revoke(etcd, lease).await {
@@ -114,32 +124,52 @@ pub(super) async fn register(
     }
 }
 
-/// Both transactions of a registration.
+struct Entered {
+    created: i64,
+    standing: Standing,
+    record: MemberRecord,
+}
+
+/// Both transactions of a registration. Between them the journal is compared with the store.
 async fn enter(
     etcd: &Etcd,
     keys: &Keys,
     node: &str,
     mut record: MemberRecord,
     lease: i64,
-) -> Result<(Incarnation, MemberRecord), RegisterError> {
+    known: &Known,
+) -> Result<Entered, RegisterError> {
     let created = take_key(etcd, keys, node, &record, lease).await?;
-    let me = MemberId { node: node.into(), incarnation: incarnation(created) };
-    record.incarnation = Some(me.incarnation);
+    let before = Revision::try_from(created).unwrap_or(0).saturating_sub(1);
     let member = keys.member(node);
-    let puts = [
-        TxnOp::put(keys.custody(&me), records::write(&CustodyRecord::own(&me, record.journal)), None),
-        TxnOp::put(&*member, records::write(&record), Some(PutOptions::new().with_lease(lease))),
-    ];
-    let txn = Txn::new().when([exists_since(&*member, created)]).and_then(puts);
     let mut attempts = 1;
     loop {
-        match etcd.txn(txn.clone()).await {
-            Ok(answer) if answer.succeeded() => return Ok((me.incarnation, record)),
+        let standing = restored::compare(etcd, keys, node, record.journal, known, before).await?;
+        let incarnation = standing.timeline.incarnation(Revision::try_from(created).unwrap_or(0));
+        let me = MemberId { node: node.into(), incarnation };
+        record.incarnation = Some(me.incarnation);
+        let puts = [
+            TxnOp::put(keys.custody(&me), records::write(&CustodyRecord::own(&me, record.journal)), None),
+            TxnOp::put(&*member, records::write(&record), Some(PutOptions::new().with_lease(lease))),
+        ];
+        let when = [exists_since(&*member, created), standing.compare(keys)];
+        let get = TxnOp::get(&*member, Some(GetOptions::new().with_keys_only()));
+        match etcd.txn(Txn::new().when(when).and_then(puts).or_else([get])).await {
+            Ok(answer) if answer.succeeded() => return Ok(Entered { created, standing, record }),
+            Ok(answer) if is_there(answer.op_responses(), created) && attempts < ATTEMPTS => attempts += 1,
             Ok(_) => return Err(RegisterError::TooSlow(node.to_owned())),
             Err(e) if e.is_endpoint() && attempts < ATTEMPTS => attempts += 1,
             Err(e) => return Err(e.into()),
         }
     }
+}
+
+/// Whether the member key is the one made at `created`: then somebody has counted a restoration of the store meanwhile.
+fn is_there(found: Vec<TxnOpResponse>, created: i64) -> bool {
+    found.iter().any(|op| match op {
+        TxnOpResponse::Get(get) => get.kvs().first().is_some_and(|kv| kv.create_revision() == created),
+        _ => false,
+    })
 }
 
 /// Makes the member key, when it is free. Returns its create-revision.
@@ -196,7 +226,9 @@ async fn outlive(
 ) -> Result<(), RegisterError> {
     let clash = || RegisterError::Clash {
         node: node.to_owned(),
-        incarnation: record.incarnation.unwrap_or_else(|| incarnation(other.create_revision())),
+        incarnation: record
+            .incarnation
+            .unwrap_or_else(|| Incarnation::try_from(other.create_revision()).unwrap_or(0)),
         peer: record.peer.clone(),
         mqtt: record.mqtt.clone(),
         http: record.http.clone().unwrap_or_else(|| "none".to_owned()),

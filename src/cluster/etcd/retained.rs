@@ -5,7 +5,9 @@ use super::batch::{Failure, LONE_BYTES_MAX, Nested, Op, Proposer};
 use super::claims::{compare_revision, outcome};
 use super::keys::Keys;
 use super::retained_value;
-use crate::broker::ports::{BoxFuture, MessageId, Retain, RetainOutcome, Revision, TooLarge};
+use crate::broker::ports::{
+    BoxFuture, Incarnation, MessageId, Retain, RetainOutcome, Revision, TooLarge, generation_of,
+};
 use crate::clock;
 use crate::mqtt::Message;
 use crate::names::shown;
@@ -29,9 +31,27 @@ pub struct RetainedWriter {
     writable: Box<dyn Fn() -> bool + Send + Sync>,
     /// Without an answer for so long an update counts as parked.
     patience: Duration,
-    origin: u64,
+    writer: Writer,
     cleared: ClearedSince,
     topics: Mutex<Topics>,
+}
+
+/// Who writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer {
+    /// This process's incarnation.
+    pub origin: Incarnation,
+    /// The revision at which the life of the store began that it has registered in: older values are those of a backup. 0 = that is
+    /// the first one.
+    pub life_began: Revision,
+}
+
+impl Writer {
+    /// Whether an update was accepted before the store was restored: the revisions that it knows of are not this store's. It is newer
+    /// than everything in the backup.
+    fn before_restore(&self, update: &Retain) -> bool {
+        generation_of(update.id.origin) < generation_of(self.origin)
+    }
 }
 
 /// Whether a topic was cleared after a revision; looked up once the index has all that etcd has.
@@ -88,18 +108,18 @@ enum Attempt {
 }
 
 impl RetainedWriter {
-    /// Writes through `proposer`; `origin` is this process's incarnation, `writable` says whether etcd takes writes now, and
+    /// Writes through `proposer`; `writable` says whether etcd takes writes now, and
     /// after `patience` without an answer it counts as away.
     pub fn new(
         keys: Keys,
         proposer: Arc<Proposer>,
-        origin: u64,
+        writer: Writer,
         patience: Duration,
         writable: impl Fn() -> bool + Send + Sync + 'static,
         cleared: ClearedSince,
     ) -> RetainedWriter {
         let (writable, topics) = (Box::new(writable), Mutex::default());
-        RetainedWriter { keys, proposer, writable, patience, origin, cleared, topics }
+        RetainedWriter { keys, proposer, writable, patience, writer, cleared, topics }
     }
 
     /// Whether a message can be written: etcd's requests have a limit.
@@ -116,7 +136,7 @@ impl RetainedWriter {
     pub fn retain(self: &Arc<Self>, update: Retain) -> impl Future<Output = RetainOutcome> + Send + 'static {
         let (done, outcome) = oneshot::channel();
         let topic = update.topic.clone();
-        let parked = update.id.origin != self.origin || !(self.writable)();
+        let parked = update.id.origin != self.writer.origin || !(self.writable)();
         {
             let mut topics = self.topics.lock();
             let Topics { all, idle } = &mut *topics;
@@ -157,7 +177,10 @@ impl RetainedWriter {
 
     /// Writes what waits for a topic until nothing does.
     async fn write(self: Arc<Self>, topic: Arc<str>) {
-        while let Some((Next { update, parked, waiters }, own)) = self.take(&topic) {
+        while let Some((Next { mut update, parked, waiters }, own)) = self.take(&topic) {
+            if self.writer.before_restore(&update) {
+                (update.known, update.since) = (0, self.writer.life_began);
+            }
             // An update that began before our last write was applied here knows less than we do.
             let base = match own {
                 Some(own) if own.at > update.known => own.revision,
@@ -227,7 +250,7 @@ impl RetainedWriter {
             match outcome(&self.proposer, op).await {
                 Ok(nested) => {
                     parked |= nested.again;
-                    match judge(update, &nested, parked) {
+                    match judge(update, &nested, parked, self.writer) {
                         Attempt::Done(outcome, own) => return (outcome, own),
                         Attempt::Again(revision) => base = revision,
                     }
@@ -260,7 +283,7 @@ fn bytes_of(key: &str, value: usize) -> usize {
 }
 
 /// What an attempt came to.
-fn judge(update: &Retain, nested: &Nested, parked: bool) -> Attempt {
+fn judge(update: &Retain, nested: &Nested, parked: bool, writer: Writer) -> Attempt {
     let written = |revision: Revision, set: bool| {
         let own = Own { at: revision, revision: if set { revision } else { 0 } };
         Attempt::Done(RetainOutcome::Written(revision), Some(own))
@@ -278,6 +301,9 @@ fn judge(update: &Retain, nested: &Nested, parked: bool) -> Attempt {
         // An earlier attempt went through unheard.
         Some((revision, Some(id))) if id == update.id => written(revision, true),
         Some((revision, Some(id))) if is_own_earlier(id, update.id) => Attempt::Again(revision),
+        Some((revision, _)) if writer.before_restore(update) && revision < writer.life_began => {
+            Attempt::Again(revision)
+        }
         None if update.message.is_none() => written(nested.revision, false),
         _ if parked => Attempt::Done(RetainOutcome::Overtaken, None),
         Some((revision, _)) => Attempt::Again(revision),

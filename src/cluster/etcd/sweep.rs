@@ -9,7 +9,7 @@ use super::eviction::EvictionRecord;
 use super::fence::{exists_since, unchanged_since};
 use super::keys::{Key, Keys};
 use super::page::{Fold, RoutePage, pack};
-use super::records::{self, SessionRecord};
+use super::records::{self, ForgottenRecord, SessionRecord};
 use super::scan::Scan;
 use crate::broker::ports::{MemberId, RouteChange};
 use crate::clock::Time;
@@ -226,10 +226,17 @@ impl Sweep {
         let going: Vec<_> = self.custody.values().filter(goes).cloned().collect();
         let one = |stored: &Stored| {
             let (key, pages) = (keys.custody(&stored.of), keys.routes_of(&stored.of));
-            let bytes = 2 * (key.len() + pages.len());
+            let mut bytes = 2 * (key.len() + pages.len());
             let when = [unchanged_since(&*key, stored.revision)];
             let pages = TxnOp::delete(pages, Some(DeleteOptions::new().with_prefix()));
-            Nested { txn: Txn::new().when(when).and_then([pages, TxnOp::delete(key, None)]), bytes }
+            let mut then = vec![pages, TxnOp::delete(key, None)];
+            if let Some(up_to) = forgets(&self.custody, &going, stored.record.journal) {
+                let (mark, value) =
+                    (keys.forgotten(stored.record.journal), records::write(&ForgottenRecord::new(up_to)));
+                bytes += mark.len() + value.len();
+                then.push(TxnOp::put(mark, value, None));
+            }
+            Nested { txn: Txn::new().when(when).and_then(then), bytes }
         };
         nested_successes(etcd, guard, going.iter().map(one)).await?;
         for stored in &going {
@@ -277,6 +284,21 @@ impl Sweep {
         nested_successes(etcd, guard, lost.iter().map(one)).await?;
         Ok(())
     }
+}
+
+/// The last process with this journal, if what it had goes for good: nothing else of the journal stays, and whoever brings it back
+/// must know.
+fn forgets(
+    custody: &HashMap<MemberId, Stored>,
+    going: &[Stored],
+    journal: u64,
+) -> Option<crate::broker::ports::Incarnation> {
+    let of = |s: &&Stored| s.record.journal == journal;
+    let stays = |s: &&Stored| !s.record.given_up && going.iter().all(|g| g.of != s.of);
+    if custody.values().filter(of).any(|s| stays(&s)) {
+        return None;
+    }
+    going.iter().filter(of).map(|s| s.of.incarnation).max()
 }
 
 /// Whom the keys below `prefix` belong to, those known left out.

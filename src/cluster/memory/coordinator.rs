@@ -4,7 +4,7 @@ use super::store::{Process, Store};
 use super::unavailable;
 use crate::broker::ports::{
     BoxFuture, Claim, ClaimOutcome, Coordinator, Epoch, Index, MemberId, Owner, Retain, RetainOutcome,
-    Revision, RouteChange, Unavailable,
+    Revision, RouteChange, Timeline, Unavailable,
 };
 use crate::clock::Time;
 use bytes::Bytes;
@@ -94,6 +94,10 @@ impl MemoryCoordinator {
 impl Coordinator for MemoryCoordinator {
     fn me(&self) -> MemberId {
         self.process.id.clone()
+    }
+
+    fn timeline(&self) -> Timeline {
+        self.store.look(|space| space.timeline)
     }
 
     fn claim(&self, claim: Claim) -> BoxFuture<Result<ClaimOutcome, Unavailable>> {

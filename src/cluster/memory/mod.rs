@@ -20,7 +20,7 @@ pub use coordinator::MemoryCoordinator;
 pub use network::{MemoryPeers, Network};
 pub use random::Random;
 pub use sim::{SimProcess, SimTasks};
-pub use store::{Registration, Store};
+pub use store::{Backup, Registration, Store};
 
 use crate::broker::ports::{BoxFuture, Unavailable};
 use futures_util::future::{Either, select};

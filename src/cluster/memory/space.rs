@@ -3,7 +3,7 @@
 
 use crate::broker::ports::{
     Claim, ClaimOutcome, Custody, Epoch, Expected, Incarnation, IndexEvent, Member, MemberId, Owner, Retain,
-    RetainOutcome, RetainedRecord, Revision, Route, RouteChange, SessionOwner,
+    RetainOutcome, RetainedRecord, Revision, Route, RouteChange, SessionOwner, Timeline, generation_of,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +15,11 @@ type RetainedEntry = (Option<RetainedRecord>, Revision);
 type EvictionEntry = (Epoch, bool, Revision);
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Space {
+    pub(super) timeline: Timeline,
+    /// The revision at which that began.
+    began: Revision,
     pub(super) revision: Revision,
     pub(super) members: BTreeMap<Arc<str>, Member>,
     pub(super) custody: BTreeMap<MemberId, Custody>,
@@ -34,6 +37,17 @@ impl Space {
     fn next(&mut self) -> Revision {
         self.revision += 1;
         self.revision
+    }
+
+    /// The store is put back to this: all leases run out, and the restoration is counted.
+    pub(super) fn restored(&self, timeline: Timeline) -> Space {
+        let mut space = self.clone();
+        let members: Vec<MemberId> = space.members.values().map(|m| m.id.clone()).collect();
+        for process in members {
+            space.expire(&process);
+        }
+        (space.timeline, space.began) = (timeline, space.next());
+        space
     }
 
     /// Whether this process is registered: the fence of every transaction.
@@ -71,7 +85,7 @@ impl Space {
     ) -> (MemberId, Vec<IndexEvent>) {
         let revision = self.next();
         if first {
-            member.id.incarnation = revision;
+            member.id.incarnation = self.timeline.incarnation(revision);
         }
         let id = member.id.clone();
         let mut events = Vec::new();
@@ -267,6 +281,10 @@ impl Space {
     fn may_overwrite(&self, update: &Retain) -> bool {
         match self.retained.get(&update.topic) {
             None => true,
+            // Accepted before the store was restored, and newer than everything in the backup.
+            Some((_, revision)) if generation_of(update.id.origin) < self.timeline.generation => {
+                *revision < self.began
+            }
             Some((None, revision)) => {
                 let own =
                     self.cleared_by.get(&update.topic).is_some_and(|origin| *origin == update.id.origin);

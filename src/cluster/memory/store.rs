@@ -1,6 +1,9 @@
 //! The coordination store of a cluster in one process: one key space, a lease and a watch for each process, and everything
 //! that can go wrong between them.
 
+mod backup;
+pub use backup::Backup;
+
 use super::coordinator::MemoryCoordinator;
 use super::random::Random;
 use super::space::Space;
@@ -196,7 +199,7 @@ impl Store {
             cut: None,
             applied: 0,
             by_peer: 0,
-            ring_start: process.id.incarnation,
+            ring_start: process.id.registered_at(),
             lag: None,
             lose_answers: 0,
         };

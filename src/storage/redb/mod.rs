@@ -33,7 +33,9 @@ pub use stats::{Commit, JournalStats, Observer};
 
 use super::error::OpenError;
 use super::wakers::Wakers;
-use crate::broker::ports::{Change, Journal, JournalHealth, Lsn, ReadDone, Recovered, Seq, SessionNo};
+use crate::broker::ports::{
+    Change, Journal, JournalHealth, Lsn, ReadDone, Recovered, Seq, SessionNo, StoreKnown,
+};
 use gather::Gather;
 use medium::{FileMedium, Medium};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -130,6 +132,7 @@ impl RedbJournal {
             broken: AtomicBool::new(false),
             keys: AtomicU64::new(scan.next_key),
             durable: AtomicU64::new(0),
+            known: Mutex::new(scan.recovered.store),
             wakers: Wakers::default(),
             health: Mutex::new(JournalHealth::Ok),
             reads: reader::ReadQueue::default(),
@@ -139,7 +142,7 @@ impl RedbJournal {
         });
         // Made before its threads: if one cannot be started, dropping it stops the others.
         let journal = Arc::new(RedbJournal { shared: shared.clone(), threads: Mutex::new(Vec::new()) });
-        let writer = Writer::new(shared.clone(), opened.keys_reserved, next_session);
+        let writer = Writer::new(shared.clone(), opened.keys_reserved, next_session, scan.recovered.store);
         journal.spawn("journal-write", move || writer.run())?;
         let watched = shared.clone();
         journal.spawn("journal-watch", move || stall::watch(&watched))?;
@@ -215,6 +218,10 @@ impl Journal for RedbJournal {
 
     fn stalled(&self) -> bool {
         self.shared.stall.is_stalled()
+    }
+
+    fn know(&self, known: StoreKnown) {
+        self.shared.known.lock().learn(known);
     }
 
     fn size_bytes(&self) -> u64 {

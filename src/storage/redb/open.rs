@@ -7,9 +7,9 @@ use super::medium::{Backend, Medium};
 use super::recover::{Garbage, Scan, ScanError, scan};
 use super::schema::{
     KEYS_RESERVE, LOG, META, META_CREATED, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, META_SCHEMA,
-    SCHEMA, SESSIONS, SETTLED, SUBSCRIPTIONS,
+    SCHEMA, SCHEMA_RESTORED, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
-use crate::broker::ports::Recovered;
+use crate::broker::ports::{Recovered, StoreKnown};
 use crate::clock;
 use crate::storage::error::OpenError;
 use crate::storage::random_name;
@@ -195,8 +195,8 @@ fn read_meta(path: &Path, db: &Database) -> Result<u64, OpenError> {
         Err(error) => Err(failed(error.into())),
     };
     let schema = get(META_SCHEMA)?.ok_or_else(|| foreign("it is another program's database"))?;
-    if schema > SCHEMA {
-        return Err(OpenError::NewerSchema { path: path.to_owned(), found: schema, known: SCHEMA });
+    if schema > SCHEMA_RESTORED {
+        return Err(OpenError::NewerSchema { path: path.to_owned(), found: schema, known: SCHEMA_RESTORED });
     }
     get(META_CREATED)?.ok_or_else(|| foreign("it does not say when it was made"))
 }
@@ -224,13 +224,18 @@ fn claim(db: &Database, keys: u64, recovered: &Recovered) -> Result<(), redb::Er
     let txn = begin(db)?;
     {
         let mut meta = txn.open_table(META)?;
-        meta.insert(META_SCHEMA, SCHEMA)?;
+        meta.insert(META_SCHEMA, schema_of(recovered.store))?;
         meta.insert(META_JOURNAL, recovered.journal)?;
         meta.insert(META_KEYS_RESERVED, keys)?;
         meta.insert(META_NEXT_SESSION, recovered.next_session)?;
     }
     txn.commit()?;
     Ok(())
+}
+
+/// The schema of a journal that knows this of the coordination store.
+pub(super) fn schema_of(store: StoreKnown) -> u64 {
+    if store.timeline.generation > 0 { SCHEMA_RESTORED } else { SCHEMA }
 }
 
 /// Deletes rows that nobody needs, some at a time.

@@ -1,10 +1,12 @@
 //! Files that must not be opened, and damage of all kinds: a clear error or a valid state, never a panic.
 
 use super::crash_tests::{open, try_open};
-use super::schema::{LOG, META, META_JOURNAL, META_SCHEMA, SCHEMA, SESSIONS, SETTLED, SUBSCRIPTIONS};
+use super::schema::{
+    LOG, META, META_JOURNAL, META_SCHEMA, SCHEMA_RESTORED, SESSIONS, SETTLED, SUBSCRIPTIONS,
+};
 use super::testdisk::{Dice, TestDisk};
 use super::{JOURNAL_FILE, RedbJournal, RedbOptions};
-use crate::broker::ports::{Journal, OutboundState, Recovered};
+use crate::broker::ports::{Journal, OutboundState, Recovered, StoreKnown, Timeline};
 use crate::mqtt::QoS;
 use crate::storage::conformance::{append, read};
 use crate::storage::model::{Do, Op, World, raws};
@@ -100,10 +102,10 @@ fn other_files_are_refused_and_left_alone() {
 fn a_newer_schema_is_refused() {
     let dir = a_journal();
     tamper(dir.path(), |txn| {
-        txn.open_table(META).unwrap().insert(META_SCHEMA, SCHEMA + 1).unwrap();
+        txn.open_table(META).unwrap().insert(META_SCHEMA, SCHEMA_RESTORED + 1).unwrap();
     });
     let error = refused(dir.path());
-    assert!(matches!(error, OpenError::NewerSchema { found: 3, known: 2, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::NewerSchema { found: 4, known: 3, .. }), "{error:?}");
 }
 
 #[test]
@@ -256,6 +258,21 @@ fn damage_never_panics() {
         }
     }
     println!("{opened} files opened, {refused} refused");
+}
+
+/// A program that knows no generations would take new processes for older ones: it refuses the file by the number of its schema.
+#[test]
+fn only_a_journal_of_a_restored_store_is_of_the_newer_schema() {
+    let dir = a_journal();
+    for (generation, schema) in [(0, 2), (1, 3), (2, 3)] {
+        let (journal, _) = open_in(dir.path()).unwrap();
+        let timeline = Timeline { generation, name: generation };
+        journal.know(StoreKnown { timeline, revision: 9 });
+        drop(journal);
+        assert_eq!(meta(dir.path(), META_SCHEMA), Some(schema));
+        drop(open_in(dir.path()).unwrap());
+        assert_eq!(meta(dir.path(), META_SCHEMA), Some(schema), "opening it changes nothing");
+    }
 }
 
 /// A file as the version of the broker wrote it that knew no clusters: schema 1 with rows of version 1.

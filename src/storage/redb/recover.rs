@@ -5,9 +5,12 @@ mod cluster;
 
 use super::index::Index;
 use super::schema::{
-    LOG, META, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, SESSIONS, SETTLED, SUBSCRIPTIONS,
+    LOG, META, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, META_STORE_GENERATION, META_STORE_NAME,
+    META_STORE_REVISION, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
-use crate::broker::ports::{MessageId, ORIGIN_DUTY, Recovered, RecoveredSession, Seq, SessionNo};
+use crate::broker::ports::{
+    MessageId, ORIGIN_DUTY, Recovered, RecoveredSession, Seq, SessionNo, StoreKnown, Timeline,
+};
 use crate::mqtt::{Message, QoS, message::Parts};
 use crate::storage::record::{self, LOG_ROWS, LogRow, MessageRow, RecordError, StepRow};
 use crate::storage::session_rows;
@@ -84,7 +87,10 @@ pub(super) fn scan(db: &Database) -> Result<Scan, ScanError> {
     if let Some(next) = meta.get(META_NEXT_SESSION)? {
         scan.recovered.next_session = scan.recovered.next_session.max(next.value());
     }
-    scan.recovered.journal = meta.get(META_JOURNAL)?.map_or(0, |name| name.value());
+    let number = |name| Ok::<u64, ScanError>(meta.get(name)?.map_or(0, |number| number.value()));
+    scan.recovered.journal = number(META_JOURNAL)?;
+    let timeline = Timeline { generation: number(META_STORE_GENERATION)?, name: number(META_STORE_NAME)? };
+    scan.recovered.store = StoreKnown { timeline, revision: number(META_STORE_REVISION)? };
     Ok(scan)
 }
 

@@ -7,6 +7,10 @@ use redb::TableDefinition;
 /// 2 has the rows of a cluster and [`META_JOURNAL`]; a file of 1 becomes one of 2 when it is opened.
 pub(super) const SCHEMA: u64 = 2;
 
+/// The layout of a journal that was compared with a restored store: incarnations have a generation, of which a program that knows
+/// only lesser ones would make too little. Otherwise as [`SCHEMA`].
+pub(super) const SCHEMA_RESTORED: u64 = 3;
+
 /// Facts about the journal, by the names below.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Messages, steps and retained messages, in the order of their acceptance.
@@ -29,6 +33,13 @@ pub(super) const META_JOURNAL: &str = "journal";
 pub(super) const META_KEYS_RESERVED: &str = "keys_reserved";
 /// In [`META`]: the smallest session number never used.
 pub(super) const META_NEXT_SESSION: &str = "next_session";
+
+/// In [`META`]: how far the coordination store had come, as far as is known.
+pub(super) const META_STORE_REVISION: &str = "store_revision";
+/// In [`META`]: which generation of the store that was. Not there in generation 0.
+pub(super) const META_STORE_GENERATION: &str = "store_generation";
+/// In [`META`]: the random number that goes with the generation.
+pub(super) const META_STORE_NAME: &str = "store_name";
 
 /// Keys are reserved this many at a time: few enough for 2^32 restarts, enough never to run out between commits.
 pub(super) const KEYS_RESERVE: u64 = 1 << 32;

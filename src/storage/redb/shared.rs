@@ -8,7 +8,7 @@ use super::open;
 use super::reader::ReadQueue;
 use super::stall::Stall;
 use super::stats::Counters;
-use crate::broker::ports::{JournalHealth, Lsn};
+use crate::broker::ports::{JournalHealth, Lsn, StoreKnown};
 use crate::storage::wakers::Wakers;
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::Database;
@@ -32,6 +32,8 @@ pub(super) struct Shared {
     /// The next key of the log, which is also the next message's number.
     pub(super) keys: AtomicU64,
     pub(super) durable: AtomicU64,
+    /// What the broker knows of the coordination store: written with what is written next.
+    pub(super) known: Mutex<StoreKnown>,
     pub(super) wakers: Wakers,
     pub(super) health: Mutex<JournalHealth>,
     pub(super) reads: ReadQueue,

@@ -3,12 +3,16 @@
 
 use super::apply::{Scratch, apply};
 use super::batch::Batch;
-use super::open::{begin, panic_text};
-use super::schema::{KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION};
+use super::open::{begin, panic_text, schema_of};
+use super::schema::{
+    KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION, META_SCHEMA, META_STORE_GENERATION,
+    META_STORE_NAME, META_STORE_REVISION,
+};
 use super::shared::Shared;
 use super::stats::Commit;
+use crate::broker::ports::StoreKnown;
 use crate::clock;
-use redb::Database;
+use redb::{Database, Table};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,11 +26,18 @@ pub(super) struct Writer {
     keys_reserved: u64,
     /// As in the file.
     next_session: u64,
+    /// As in the file.
+    known: StoreKnown,
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, keys_reserved: u64, next_session: u64) -> Writer {
-        Writer { shared, scratch: Scratch::default(), keys_reserved, next_session }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        keys_reserved: u64,
+        next_session: u64,
+        known: StoreKnown,
+    ) -> Writer {
+        Writer { shared, scratch: Scratch::default(), keys_reserved, next_session, known }
     }
 
     /// Commits until the journal is closed and everything appended before is durable, or cannot be made so.
@@ -48,7 +59,32 @@ impl Writer {
             }
             self.shared.publish(lsn);
         }
+        self.write_known();
         self.shared.close_database();
+    }
+
+    /// Leaves in the file how far the coordination store has come. If that fails the file says less, and with the next start it
+    /// has to do with that.
+    fn write_known(&mut self) {
+        let known = *self.shared.known.lock();
+        if known == self.known {
+            return;
+        }
+        let db = self.shared.db.read();
+        let Some(db) = db.as_ref() else { return };
+        let write = || -> Result<(), redb::Error> {
+            let txn = begin(db)?;
+            put_known(&mut txn.open_table(META)?, known)?;
+            Ok(txn.commit()?)
+        };
+        match catch_unwind(AssertUnwindSafe(write)) {
+            Ok(Ok(())) => self.known = known,
+            Ok(Err(error)) => tracing::debug!(%error, "the journal closes without the last revision of etcd"),
+            Err(panic) => tracing::debug!(
+                error = panic_text(&*panic),
+                "the journal closes without the last revision of etcd"
+            ),
+        }
     }
 
     /// Waits for the next batch; `None` if the journal is closed and there is none.
@@ -144,7 +180,8 @@ impl Writer {
             let db = db.as_ref().ok_or("the journal is closed")?;
             // redb panics on some damage to its pages. The transaction is gone with it and the database is opened anew, so
             // that nothing half-done stays; a writer that died of it would leave the broker without a journal.
-            let attempt = AssertUnwindSafe(|| self.try_commit(db, batch, keys_reserved));
+            let known = *shared.known.lock();
+            let attempt = AssertUnwindSafe(|| self.try_commit(db, batch, keys_reserved, known));
             match catch_unwind(attempt) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(shared.describe(&error)),
@@ -152,6 +189,7 @@ impl Writer {
             }
             self.keys_reserved = keys_reserved;
             self.next_session = batch.next_session;
+            self.known = known;
         }
         let took_us = clock::monotonic_us().saturating_sub(started_us);
         let counters = &self.shared.counters;
@@ -177,7 +215,13 @@ impl Writer {
         if wanted > self.keys_reserved { wanted.saturating_add(KEYS_RESERVE / 2) } else { self.keys_reserved }
     }
 
-    fn try_commit(&mut self, db: &Database, batch: &Batch, keys_reserved: u64) -> Result<(), redb::Error> {
+    fn try_commit(
+        &mut self,
+        db: &Database,
+        batch: &Batch,
+        keys_reserved: u64,
+        known: StoreKnown,
+    ) -> Result<(), redb::Error> {
         let txn = begin(db)?;
         apply(&txn, batch, &mut self.scratch)?;
         if keys_reserved != self.keys_reserved || batch.next_session != self.next_session {
@@ -185,7 +229,21 @@ impl Writer {
             meta.insert(META_KEYS_RESERVED, keys_reserved)?;
             meta.insert(META_NEXT_SESSION, batch.next_session)?;
         }
+        if known != self.known {
+            put_known(&mut txn.open_table(META)?, known)?;
+        }
         txn.commit()?;
         Ok(())
     }
+}
+
+/// Writes what is known of the coordination store, with the schema that this needs.
+fn put_known(meta: &mut Table<'_, &'static str, u64>, known: StoreKnown) -> Result<(), redb::Error> {
+    meta.insert(META_STORE_REVISION, known.revision)?;
+    if known.timeline.generation > 0 {
+        meta.insert(META_SCHEMA, schema_of(known))?;
+        meta.insert(META_STORE_GENERATION, known.timeline.generation)?;
+        meta.insert(META_STORE_NAME, known.timeline.name)?;
+    }
+    Ok(())
 }

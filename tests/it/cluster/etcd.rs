@@ -5,7 +5,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -212,6 +212,53 @@ impl Etcd {
     pub fn restart(&mut self, i: usize) {
         self.kill(i);
         self.spawn(i);
+    }
+
+    /// Saves a backup; the file.
+    pub fn save(&self) -> PathBuf {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let file = self.dir.path().join(format!("backup-{}.db", NEXT.fetch_add(1, Ordering::Relaxed)));
+        // It takes one endpoint.
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.endpoint(0), "snapshot", "save", file.to_str().unwrap()])
+            .output()
+            .expect("the etcdctl program must be installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        file
+    }
+
+    /// Stops all members, restores each from a backup, and starts them again.
+    pub fn restore(&mut self, backup: &Path) {
+        let peers: Vec<_> = self.members.iter().map(|m| format!("http://127.0.0.1:{}", m.peer)).collect();
+        let all: Vec<_> = peers.iter().enumerate().map(|(i, peer)| format!("m{i}={peer}")).collect();
+        self.anew(|i, data| {
+            let output = Command::new("etcdctl")
+                .env("ETCDCTL_API", "3")
+                .args(["snapshot", "restore", backup.to_str().unwrap(), "--name", &format!("m{i}")])
+                .args(["--data-dir", data.to_str().unwrap(), "--initial-cluster", &all.join(",")])
+                .args(["--initial-advertise-peer-urls", &peers[i]])
+                .output()
+                .expect("the etcdctl program must be installed");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        });
+    }
+
+    /// Stops all members, and starts them again without their data.
+    pub fn wipe(&mut self) {
+        self.anew(|_, _| {});
+    }
+
+    /// Stops all members, has their data made anew, and starts them again.
+    fn anew(&mut self, make: impl Fn(usize, &Path)) {
+        (0..self.members.len()).for_each(|i| self.kill(i));
+        for i in 0..self.members.len() {
+            let data = self.dir.path().join(format!("m{i}"));
+            std::fs::remove_dir_all(&data).unwrap();
+            make(i, &data);
+        }
+        (0..self.members.len()).for_each(|i| self.spawn(i));
+        (0..self.members.len()).for_each(|i| self.wait_healthy(i));
     }
 
     /// Runs etcdctl at all members that run; its output. Panics if it fails.

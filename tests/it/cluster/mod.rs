@@ -35,6 +35,7 @@ mod peers_tls;
 mod proto;
 mod proxy;
 mod reached;
+mod restore;
 mod retained;
 mod retained_store;
 mod rolling;

@@ -240,6 +240,7 @@ impl Node {
             fence,
             lease_until: Arc::new(|| clock::now().plus_ms(1000)),
             lease_since: Arc::new(|| clock::Time(0)),
+            timeline: Default::default(),
         };
         let limits = Limits { stale_after: Duration::from_secs(3), claim_timeout: Duration::from_secs(20) };
         let coordinator = EtcdCoordinator::new(etcd.clone(), registered, limits, metrics.clone());
