@@ -79,6 +79,8 @@ impl Decoder {
         };
         let event = match key {
             Key::Leader => return self.candidate(raw, out),
+            // Only a start looks at these.
+            Key::Journal { .. } => return,
             Key::Routes { of, .. } => self.routes(of, raw, out),
             Key::Member { node } => member(node, raw),
             Key::Custody { of } => self.custody(of, raw),

@@ -9,6 +9,7 @@ use super::client::Etcd;
 use super::custody;
 use super::error::{EtcdError, StoreError};
 use super::fence::{Fence, exists_since, unchanged_since};
+use super::journals::Entry;
 use super::keys::Keys;
 use super::records::{self, CustodyRecord, MemberRecord};
 use super::register::{self, RegisterError, Registered};
@@ -71,7 +72,7 @@ pub struct Membership {
 impl Membership {
     /// Registers `member` (its incarnation is ignored) with the journal it has opened, and adopts the incarnations whose state
     /// is in that journal. The caller must hold the journal's lock: a process that shows the journal of a live member's
-    /// record takes its place at once.
+    /// record takes its place at once, unless that member answers at its address.
     ///
     /// # Errors
     /// See [`RegisterError`].
@@ -79,11 +80,12 @@ impl Membership {
         etcd: &Etcd,
         keys: &Keys,
         member: &Member,
-        journal: u64,
+        entry: &Entry,
     ) -> Result<Membership, RegisterError> {
+        let journal = entry.journal;
         let record = MemberRecord::new(member, journal);
         let Registered { lease, sent, incarnation, record } =
-            register::register(etcd, keys, &member.id.node, record).await?;
+            register::register(etcd, keys, &member.id.node, record, entry).await?;
         let me = MemberId { node: member.id.node.clone(), incarnation };
         tracing::info!(node = %me.node, incarnation, journal = format!("{journal:016x}"), "registered in etcd");
         let created = i64::try_from(incarnation).unwrap_or_default();

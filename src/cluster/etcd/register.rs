@@ -2,10 +2,11 @@
 
 use super::client::Etcd;
 use super::error::{EtcdError, StoreError};
-use super::fence::exists_since;
+use super::fence::{exists_since, unchanged_since};
+use super::journals::{self, Entry};
 use super::keys::Keys;
 use super::member::{ATTEMPTS, incarnation};
-use super::records::{self, CustodyRecord, MemberRecord};
+use super::records::{self, CustodyRecord, JournalRecord, MemberRecord};
 use crate::broker::ports::{Incarnation, MemberId};
 use crate::clock::{self, Time};
 use etcd_client::{KeyValue, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse};
@@ -38,6 +39,31 @@ pub enum RegisterError {
         mqtt: String,
         /// Where its admin HTTP listens.
         http: String,
+    },
+    /// A process with this journal lives.
+    #[error(
+        "process {process} has this journal ({journal:016x}) and still answers other nodes at {peer}: two processes on one journal, \
+         or on copies of it, would each lose what the other acknowledges. Stop that process before this one is started in its \
+         place; if both are wanted, give this one a node.id and an empty storage.dir of its own. Journal and lease are as before"
+    )]
+    Lives {
+        /// The process.
+        process: MemberId,
+        /// The journal.
+        journal: u64,
+        /// Where other nodes reach it.
+        peer: String,
+    },
+    /// Another process registered with the same journal since it was compared with etcd.
+    #[error(
+        "process {by} has registered with this journal ({journal:016x}), or a copy of it, a moment ago: start this one again, and \
+         it will say what became of that"
+    )]
+    Overtaken {
+        /// That process.
+        by: MemberId,
+        /// The journal.
+        journal: u64,
     },
     /// The lease ran out in the middle.
     #[error("etcd was too slow: the lease ran out before node {0} was registered. Start it again")]
@@ -99,9 +125,10 @@ pub(super) async fn register(
     keys: &Keys,
     node: &str,
     record: MemberRecord,
+    entry: &Entry,
 ) -> Result<Registered, RegisterError> {
     let (lease, sent) = grant(etcd).await?;
-    let outcome = enter(etcd, keys, node, record, lease).await;
+    let outcome = enter(etcd, keys, node, record, entry, lease).await;
     match outcome {
         Ok((incarnation, record)) => Ok(Registered { lease, sent, incarnation, record }),
         Err(e) => {
@@ -120,25 +147,58 @@ async fn enter(
     keys: &Keys,
     node: &str,
     mut record: MemberRecord,
+    entry: &Entry,
     lease: i64,
 ) -> Result<(Incarnation, MemberRecord), RegisterError> {
-    let created = take_key(etcd, keys, node, &record, lease).await?;
+    let created = take_key(etcd, keys, node, &record, entry, lease).await?;
     let me = MemberId { node: node.into(), incarnation: incarnation(created) };
     record.incarnation = Some(me.incarnation);
     let member = keys.member(node);
-    let puts = [
-        TxnOp::put(keys.custody(&me), records::write(&CustodyRecord::own(&me, record.journal)), None),
+    let stamp = entry.begun.map(|begun| begun.stamped.stamp);
+    let custody = CustodyRecord { stamp, ..CustodyRecord::own(&me, record.journal) };
+    let mut puts = vec![
+        TxnOp::put(keys.custody(&me), records::write(&custody), None),
         TxnOp::put(&*member, records::write(&record), Some(PutOptions::new().with_lease(lease))),
     ];
-    let txn = Txn::new().when([exists_since(&*member, created)]).and_then(puts);
+    let journal = keys.journal(record.journal);
+    if let Some(begun) = entry.begun {
+        let told = JournalRecord::new(&me, begun.stamped, begun.position, &record.peer);
+        puts.push(TxnOp::put(&*journal, records::write(&told), None));
+    }
+    let mut looked_at = entry.begun.map(|begun| begun.looked_at);
     let mut attempts = 1;
     loop {
-        match etcd.txn(txn.clone()).await {
+        let same = looked_at.map(|at| unchanged_since(&*journal, at));
+        let when: Vec<_> = [exists_since(&*member, created)].into_iter().chain(same).collect();
+        match etcd.txn(Txn::new().when(when).and_then(puts.clone())).await {
             Ok(answer) if answer.succeeded() => return Ok((me.incarnation, record)),
+            Ok(_) if attempts < ATTEMPTS => {
+                let now = told_by_us(etcd, keys, entry).await?;
+                if now == looked_at {
+                    return Err(RegisterError::TooSlow(node.to_owned()));
+                }
+                looked_at = now;
+                attempts += 1;
+            }
             Ok(_) => return Err(RegisterError::TooSlow(node.to_owned())),
             Err(e) if e.is_endpoint() && attempts < ATTEMPTS => attempts += 1,
             Err(e) => return Err(e.into()),
         }
+    }
+}
+
+/// The revision of the journal's key, if it is as it was compared with the journal or this process has written it since: by an
+/// attempt whose answer was lost, or that came to nothing afterwards.
+async fn told_by_us(etcd: &Etcd, keys: &Keys, entry: &Entry) -> Result<Option<i64>, RegisterError> {
+    let Some(begun) = entry.begun else { return Ok(None) };
+    match journals::read(etcd, keys, entry.journal).await? {
+        Some((record, revision)) if record.stamp == begun.stamped.stamp => Ok(Some(revision)),
+        Some((record, revision)) if revision != begun.looked_at => {
+            Err(RegisterError::Overtaken { by: record.process, journal: entry.journal })
+        }
+        // Gone: somebody gave up what the journal had.
+        None => Ok(Some(0)),
+        Some(_) => Ok(Some(begun.looked_at)),
     }
 }
 
@@ -148,6 +208,7 @@ async fn take_key(
     keys: &Keys,
     node: &str,
     record: &MemberRecord,
+    entry: &Entry,
     lease: i64,
 ) -> Result<i64, RegisterError> {
     let key = keys.member(node);
@@ -177,12 +238,29 @@ async fn take_key(
         }
         let theirs: MemberRecord = records::read(other.key(), other.value()).map_err(StoreError::from)?;
         if theirs.journal == record.journal {
+            refuse_beside(node, &other, &theirs, entry).await?;
             tracing::info!(node, "an earlier process of this node is still listed: its lease is revoked");
             revoke(etcd, other.lease()).await?;
         } else {
             outlive(etcd, node, &other, &theirs, lease).await?;
         }
     }
+}
+
+/// A process that has this process's journal, and lives, keeps its place.
+async fn refuse_beside(
+    node: &str,
+    other: &KeyValue,
+    theirs: &MemberRecord,
+    entry: &Entry,
+) -> Result<(), RegisterError> {
+    let incarnation = theirs.incarnation.unwrap_or_else(|| incarnation(other.create_revision()));
+    let process = MemberId { node: node.into(), incarnation };
+    let (journal, peer) = (entry.journal, theirs.peer.clone());
+    if (entry.answers)(process.clone(), journal, peer.clone()).await {
+        return Err(RegisterError::Lives { process, journal, peer });
+    }
+    Ok(())
 }
 
 /// Waits until the lease of another process's registration has run out. A live process renews it: that is a clash. Once it may

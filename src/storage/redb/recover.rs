@@ -7,7 +7,8 @@ use super::index::Index;
 use super::schema::{
     LOG, META, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
-use crate::broker::ports::{MessageId, ORIGIN_DUTY, Recovered, RecoveredSession, Seq, SessionNo};
+use super::starts;
+use crate::broker::ports::{History, MessageId, ORIGIN_DUTY, Recovered, RecoveredSession, Seq, SessionNo};
 use crate::mqtt::{Message, QoS, message::Parts};
 use crate::storage::record::{self, LOG_ROWS, LogRow, MessageRow, RecordError, StepRow};
 use crate::storage::session_rows;
@@ -25,6 +26,7 @@ pub(super) struct Scan {
     pub(super) next_key: u64,
     /// Bytes of keys and values.
     pub(super) live_bytes: u64,
+    pub(super) history: History,
 }
 
 /// Rows that nobody needs: of sessions that are gone, or replaced.
@@ -85,6 +87,7 @@ pub(super) fn scan(db: &Database) -> Result<Scan, ScanError> {
         scan.recovered.next_session = scan.recovered.next_session.max(next.value());
     }
     scan.recovered.journal = meta.get(META_JOURNAL)?.map_or(0, |name| name.value());
+    scan.history = starts::read(&txn)?;
     Ok(scan)
 }
 

@@ -18,6 +18,9 @@ pub(super) const SESSIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::ne
 /// Subscriptions by session number and filter.
 pub(super) const SUBSCRIPTIONS: TableDefinition<'_, (u64, &str), &[u8]> =
     TableDefinition::new("subscriptions");
+/// The last starts of a node of a cluster on this journal, by their numbers from 1: the stamp, and [`META_POSITION`] before it.
+/// Releases that do not know the table leave it alone.
+pub(super) const STARTS: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("starts");
 
 /// In [`META`]: the [`SCHEMA`] of the file.
 pub(super) const META_SCHEMA: &str = "schema";
@@ -29,6 +32,8 @@ pub(super) const META_JOURNAL: &str = "journal";
 pub(super) const META_KEYS_RESERVED: &str = "keys_reserved";
 /// In [`META`]: the smallest session number never used.
 pub(super) const META_NEXT_SESSION: &str = "next_session";
+/// In [`META`]: how many batches have been committed since the journal counts them. Written with each of them.
+pub(super) const META_POSITION: &str = "position";
 
 /// Keys are reserved this many at a time: few enough for 2^32 restarts, enough never to run out between commits.
 pub(super) const KEYS_RESERVE: u64 = 1 << 32;

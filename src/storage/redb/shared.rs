@@ -32,6 +32,8 @@ pub(super) struct Shared {
     /// The next key of the log, which is also the next message's number.
     pub(super) keys: AtomicU64,
     pub(super) durable: AtomicU64,
+    /// How many batches have become durable in the journal's life.
+    pub(super) position: AtomicU64,
     pub(super) wakers: Wakers,
     pub(super) health: Mutex<JournalHealth>,
     pub(super) reads: ReadQueue,

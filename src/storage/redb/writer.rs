@@ -3,8 +3,8 @@
 
 use super::apply::{Scratch, apply};
 use super::batch::Batch;
-use super::open::{begin, panic_text};
-use super::schema::{KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION};
+use super::open::{panic_text, transaction};
+use super::schema::{KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION, META_POSITION};
 use super::shared::Shared;
 use super::stats::Commit;
 use crate::clock;
@@ -22,11 +22,14 @@ pub(super) struct Writer {
     keys_reserved: u64,
     /// As in the file.
     next_session: u64,
+    /// As in the file.
+    position: u64,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, keys_reserved: u64, next_session: u64) -> Writer {
-        Writer { shared, scratch: Scratch::default(), keys_reserved, next_session }
+        let position = shared.position.load(Ordering::Relaxed);
+        Writer { shared, scratch: Scratch::default(), keys_reserved, next_session, position }
     }
 
     /// Commits until the journal is closed and everything appended before is durable, or cannot be made so.
@@ -152,6 +155,8 @@ impl Writer {
             }
             self.keys_reserved = keys_reserved;
             self.next_session = batch.next_session;
+            self.position += 1;
+            self.shared.position.store(self.position, Ordering::Release);
         }
         let took_us = clock::monotonic_us().saturating_sub(started_us);
         let counters = &self.shared.counters;
@@ -178,12 +183,15 @@ impl Writer {
     }
 
     fn try_commit(&mut self, db: &Database, batch: &Batch, keys_reserved: u64) -> Result<(), redb::Error> {
-        let txn = begin(db)?;
+        let txn = transaction(db)?;
         apply(&txn, batch, &mut self.scratch)?;
-        if keys_reserved != self.keys_reserved || batch.next_session != self.next_session {
+        {
             let mut meta = txn.open_table(META)?;
-            meta.insert(META_KEYS_RESERVED, keys_reserved)?;
-            meta.insert(META_NEXT_SESSION, batch.next_session)?;
+            meta.insert(META_POSITION, self.position.saturating_add(1))?;
+            if keys_reserved != self.keys_reserved || batch.next_session != self.next_session {
+                meta.insert(META_KEYS_RESERVED, keys_reserved)?;
+                meta.insert(META_NEXT_SESSION, batch.next_session)?;
+            }
         }
         txn.commit()?;
         Ok(())
