@@ -1,6 +1,6 @@
 //! The command line: turns arguments into a [`Request`], and answers everything that needs no broker.
 
-use crate::config::{Config, Flag, Sources, reference};
+use crate::config::{Config, Flag, OnFork, Sources, reference};
 use crate::ctl::{self, Ctl};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -16,8 +16,8 @@ pub const EXIT_FAILURE: u8 = 1;
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Request {
-    /// To run the broker.
-    Serve(Box<Config>),
+    /// To run the broker, and what to do with a journal that is a copy of a newer one.
+    Serve(Box<Config>, OnFork),
     /// Nothing more: all was said. Exit with this code.
     Done(u8),
 }
@@ -33,13 +33,13 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    options: Options,
+    serving: Serving,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the broker (what berth does without a command)
-    Serve(Options),
+    Serve(Serving),
     /// Look at the configuration without running the broker
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -76,6 +76,32 @@ struct Options {
     log_level: Option<String>,
 }
 
+#[derive(Debug, Args)]
+struct Serving {
+    #[command(flatten)]
+    options: Options,
+    /// For once, if the journal is an older copy of the one that etcd knows: rename it and begin with an empty one
+    #[arg(long)]
+    set_aside_journal: bool,
+    /// For once, if the journal is an older copy of the one that etcd knows: use it all the same
+    #[arg(long, conflicts_with = "set_aside_journal")]
+    accept_older_journal: bool,
+}
+
+impl Serving {
+    fn request(self) -> Request {
+        let on_fork = match (self.set_aside_journal, self.accept_older_journal) {
+            (true, _) => OnFork::SetAside,
+            (false, true) => OnFork::Accept,
+            (false, false) => OnFork::Refuse,
+        };
+        match load(self.options.sources()) {
+            Ok(config) => Request::Serve(config, on_fork),
+            Err(code) => Request::Done(code),
+        }
+    }
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     Ok((key.trim().to_owned(), value.to_owned()))
@@ -106,8 +132,8 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Req
             return Request::Done(if answer.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
-    match cli.command.unwrap_or(Command::Serve(cli.options)) {
-        Command::Serve(options) => load(options.sources()).map_or_else(Request::Done, Request::Serve),
+    match cli.command.unwrap_or(Command::Serve(cli.serving)) {
+        Command::Serve(serving) => serving.request(),
         Command::Config(ConfigCommand::Check(options)) => {
             let sources = options.sources();
             let from = sources.file.as_ref().map_or("no file".to_owned(), |f| f.display().to_string());
@@ -155,14 +181,15 @@ mod tests {
 
     fn serve(args: &[&str]) -> Config {
         match parse(["berth"].iter().chain(args)) {
-            Request::Serve(config) => *config,
+            Request::Serve(config, OnFork::Refuse) => *config,
+            Request::Serve(_, other) => panic!("{other:?}"),
             Request::Done(code) => panic!("exit {code}"),
         }
     }
 
     fn done(args: &[&str]) -> u8 {
         match parse(["berth"].iter().chain(args)) {
-            Request::Serve(_) => panic!("serves"),
+            Request::Serve(..) => panic!("serves"),
             Request::Done(code) => code,
         }
     }
@@ -192,6 +219,21 @@ mod tests {
     }
 
     #[test]
+    fn what_to_do_with_a_fork_is_asked_for_once() {
+        for (args, expected) in [
+            (&["--set-aside-journal"][..], OnFork::SetAside),
+            (&["serve", "--set-aside-journal"], OnFork::SetAside),
+            (&["--accept-older-journal"], OnFork::Accept),
+        ] {
+            let request = parse(["berth"].iter().chain(args));
+            assert!(
+                matches!(request, Request::Serve(_, on_fork) if on_fork == expected),
+                "{args:?}: {request:?}"
+            );
+        }
+    }
+
+    #[test]
     fn exit_codes() {
         for args in
             [&["--help"][..], &["--version"], &["version"], &["config", "defaults"], &["config", "check"]]
@@ -201,6 +243,8 @@ mod tests {
         for args in [
             &["--nonsense"][..],
             &["stop"],
+            &["--set-aside-journal", "--accept-older-journal"],
+            &["config", "check", "--set-aside-journal"],
             &["--set", "novalue"],
             &["--set", "limits.max_qos=9"],
             &["serve", "--listen", "0.0.0.0:1883"],

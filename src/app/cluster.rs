@@ -1,10 +1,12 @@
 //! This node as part of a cluster: how it joins, in which order, and how it leaves.
 //!
 //! The steps that [`super::serve`] takes: [`Joining::prepare`] (files and addresses: what can be refused is refused first),
-//! [`Joining::register`] once the journal is open, [`Member::follow`] once the broker is made, [`Member::leave`] at the end.
+//! [`super::fork::compare`] once the journal is read, [`Joining::register`] once it is open, [`Member::follow`] once the broker is made, [`Member::leave`] at the end.
 
 use super::VERSION;
 use super::desk::Progress;
+use super::fork::{self, ForkError};
+use super::journal::JournalKind;
 use crate::broker::ports::{Change, Inbox, Index, Journal, MemberId, NodeRecord, Recovered};
 use crate::broker::{Broker, ClusterPorts, ports};
 use crate::clock::{self, Time};
@@ -15,15 +17,17 @@ use crate::cluster::etcd::coordinator::{EtcdCoordinator, EtcdStatus, Limits, Reg
 use crate::cluster::etcd::custody::{self, ForgetError, Forgotten, Linked};
 use crate::cluster::etcd::election::Election;
 use crate::cluster::etcd::error::{EtcdError, StoreError};
+use crate::cluster::etcd::journals::{Answers, Begun, Entry, Positions};
 use crate::cluster::etcd::keys::Keys;
 use crate::cluster::etcd::leader::{Leader, LeaderOptions};
 use crate::cluster::etcd::member::{Membership, Standing};
+use crate::cluster::etcd::records::JournalRecord;
 use crate::cluster::etcd::register::RegisterError;
 use crate::cluster::etcd::restored;
 use crate::cluster::etcd::snapshot::SnapshotError;
 use crate::cluster::etcd::tls::{EtcdTls, Pem};
 use crate::cluster::older::Known;
-use crate::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile};
+use crate::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile, Probe};
 use crate::config::{Advertised, Config};
 use crate::telemetry::Metrics;
 use parking_lot::Mutex;
@@ -44,6 +48,9 @@ const REMIND: Duration = Duration::from_secs(10);
 
 /// Between two rounds of the leader's duties.
 const DUTIES_EVERY: Duration = Duration::from_secs(5);
+
+/// How long etcd may take to hear how far the journal of a node that leaves has come.
+const LAST_POSITION: Duration = Duration::from_secs(1);
 
 /// How long custody records that were adopted stay, so that every node has seen who has them.
 const COLLECT_AFTER: Duration = Duration::from_secs(60);
@@ -76,6 +83,9 @@ pub enum JoinError {
     /// What is in etcd cannot be read.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The journal is a copy of a newer one, or is taken for one and is none.
+    #[error(transparent)]
+    Fork(#[from] ForkError),
     /// The journal is another node's.
     #[error(
         "the journal in {dir:?} (storage.dir) is that of node {found:?}, and this one is {me:?}: set node.id to {found:?}, or \
@@ -94,9 +104,12 @@ pub enum JoinError {
 /// What can be checked before the journal is opened.
 pub(super) struct Joining {
     server: PeerServer,
-    etcd: EtcdOptions,
+    pub(super) etcd: Etcd,
+    pub(super) keys: Keys,
     tls: Option<PeerTls>,
     member: ports::Member,
+    /// Tells whether a process still lives.
+    pub(super) answers: Answers,
 }
 
 /// This node in its cluster.
@@ -111,6 +124,8 @@ pub(super) struct Member {
     claims_anew: bool,
     /// The journal, its name, and whose state it holds.
     journal: (Arc<dyn Journal>, u64, NodeRecord),
+    /// Tells etcd how far the journal has come, if that outlives the process.
+    positions: Option<Arc<Positions>>,
     server: Mutex<Option<PeerServer>>,
     /// Why other nodes cannot reach this one any more.
     cut_off: watch::Sender<Option<Arc<str>>>,
@@ -148,32 +163,41 @@ impl Joining {
             started_ms: clock::now().as_millis(),
             draining: false,
         };
-        Ok(Joining { server, etcd: etcd_options(config)?, tls: peer_tls(config)?, member })
+        let tls = peer_tls(config)?;
+        let probe = Probe::new(&cluster.name, tls.clone(), cluster.peer_timeout, server.second_handle()?);
+        let etcd = Etcd::new(etcd_options(config)?)?;
+        let keys = Keys::new(&config.etcd.prefix, &cluster.name);
+        Ok(Joining { server, etcd, keys, tls, member, answers: fork::answers(probe) })
     }
 
-    /// Registers this process, however long etcd takes to come. `journal` must be open, which proves that no other process of
-    /// this node runs.
+    /// Registers this process, however long etcd takes to come. `journal` must be open, which proves that no other process uses
+    /// this file, and `begun` is its start.
     ///
     /// # Errors
     /// What waiting would not mend.
     pub(super) async fn register(
         self,
         config: &Config,
-        journal: &Arc<dyn Journal>,
+        journal: &JournalKind,
+        begun: Option<Begun>,
         recovered: &mut Recovered,
         metrics: &Arc<Metrics>,
         progress: &Progress,
     ) -> Result<Member, JoinError> {
         let me = &config.node.id;
-        if let Some(found) = recovered.node.as_ref().filter(|n| *n.node != **me && !n.node.is_empty()) {
-            return Err(JoinError::OtherNode {
-                dir: config.storage.dir.clone(),
-                found: found.node.to_string(),
-                me: me.clone(),
-            });
-        }
-        let (etcd, membership) = enter(self.etcd, &self.member, recovered, progress).await?;
-        let membership = Arc::new(membership);
+        let Joining { etcd, keys, answers, .. } = self;
+        let holds = recovered.node.as_ref().map_or_else(Vec::new, |n| n.incarnations.clone());
+        let known = Known::new(recovered.store, &holds);
+        let entry = Entry { journal: recovered.journal, begun, answers, known, holds };
+        let membership = Arc::new(enter(&etcd, &keys, &self.member, &entry, progress).await?);
+        let positions = begun.map(|begun| {
+            let record =
+                JournalRecord::new(membership.me(), begun.stamped, begun.position, &self.member.peer_address);
+            let journal = journal.clone();
+            let now = Box::new(move || journal.position());
+            Arc::new(Positions::new(&etcd, &keys, membership.fence(), entry.journal, record, now))
+        });
+        let journal = &journal.port();
         let last = recovered.node.iter().flat_map(|n| n.incarnations.iter().copied()).max();
         let store = *membership.store();
         let held = note_incarnation(journal, recovered, &membership);
@@ -188,7 +212,6 @@ impl Joining {
             );
         }
         let cluster = &config.cluster.node;
-        let keys = Keys::new(&config.etcd.prefix, &cluster.name);
         let registered = Registered {
             me: membership.me().clone(),
             fence: {
@@ -213,7 +236,11 @@ impl Joining {
             request_timeout: cluster.takeover_timeout.max(cluster.peer_timeout),
             ..PeerOptions::default()
         };
-        let identity = PeerIdentity { cluster: cluster.name.as_str().into(), me: membership.me().clone() };
+        let identity = PeerIdentity {
+            cluster: cluster.name.as_str().into(),
+            me: membership.me().clone(),
+            journal: entry.journal,
+        };
         let changes = metrics.clone();
         let election = Election::start(&membership, Box::new(move |_| changes.leader_changes.inc()));
         Ok(Member {
@@ -225,6 +252,7 @@ impl Joining {
             keys,
             claims_anew: store.restored && !store.forgotten,
             journal: (journal.clone(), recovered.journal, held),
+            positions,
             server: Mutex::new(Some(self.server)),
             cut_off: watch::Sender::default(),
             stop: Arc::default(),
@@ -266,6 +294,9 @@ impl Member {
                     cut_off.send_replace(Some(why.into()));
                 }
             }));
+        }
+        if let Some(positions) = &self.positions {
+            self.background.lock().push(tokio::spawn(positions.clone().run(config.cluster.node.lease)));
         }
         let weak = weak as Weak<dyn Index>;
         let mut waiting = Waiting::new("reading what the cluster knows", progress);
@@ -356,6 +387,11 @@ impl Member {
     /// Says goodbye to the other nodes and to etcd.
     pub(super) async fn leave(&self) {
         self.election.stand_down();
+        if let Some(positions) = &self.positions
+            && tokio::time::timeout(LAST_POSITION, positions.leave()).await.is_err()
+        {
+            tracing::debug!("etcd does not hear how far the journal has come");
+        }
         self.membership.leave().await;
         self.stop.notify_one();
         self.background.lock().drain(..).for_each(|t| t.abort());
@@ -389,19 +425,19 @@ fn linked(broker: &Arc<Broker>) -> Linked {
 }
 
 /// Says now and then what a start is waiting for.
-struct Waiting<'a> {
+pub(super) struct Waiting<'a> {
     what: &'static str,
     said: Option<Time>,
     progress: &'a Progress,
 }
 
 impl<'a> Waiting<'a> {
-    fn new(what: &'static str, progress: &'a Progress) -> Waiting<'a> {
+    pub(super) fn new(what: &'static str, progress: &'a Progress) -> Waiting<'a> {
         progress.say(what);
         Waiting { what, said: None, progress }
     }
 
-    async fn pause(&mut self, error: &str) {
+    pub(super) async fn pause(&mut self, error: &str) {
         let now = clock::now();
         self.progress.say(format!("{} is tried again until it succeeds: {error}", self.what));
         if self.said.is_none_or(|at| now.since_ms(at) >= REMIND.as_millis() as u64) {
@@ -412,21 +448,18 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// Connects to etcd and registers; waits for what may come by itself.
+/// Registers in etcd; waits for what may come by itself.
 async fn enter(
-    options: EtcdOptions,
+    etcd: &Etcd,
+    keys: &Keys,
     member: &ports::Member,
-    recovered: &Recovered,
+    entry: &Entry,
     progress: &Progress,
-) -> Result<(Etcd, Membership), JoinError> {
-    let holds = recovered.node.as_ref().map_or(&[][..], |n| &n.incarnations);
-    let (journal, known) = (recovered.journal, Known::new(recovered.store, holds));
-    let keys = Keys::new(&options.prefix, &options.cluster);
-    let etcd = Etcd::new(options)?;
+) -> Result<Membership, JoinError> {
     let mut waiting = Waiting::new("registering this node in etcd", progress);
     loop {
-        let error = match Membership::register_knowing(&etcd, &keys, member, journal, &known, holds).await {
-            Ok(membership) => return Ok((etcd, membership)),
+        let error = match Membership::register(etcd, keys, member, entry).await {
+            Ok(membership) => return Ok(membership),
             Err(error) => error,
         };
         match &error {

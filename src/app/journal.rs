@@ -1,9 +1,9 @@
-//! Opens the journal that the configuration asks for.
+//! Finds and opens the journal that the configuration asks for.
 
 use super::RunError;
-use crate::broker::ports::{Journal, Recovered};
+use crate::broker::ports::{Journal, Recovered, Stamped};
 use crate::config::{Config, StorageType};
-use crate::storage::{MemoryJournal, MemoryOptions, Observer, RedbJournal, RedbOptions};
+use crate::storage::{FoundJournal, MemoryJournal, MemoryOptions, Observer, RedbJournal, RedbOptions};
 use crate::telemetry::Metrics;
 use std::sync::Arc;
 
@@ -21,16 +21,52 @@ impl JournalKind {
             JournalKind::Memory(j) => j.clone(),
         }
     }
+
+    /// How far it has come in its whole life, durably; 0 if that ends with the process.
+    pub(super) fn position(&self) -> u64 {
+        match self {
+            JournalKind::Redb(j) => j.position(),
+            JournalKind::Memory(_) => 0,
+        }
+    }
 }
 
-pub(super) fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<(JournalKind, Recovered), RunError> {
+/// A journal that was read and that this process has not changed yet.
+pub(super) enum FoundKind {
+    Redb(FoundJournal),
+    Memory(Arc<MemoryJournal>, Recovered),
+}
+
+impl FoundKind {
+    /// What it holds.
+    pub(super) fn recovered(&self) -> &Recovered {
+        match self {
+            FoundKind::Redb(found) => found.recovered(),
+            FoundKind::Memory(_, recovered) => recovered,
+        }
+    }
+
+    /// Goes on with it; with `stamp` this start is told from others of the journal, if there can be others.
+    pub(super) fn begin(self, stamp: bool) -> Result<(JournalKind, Recovered, Option<Stamped>), RunError> {
+        match self {
+            FoundKind::Redb(found) => {
+                let (journal, recovered, stamped) = found.begin(stamp)?;
+                Ok((JournalKind::Redb(journal), recovered, stamped))
+            }
+            FoundKind::Memory(journal, recovered) => Ok((JournalKind::Memory(journal), recovered, None)),
+        }
+    }
+}
+
+/// Reads the journal, making it if there is none.
+pub(super) fn find(config: &Config, metrics: &Arc<Metrics>) -> Result<FoundKind, RunError> {
     let storage = &config.storage;
     match storage.kind {
         StorageType::Memory => {
             tracing::warn!("storage.type is memory: everything is lost when the process ends");
             let journal = MemoryJournal::new(MemoryOptions { max_bytes: storage.memory_max as u64 });
             let recovered = Recovered { journal: journal.name(), ..Recovered::default() };
-            Ok((JournalKind::Memory(journal), recovered))
+            Ok(FoundKind::Memory(journal, recovered))
         }
         StorageType::Redb => {
             let dir = storage.dir.clone();
@@ -50,8 +86,7 @@ pub(super) fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<(JournalKi
                 stall_timeout: storage.stall_timeout,
                 ..RedbOptions::default()
             };
-            let (journal, recovered) = RedbJournal::open(options)?;
-            Ok((JournalKind::Redb(journal), recovered))
+            Ok(FoundKind::Redb(FoundJournal::find(options)?))
         }
     }
 }

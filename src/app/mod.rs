@@ -3,15 +3,18 @@
 mod cluster;
 mod desk;
 mod files;
+mod fork;
 mod journal;
 mod limits;
 mod status;
 mod tasks;
 
 use crate::auth::Anonymous;
+use crate::broker::ports::{Recovered, Stamped};
 use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
-use crate::config::Config;
+use crate::cluster::etcd::journals::Begun;
+use crate::config::{Config, OnFork};
 use crate::server::http::{self, HttpServer};
 use crate::server::parting::Partings;
 use crate::server::tcp::{self, Listener};
@@ -19,7 +22,8 @@ use crate::storage::OpenError;
 use crate::telemetry::{Metrics, logs};
 use cluster::{Joining, Member};
 use desk::Desk;
-use journal::JournalKind;
+use fork::Compared;
+use journal::{FoundKind, JournalKind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,6 +69,9 @@ pub enum RunError {
     /// This node cannot join its cluster.
     #[error(transparent)]
     Join(#[from] cluster::JoinError),
+    /// The journal is a copy of a newer one, or is taken for one and is none.
+    #[error(transparent)]
+    Fork(#[from] fork::ForkError),
     /// This process may not go on: another has taken its place, or no other node can reach it.
     #[error("{0}")]
     Replaced(Arc<str>),
@@ -73,11 +80,12 @@ pub enum RunError {
     Runtime(#[from] std::io::Error),
 }
 
-/// Runs the broker until SIGTERM or SIGINT. A second signal ends the process at once.
+/// Runs the broker until SIGTERM or SIGINT. A second signal ends the process at once. `on_fork` is what to do with a journal that is
+/// a copy of a newer one.
 ///
 /// # Errors
 /// Why it could not start.
-pub fn run(config: Config) -> Result<(), RunError> {
+pub fn run(config: Config, on_fork: OnFork) -> Result<(), RunError> {
     logs::init(&config.log)?;
     tracing::info!(version = VERSION, node = config.node.id, "berth starts");
     files::raise_limit(config.limits.max_connections);
@@ -86,7 +94,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         builder.worker_threads(config.runtime.worker_threads);
     }
     let runtime = builder.enable_all().build()?;
-    let outcome = runtime.block_on(serve(&config));
+    let outcome = runtime.block_on(serve(&config, on_fork));
     // Whatever still runs belongs to clients that did not take the last bytes in time.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome
@@ -103,7 +111,7 @@ struct Node {
     ready: AtomicBool,
 }
 
-async fn serve(config: &Config) -> Result<(), RunError> {
+async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let stop = Arc::new(Notify::new());
 
@@ -135,22 +143,35 @@ async fn serve(config: &Config) -> Result<(), RunError> {
         let stop = http_stop.clone();
         tokio::spawn(server.run(desk.clone(), metrics.clone(), async move { stop.notified().await }))
     });
-    let (journal, mut recovered) = tokio::select! {
-        opened = open_journal(config, &metrics) => opened?,
+    let found = tokio::select! {
+        found = find_journal(config, &metrics) => found?,
         signal = signals.next() => {
             // As after a crash: whatever is being done to it is done at the next start.
             tracing::info!(signal, "stopped before the journal was read");
             return Ok(());
         }
     };
-    let (sessions, retained) = (recovered.sessions.len(), recovered.retained.len());
+    let (sessions, retained) = (found.recovered().sessions.len(), found.recovered().retained.len());
     tracing::info!(sessions, retained, took_ms = clock::now().since_ms(started), "journal read");
+    // Nothing is written into a journal that may be somebody else's.
+    let compared = match &joining {
+        Some(joining) => tokio::select! {
+            compared = fork::compare(joining, config, found, on_fork, &desk.progress) => compared?,
+            signal = signals.next() => {
+                tracing::info!(signal, "stopped before the journal was compared with etcd");
+                return Ok(());
+            }
+        },
+        None => fork::alone(on_fork).map(|()| Compared { found, looked_at: 0 })?,
+    };
+    let looked_at = compared.looked_at;
+    let (journal, mut recovered, stamped) = begin_journal(compared.found, joining.is_some()).await?;
 
     let mut member = None;
     if let Some(joining) = joining {
-        let port = journal.port();
+        let begun = stamped.map(|stamped| Begun { stamped, position: journal.position(), looked_at });
         tokio::select! {
-            joined = joining.register(config, &port, &mut recovered, &metrics, &desk.progress) => member = Some(joined?),
+            joined = joining.register(config, &journal, begun, &mut recovered, &metrics, &desk.progress) => member = Some(joined?),
             signal = signals.next() => {
                 tracing::info!(signal, "stopped before this node had joined its cluster");
                 return Ok(());
@@ -305,13 +326,20 @@ async fn hand_over(node: &Node, member: &Member) {
     }
 }
 
-/// Opens the journal on a thread that may block: admin HTTP answers meanwhile.
-async fn open_journal(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-) -> Result<(JournalKind, crate::broker::ports::Recovered), RunError> {
+/// Reads the journal on a thread that may block: admin HTTP answers meanwhile.
+async fn find_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<FoundKind, RunError> {
     let (config, metrics) = (config.clone(), metrics.clone());
-    tokio::task::spawn_blocking(move || journal::open(&config, &metrics))
+    tokio::task::spawn_blocking(move || journal::find(&config, &metrics))
+        .await
+        .map_err(|e| RunError::Runtime(std::io::Error::other(e)))?
+}
+
+/// Makes the journal ready for use, in the same way.
+async fn begin_journal(
+    found: FoundKind,
+    stamp: bool,
+) -> Result<(JournalKind, Recovered, Option<Stamped>), RunError> {
+    tokio::task::spawn_blocking(move || found.begin(stamp))
         .await
         .map_err(|e| RunError::Runtime(std::io::Error::other(e)))?
 }

@@ -2,6 +2,7 @@
 
 pub mod certificate;
 pub mod etcd;
+pub mod history;
 pub mod memory;
 pub mod older;
 pub mod peers;

@@ -24,6 +24,29 @@ use std::path::PathBuf;
 /// The largest `retained.max_payload` of a cluster, bytes: in base64, with topic and properties, it must fit into one request to etcd.
 const CLUSTER_RETAINED_PAYLOAD_MAX: usize = 1 << 20;
 
+/// What a start does with a journal that is a copy of a newer one. No option: it is said on the command line, for one start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFork {
+    /// It refuses to start.
+    #[default]
+    Refuse,
+    /// It renames the journal and begins with an empty one.
+    SetAside,
+    /// It uses the journal all the same.
+    Accept,
+}
+
+impl OnFork {
+    /// The flag that asks for it; `None` = nobody did.
+    pub fn flag(self) -> Option<&'static str> {
+        match self {
+            OnFork::Refuse => None,
+            OnFork::SetAside => Some("--set-aside-journal"),
+            OnFork::Accept => Some("--accept-older-journal"),
+        }
+    }
+}
+
 /// Every option of the broker, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {

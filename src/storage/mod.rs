@@ -25,7 +25,7 @@ mod wire;
 pub use error::OpenError;
 pub use memory::{MemoryJournal, MemoryOptions};
 pub use record::{RecordError, fuzz_decode};
-pub use redb::{Commit, JOURNAL_FILE, JournalStats, Observer, RedbJournal, RedbOptions};
+pub use redb::{Commit, FoundJournal, JOURNAL_FILE, JournalStats, Observer, RedbJournal, RedbOptions};
 
 /// A random number that names a journal: never 0, and never the same twice but for one chance in 2^64.
 fn random_name() -> u64 {

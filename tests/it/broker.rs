@@ -102,6 +102,12 @@ impl Setup {
         self
     }
 
+    /// Adds an argument of the command line.
+    pub fn arg(mut self, arg: &str) -> Setup {
+        self.args.push(arg.to_owned());
+        self
+    }
+
     /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Setup {
         self.env.push((name.to_owned(), value.to_owned()));

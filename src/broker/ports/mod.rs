@@ -2,6 +2,7 @@
 
 mod auth;
 mod coordinator;
+mod history;
 mod index;
 mod journal;
 mod peers;
@@ -11,6 +12,7 @@ pub use auth::{AuthStep, Authorizer, Credentials, EnhancedAuth, Identity};
 pub use coordinator::{
     Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, TooLarge, Unavailable,
 };
+pub use history::{History, JournalStart, STARTS_KEPT, Stamped};
 pub use index::{
     Custody, Epoch, GENERATION_AT, Incarnation, Index, IndexEvent, Member, MemberId, MessageId, Owner,
     RetainedRecord, Revision, Route, SessionOwner, Timeline, generation_of, registered_at,

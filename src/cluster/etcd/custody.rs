@@ -10,6 +10,7 @@ use super::batch::REQUEST_BYTES_MAX;
 use super::client::Etcd;
 use super::error::StoreError;
 use super::fence::{Fence, exists_since, unchanged_since};
+use super::journals;
 use super::keys::{Key, Keys};
 use super::members::{Members, Node};
 use super::records::{self, CustodyRecord};
@@ -286,6 +287,7 @@ pub async fn forget(
         }
         let mut sweep = Sweep::begin(etcd, keys, Vec::new(), HashMap::new(), clock::now()).await?;
         while !sweep.step(etcd, keys, &guard).await? {}
+        journals::collect(etcd, keys, &guard).await?;
         let incarnations = orphans.iter().map(|s| s.of.clone()).collect();
         return Ok(Forgotten { incarnations, sessions: sweep.removed() });
     }

@@ -85,7 +85,7 @@ impl Decoder {
             Key::Leader => return self.candidate(raw, out),
             Key::Restored => self.restored(raw),
             // For processes that register.
-            Key::Forgotten { .. } => return,
+            Key::Forgotten { .. } | Key::Journal { .. } => return,
             Key::Routes { of, .. } => self.routes(of, raw, out),
             Key::Member { node } => member(node, raw),
             Key::Custody { of } => self.custody(of, raw),

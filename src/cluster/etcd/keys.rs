@@ -37,6 +37,11 @@ pub enum Key {
         /// The incarnation.
         of: MemberId,
     },
+    /// `journals/<journal>`
+    Journal {
+        /// The journal's ID.
+        journal: u64,
+    },
     /// `sessions/<client>`
     Session {
         /// Client identifier.
@@ -82,6 +87,12 @@ fn decode(part: &str) -> Option<Arc<str>> {
 
 fn number(part: &str) -> Option<u64> {
     (part.len() == DIGITS && part.bytes().all(|b| b.is_ascii_digit())).then(|| part.parse().ok())?
+}
+
+/// As [`Keys::journal`] writes it.
+fn hex_number(part: &str) -> Option<u64> {
+    let digits = part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    (part.len() == 16 && digits).then(|| u64::from_str_radix(part, 16).ok())?
 }
 
 fn incarnation_of(node: &str, incarnation: &str) -> Option<MemberId> {
@@ -139,6 +150,16 @@ impl Keys {
     /// `custody/<node>/<incarnation>`: who may speak for everything the incarnation owns.
     pub fn custody(&self, of: &MemberId) -> String {
         format!("{}custody/{}", self.root, incarnation(of))
+    }
+
+    /// What all `journals/` keys begin with.
+    pub fn journals(&self) -> String {
+        format!("{}journals/", self.root)
+    }
+
+    /// `journals/<journal>`: what its last process said of a journal; the ID in 16 hexadecimal digits, as in other values.
+    pub fn journal(&self, journal: u64) -> String {
+        format!("{}journals/{journal:016x}", self.root)
     }
 
     /// What all `sessions/` keys begin with.
@@ -213,6 +234,7 @@ impl Keys {
             ("members", [node]) => Some(Key::Member { node: decode(node)? }),
             ("leader", [lease]) if !lease.is_empty() => Some(Key::Leader),
             ("custody", [node, number]) => Some(Key::Custody { of: incarnation_of(node, number)? }),
+            ("journals", [name]) => Some(Key::Journal { journal: hex_number(name)? }),
             ("sessions", [client]) => Some(Key::Session { client_id: decode(client)? }),
             ("routes", [node, of, page]) => {
                 Some(Key::Routes { of: incarnation_of(node, of)?, page: number(page)? })
@@ -255,6 +277,7 @@ mod tests {
                     (keys.member(name), Key::Member { node: node.clone() }),
                     (keys.leader(0x7f3), Key::Leader),
                     (keys.custody(&of), Key::Custody { of: of.clone() }),
+                    (keys.journal(u64::MAX - 1), Key::Journal { journal: u64::MAX - 1 }),
                     (keys.session(name), Key::Session { client_id: client_id.clone() }),
                     (keys.route_page(&of, u64::MAX), Key::Routes { of: of.clone(), page: u64::MAX }),
                     (keys.retained(name), Key::Retained { topic }),
@@ -298,6 +321,8 @@ mod tests {
                     "custody/a/0000000000000000000x",
                     "custody/a/99999999999999999999",
                     "routes/a/1",
+                    "journals/1",
+                    "journals/000000000000000A",
                     "retained/",
                     "restored/",
                     "forgotten/12",

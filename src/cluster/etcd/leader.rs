@@ -7,7 +7,7 @@
 //! 5. *Remove session records* of incarnations that were given up.
 //! 6. *End sessions* that have expired since their node went, by the expiry in their records. Time counts from when this leader saw it
 //!    go: clocks of leaders may differ.
-//! 7. *Collect* custody records, routes and evictions that nothing refers to any more.
+//! 7. *Collect* custody records, routes, evictions and keys of journals that nothing refers to any more.
 //!
 //! Everything it writes compares its member key, its election key, and the records it was judged by. 5 to 7 are one pass over
 //! the sessions: see [`super::sweep`]. A duty that fails does not keep the others from being done.
@@ -19,6 +19,7 @@ use super::custody::{
 use super::election::Election;
 use super::error::StoreError;
 use super::fence::{exists_since, unchanged_since};
+use super::journals;
 use super::keys::Keys;
 use super::members::{Members, Node};
 use super::records::CustodyRecord;
@@ -256,7 +257,7 @@ impl Leader {
             if sweep.step(&self.etcd, &self.keys, &self.guard).await? {
                 self.expiring = sweep.expiring();
                 self.last_pass = (reasons, world.now.plus_ms(PASS_PAUSE.as_millis() as u64));
-                return Ok(());
+                return journals::collect(&self.etcd, &self.keys, &self.guard).await;
             }
         }
         self.sweep = Some((sweep, reasons));

@@ -9,13 +9,13 @@ use super::client::Etcd;
 use super::custody;
 use super::error::{EtcdError, StoreError};
 use super::fence::{Fence, exists_since, unchanged_since};
+use super::journals::Entry;
 use super::keys::Keys;
 use super::records::{self, CustodyRecord, MemberRecord};
 use super::register::{self, RegisterError, Registered};
 use super::restored;
-use crate::broker::ports::{Incarnation, Member, MemberId, Revision};
+use crate::broker::ports::{Member, MemberId, Revision};
 use crate::clock::{self, Time};
-use crate::cluster::older::Known;
 use etcd_client::{PutOptions, Txn, TxnOp};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ pub struct Membership {
 impl Membership {
     /// Registers `member` (its incarnation is ignored) with the journal it has opened, and adopts the incarnations whose state
     /// is in that journal. The caller must hold the journal's lock: a process that shows the journal of a live member's
-    /// record takes its place at once.
+    /// record takes its place at once, unless that member answers at its address.
     ///
     /// # Errors
     /// See [`RegisterError`].
@@ -82,26 +82,12 @@ impl Membership {
         etcd: &Etcd,
         keys: &Keys,
         member: &Member,
-        journal: u64,
+        entry: &Entry,
     ) -> Result<Membership, RegisterError> {
-        Membership::register_knowing(etcd, keys, member, journal, &Known::default(), &[]).await
-    }
-
-    /// As [`Membership::register`], with a journal that knows so much of the store and holds the state of these incarnations.
-    ///
-    /// # Errors
-    /// See [`RegisterError`].
-    pub async fn register_knowing(
-        etcd: &Etcd,
-        keys: &Keys,
-        member: &Member,
-        journal: u64,
-        known: &Known,
-        holds: &[Incarnation],
-    ) -> Result<Membership, RegisterError> {
+        let journal = entry.journal;
         let record = MemberRecord::new(member, journal);
         let Registered { lease, sent, created, incarnation, standing, record } =
-            register::register(etcd, keys, &member.id.node, record, known).await?;
+            register::register(etcd, keys, &member.id.node, record, entry).await?;
         let me = MemberId { node: member.id.node.clone(), incarnation };
         tracing::info!(node = %me.node, incarnation, journal = format!("{journal:016x}"), "registered in etcd");
         let shared = Arc::new(Shared {
@@ -122,7 +108,7 @@ impl Membership {
         let mut membership = Membership { shared, keeper, adopted: Vec::new(), store: standing };
         let fence = membership.fence();
         // A restored store may never have heard of them.
-        let lost = if standing.restored && !standing.forgotten { holds } else { &[] };
+        let lost = if standing.restored && !standing.forgotten { &*entry.holds } else { &[] };
         membership.adopted = match custody::adopt(etcd, keys, &fence, membership.me(), journal, lost).await {
             Ok(adopted) => adopted,
             Err(e) => {

@@ -14,6 +14,7 @@ pub mod error;
 pub mod eviction;
 pub mod fence;
 pub mod holders;
+pub mod journals;
 pub mod keys;
 pub mod leader;
 pub mod member;

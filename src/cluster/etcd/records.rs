@@ -1,6 +1,6 @@
-//! The values of `members/`, `custody/` and `sessions/`: compact JSON with `"v":1`.
+//! The values of `members/`, `custody/`, `journals/` and `sessions/`: compact JSON with `"v":1`.
 
-use crate::broker::ports::{Custody, Epoch, Incarnation, Member, MemberId, SessionOwner};
+use crate::broker::ports::{Custody, Epoch, Incarnation, Member, MemberId, SessionOwner, Stamped};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::sync::Arc;
@@ -99,6 +99,22 @@ mod hex {
     }
 }
 
+/// As [`hex`], of a field that may be missing.
+mod maybe_hex {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(number: &Option<u64>, s: S) -> Result<S::Ok, S::Error> {
+        match number {
+            Some(number) => hex::serialize(number, s),
+            None => s.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+        hex::deserialize(d).map(Some)
+    }
+}
+
 fn is_false(flag: &bool) -> bool {
     !flag
 }
@@ -178,6 +194,9 @@ pub struct CustodyRecord {
     /// The journal that holds the state.
     #[serde(with = "hex")]
     pub journal: u64,
+    /// The stamp of the incarnation's start in its journal; missing if it has none, or was of a release without.
+    #[serde(default, with = "maybe_hex", skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<u64>,
     /// Since when the leader has known the holder's node to be gone, milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<u64>,
@@ -198,6 +217,7 @@ impl CustodyRecord {
             merged: true,
             copies: 1,
             journal,
+            stamp: None,
             gone: None,
             expires: true,
             given_up: false,
@@ -209,6 +229,39 @@ impl CustodyRecord {
         let CustodyRecord { holder, merged, copies, journal, .. } = self;
         let custody = Custody { holder: holder.clone(), merged: *merged, copies: *copies, journal: *journal };
         (!self.given_up).then_some(custody)
+    }
+}
+
+/// The value of `journals/<journal>`: what the last process that had it said of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalRecord {
+    pub(super) v: u32,
+    /// That process.
+    #[serde(with = "member_id")]
+    pub process: MemberId,
+    /// The stamp of its start, which is in the journal.
+    #[serde(with = "hex")]
+    pub stamp: u64,
+    /// Which start of the journal that was, from 1.
+    pub start: u64,
+    /// How far the journal had come, durably.
+    pub position: u64,
+    /// Where other nodes reach it, `host:port`; missing once it has left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+}
+
+impl JournalRecord {
+    /// What a process that other nodes reach at `peer` says of a start of its journal.
+    pub fn new(process: &MemberId, start: Stamped, position: u64, peer: &str) -> JournalRecord {
+        JournalRecord {
+            v: VALUE_VERSION,
+            process: process.clone(),
+            stamp: start.stamp,
+            start: start.number,
+            position,
+            peer: Some(peer.to_owned()),
+        }
     }
 }
 
@@ -292,6 +345,10 @@ mod tests {
         assert_eq!(std::str::from_utf8(&text).unwrap(), json);
         let back = read::<CustodyRecord>(b"k", &text).unwrap();
         assert_eq!(back.custody().unwrap().holder, me());
+        let stamped = CustodyRecord { stamp: Some(0x1f), ..back.clone() };
+        let text = write(&stamped);
+        assert!(std::str::from_utf8(&text).unwrap().contains(r#","stamp":"000000000000001f","#));
+        assert_eq!(read::<CustodyRecord>(b"k", &text).unwrap(), stamped);
         let given_up = CustodyRecord { given_up: true, ..back };
         assert_eq!(read::<CustodyRecord>(b"k", &write(&given_up)).unwrap().custody(), None);
     }

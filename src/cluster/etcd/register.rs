@@ -2,14 +2,14 @@
 
 use super::client::Etcd;
 use super::error::{EtcdError, StoreError};
-use super::fence::exists_since;
+use super::fence::{exists_since, unchanged_since};
+use super::journals::{self, Entry};
 use super::keys::Keys;
 use super::member::ATTEMPTS;
-use super::records::{self, CustodyRecord, MemberRecord};
+use super::records::{self, CustodyRecord, JournalRecord, MemberRecord};
 use super::restored::{self, Standing};
 use crate::broker::ports::{Incarnation, MemberId, Revision};
 use crate::clock::{self, Time};
-use crate::cluster::older::Known;
 use etcd_client::{GetOptions, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse};
 use std::time::Duration;
 
@@ -40,6 +40,31 @@ pub enum RegisterError {
         mqtt: String,
         /// Where its admin HTTP listens.
         http: String,
+    },
+    /// A process with this journal lives.
+    #[error(
+        "process {process} has this journal ({journal:016x}) and still answers other nodes at {peer}: two processes on one journal, \
+         or on copies of it, would each lose what the other acknowledges. Stop that process before this one is started in its \
+         place; if both are wanted, give this one a node.id and an empty storage.dir of its own. Journal and lease are as before"
+    )]
+    Lives {
+        /// The process.
+        process: MemberId,
+        /// The journal.
+        journal: u64,
+        /// Where other nodes reach it.
+        peer: String,
+    },
+    /// Another process registered with the same journal since it was compared with etcd.
+    #[error(
+        "process {by} has registered with this journal ({journal:016x}), or a copy of it, a moment ago: start this one again, and \
+         it will say what became of that"
+    )]
+    Overtaken {
+        /// That process.
+        by: MemberId,
+        /// The journal.
+        journal: u64,
     },
     /// The lease ran out in the middle.
     #[error("etcd was too slow: the lease ran out before node {0} was registered. Start it again")]
@@ -105,10 +130,10 @@ pub(super) async fn register(
     keys: &Keys,
     node: &str,
     record: MemberRecord,
-    known: &Known,
+    entry: &Entry,
 ) -> Result<Registered, RegisterError> {
     let (lease, sent) = grant(etcd).await?;
-    let outcome = enter(etcd, keys, node, record, lease, known).await;
+    let outcome = enter(etcd, keys, node, record, entry, lease).await;
     match outcome {
         Ok(Entered { created, standing, record }) => {
             let incarnation = record.incarnation.unwrap_or_default();
@@ -136,27 +161,41 @@ async fn enter(
     keys: &Keys,
     node: &str,
     mut record: MemberRecord,
+    entry: &Entry,
     lease: i64,
-    known: &Known,
 ) -> Result<Entered, RegisterError> {
-    let created = take_key(etcd, keys, node, &record, lease).await?;
+    let created = take_key(etcd, keys, node, &record, entry, lease).await?;
     let before = Revision::try_from(created).unwrap_or(0).saturating_sub(1);
     let member = keys.member(node);
+    let journal = keys.journal(record.journal);
+    let stamp = entry.begun.map(|begun| begun.stamped.stamp);
+    let mut looked_at = entry.begun.map(|begun| begun.looked_at);
     let mut attempts = 1;
     loop {
-        let standing = restored::compare(etcd, keys, node, record.journal, known, before).await?;
+        let standing = restored::compare(etcd, keys, node, record.journal, &entry.known, before).await?;
         let incarnation = standing.timeline.incarnation(Revision::try_from(created).unwrap_or(0));
         let me = MemberId { node: node.into(), incarnation };
         record.incarnation = Some(me.incarnation);
-        let puts = [
-            TxnOp::put(keys.custody(&me), records::write(&CustodyRecord::own(&me, record.journal)), None),
+        let custody = CustodyRecord { stamp, ..CustodyRecord::own(&me, record.journal) };
+        let mut puts = vec![
+            TxnOp::put(keys.custody(&me), records::write(&custody), None),
             TxnOp::put(&*member, records::write(&record), Some(PutOptions::new().with_lease(lease))),
         ];
-        let when = [exists_since(&*member, created), standing.compare(keys)];
+        if let Some(begun) = entry.begun {
+            let told = JournalRecord::new(&me, begun.stamped, begun.position, &record.peer);
+            puts.push(TxnOp::put(&*journal, records::write(&told), None));
+        }
+        let same = looked_at.map(|at| unchanged_since(&*journal, at));
+        let when: Vec<_> =
+            [exists_since(&*member, created), standing.compare(keys)].into_iter().chain(same).collect();
         let get = TxnOp::get(&*member, Some(GetOptions::new().with_keys_only()));
         match etcd.txn(Txn::new().when(when).and_then(puts).or_else([get])).await {
             Ok(answer) if answer.succeeded() => return Ok(Entered { created, standing, record }),
-            Ok(answer) if is_there(answer.op_responses(), created) && attempts < ATTEMPTS => attempts += 1,
+            // Somebody has counted a restoration of the store meanwhile, or told etcd of this journal.
+            Ok(answer) if is_there(answer.op_responses(), created) && attempts < ATTEMPTS => {
+                looked_at = told_by_us(etcd, keys, entry).await?;
+                attempts += 1;
+            }
             Ok(_) => return Err(RegisterError::TooSlow(node.to_owned())),
             Err(e) if e.is_endpoint() && attempts < ATTEMPTS => attempts += 1,
             Err(e) => return Err(e.into()),
@@ -164,12 +203,27 @@ async fn enter(
     }
 }
 
-/// Whether the member key is the one made at `created`: then somebody has counted a restoration of the store meanwhile.
+/// Whether the member key is the one made at `created`.
 fn is_there(found: Vec<TxnOpResponse>, created: i64) -> bool {
     found.iter().any(|op| match op {
         TxnOpResponse::Get(get) => get.kvs().first().is_some_and(|kv| kv.create_revision() == created),
         _ => false,
     })
+}
+
+/// The revision of the journal's key, if it is as it was compared with the journal or this process has written it since: by an
+/// attempt whose answer was lost, or that came to nothing afterwards.
+async fn told_by_us(etcd: &Etcd, keys: &Keys, entry: &Entry) -> Result<Option<i64>, RegisterError> {
+    let Some(begun) = entry.begun else { return Ok(None) };
+    match journals::read(etcd, keys, entry.journal).await? {
+        Some((record, revision)) if record.stamp == begun.stamped.stamp => Ok(Some(revision)),
+        Some((record, revision)) if revision != begun.looked_at => {
+            Err(RegisterError::Overtaken { by: record.process, journal: entry.journal })
+        }
+        // Gone: somebody gave up what the journal had.
+        None => Ok(Some(0)),
+        Some(_) => Ok(Some(begun.looked_at)),
+    }
 }
 
 /// Makes the member key, when it is free. Returns its create-revision.
@@ -178,6 +232,7 @@ async fn take_key(
     keys: &Keys,
     node: &str,
     record: &MemberRecord,
+    entry: &Entry,
     lease: i64,
 ) -> Result<i64, RegisterError> {
     let key = keys.member(node);
@@ -207,12 +262,30 @@ async fn take_key(
         }
         let theirs: MemberRecord = records::read(other.key(), other.value()).map_err(StoreError::from)?;
         if theirs.journal == record.journal {
+            refuse_beside(node, &other, &theirs, entry).await?;
             tracing::info!(node, "an earlier process of this node is still listed: its lease is revoked");
             revoke(etcd, other.lease()).await?;
         } else {
             outlive(etcd, node, &other, &theirs, lease).await?;
         }
     }
+}
+
+/// A process that has this process's journal, and lives, keeps its place.
+async fn refuse_beside(
+    node: &str,
+    other: &KeyValue,
+    theirs: &MemberRecord,
+    entry: &Entry,
+) -> Result<(), RegisterError> {
+    let incarnation =
+        theirs.incarnation.unwrap_or_else(|| Incarnation::try_from(other.create_revision()).unwrap_or(0));
+    let process = MemberId { node: node.into(), incarnation };
+    let (journal, peer) = (entry.journal, theirs.peer.clone());
+    if (entry.answers)(process.clone(), journal, peer.clone()).await {
+        return Err(RegisterError::Lives { process, journal, peer });
+    }
+    Ok(())
 }
 
 /// Waits until the lease of another process's registration has run out. A live process renews it: that is a clash. Once it may

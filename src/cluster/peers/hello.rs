@@ -17,6 +17,7 @@ pub(super) fn hello(identity: &PeerIdentity, to: &str, attempt: u64) -> Hello {
         incarnation: identity.me.incarnation,
         to: to.to_owned(),
         attempt,
+        journal: identity.journal,
     }
 }
 

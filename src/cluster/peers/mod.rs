@@ -21,6 +21,7 @@ mod dial;
 mod hello;
 mod link;
 mod options;
+mod probe;
 pub mod proto;
 mod queue;
 mod server;
@@ -30,6 +31,7 @@ mod wire;
 
 pub(super) use asks::CONTROL_MESSAGE_MAX;
 pub use options::{PeerIdentity, PeerOptions, PeerTls, PemFile};
+pub use probe::{Answered, Probe};
 pub(super) use queue::REPORTS_MAX;
 pub use server::{BindError, PeerServer};
 

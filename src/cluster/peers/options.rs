@@ -57,6 +57,8 @@ pub struct PeerIdentity {
     pub cluster: Arc<str>,
     /// This process.
     pub me: MemberId,
+    /// The journal that it has opened.
+    pub journal: u64,
 }
 
 /// A PEM file: what is in it, and its name for error messages.

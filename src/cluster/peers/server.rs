@@ -13,6 +13,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -64,6 +65,17 @@ impl PeerServer {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// A second handle of the listener, for [`super::Probe`]. Connections wait in the kernel as long as either is there.
+    ///
+    /// # Errors
+    /// The system gives none.
+    pub fn second_handle(&self) -> Result<std::net::TcpListener, BindError> {
+        let second = self.listener.as_fd().try_clone_to_owned();
+        second.map(Into::into).map_err(|e| {
+            BindError(format!("cannot use the listener for other nodes ({}): {e}", self.address))
+        })
     }
 
     /// Serves other nodes, with the identity, options, TLS and inbox of `peers`, until `stop` completes; then ends all

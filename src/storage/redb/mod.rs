@@ -9,6 +9,7 @@ mod batch;
 mod crash_tests;
 #[cfg(test)]
 mod fault_tests;
+mod found;
 mod gather;
 mod index;
 mod medium;
@@ -22,6 +23,7 @@ mod rows_tests;
 mod schema;
 mod shared;
 mod stall;
+mod starts;
 mod stats;
 #[cfg(test)]
 mod stress_tests;
@@ -29,18 +31,17 @@ mod stress_tests;
 mod testdisk;
 mod writer;
 
+pub use found::FoundJournal;
 pub use stats::{Commit, JournalStats, Observer};
 
 use super::error::OpenError;
 use super::wakers::Wakers;
 use crate::broker::ports::{
-    Change, Journal, JournalHealth, Lsn, ReadDone, Recovered, Seq, SessionNo, StoreKnown,
+    Change, Journal, JournalHealth, Lsn, ReadDone, Recovered, Seq, SessionNo, Stamped, StoreKnown,
 };
 use gather::Gather;
-use medium::{FileMedium, Medium};
 use parking_lot::{Condvar, Mutex, RwLock};
 use shared::Shared;
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -108,17 +109,26 @@ impl RedbJournal {
     /// If the directory is missing, in use or not writable, or if the file is another program's, newer than this program or
     /// damaged. Nothing is changed in a file that is refused.
     pub fn open(options: RedbOptions) -> Result<(Arc<RedbJournal>, Recovered), OpenError> {
-        let lock = open::lock_directory(&options.dir)?;
-        let medium = Box::new(FileMedium::new(options.dir.join(JOURNAL_FILE)));
-        RedbJournal::open_on(medium, options, Some(lock))
+        RedbJournal::begin(FoundJournal::find(options)?, false)
+            .map(|(journal, recovered, _)| (journal, recovered))
     }
 
+    #[cfg(test)]
     fn open_on(
-        medium: Box<dyn Medium>,
+        medium: Box<dyn medium::Medium>,
         options: RedbOptions,
-        lock: Option<File>,
+        lock: Option<std::fs::File>,
     ) -> Result<(Arc<RedbJournal>, Recovered), OpenError> {
-        let opened = open::open(&*medium, &options)?;
+        let found = FoundJournal::find_on(medium, options, lock)?;
+        RedbJournal::begin(found, false).map(|(journal, recovered, _)| (journal, recovered))
+    }
+
+    fn begin(
+        found: FoundJournal,
+        stamp: bool,
+    ) -> Result<(Arc<RedbJournal>, Recovered, Option<Stamped>), OpenError> {
+        let FoundJournal { found, medium, options, lock } = found;
+        let opened = open::begin(found, &*medium, &options, stamp)?;
         let scan = opened.scan;
         let next_session = scan.recovered.next_session;
         let gather = Gather::new(scan.index, next_session, options.max_batch_bytes);
@@ -133,6 +143,7 @@ impl RedbJournal {
             keys: AtomicU64::new(scan.next_key),
             durable: AtomicU64::new(0),
             known: Mutex::new(scan.recovered.store),
+            position: AtomicU64::new(scan.history.position),
             wakers: Wakers::default(),
             health: Mutex::new(JournalHealth::Ok),
             reads: reader::ReadQueue::default(),
@@ -150,7 +161,7 @@ impl RedbJournal {
             let shared = shared.clone();
             journal.spawn("journal-read", move || reader::run(&shared))?;
         }
-        Ok((journal, scan.recovered))
+        Ok((journal, scan.recovered, opened.stamped))
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
@@ -166,6 +177,11 @@ impl RedbJournal {
     /// For how long the oldest commit has been under way, seconds; 0 if there is none.
     pub fn commit_age_s(&self) -> u64 {
         self.shared.stall.age_us() / 1_000_000
+    }
+
+    /// How many batches have become durable in the journal's whole life: [`crate::broker::ports::History::position`].
+    pub fn position(&self) -> u64 {
+        self.shared.position.load(Ordering::Acquire)
     }
 
     /// What the journal has done since it was opened.

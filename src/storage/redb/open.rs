@@ -9,7 +9,8 @@ use super::schema::{
     KEYS_RESERVE, LOG, META, META_CREATED, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, META_SCHEMA,
     SCHEMA, SCHEMA_RESTORED, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
-use crate::broker::ports::{Recovered, StoreKnown};
+use super::starts;
+use crate::broker::ports::{Stamped, StoreKnown};
 use crate::clock;
 use crate::storage::error::OpenError;
 use crate::storage::random_name;
@@ -32,12 +33,21 @@ const NUMBER_MAX: u64 = u64::MAX / 2;
 /// The name of the lock file in the data directory.
 const LOCK_FILE: &str = "journal.lock";
 
+/// A journal that was read, and in which nothing was changed.
+pub(super) struct Found {
+    db: Database,
+    pub(super) scan: Scan,
+    created: u64,
+}
+
 /// An opened journal.
 pub(super) struct Opened {
     pub(super) db: Database,
     pub(super) scan: Scan,
     /// When the journal was made: tells it from another.
     pub(super) created: u64,
+    /// This start, if it is to be told from others.
+    pub(super) stamped: Option<Stamped>,
     /// Keys below this are reserved on disk.
     pub(super) keys_reserved: u64,
 }
@@ -76,9 +86,19 @@ pub(super) fn lock_directory(dir: &Path) -> Result<File, OpenError> {
     Ok(file)
 }
 
-/// Opens the journal and makes it ready for use.
-pub(super) fn open(medium: &dyn Medium, options: &RedbOptions) -> Result<Opened, OpenError> {
-    guarded(medium.path(), || open_unguarded(medium, options))
+/// Opens and reads the journal, making it if there is none. Rows that are there are not changed.
+pub(super) fn find(medium: &dyn Medium, options: &RedbOptions) -> Result<Found, OpenError> {
+    guarded(medium.path(), || find_unguarded(medium, options))
+}
+
+/// Makes a journal ready for use. With `stamp` this start is told from all others of the journal.
+pub(super) fn begin(
+    found: Found,
+    medium: &dyn Medium,
+    options: &RedbOptions,
+    stamp: bool,
+) -> Result<Opened, OpenError> {
+    guarded(medium.path(), || begin_unguarded(found, medium, options, stamp))
 }
 
 /// Opens the journal made at `created` again after a failure.
@@ -106,28 +126,41 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
     said.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown panic").to_owned()
 }
 
-fn open_unguarded(medium: &dyn Medium, options: &RedbOptions) -> Result<Opened, OpenError> {
+fn find_unguarded(medium: &dyn Medium, options: &RedbOptions) -> Result<Found, OpenError> {
     let cache_bytes = options.cache_bytes;
     let path = medium.path();
     if !medium.exists().map_err(|error| OpenError::io(path.to_owned(), error))? {
         create(medium, cache_bytes)?;
     }
     // redb trusts the pages it reads, and some damage makes it abort the process: so none is let in.
-    let mut db = open_database(medium, cache_bytes, true)?;
+    let db = open_database(medium, cache_bytes, true)?;
     let created = read_meta(path, &db)?;
     let mut scan = scan(&db).map_err(|error| scan_error(path, error))?;
     if scan.next_key > NUMBER_MAX || scan.recovered.next_session > NUMBER_MAX {
         let what = "a row has a number out of range".to_owned();
         return Err(OpenError::Corrupt { path: path.to_owned(), what });
     }
-    clean(&db, &scan.garbage).map_err(|error| database_error(path, error))?;
-    db = compact(db, medium, options, scan.live_bytes)?;
-    let keys_reserved = scan.next_key.saturating_add(KEYS_RESERVE);
     if scan.recovered.journal == 0 {
         scan.recovered.journal = random_name();
     }
-    claim(&db, keys_reserved, &scan.recovered).map_err(|error| database_error(path, error))?;
-    Ok(Opened { db, scan, created, keys_reserved })
+    Ok(Found { db, scan, created })
+}
+
+fn begin_unguarded(
+    found: Found,
+    medium: &dyn Medium,
+    options: &RedbOptions,
+    stamp: bool,
+) -> Result<Opened, OpenError> {
+    let path = medium.path();
+    let Found { db, scan, created } = found;
+    clean(&db, &scan.garbage).map_err(|error| database_error(path, error))?;
+    let db = compact(db, medium, options, scan.live_bytes)?;
+    let keys_reserved = scan.next_key.saturating_add(KEYS_RESERVE);
+    let stamped =
+        stamp.then(|| Stamped { stamp: random_name(), number: scan.history.count.saturating_add(1) });
+    claim(&db, keys_reserved, &scan, stamped).map_err(|error| database_error(path, error))?;
+    Ok(Opened { db, scan, created, stamped, keys_reserved })
 }
 
 /// Makes a new journal.
@@ -203,7 +236,7 @@ fn read_meta(path: &Path, db: &Database) -> Result<u64, OpenError> {
 
 /// Makes the tables of a new journal.
 fn initialize(db: &Database) -> Result<(), redb::Error> {
-    let txn = begin(db)?;
+    let txn = transaction(db)?;
     {
         let mut meta = txn.open_table(META)?;
         meta.insert(META_SCHEMA, SCHEMA)?;
@@ -218,16 +251,19 @@ fn initialize(db: &Database) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Records that keys and session numbers below these may have been used, and that the journal is of this schema and of
-/// this name, which it may not have been so far.
-fn claim(db: &Database, keys: u64, recovered: &Recovered) -> Result<(), redb::Error> {
-    let txn = begin(db)?;
+/// Records that keys and session numbers below these may have been used, that the journal is of this schema and of
+/// this name, which it may not have been so far, and which start this is.
+fn claim(db: &Database, keys: u64, scan: &Scan, stamped: Option<Stamped>) -> Result<(), redb::Error> {
+    let txn = transaction(db)?;
     {
         let mut meta = txn.open_table(META)?;
-        meta.insert(META_SCHEMA, schema_of(recovered.store))?;
-        meta.insert(META_JOURNAL, recovered.journal)?;
+        meta.insert(META_SCHEMA, schema_of(scan.recovered.store))?;
+        meta.insert(META_JOURNAL, scan.recovered.journal)?;
         meta.insert(META_KEYS_RESERVED, keys)?;
-        meta.insert(META_NEXT_SESSION, recovered.next_session)?;
+        meta.insert(META_NEXT_SESSION, scan.recovered.next_session)?;
+    }
+    if let Some(stamped) = stamped {
+        starts::note(&txn, stamped, scan.history.position)?;
     }
     txn.commit()?;
     Ok(())
@@ -246,12 +282,12 @@ fn clean(db: &Database, garbage: &Garbage) -> Result<(), redb::Error> {
     }
     tracing::info!(rows, "deleting rows of the journal that belong to nobody");
     for chunk in garbage.log.chunks(GARBAGE_CHUNK) {
-        let txn = begin(db)?;
+        let txn = transaction(db)?;
         apply::delete_sorted(&mut txn.open_table(LOG)?, chunk)?;
         txn.commit()?;
     }
     for chunk in garbage.settled.chunks(GARBAGE_CHUNK) {
-        let txn = begin(db)?;
+        let txn = transaction(db)?;
         {
             let mut table = txn.open_table(SETTLED)?;
             for pair in chunk {
@@ -261,7 +297,7 @@ fn clean(db: &Database, garbage: &Garbage) -> Result<(), redb::Error> {
         txn.commit()?;
     }
     for chunk in garbage.subscriptions.chunks(GARBAGE_CHUNK) {
-        let txn = begin(db)?;
+        let txn = transaction(db)?;
         {
             let mut table = txn.open_table(SUBSCRIPTIONS)?;
             for (session, filter) in chunk {
@@ -274,7 +310,7 @@ fn clean(db: &Database, garbage: &Garbage) -> Result<(), redb::Error> {
 }
 
 /// Begins a transaction as all of the journal's are: durable when committed, and cheap to open after a crash.
-pub(super) fn begin(db: &Database) -> Result<redb::WriteTransaction, redb::Error> {
+pub(super) fn transaction(db: &Database) -> Result<redb::WriteTransaction, redb::Error> {
     let mut txn = db.begin_write()?;
     txn.set_durability(Durability::Immediate)?;
     txn.set_quick_repair(true);

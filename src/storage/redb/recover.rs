@@ -8,8 +8,9 @@ use super::schema::{
     LOG, META, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, META_STORE_GENERATION, META_STORE_NAME,
     META_STORE_REVISION, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
+use super::starts;
 use crate::broker::ports::{
-    MessageId, ORIGIN_DUTY, Recovered, RecoveredSession, Seq, SessionNo, StoreKnown, Timeline,
+    History, MessageId, ORIGIN_DUTY, Recovered, RecoveredSession, Seq, SessionNo, StoreKnown, Timeline,
 };
 use crate::mqtt::{Message, QoS, message::Parts};
 use crate::storage::record::{self, LOG_ROWS, LogRow, MessageRow, RecordError, StepRow};
@@ -28,6 +29,7 @@ pub(super) struct Scan {
     pub(super) next_key: u64,
     /// Bytes of keys and values.
     pub(super) live_bytes: u64,
+    pub(super) history: History,
 }
 
 /// Rows that nobody needs: of sessions that are gone, or replaced.
@@ -91,6 +93,7 @@ pub(super) fn scan(db: &Database) -> Result<Scan, ScanError> {
     scan.recovered.journal = number(META_JOURNAL)?;
     let timeline = Timeline { generation: number(META_STORE_GENERATION)?, name: number(META_STORE_NAME)? };
     scan.recovered.store = StoreKnown { timeline, revision: number(META_STORE_REVISION)? };
+    scan.history = starts::read(&txn)?;
     Ok(scan)
 }
 

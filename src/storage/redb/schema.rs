@@ -22,6 +22,9 @@ pub(super) const SESSIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::ne
 /// Subscriptions by session number and filter.
 pub(super) const SUBSCRIPTIONS: TableDefinition<'_, (u64, &str), &[u8]> =
     TableDefinition::new("subscriptions");
+/// The last starts of a node of a cluster on this journal, by their numbers from 1: the stamp, and [`META_POSITION`] before it.
+/// Releases that do not know the table leave it alone.
+pub(super) const STARTS: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("starts");
 
 /// In [`META`]: the [`SCHEMA`] of the file.
 pub(super) const META_SCHEMA: &str = "schema";
@@ -33,6 +36,8 @@ pub(super) const META_JOURNAL: &str = "journal";
 pub(super) const META_KEYS_RESERVED: &str = "keys_reserved";
 /// In [`META`]: the smallest session number never used.
 pub(super) const META_NEXT_SESSION: &str = "next_session";
+/// In [`META`]: how many batches have been committed since the journal counts them. Written with each of them.
+pub(super) const META_POSITION: &str = "position";
 
 /// In [`META`]: how far the coordination store had come, as far as is known.
 pub(super) const META_STORE_REVISION: &str = "store_revision";

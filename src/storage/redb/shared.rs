@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) durable: AtomicU64,
     /// What the broker knows of the coordination store: written with what is written next.
     pub(super) known: Mutex<StoreKnown>,
+    /// How many batches have become durable in the journal's life.
+    pub(super) position: AtomicU64,
     pub(super) wakers: Wakers,
     pub(super) health: Mutex<JournalHealth>,
     pub(super) reads: ReadQueue,

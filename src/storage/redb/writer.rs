@@ -3,10 +3,10 @@
 
 use super::apply::{Scratch, apply};
 use super::batch::Batch;
-use super::open::{begin, panic_text, schema_of};
+use super::open::{panic_text, schema_of, transaction};
 use super::schema::{
-    KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION, META_SCHEMA, META_STORE_GENERATION,
-    META_STORE_NAME, META_STORE_REVISION,
+    KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION, META_POSITION, META_SCHEMA,
+    META_STORE_GENERATION, META_STORE_NAME, META_STORE_REVISION,
 };
 use super::shared::Shared;
 use super::stats::Commit;
@@ -28,6 +28,8 @@ pub(super) struct Writer {
     next_session: u64,
     /// As in the file.
     known: StoreKnown,
+    /// As in the file.
+    position: u64,
 }
 
 impl Writer {
@@ -37,7 +39,8 @@ impl Writer {
         next_session: u64,
         known: StoreKnown,
     ) -> Writer {
-        Writer { shared, scratch: Scratch::default(), keys_reserved, next_session, known }
+        let position = shared.position.load(Ordering::Relaxed);
+        Writer { shared, scratch: Scratch::default(), keys_reserved, next_session, known, position }
     }
 
     /// Commits until the journal is closed and everything appended before is durable, or cannot be made so.
@@ -73,7 +76,7 @@ impl Writer {
         let db = self.shared.db.read();
         let Some(db) = db.as_ref() else { return };
         let write = || -> Result<(), redb::Error> {
-            let txn = begin(db)?;
+            let txn = transaction(db)?;
             put_known(&mut txn.open_table(META)?, known)?;
             Ok(txn.commit()?)
         };
@@ -190,6 +193,8 @@ impl Writer {
             self.keys_reserved = keys_reserved;
             self.next_session = batch.next_session;
             self.known = known;
+            self.position += 1;
+            self.shared.position.store(self.position, Ordering::Release);
         }
         let took_us = clock::monotonic_us().saturating_sub(started_us);
         let counters = &self.shared.counters;
@@ -222,15 +227,18 @@ impl Writer {
         keys_reserved: u64,
         known: StoreKnown,
     ) -> Result<(), redb::Error> {
-        let txn = begin(db)?;
+        let txn = transaction(db)?;
         apply(&txn, batch, &mut self.scratch)?;
-        if keys_reserved != self.keys_reserved || batch.next_session != self.next_session {
+        {
             let mut meta = txn.open_table(META)?;
-            meta.insert(META_KEYS_RESERVED, keys_reserved)?;
-            meta.insert(META_NEXT_SESSION, batch.next_session)?;
-        }
-        if known != self.known {
-            put_known(&mut txn.open_table(META)?, known)?;
+            meta.insert(META_POSITION, self.position.saturating_add(1))?;
+            if keys_reserved != self.keys_reserved || batch.next_session != self.next_session {
+                meta.insert(META_KEYS_RESERVED, keys_reserved)?;
+                meta.insert(META_NEXT_SESSION, batch.next_session)?;
+            }
+            if known != self.known {
+                put_known(&mut meta, known)?;
+            }
         }
         txn.commit()?;
         Ok(())

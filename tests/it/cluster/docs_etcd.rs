@@ -86,7 +86,10 @@ fn the_page_shows_what_a_cluster_writes() {
 
     let examples = examples();
     let kinds: Vec<_> = examples.iter().filter_map(|(key, _)| kind(key)).collect();
-    assert_eq!(kinds, ["members", "leader", "custody", "sessions", "routes", "retained", "evictions"]);
+    assert_eq!(
+        kinds,
+        ["members", "leader", "custody", "journals", "sessions", "routes", "retained", "evictions"]
+    );
     for (key, value) in &examples {
         wait::until(&format!("a key as {key} with a value as {value}"), || {
             written(&cluster).into_iter().find(|(k, v)| {

@@ -10,6 +10,7 @@ mod etcd;
 mod failover;
 mod failures;
 mod field;
+mod fork;
 mod formation;
 mod full_database;
 mod gone;

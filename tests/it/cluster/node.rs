@@ -6,6 +6,7 @@ use berth::broker::ports::{Member, MemberId, SessionOwner};
 use berth::cluster::etcd::client::{Etcd, EtcdOptions};
 use berth::cluster::etcd::custody::{self, Stored};
 use berth::cluster::etcd::fence::Fence;
+use berth::cluster::etcd::journals::Entry;
 use berth::cluster::etcd::keys::Keys;
 use berth::cluster::etcd::member::{Membership, Standing};
 use berth::cluster::etcd::records::{self, MemberRecord, SessionRecord};
@@ -57,7 +58,7 @@ pub fn description(name: &str) -> Member {
 
 /// Registers node `name` on a connection.
 pub async fn register(etcd: &Etcd, name: &str, journal: u64) -> Result<Membership, RegisterError> {
-    Membership::register(etcd, &keys(), &description(name), journal).await
+    Membership::register(etcd, &keys(), &description(name), &Entry::unstamped(journal)).await
 }
 
 /// A registered process.

@@ -18,6 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
+/// The journal that every node says it has.
+pub const JOURNAL: u64 = 5;
+
 /// What a node received, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Got {
@@ -171,7 +174,7 @@ impl Node {
     ) -> Node {
         let me = MemberId { node: node.into(), incarnation };
         let (inbox, metrics) = (Arc::new(Recorder::default()), Arc::new(Metrics::new()));
-        let identity = PeerIdentity { cluster: cluster.into(), me: me.clone() };
+        let identity = PeerIdentity { cluster: cluster.into(), me: me.clone(), journal: JOURNAL };
         let peers = GrpcPeers::new(options, identity, tls, metrics.clone());
         let weak = Arc::downgrade(&inbox);
         peers.attach(weak);

@@ -142,6 +142,7 @@ async fn files_that_are_no_pem_are_named() {
     let identity = berth::cluster::peers::PeerIdentity {
         cluster: "test".into(),
         me: berth::broker::ports::MemberId { node: "a".into(), incarnation: 1 },
+        journal: 1,
     };
     let metrics = peer.metrics.clone();
     let peers = berth::cluster::peers::GrpcPeers::new(quick(), identity, Some(tls), metrics);

@@ -22,6 +22,9 @@ pub struct Hello {
     /// Ascending over the connections that the sender's process makes to this node: a lower one came late and is void.
     #[prost(uint64, tag = "6")]
     pub attempt: u64,
+    /// The journal that the sender has opened; 0 = it does not say.
+    #[prost(uint64, tag = "7")]
+    pub journal: u64,
 }
 /// Names a QoS 1 or 2 publish in the whole cluster.
 #[allow(clippy::all)]
