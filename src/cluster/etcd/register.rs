@@ -107,8 +107,11 @@ pub(super) async fn register(
     record: MemberRecord,
     known: &Known,
 ) -> Result<Registered, RegisterError> {
+    // Before anything is written.
+    let before = etcd.get(keys.restored(), None).await?;
+    let before = before.header().map_or(0, |h| Revision::try_from(h.revision()).unwrap_or(0));
     let (lease, sent) = grant(etcd).await?;
-    let outcome = enter(etcd, keys, node, record, lease, known).await;
+    let outcome = enter(etcd, keys, node, record, lease, known, before).await;
     match outcome {
         Ok(Entered { created, standing, record }) => {
             let incarnation = record.incarnation.unwrap_or_default();
@@ -138,9 +141,9 @@ async fn enter(
     mut record: MemberRecord,
     lease: i64,
     known: &Known,
+    before: Revision,
 ) -> Result<Entered, RegisterError> {
     let created = take_key(etcd, keys, node, &record, lease).await?;
-    let before = Revision::try_from(created).unwrap_or(0).saturating_sub(1);
     let member = keys.member(node);
     let mut attempts = 1;
     loop {
