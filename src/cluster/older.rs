@@ -37,6 +37,15 @@ pub struct Found {
     pub timeline: Timeline,
     /// The last process's record.
     pub record: Record,
+    /// Whether its change at the revision that the journal knows last is the one that the journal knows; `None` if that cannot be
+    /// told.
+    pub same_change: Option<bool>,
+}
+
+/// Tells a change of this key from changes of others at the same revision; never 0. Stays as it is: journals keep it (FNV-1a).
+pub fn mark_of(key: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3);
+    key.iter().fold(0xCBF2_9CE4_8422_2325, step).max(1)
 }
 
 /// What follows.
@@ -99,6 +108,10 @@ impl Known {
                 "its revision is {now}, and the journal knows that it had come to {then}"
             ));
         }
+        if found.same_change == Some(false) {
+            let then = self.store.revision;
+            return went_back(format!("its change at revision {then} is another one than the journal knows"));
+        }
         // Who forgets a process leaves a mark, but for a release that did not; such a one kept no revision either.
         if found.record == Record::Missing && self.store.revision > 0 {
             return went_back(format!(
@@ -121,12 +134,12 @@ mod tests {
     }
 
     fn known(timeline: Timeline, revision: Revision, last: Revision) -> Known {
-        Known::new(StoreKnown { timeline, revision }, &[timeline.incarnation(last)])
+        Known::new(StoreKnown { timeline, revision, mark: 0 }, &[timeline.incarnation(last)])
     }
 
     /// The generation to be counted; `None` if there is nothing to count.
     fn counted(known: Known, revision: Revision, timeline: Timeline, record: Record) -> Result<u64, Verdict> {
-        match known.judge(&Found { revision, timeline, record }) {
+        match known.judge(&Found { revision, timeline, record, same_change: None }) {
             Verdict::WentBack { generation, .. } => Ok(generation),
             other => Err(other),
         }
@@ -174,6 +187,18 @@ mod tests {
     }
 
     #[test]
+    fn a_store_that_has_come_as_far_again_has_other_changes() {
+        let known = known(FIRST, 20, 5);
+        for (same_change, went_back) in [(None, false), (Some(true), false), (Some(false), true)] {
+            let found = Found { revision: 22, timeline: FIRST, record: Kept, same_change };
+            let verdict = known.judge(&found);
+            assert_eq!(matches!(verdict, Verdict::WentBack { generation: 1, .. }), went_back, "{verdict:?}");
+        }
+        assert_eq!(mark_of(b"a"), 0xAF63_DC4C_8601_EC8C, "journals keep it");
+        assert_ne!(mark_of(b"/berth/c/v1/sessions/x"), mark_of(b"/berth/c/v1/sessions/y"));
+    }
+
+    #[test]
     fn an_incarnation_never_comes_twice() {
         let of = |generation, revision| later(generation, 1).incarnation(revision);
         assert_eq!(of(0, 42), 42);
@@ -200,7 +225,7 @@ mod tests {
             ("it was back there", vec![second.incarnation(35)], second, 30, later(2, 8), false),
         ];
         for (what, incarnations, timeline, up_to, now, expected) in cases {
-            let known = Known::new(StoreKnown { timeline, revision: 50 }, &incarnations);
+            let known = Known::new(StoreKnown { timeline, revision: 50, mark: 0 }, &incarnations);
             assert_eq!(known.is_marked(up_to, now), expected, "{what}");
         }
     }

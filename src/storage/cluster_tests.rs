@@ -190,9 +190,11 @@ fn the_name_of_a_journal_stays<S: Subject>() {
 fn what_is_known_of_the_store_goes_with_what_is_written_and_stays<S: Subject>() {
     let subject = S::fresh();
     let later = |generation| Timeline { generation, name: generation * 7 };
-    let known = |generation, revision| StoreKnown { timeline: later(generation), revision };
+    let known = |generation, revision| StoreKnown { timeline: later(generation), revision, mark: revision };
+    subject.journal().know(StoreKnown { mark: 0, ..known(0, 30) });
     subject.journal().know(known(0, 30));
     subject.journal().know(known(0, 20));
+    subject.journal().know(StoreKnown { mark: 0, ..known(0, 30) });
     append(subject.journal(), &[Op::Session(record(1, 1))]);
     let (subject, recovered) = subject.restart();
     assert_eq!(recovered.store, known(0, 30));

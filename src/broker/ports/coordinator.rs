@@ -105,6 +105,12 @@ pub trait Coordinator: Send + Sync + 'static {
         Timeline::default()
     }
 
+    /// A number that tells the store's change at this revision from others at the same one: from those that come instead after the
+    /// store was restored. 0 = that is not known (any more).
+    fn mark(&self, _revision: Revision) -> u64 {
+        0
+    }
+
     /// One attempt to become the owner of a session.
     fn claim(&self, claim: Claim) -> BoxFuture<Result<ClaimOutcome, Unavailable>>;
 

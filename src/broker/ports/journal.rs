@@ -121,13 +121,18 @@ pub struct StoreKnown {
     pub timeline: Timeline,
     /// How far that had come.
     pub revision: Revision,
+    /// Tells the store's change at that revision from others ([`super::Coordinator::mark`]).
+    pub mark: u64,
 }
 
 impl StoreKnown {
     /// Takes in what is known later: in the same life of the store a revision never becomes less.
     pub fn learn(&mut self, known: StoreKnown) {
-        let before = if self.timeline == known.timeline { self.revision } else { 0 };
-        *self = StoreKnown { revision: known.revision.max(before), ..known };
+        let newer = self.timeline != known.timeline || self.revision < known.revision;
+        let says_more = self.revision == known.revision && self.mark == 0;
+        if newer || says_more {
+            *self = known;
+        }
     }
 }
 

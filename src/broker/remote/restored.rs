@@ -38,7 +38,9 @@ impl Broker {
     /// with it.
     pub(in crate::broker) fn knows(&self, revision: Revision) {
         if let Some(remote) = self.remote.as_ref().filter(|r| r.sessions.reconciled.get().is_some()) {
-            self.journal.know(StoreKnown { timeline: remote.ports.coordinator.timeline(), revision });
+            let store = &remote.ports.coordinator;
+            let (timeline, mark) = (store.timeline(), store.mark(revision));
+            self.journal.know(StoreKnown { timeline, revision, mark });
         }
     }
 
@@ -98,20 +100,21 @@ impl Broker {
     }
 
     fn say(&self, remote: &Remote, handle: &Handle, won: bool, before: Option<&Owner>, so_far: &Claimed) {
-        let (client, epoch) = (shown(&handle.client_id), handle.epoch());
+        let epoch = handle.epoch();
         let named = so_far.won.len() + so_far.lost < NAMED_MAX;
         match (won, before) {
             (false, Some(o)) => tracing::warn!(
-                %client, ours = epoch, node = %remote.me.node, epoch = o.session.epoch, owner = %o.holder,
+                client = %shown(&handle.client_id), ours = epoch, node = %remote.me.node, epoch = o.session.epoch, owner = %o.holder,
                 "another node has this session under a higher epoch, or one that was made since etcd was restored: what the \
                  journal here has of it is dropped"
             ),
             (true, Some(o)) if named => tracing::info!(
-                %client, epoch, before = o.session.epoch, owner = %o.holder,
+                client = %shown(&handle.client_id), epoch, before = o.session.epoch, owner = %o.holder,
                 "session claimed anew from the journal: the restored etcd named an older owner"
             ),
             (true, None) if named => tracing::info!(
-                %client, epoch, "session claimed anew from the journal: the restored etcd did not have it"
+                client = %shown(&handle.client_id), epoch,
+                "session claimed anew from the journal: the restored etcd did not have it"
             ),
             _ => {}
         }

@@ -3,6 +3,7 @@
 use super::decode::{Decoder, RawEvent};
 use super::ring::{self, Ring};
 use crate::broker::ports::{Index, MemberId, Revision, Timeline};
+use crate::cluster::older::mark_of;
 use crate::telemetry::Metrics;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -15,6 +16,8 @@ pub struct Applier {
     metrics: Arc<Metrics>,
     inner: Mutex<Inner>,
     applied: watch::Sender<Revision>,
+    /// The last revision that is being applied, and what tells its change from others.
+    last: Mutex<(Revision, u64)>,
 }
 
 struct Inner {
@@ -29,7 +32,8 @@ impl Applier {
     /// Applies to `index`.
     pub fn new(index: Arc<dyn Index>, decoder: Decoder, metrics: Arc<Metrics>) -> Applier {
         let inner = Inner { decoder, ring: Ring::default(), applied: 0, snapshot: false };
-        Applier { index, metrics, inner: Mutex::new(inner), applied: watch::Sender::new(0) }
+        let (inner, applied) = (Mutex::new(inner), watch::Sender::new(0));
+        Applier { index, metrics, inner, applied, last: Mutex::default() }
     }
 
     /// Up to which revision everything has been applied; 0 = nothing yet.
@@ -89,6 +93,7 @@ impl Applier {
             inner.decoder.event(event, &mut events);
         }
         inner.decoder.applied(revision);
+        *self.last.lock() = (revision, raw.last().map_or(0, |event| mark_of(&event.key)));
         self.index.apply(events, Some(revision));
         inner.ring.push(raw, revision);
         self.set(&mut inner, revision);
@@ -118,6 +123,12 @@ impl Applier {
         }
         self.events(lacking.events, lacking.up_to);
         Ok(())
+    }
+
+    /// What tells the store's change at this revision from others, if that is the last one applied; else 0.
+    pub fn mark(&self, revision: Revision) -> u64 {
+        let (last, mark) = *self.last.lock();
+        if last == revision { mark } else { 0 }
     }
 
     /// The life of the store, as far as has been applied.

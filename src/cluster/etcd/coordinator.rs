@@ -280,6 +280,10 @@ impl Coordinator for EtcdCoordinator {
         self.registered.me.clone()
     }
 
+    fn mark(&self, revision: Revision) -> u64 {
+        self.applier.mark(revision)
+    }
+
     fn timeline(&self) -> Timeline {
         self.registered.timeline.0
     }

@@ -132,8 +132,11 @@ pub(super) async fn register(
     record: MemberRecord,
     entry: &Entry,
 ) -> Result<Registered, RegisterError> {
+    // Before anything is written.
+    let before = etcd.get(keys.restored(), None).await?;
+    let before = before.header().map_or(0, |h| Revision::try_from(h.revision()).unwrap_or(0));
     let (lease, sent) = grant(etcd).await?;
-    let outcome = enter(etcd, keys, node, record, entry, lease).await;
+    let outcome = enter(etcd, keys, node, record, entry, lease, before).await;
     match outcome {
         Ok(Entered { created, standing, record }) => {
             let incarnation = record.incarnation.unwrap_or_default();
@@ -163,9 +166,9 @@ async fn enter(
     mut record: MemberRecord,
     entry: &Entry,
     lease: i64,
+    before: Revision,
 ) -> Result<Entered, RegisterError> {
     let created = take_key(etcd, keys, node, &record, entry, lease).await?;
-    let before = Revision::try_from(created).unwrap_or(0).saturating_sub(1);
     let member = keys.member(node);
     let journal = keys.journal(record.journal);
     let stamp = entry.begun.map(|begun| begun.stamped.stamp);

@@ -10,11 +10,16 @@ use super::fence::{Fence, unchanged_since};
 use super::keys::Keys;
 use super::member::ATTEMPTS;
 use super::records::{self, CustodyRecord, ForgottenRecord, RestoredRecord};
+use super::snapshot::end_of;
 use crate::broker::ports::{MemberId, Revision, Timeline};
-use crate::cluster::older::{Found, Known, Record, Verdict};
-use etcd_client::{Compare, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse};
+use crate::cluster::older::{Found, Known, Record, Verdict, mark_of};
+use etcd_client::{Compare, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse, WatchOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long etcd may take to say what happened at a revision.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// Between two attempts to take back a mark.
 const RETRY: Duration = Duration::from_secs(1);
@@ -67,7 +72,13 @@ pub(super) async fn compare(
         };
         let forgotten = record == Record::GivenUp;
         let standing = |restored| Standing { timeline, began, restored, forgotten };
-        match known.judge(&Found { revision: before, timeline, record }) {
+        let mut found = Found { revision: before, timeline, record, same_change: None };
+        let mut verdict = known.judge(&found);
+        if verdict == Verdict::AsKnown && known.store.mark != 0 {
+            found.same_change = same_change(etcd, keys, known).await;
+            verdict = known.judge(&found);
+        }
+        match verdict {
             Verdict::AsKnown => return Ok(standing(false)),
             Verdict::Restored => {
                 tracing::warn!(
@@ -90,6 +101,29 @@ pub(super) async fn compare(
                 count(etcd, keys, generation, began).await?;
             }
         }
+    }
+}
+
+/// Whether the change at the revision that the journal knows last is the one that it knows; `None` if etcd does not have it any more,
+/// or does not say it now. There is something at that revision or later: this process has made its member key.
+async fn same_change(etcd: &Etcd, keys: &Keys, known: &Known) -> Option<bool> {
+    let revision = i64::try_from(known.store.revision).ok()?;
+    let mut link = etcd.watcher().await.ok()?;
+    let options =
+        WatchOptions::new().with_range(end_of(keys.root().as_bytes())).with_start_revision(revision);
+    let opened = timeout(LOOK, link.client.watch(keys.root(), Some(options))).await;
+    let mut stream = opened.ok()?.ok()?;
+    loop {
+        let response = timeout(LOOK, stream.message()).await.ok()?.ok()??;
+        if response.compact_revision() > 0 || response.canceled() {
+            return None;
+        }
+        let changed: Vec<_> = response.0.events.into_iter().filter_map(|event| event.kv).collect();
+        let Some(first) = changed.first().map(|kv| kv.mod_revision) else { continue };
+        let is_it = |kv: &etcd_client::proto::PbKeyValue| {
+            kv.mod_revision == revision && mark_of(&kv.key) == known.store.mark
+        };
+        return Some(first == revision && changed.iter().any(is_it));
     }
 }
 

@@ -230,9 +230,9 @@ impl Sweep {
             let when = [unchanged_since(&*key, stored.revision)];
             let pages = TxnOp::delete(pages, Some(DeleteOptions::new().with_prefix()));
             let mut then = vec![pages, TxnOp::delete(key, None)];
-            if let Some(up_to) = forgets(&self.custody, &going, stored.record.journal) {
-                let (mark, value) =
-                    (keys.forgotten(stored.record.journal), records::write(&ForgottenRecord::new(up_to)));
+            if is_last(&self.custody, &going, stored) {
+                let mark = keys.forgotten(stored.record.journal);
+                let value = records::write(&ForgottenRecord::new(stored.of.incarnation));
                 bytes += mark.len() + value.len();
                 then.push(TxnOp::put(mark, value, None));
             }
@@ -286,19 +286,13 @@ impl Sweep {
     }
 }
 
-/// The last process with this journal, if what it had goes for good: nothing else of the journal stays, and whoever brings it back
-/// must know.
-fn forgets(
-    custody: &HashMap<MemberId, Stored>,
-    going: &[Stored],
-    journal: u64,
-) -> Option<crate::broker::ports::Incarnation> {
-    let of = |s: &&Stored| s.record.journal == journal;
+/// Whether this is the last record of a journal: whoever brings that back must know that nothing is left to claim. Of several that go
+/// at once only one says so, since a request to etcd may write a key once.
+fn is_last(custody: &HashMap<MemberId, Stored>, going: &[Stored], stored: &Stored) -> bool {
+    let of = |s: &&Stored| s.record.journal == stored.record.journal;
     let stays = |s: &&Stored| !s.record.given_up && going.iter().all(|g| g.of != s.of);
-    if custody.values().filter(of).any(|s| stays(&s)) {
-        return None;
-    }
-    going.iter().filter(of).map(|s| s.of.incarnation).max()
+    let newest = going.iter().filter(of).map(|s| s.of.incarnation).max();
+    newest == Some(stored.of.incarnation) && !custody.values().filter(of).any(|s| stays(&s))
 }
 
 /// Whom the keys below `prefix` belong to, those known left out.

@@ -267,7 +267,7 @@ fn only_a_journal_of_a_restored_store_is_of_the_newer_schema() {
     for (generation, schema) in [(0, 2), (1, 3), (2, 3)] {
         let (journal, _) = open_in(dir.path()).unwrap();
         let timeline = Timeline { generation, name: generation };
-        journal.know(StoreKnown { timeline, revision: 9 });
+        journal.know(StoreKnown { timeline, revision: 9, mark: 0 });
         drop(journal);
         assert_eq!(meta(dir.path(), META_SCHEMA), Some(schema));
         drop(open_in(dir.path()).unwrap());

@@ -5,8 +5,8 @@ mod cluster;
 
 use super::index::Index;
 use super::schema::{
-    LOG, META, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, META_STORE_GENERATION, META_STORE_NAME,
-    META_STORE_REVISION, SESSIONS, SETTLED, SUBSCRIPTIONS,
+    LOG, META, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, META_STORE_GENERATION, META_STORE_MARK,
+    META_STORE_NAME, META_STORE_REVISION, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
 use super::starts;
 use crate::broker::ports::{
@@ -92,7 +92,8 @@ pub(super) fn scan(db: &Database) -> Result<Scan, ScanError> {
     let number = |name| Ok::<u64, ScanError>(meta.get(name)?.map_or(0, |number| number.value()));
     scan.recovered.journal = number(META_JOURNAL)?;
     let timeline = Timeline { generation: number(META_STORE_GENERATION)?, name: number(META_STORE_NAME)? };
-    scan.recovered.store = StoreKnown { timeline, revision: number(META_STORE_REVISION)? };
+    let (revision, mark) = (number(META_STORE_REVISION)?, number(META_STORE_MARK)?);
+    scan.recovered.store = StoreKnown { timeline, revision, mark };
     scan.history = starts::read(&txn)?;
     Ok(scan)
 }

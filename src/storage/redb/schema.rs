@@ -41,6 +41,8 @@ pub(super) const META_POSITION: &str = "position";
 
 /// In [`META`]: how far the coordination store had come, as far as is known.
 pub(super) const META_STORE_REVISION: &str = "store_revision";
+/// In [`META`]: what tells its change at that revision from others; 0 = nothing does.
+pub(super) const META_STORE_MARK: &str = "store_mark";
 /// In [`META`]: which generation of the store that was. Not there in generation 0.
 pub(super) const META_STORE_GENERATION: &str = "store_generation";
 /// In [`META`]: the random number that goes with the generation.

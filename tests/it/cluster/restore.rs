@@ -1,9 +1,14 @@
 //! etcd is restored from a backup as `docs/etcd.md` says: what the brokers' journals have is claimed anew.
 
+use super::etcd::Etcd;
+use super::node::{connect, description, keys, register};
 use super::nodes::BerthCluster;
 use crate::client::{Client, Dial, In};
 use crate::operate::ctl;
 use crate::wait;
+use berth::broker::ports::{StoreKnown, generation_of, registered_at};
+use berth::cluster::etcd::member::Membership;
+use berth::cluster::older::Known;
 use berth::mqtt::{QoS, Reason};
 use std::time::Duration;
 
@@ -144,9 +149,9 @@ fn two_journals() -> (BerthCluster, std::path::PathBuf) {
     cluster.kill(0);
     wait::until_true("its lease runs out", || cluster.members() == ["n1"]);
     let mut client = cluster.connect(1, &dial("s").clean());
-    client.subscribe(&[("jobs", QoS::AtLeastOnce)]);
+    client.subscribe(&[("anew", QoS::AtLeastOnce)]);
     drop(client);
-    publish(&cluster, 1, &["new"]);
+    cluster.connect(1, &Dial::v5("publisher")).publish("anew", "new", QoS::AtLeastOnce);
     cluster.kill(1);
     cluster.etcd.restore(&backup);
     (cluster, backup)
@@ -235,6 +240,22 @@ fn what_was_forgotten_before_the_backup_stays_forgotten() {
 }
 
 #[test]
+fn a_restoration_that_takes_back_less_than_has_happened_since_is_noticed() {
+    let mut cluster = BerthCluster::with(2, 1, QUICK);
+    sleeper(&cluster, 0, "a");
+    let backup = cluster.etcd.save();
+    sleeper(&cluster, 0, "b");
+    publish(&cluster, 1, &["1"]);
+    (0..2).for_each(|i| cluster.kill(i));
+    cluster.etcd.restore(&backup);
+    // As when leases run out before any broker is started: the revision is past all that the journals know.
+    (0..50).for_each(|n| drop(cluster.etcd.ctl(&["put", &format!("/other/{n}"), "x"])));
+    (0..2).for_each(|i| cluster.restart(i));
+    has(&cluster, 1, "a", &["1"]);
+    has(&cluster, 0, "b", &["1"]);
+}
+
+#[test]
 fn a_process_that_runs_through_a_restoration_stops_and_says_why() {
     let mut cluster = BerthCluster::with(2, 1, QUICK);
     sleeper(&cluster, 0, "a");
@@ -287,4 +308,45 @@ fn retained_messages_are_as_of_the_backup_but_for_those_that_wait_in_a_journal()
     let mut reader = cluster.connect(0, &Dial::v5("reader2"));
     reader.subscribe(&[("written", QoS::AtLeastOnce)]);
     assert_eq!(reader.receive().text(), "1");
+}
+
+#[test]
+fn a_restoration_is_counted_once_however_many_notice_it() {
+    let server = Etcd::start(1);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let etcd = connect(&server).await;
+        // Their journals know that etcd had come further than it has.
+        let store = StoreKnown { revision: 1_000, ..StoreKnown::default() };
+        let known = Known::new(store, &[5, 7]);
+        let names = ["a", "b", "c"].map(description);
+        let (keys, known) = (&keys(), &known);
+        let starts =
+            names.iter().zip(1..).map(|(name, journal)| {
+                let etcd = &etcd;
+                async move {
+                    Membership::register_knowing(etcd, keys, name, journal, known, &[5, 7]).await.unwrap()
+                }
+            });
+        let all = futures_util::future::join_all(starts).await;
+        let timeline = all[0].store().timeline;
+        for member in &all {
+            let store = member.store();
+            assert!(store.restored && !store.forgotten && store.timeline == timeline, "{store:?}");
+            assert_eq!((timeline.generation, generation_of(member.me().incarnation)), (1, 1));
+            // The state of earlier processes is in its journal.
+            let mut adopted: Vec<_> = member.adopted().iter().map(|of| of.incarnation).collect();
+            adopted.sort_unstable();
+            assert_eq!(adopted, [5, 7]);
+        }
+        // Who has a new journal has nothing to compare; who has compared finds nothing new.
+        let new = register(&etcd, "d", 9).await.unwrap();
+        assert!(!new.store().restored && new.store().timeline == timeline);
+        let revision = registered_at(all[0].me().incarnation);
+        let compared = StoreKnown { timeline, revision, mark: 0 };
+        let known = Known::new(compared, &[5, 7, all[0].me().incarnation]);
+        let again = Membership::register_knowing(&etcd, keys, &names[0], 1, &known, &[]).await.unwrap();
+        assert!(!again.store().restored && again.store().timeline == timeline);
+        assert!(again.me().incarnation > all[0].me().incarnation);
+    });
 }
