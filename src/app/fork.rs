@@ -67,14 +67,14 @@ pub enum ForkError {
     },
     /// The operator takes a journal for a fork that is none.
     #[error(
-        "{flag} is for a journal that is a copy of a newer one, and {what} is none: etcd knows nothing of it that it lacks. Start \
+        "{flag} is for a journal that is a copy of a newer one, and {path:?} is none: etcd knows nothing of it that it lacks. Start \
          without the option; nothing was changed"
     )]
     NoFork {
         /// The option.
         flag: &'static str,
         /// The journal.
-        what: String,
+        path: PathBuf,
     },
     /// The same, where nothing could tell.
     #[error(
@@ -123,12 +123,8 @@ pub(super) async fn compare(
     on_fork: OnFork,
     progress: &Progress,
 ) -> Result<Compared, JoinError> {
-    let FoundKind::Redb(journal) = found else {
-        // It ends with its process: there is no copy of it.
-        let what = "one in memory (storage.type)".to_owned();
-        let no_fork = |flag| Err(ForkError::NoFork { flag, what }.into());
-        return on_fork.flag().map_or(Ok(Compared { found, looked_at: 0 }), no_fork);
-    };
+    // A journal in memory ends with its process: there is no copy of it.
+    let FoundKind::Redb(journal) = found else { return Ok(Compared { found, looked_at: 0 }) };
     let me = &config.node.id;
     if let Some(found) = journal.recovered().node.as_ref().filter(|n| *n.node != **me && !n.node.is_empty()) {
         return Err(JoinError::OtherNode {
@@ -168,8 +164,8 @@ pub(super) async fn compare(
         }
         (verdict, _) => {
             if let Some(flag) = on_fork.flag() {
-                let what = format!("{:?}", journal.path());
-                return Err(ForkError::NoFork { flag, what }.into());
+                let path = journal.path().to_owned();
+                return Err(ForkError::NoFork { flag, path }.into());
             }
             tracing::debug!(?verdict, "the journal is the one that etcd knows, or unknown to it");
             Ok(Compared { found: FoundKind::Redb(journal), looked_at: looked.revision })
@@ -178,7 +174,7 @@ pub(super) async fn compare(
 }
 
 async fn look(joining: &Joining, me: &str, journal: u64, progress: &Progress) -> Result<Looked, JoinError> {
-    let mut waiting = Waiting::new("asking etcd what it knows of the journal", progress);
+    let mut waiting = Waiting::new("registering this node in etcd", progress);
     loop {
         match journals::look(&joining.etcd, &joining.keys, &me.into(), journal).await {
             Ok(looked) => return Ok(looked),

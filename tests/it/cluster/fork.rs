@@ -385,8 +385,6 @@ fn options_for_forks_are_refused_where_there_is_none() {
     for flag in ["--set-aside-journal", "--accept-older-journal"] {
         let none = format!("{flag} is for a journal that is a copy of a newer one");
         refused(scene.another(fresh.path()).arg(flag).spawn(), &[&none, "Start without the option"]);
-        let memory = scene.another(fresh.path()).set("storage.type", "memory").arg(flag).spawn();
-        refused(memory, &[&none, "one in memory (storage.type) is none"]);
         let alone = format!("{flag} is for a node of a cluster (cluster.enabled)");
         refused(Setup::new().arg(flag).spawn(), &[&alone]);
     }
