@@ -5,7 +5,7 @@
 
 use super::VERSION;
 use super::desk::Progress;
-use crate::broker::ports::{Change, Inbox, Index, Journal, MemberId, NodeRecord, Recovered};
+use crate::broker::ports::{Change, ClusterTime, Inbox, Index, Journal, MemberId, NodeRecord, Recovered};
 use crate::broker::{Broker, ClusterPorts, ports};
 use crate::clock::{self, Time};
 use crate::cluster::TokioTasks;
@@ -43,6 +43,9 @@ const DUTIES_EVERY: Duration = Duration::from_secs(5);
 
 /// How long custody records that were adopted stay, so that every node has seen who has them.
 const COLLECT_AFTER: Duration = Duration::from_secs(60);
+
+/// How long a start waits for the other nodes' clocks, milliseconds: links answer at once or not at all.
+const CLOCKS_WAIT_MS: u64 = 2_000;
 
 /// Why this node cannot join its cluster.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +106,7 @@ pub(super) struct Member {
     pub(super) election: Arc<Election>,
     pub(super) etcd: Etcd,
     pub(super) keys: Keys,
+    time: Arc<ClusterTime>,
     /// The store is older than this node's journal: it was restored from a backup.
     store_went_back: bool,
     server: Mutex<Option<PeerServer>>,
@@ -183,8 +187,10 @@ impl Joining {
         }
         let cluster = &config.cluster.node;
         let keys = Keys::new(&config.etcd.prefix, &cluster.name);
+        let time = Arc::new(ClusterTime::unknown());
         let registered = Registered {
             me: membership.me().clone(),
+            time: time.clone(),
             fence: {
                 let fence = membership.fence();
                 Arc::new(move || fence.compare())
@@ -216,6 +222,7 @@ impl Joining {
             membership,
             etcd,
             keys,
+            time,
             store_went_back,
             server: Mutex::new(Some(self.server)),
             cut_off: watch::Sender::default(),
@@ -232,6 +239,7 @@ impl Member {
             coordinator: self.coordinator.clone(),
             peers: self.peers.clone(),
             tasks: Arc::new(TokioTasks::new(tokio::runtime::Handle::current())),
+            time: self.time.clone(),
         }
     }
 
@@ -272,6 +280,7 @@ impl Member {
             collect_after: COLLECT_AFTER,
             expired: Arc::new(move |now: Time, max| index.expired_retained(now, max)),
             linked: linked(broker),
+            time: self.time.clone(),
         };
         let leader = Leader::new(&self.etcd, &self.keys, &self.election, options);
         self.background.lock().push(tokio::spawn(leader.run(self.election.clone())));
@@ -279,6 +288,8 @@ impl Member {
         broker.reconcile(self.store_went_back).await;
         progress.say("telling the other nodes what this node's sessions subscribe to");
         broker.when_routes_known().await;
+        progress.say("measuring the clocks of the other nodes");
+        broker.when_clocks_measured(CLOCKS_WAIT_MS).await;
         self.drop_old_routes();
         Ok(())
     }

@@ -15,8 +15,8 @@ use super::routes::RouteWriter;
 use super::snapshot::SnapshotError;
 use super::watch::{Follower, WatchStatus};
 use crate::broker::ports::{
-    BoxFuture, Claim, ClaimOutcome, Coordinator, Epoch, Index, IndexEvent, MemberId, Owner, Retain,
-    RetainOutcome, Revision, RouteChange, TooLarge, Unavailable,
+    BoxFuture, Claim, ClaimOutcome, ClusterTime, Coordinator, Epoch, Index, IndexEvent, MemberId, Owner,
+    Retain, RetainOutcome, Revision, RouteChange, TooLarge, Unavailable,
 };
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -40,6 +40,8 @@ pub struct Registered {
     pub lease_until: Arc<dyn Fn() -> Time + Send + Sync>,
     /// When that lease was asked for.
     pub lease_since: Arc<dyn Fn() -> Time + Send + Sync>,
+    /// The cluster's time, which moments in etcd are in.
+    pub time: Arc<ClusterTime>,
 }
 
 /// Time limits.
@@ -161,7 +163,9 @@ impl EtcdCoordinator {
         let writable = move || asked.writable();
         let incarnation = registered.me.incarnation;
         let cleared = cleared_since(reads.clone(), applier.clone(), relay.clone());
-        let retained = RetainedWriter::new(keys, proposer.clone(), incarnation, patience, writable, cleared);
+        let time = registered.time.clone();
+        let retained =
+            RetainedWriter::new(keys, proposer.clone(), incarnation, patience, writable, cleared, time);
         let currency = Currency {
             reads: reads.clone(),
             proposer: proposer.clone(),

@@ -178,7 +178,7 @@ pub struct CustodyRecord {
     /// The journal that holds the state.
     #[serde(with = "hex")]
     pub journal: u64,
-    /// Since when the leader has known the holder's node to be gone, milliseconds since the epoch.
+    /// Since when the leader has known the holder's node to be gone, milliseconds since the epoch by the cluster's time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<u64>,
     /// Its process keeps the expiry in the records of its sessions right: what they say counts when it is gone.

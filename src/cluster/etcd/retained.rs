@@ -5,7 +5,7 @@ use super::batch::{Failure, LONE_BYTES_MAX, Nested, Op, Proposer};
 use super::claims::{compare_revision, outcome};
 use super::keys::Keys;
 use super::retained_value;
-use crate::broker::ports::{BoxFuture, MessageId, Retain, RetainOutcome, Revision, TooLarge};
+use crate::broker::ports::{BoxFuture, ClusterTime, MessageId, Retain, RetainOutcome, Revision, TooLarge};
 use crate::clock;
 use crate::mqtt::Message;
 use crate::names::shown;
@@ -20,6 +20,9 @@ use tokio::sync::oneshot;
 /// Topics remembered with nothing to write, at most; beyond that the oldest knowledge of own writes goes.
 const TOPICS_IDLE_MAX: usize = 16_384;
 
+/// How often to look whether the cluster's time is known.
+const TIME_LOOK: Duration = Duration::from_millis(50);
+
 type Waiter = oneshot::Sender<RetainOutcome>;
 
 /// See the module.
@@ -31,6 +34,7 @@ pub struct RetainedWriter {
     patience: Duration,
     origin: u64,
     cleared: ClearedSince,
+    time: Arc<ClusterTime>,
     topics: Mutex<Topics>,
 }
 
@@ -97,9 +101,17 @@ impl RetainedWriter {
         patience: Duration,
         writable: impl Fn() -> bool + Send + Sync + 'static,
         cleared: ClearedSince,
+        time: Arc<ClusterTime>,
     ) -> RetainedWriter {
         let (writable, topics) = (Box::new(writable), Mutex::default());
-        RetainedWriter { keys, proposer, writable, patience, origin, cleared, topics }
+        RetainedWriter { keys, proposer, writable, patience, origin, cleared, time, topics }
+    }
+
+    /// Completes when the cluster's time is known.
+    async fn timed(&self) {
+        while !self.time.known() {
+            tokio::time::sleep(TIME_LOOK).await;
+        }
     }
 
     /// Whether a message can be written: etcd's requests have a limit.
@@ -205,7 +217,14 @@ impl RetainedWriter {
         mut parked: bool,
     ) -> (RetainOutcome, Option<Own>) {
         let key = self.keys.retained(&update.topic);
-        let value = update.message.as_ref().map(|message| retained_value::encode(message, update.id));
+        if update.id.origin != self.origin
+            && update.message.as_ref().is_some_and(|m| m.expires_at().is_some())
+        {
+            // Of an earlier process: nobody waits for it, and this one may have just begun.
+            self.timed().await;
+        }
+        let encode = |message| retained_value::encode(message, update.id, &self.time);
+        let value = update.message.as_ref().map(encode);
         loop {
             // A key that is not there does not say for how long.
             let may_be_void = parked && base == 0 && update.since > 0 && value.is_some();

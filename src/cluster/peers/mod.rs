@@ -23,6 +23,7 @@ mod link;
 mod options;
 pub mod proto;
 mod queue;
+mod samples;
 mod server;
 mod slots;
 mod tls;

@@ -3,7 +3,7 @@
 use super::etcd::Etcd as Server;
 use super::node::{Node, below, crash, custody_of};
 use crate::wait;
-use berth::broker::ports::{MemberId, Revision};
+use berth::broker::ports::{ClusterTime, MemberId, Revision};
 use berth::clock;
 use berth::cluster::etcd::custody;
 use berth::cluster::etcd::election::Election;
@@ -42,6 +42,7 @@ impl World {
             collect_after: Duration::ZERO,
             expired: Arc::new(move |_, _| expired.lock().clone()),
             linked: Arc::new(move |process| linked.lock().as_ref() == Some(process)),
+            time: Arc::new(ClusterTime::own_clock()),
         }
     }
 
