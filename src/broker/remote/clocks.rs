@@ -27,7 +27,7 @@ const YOUNG_MS: u64 = 60_000;
 const JUMP_MS: i64 = 1_000;
 
 /// How fast the one who keeps the time moves it, microseconds per millisecond.
-const KEEP_US_PER_MS: u64 = 10;
+const KEEP_US_PER_MS: u64 = 1;
 
 /// How fast the others follow, microseconds per millisecond.
 const FOLLOW_US_PER_MS: u64 = 50;

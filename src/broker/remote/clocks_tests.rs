@@ -81,18 +81,13 @@ fn the_time_goes_on_whoever_comes_and_goes() {
     // Steps: who is there, for how long in looks, and where the time is then.
     let steps: Vec<(&str, View, u64, i64)> = vec![
         ("alone", view(5, vec![]), 1, 0),
-        (
-            "with one that is an hour behind",
-            view(5, vec![other(6, -3_600_000, Some(3_600_000))]),
-            100,
-            -1_000,
-        ),
+        ("with one that is an hour behind", view(5, vec![other(6, -3_600_000, Some(3_600_000))]), 100, -100),
         ("alone again", view(5, vec![]), 200, 0),
         ("with one that is an hour ahead", view(5, vec![other(7, 3_600_000, Some(-3_600_000))]), 100, 0),
         // Older ones are followed, if need be at once.
         ("an older one is measured", view(5, vec![other(2, 400, Some(0))]), 10, 400),
         ("an older one with another time", view(5, vec![other(1, 50_000, Some(0))]), 1, 50_000),
-        ("that one is gone", view(5, vec![]), 1, 49_990),
+        ("that one is gone", view(5, vec![]), 1, 49_999),
     ];
     for (what, view, looks, expected) in steps {
         for _ in 0..looks {
@@ -110,7 +105,7 @@ fn the_time_goes_on_whoever_comes_and_goes() {
 fn a_young_time_of_one_process_gives_way_to_three_clocks() {
     let three = || view(1, vec![other(2, -30_000, None), other(3, -30_001, None)]);
     // When the others come after the time was made, and where it is then.
-    for (after, expected) in [(YOUNG_MS - 1, -30_000), (YOUNG_MS, -600)] {
+    for (after, expected) in [(YOUNG_MS - 1, -30_000), (YOUNG_MS, -60)] {
         let mut reckoning = Reckoning::default();
         reckoning.look(&view(1, vec![]), Time(1));
         let jumped = reckoning.look(&three(), Time(1 + after));
@@ -122,7 +117,7 @@ fn a_young_time_of_one_process_gives_way_to_three_clocks() {
     reckoning.look(&view(3, vec![other(2, 0, Some(0))]), Time(1));
     let others = vec![other(4, -30_000, None), other(5, -30_000, None)];
     assert_eq!(reckoning.look(&view(3, others), Time(1_001)), None);
-    assert_eq!(reckoning.ahead_ms(), -10);
+    assert_eq!(reckoning.ahead_ms(), -1);
 }
 
 #[test]
