@@ -7,7 +7,7 @@ use super::VERSION;
 use super::desk::Progress;
 use super::fork::{self, ForkError};
 use super::journal::JournalKind;
-use crate::broker::ports::{Change, Inbox, Index, Journal, MemberId, NodeRecord, Recovered};
+use crate::broker::ports::{Change, ClusterTime, Inbox, Index, Journal, MemberId, NodeRecord, Recovered};
 use crate::broker::{Broker, ClusterPorts, ports};
 use crate::clock::{self, Time};
 use crate::cluster::TokioTasks;
@@ -54,6 +54,9 @@ const LAST_POSITION: Duration = Duration::from_secs(1);
 
 /// How long custody records that were adopted stay, so that every node has seen who has them.
 const COLLECT_AFTER: Duration = Duration::from_secs(60);
+
+/// How long a start waits for the other nodes' clocks, milliseconds: links answer at once or not at all.
+const CLOCKS_WAIT_MS: u64 = 2_000;
 
 /// Why this node cannot join its cluster.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +123,7 @@ pub(super) struct Member {
     pub(super) election: Arc<Election>,
     pub(super) etcd: Etcd,
     pub(super) keys: Keys,
+    time: Arc<ClusterTime>,
     /// The store was restored from a backup: what it lacks of this node's journal is claimed anew.
     claims_anew: bool,
     /// The journal, its name, and whose state it holds.
@@ -212,8 +216,10 @@ impl Joining {
             );
         }
         let cluster = &config.cluster.node;
+        let time = Arc::new(ClusterTime::unknown());
         let registered = Registered {
             me: membership.me().clone(),
+            time: time.clone(),
             fence: {
                 let fence = membership.fence();
                 Arc::new(move || fence.compare())
@@ -250,6 +256,7 @@ impl Joining {
             membership,
             etcd,
             keys,
+            time,
             claims_anew: store.restored && !store.forgotten,
             journal: (journal.clone(), recovered.journal, held),
             positions,
@@ -268,6 +275,7 @@ impl Member {
             coordinator: self.coordinator.clone(),
             peers: self.peers.clone(),
             tasks: Arc::new(TokioTasks::new(tokio::runtime::Handle::current())),
+            time: self.time.clone(),
         }
     }
 
@@ -311,6 +319,7 @@ impl Member {
             collect_after: COLLECT_AFTER,
             expired: Arc::new(move |now: Time, max| index.expired_retained(now, max)),
             linked: linked(broker),
+            time: self.time.clone(),
         };
         let leader = Leader::new(&self.etcd, &self.keys, &self.election, options);
         self.background.lock().push(tokio::spawn(leader.run(self.election.clone())));
@@ -319,6 +328,8 @@ impl Member {
         self.compared().await;
         progress.say("telling the other nodes what this node's sessions subscribe to");
         broker.when_routes_known().await;
+        progress.say("measuring the clocks of the other nodes");
+        broker.when_clocks_measured(CLOCKS_WAIT_MS).await;
         self.drop_old_routes();
         Ok(())
     }

@@ -113,7 +113,7 @@ impl Operator for Desk {
     }
 
     fn find_session(&self, client_id: &str) -> Answer<Located> {
-        let asked = self.running().map(|node| node.broker.find_session(client_id));
+        let asked = self.running().map(|node| node.broker.find_session(client_id, clock::now()));
         Box::pin(async move { asked?.await.map_err(ApiError::from) })
     }
 

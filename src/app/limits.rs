@@ -43,6 +43,7 @@ pub(super) fn of(config: &Config) -> Limits {
             seen: RemoteLimits::default().seen,
             departed: cluster.max_departed,
             claiming: RemoteLimits::default().claiming,
+            clock_difference_ms: millis(cluster.max_clock_difference),
         },
         connections: limits.max_connections,
         sessions: session.max_sessions,

@@ -7,8 +7,8 @@ use crate::broker::ports::{self, Custody, JournalHealth, LinkState, LinkStatus, 
 use crate::broker::remote::Remote;
 use crate::clock::{self, Time};
 use crate::server::http::{
-    ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus, NodeStatus,
-    UnreachedBy,
+    ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
+    NodeStatus, UnreachedBy,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
@@ -79,6 +79,7 @@ impl Node {
                 asked: asked as u64,
                 full: remote.origins.full(),
             },
+            clock: clock_status(remote),
             etcd: etcd(member),
         })
     }
@@ -108,11 +109,15 @@ fn members(remote: &Remote, now: Time) -> Vec<MemberStatus> {
     let gone: Vec<ports::Member> = kept.collect();
     let mut all: Vec<_> = live.iter().map(|m| (m, true)).chain(gone.iter().map(|m| (m, false))).collect();
     all.sort_by(|a, b| a.0.id.cmp(&b.0.id));
+    let clocks = remote.clocks();
     all.into_iter()
         .map(|(m, registered)| {
             let me = m.id == remote.me;
             let applied = if me { remote.applied() } else { remote.members.applied_of(&m.id.node) };
             let link = links.iter().find(|l| l.node == m.id.node && !me);
+            let clock = clocks.of(&m.id.node);
+            // The record has it by that node's clock.
+            let its_now = Time(now.0.saturating_add_signed(clock.map_or(0, |c| c.ahead_ms)));
             MemberStatus {
                 node: m.id.node.to_string(),
                 incarnation: m.id.incarnation,
@@ -122,13 +127,26 @@ fn members(remote: &Remote, now: Time) -> Vec<MemberStatus> {
                 http: m.http_address.clone(),
                 zone: m.zone.clone(),
                 version: m.version.clone(),
-                uptime_seconds: now.since_ms(Time(m.started_ms)) / 1000,
+                uptime_seconds: its_now.since_ms(Time(m.started_ms)) / 1000,
                 draining: m.draining,
                 applied_revision: applied,
+                clock_difference_ms: clock.map(|c| c.difference_ms),
+                clock_apart: clock.is_some_and(|c| c.apart),
                 link: link.map(link_info),
             }
         })
         .collect()
+}
+
+fn clock_status(remote: &Remote) -> ClockStatus {
+    let time = &remote.ports.time;
+    let difference = remote.clocks().of(&remote.me.node).map(|c| c.difference_ms);
+    ClockStatus {
+        difference_ms: difference,
+        cluster_time_known: time.known(),
+        cluster_time_ahead_ms: time.ahead_ms(),
+        limit_ms: remote.limits.clock_difference_ms,
+    }
 }
 
 fn link_info(link: &LinkStatus) -> LinkInfo {

@@ -37,7 +37,7 @@ use crate::telemetry::metrics::SessionState;
 use bridges::Bridges;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
-use ports::{Authorizer, Coordinator, Journal, Peers, SessionNo, Tasks};
+use ports::{Authorizer, ClusterTime, Coordinator, Journal, Peers, SessionNo, Tasks};
 use receiving::Receiving;
 use registry::Registry;
 use remote::{Remote, RemoteLimits};
@@ -115,6 +115,8 @@ pub struct ClusterPorts {
     pub peers: Arc<dyn Peers>,
     /// Work that goes on by itself.
     pub tasks: Arc<dyn Tasks>,
+    /// The cluster's time; the broker keeps it, others read it.
+    pub time: Arc<ClusterTime>,
 }
 
 /// The broker. Shared by all connections.

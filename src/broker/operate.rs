@@ -6,6 +6,7 @@ use super::inspect::{SessionDetails, SessionPage, SessionQuery, Unanswered, list
 use super::ports::{BoxFuture, MemberId, Request, Response};
 use super::remote::Remote;
 use super::totals::{Figures, Totals};
+use crate::clock::Time;
 use crate::names::shown;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -120,10 +121,11 @@ impl Broker {
     }
 
     fn command_here(&self, command: Command) -> Reply {
+        let now = self.remote.as_ref().map_or(Time(0), |r| r.now());
         match command {
             Command::Sessions(query) => Reply::Sessions(self.sessions_of(&query)),
             Command::Session { client_id } => {
-                Reply::Session { session: self.session_of(&client_id).map(Box::new) }
+                Reply::Session { session: self.session_of(&client_id, now).map(Box::new) }
             }
             Command::Kick { client_id } => {
                 let closed = self.kick(&client_id);
@@ -163,10 +165,10 @@ impl Broker {
         })
     }
 
-    /// Where a session lives, and how it is.
-    pub fn find_session(&self, client_id: &str) -> BoxFuture<Result<Located, OperateError>> {
+    /// Where a session lives, and how it is `now`.
+    pub fn find_session(&self, client_id: &str, now: Time) -> BoxFuture<Result<Located, OperateError>> {
         let client_id = client_id.to_owned();
-        if let Some(session) = self.session_of(&client_id) {
+        if let Some(session) = self.session_of(&client_id, now) {
             let holder = self.remote.as_ref().map(|r| r.me.to_string());
             let epoch = session.epoch;
             let found = Located { client_id, holder, epoch, session: Some(Box::new(session)), problem: None };

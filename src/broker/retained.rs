@@ -6,7 +6,7 @@
 
 mod live;
 
-use super::ports::{BoxFuture, Incarnation, MessageId, Revision};
+use super::ports::{BoxFuture, ClusterTime, Incarnation, MessageId, Revision};
 use super::remote::level::Waiters;
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -168,10 +168,12 @@ struct Kept {
 /// A retained message that was found for a subscription.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The message.
+    /// The message, whose expiry is not for use: it may be in the cluster's time.
     pub message: Message,
     /// Which update of its topic it is; 0 = one that waits for the store.
     version: u64,
+    /// When it was found.
+    at: Time,
 }
 
 #[derive(Debug, Default)]
@@ -246,14 +248,32 @@ impl Inner {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Retained {
     inner: RwLock<Inner>,
     /// Those who wait until updates are decided.
     waiting: Mutex<Waiters>,
+    /// What the expiries of the index are in.
+    time: Arc<ClusterTime>,
+}
+
+impl Default for Retained {
+    fn default() -> Retained {
+        Retained::timed(Arc::new(ClusterTime::own_clock()))
+    }
 }
 
 impl Retained {
+    /// Empty, to be filled with messages whose expiry is in this time.
+    pub fn timed(time: Arc<ClusterTime>) -> Retained {
+        Retained { inner: RwLock::default(), waiting: Mutex::default(), time }
+    }
+
+    /// Whether a message of the index has expired at this moment of the own clock.
+    fn is_over(&self, message: &Message, now: Time) -> bool {
+        message.expires_at().is_some() && self.time.judged_at(now).is_some_and(|at| message.expired(at))
+    }
+
     /// Whether `message` may become its topic's retained message, beside those that are on their way. What is there may be
     /// replaced by something no larger, also if limits that were lowered leave no room.
     ///
@@ -441,6 +461,7 @@ impl Retained {
 
     /// Topics whose message has expired, at most `max`, and the revisions that set them.
     pub fn expired(&self, now: Time, max: usize) -> Vec<(Arc<str>, Revision)> {
+        let Some(now) = self.time.judged_at(now) else { return Vec::new() };
         let inner = self.inner.read();
         let due = inner.expiring.iter().take_while(|(at, _)| *at <= now).take(max);
         due.filter_map(|(_, t)| Some((Arc::from(&**t), inner.index.get(t)?.revision))).collect()
@@ -469,11 +490,11 @@ impl Retained {
         }
     }
 
-    /// Messages whose topic matches `filter` and that have not expired.
+    /// Messages whose topic matches `filter` and that have not expired; their expiry is as the index has it.
     pub fn matching(&self, filter: &str, now: Time) -> Vec<Message> {
         let mut found = Vec::new();
         self.inner.read().index.for_each_match(filter, |k| {
-            if !k.message.expired(now) {
+            if !self.is_over(&k.message, now) {
                 found.push(k.message.clone());
             }
             ControlFlow::Continue(())
@@ -486,15 +507,15 @@ impl Retained {
         let mut found = Vec::new();
         let inner = self.inner.read();
         inner.index.for_each_match(filter, |k| {
-            if !k.message.expired(now) {
-                found.push(Found { message: k.message.clone(), version: k.version });
+            if !self.is_over(&k.message, now) {
+                found.push(Found { message: k.message.clone(), version: k.version, at: now });
             }
             ControlFlow::Continue(())
         });
         for topic in inner.live.parked(filter).filter(|t| inner.index.get(t).is_none()) {
             let last = inner.live.of(topic).iter().rev().find_map(|u| u.message.as_ref());
             if let Some(message) = last.filter(|m| !m.expired(now)) {
-                found.push(Found { message: message.clone(), version: 0 });
+                found.push(Found { message: message.clone(), version: 0, at: now });
             }
         }
         found
@@ -504,8 +525,8 @@ impl Retained {
     pub fn found_after(&self, filter: &str, after: Revision, now: Time) -> Vec<Found> {
         let mut found = Vec::new();
         self.inner.read().index.for_each_match(filter, |k| {
-            if k.revision > after && !k.message.expired(now) {
-                found.push(Found { message: k.message.clone(), version: k.version });
+            if k.revision > after && !self.is_over(&k.message, now) {
+                found.push(Found { message: k.message.clone(), version: k.version, at: now });
             }
             ControlFlow::Continue(())
         });
@@ -517,8 +538,9 @@ impl Retained {
     pub fn cleared_after(&self, filter: &str, after: Revision, born: u64, now: Time) -> Vec<Arc<str>> {
         let inner = self.inner.read();
         let later = inner.cleared.order.range((after.saturating_add(1), Arc::from(""))..);
+        let judged_at = self.time.judged_at(now);
         let missed = |topic: &&Arc<str>| {
-            let expired = |c: &Clear| c.expired_at.is_some_and(|at| at <= now);
+            let expired = |c: &Clear| c.expired_at.is_some_and(|at| judged_at.is_some_and(|now| at <= now));
             matches(filter, topic)
                 && inner.index.get(topic).is_none()
                 && inner.cleared.at.get(*topic).is_some_and(|c| c.given <= born && !expired(c))
@@ -528,7 +550,7 @@ impl Retained {
 
     /// Has `send` send what was found to a subscription that was in the router when `born` updates had come, unless that has been
     /// given something newer. No session is given a later update before `send` has returned. It is told the update's name if its
-    /// publish may still be on its way to this node.
+    /// publish may still be on its way to this node. The message's expiry is by the own clock.
     pub fn send<R>(
         &self,
         found: &Found,
@@ -548,7 +570,8 @@ impl Retained {
         if kept.version != found.version || kept.given > born {
             return None;
         }
-        Some(send(&kept.message, kept.id.filter(|_| kept.given == 0)))
+        let message = self.time.message(&kept.message, found.at);
+        Some(send(&message, kept.id.filter(|_| kept.given == 0)))
     }
 
     /// Topics with a retained message.

@@ -258,6 +258,9 @@ options! {
         "max_departed" max_departed: Count<usize, 1, 100_000_000> = "100000",
         /// A link to another node on which nothing is heard for so long is opened anew.
         "peer_timeout" peer_timeout: Span<500, 600_000> = "5s",
+        /// By how much a node's clock may differ from the median of the cluster's before the nodes warn about it. Nothing else
+        /// depends on it: expiries are right whatever the clocks show.
+        "max_clock_difference" max_clock_difference: Span<100, 86_400_000> = "2s",
         /// How long a node may be gone before its sessions and their messages are given up. never = until an operator says so
         /// (berth ctl cluster forget NODE).
         "forget_after" forget_after: SecondsOrOff<60, 4_294_967_294> = "never",

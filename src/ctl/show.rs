@@ -64,6 +64,7 @@ fn cluster_status(cluster: &Value, asked: &str) -> String {
         "unanswered",
         "queued",
         "applied",
+        "clock",
         "version",
         "up",
         "mqtt",
@@ -85,6 +86,7 @@ fn cluster_status(cluster: &Value, asked: &str) -> String {
             word(&link["unanswered"]),
             word(&link["queued"]),
             word(&m["applied_revision"]),
+            m["clock_difference_ms"].as_i64().map_or_else(String::new, signed),
             word(&m["version"]),
             duration(m["uptime_seconds"].as_u64().unwrap_or(0)),
             word(&m["mqtt"]),
@@ -97,6 +99,7 @@ fn cluster_status(cluster: &Value, asked: &str) -> String {
             text += &format!("link to {}: {}\n", word(&m["node"]), clean(error));
         }
     }
+    text += &clocks(cluster);
     for u in list(&cluster["unreached_by"]) {
         text += &format!(
             "node {} cannot reach this one at {}: {}\n",
@@ -136,6 +139,28 @@ fn cluster_status(cluster: &Value, asked: &str) -> String {
         if held["full"] == true { "  FULL: publishers are slowed down" } else { "" },
     );
     text + &etcd(&cluster["etcd"])
+}
+
+/// What is wrong with the members' clocks.
+fn clocks(cluster: &Value) -> String {
+    let mut text = String::new();
+    for m in list(&cluster["members"]).iter().filter(|m| m["clock_apart"] == true) {
+        let ms = m["clock_difference_ms"].as_i64().unwrap_or(0);
+        let (node, way) = (word(&m["node"]), if ms < 0 { "behind" } else { "ahead of" });
+        let seconds = ms.unsigned_abs() as f64 / 1000.0;
+        text += &format!(
+            "THE CLOCK OF {node} IS {seconds:.1}s {way} the cluster's median: set it right, then restart that node\n"
+        );
+    }
+    if cluster["clock"]["cluster_time_known"] == false {
+        text += "the cluster's time is not known yet: nothing in etcd expires by this node\n";
+    }
+    text
+}
+
+/// Milliseconds as seconds with a sign.
+fn signed(ms: i64) -> String {
+    format!("{:+.1}s", ms as f64 / 1000.0)
 }
 
 fn etcd(etcd: &Value) -> String {
@@ -229,14 +254,16 @@ pub(super) fn session(answer: &Value) -> String {
         return lines.text(0) + names.note();
     }
     let connection = &session["connection"];
+    // By the clock of the node that has it; a broker of an earlier release does not say what that shows.
+    let as_of = session["as_of"].as_u64().filter(|ms| *ms > 0).unwrap_or_else(|| clock::now().as_millis());
     let state = match connection {
-        Value::Null => format!("{}{}", word(&session["state"]), ago(&session["disconnected_at"])),
+        Value::Null => format!("{}{}", word(&session["state"]), ago(&session["disconnected_at"], as_of)),
         c => format!(
             "{} from {}, MQTT {}{}",
             word(&session["state"]),
             word(&c["peer"]),
             word(&c["version"]),
-            ago(&c["since"])
+            ago(&c["since"], as_of)
         ),
     };
     lines.row(["state".to_owned(), state]);
@@ -280,9 +307,9 @@ pub(super) fn session(answer: &Value) -> String {
     text + names.note()
 }
 
-/// `, 5m 3s ago` for milliseconds since the epoch; nothing for null.
-fn ago(at: &Value) -> String {
-    let seconds = at.as_u64().map(|ms| clock::now().as_millis().saturating_sub(ms) / 1000);
+/// `, since 5m 3s` for a moment before `as_of`, both in milliseconds since the epoch; nothing for null.
+fn ago(at: &Value, as_of: u64) -> String {
+    let seconds = at.as_u64().map(|ms| as_of.saturating_sub(ms) / 1000);
     seconds.map_or_else(String::new, |s| format!(", since {}", duration(s)))
 }
 
@@ -418,8 +445,12 @@ mod tests {
                 "name": "c", "leader": "n1@7", "current": true,
                 "members": [
                     {"node": "n1", "incarnation": 7, "registered": true},
-                    {"node": "n2", "incarnation": 9, "registered": true, "link": {"state": "down", "error": "refused"}},
+                    {
+                        "node": "n2", "incarnation": 9, "registered": true, "link": {"state": "down", "error": "refused"},
+                        "clock_difference_ms": -3_600_040, "clock_apart": true,
+                    },
                 ],
+                "clock": {"cluster_time_known": false},
                 "waiting": [{"incarnation": "n3@5", "incarnations": ["n3@2", "n3@5"], "holder": "n3@5", "hint": "start it"}],
                 "unreached_by": [{"node": "n2", "address": "x:1", "error": "nobody is there"}],
                 "reached_by_none": true,
@@ -435,6 +466,9 @@ mod tests {
             "n3@5 (and 1 before)",
             "node n2 cannot reach this one at x:1: nobody is there",
             "NO OTHER NODE REACHES THIS ONE",
+            "-3600.0s",
+            "THE CLOCK OF n2 IS 3600.0s behind the cluster's median",
+            "the cluster's time is not known yet",
             "start it",
             "DOES NOT ANSWER",
             "gone",

@@ -62,7 +62,7 @@ pub use client::{Got, SimClient};
 pub use wire::Wire;
 
 use crate::auth::Anonymous;
-use crate::broker::ports::{Coordinator, Journal, Member, MemberId, Recovered, Tasks};
+use crate::broker::ports::{ClusterTime, Coordinator, Journal, Member, MemberId, Recovered, Tasks};
 use crate::broker::publish::Scratch;
 use crate::broker::{Broker, ClusterPorts, Limits, Ports};
 use crate::clock::Time;
@@ -201,6 +201,7 @@ impl Cluster {
                 coordinator: coordinator.clone(),
                 peers: peers.clone(),
                 tasks: process.clone(),
+                time: Arc::new(ClusterTime::unknown()),
             }),
         };
         let known = recovered.store;

@@ -68,6 +68,22 @@ impl Gauge {
     }
 }
 
+/// A time that may be negative, to the millisecond.
+#[derive(Debug, Default)]
+pub struct Offset(AtomicI64);
+
+impl Offset {
+    /// Replaces the value.
+    pub fn set_ms(&self, ms: i64) {
+        self.0.store(ms, Ordering::Relaxed);
+    }
+
+    /// The value in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.0.load(Ordering::Relaxed) as f64 / 1000.0
+    }
+}
+
 /// The distribution of a number.
 #[derive(Clone)]
 pub struct Histogram {
@@ -165,6 +181,13 @@ mod tests {
         });
         counter.add(5);
         assert_eq!(counter.get(), (SHARDS as u64 + 3) * 1000 + 5);
+    }
+
+    #[test]
+    fn offsets_do() {
+        let offset = Offset::default();
+        offset.set_ms(-1_500);
+        assert!((offset.seconds() + 1.5).abs() < f64::EPSILON);
     }
 
     #[test]

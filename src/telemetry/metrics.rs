@@ -2,7 +2,7 @@
 
 pub use super::labels::*;
 
-use super::cells::{Counter, Family, Gauge, Histogram, Label};
+use super::cells::{Counter, Family, Gauge, Histogram, Label, Offset};
 use super::losses::{About, Counted, Loss, Losses, SUMMARY_MS, Whose};
 use metrics::{Key, KeyName, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -64,6 +64,22 @@ impl Cell for Gauge {
 
     fn export(&self, recorder: &PrometheusRecorder, name: &'static str) {
         recorder.register_gauge(&Key::from_static_name(name), &META).set(self.get() as f64);
+    }
+}
+
+impl Cell for Offset {
+    const KIND: &'static str = "gauge";
+
+    fn make(_: &PrometheusRecorder, _: &'static str) -> Offset {
+        Offset::default()
+    }
+
+    fn describe(recorder: &PrometheusRecorder, name: KeyName, unit: Option<Unit>, help: &'static str) {
+        recorder.describe_gauge(name, unit, help.into());
+    }
+
+    fn export(&self, recorder: &PrometheusRecorder, name: &'static str) {
+        recorder.register_gauge(&Key::from_static_name(name), &META).set(self.seconds());
     }
 }
 
@@ -284,6 +300,8 @@ metrics! {
         "Links to other nodes that came up, went down or were refused; attempts in between are not counted.";
     peer_unreached_by: Gauge = "berth_peer_unreached_by", count,
         "Other nodes that say that they cannot reach this one.";
+    clock_difference: Offset = "berth_clock_difference_seconds", seconds,
+        "By how much this node's clock is ahead of the median of the cluster's clocks; negative = behind.";
     peer_frames_sent: Counter = "berth_peer_frames_sent_total", count,
         "Publishes sent to other nodes, repeated ones included; counted once per node.";
     peer_frames_resent: Counter = "berth_peer_frames_resent_total", count,

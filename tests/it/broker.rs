@@ -279,6 +279,11 @@ impl Broker {
         self.wait_ready();
     }
 
+    /// The environment of its next process.
+    pub fn set_env(&mut self, env: Vec<(&str, String)>) {
+        self.env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    }
+
     /// Sends a signal by name, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let done = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();

@@ -206,12 +206,13 @@ impl Broker {
         let mut found = self.retained.matching(filter, now);
         found.sort_by(|a, b| a.topic().cmp(b.topic()));
         let total = found.len();
+        let own = |at| self.remote.as_ref().map_or(at, |r| r.ports.time.own(at));
         let info = |m: &crate::mqtt::Message| RetainedInfo {
             topic: m.topic().to_owned(),
             qos: m.qos() as u8,
             bytes: m.payload().len(),
             payload: beginning(m.payload()),
-            expires_at: m.expires_at().map(Time::as_millis),
+            expires_at: m.expires_at().map(|at| own(at).as_millis()),
             revision: self.retained.revision_of(m.topic()),
         };
         let room = limit.min(listed(found.iter().map(|m| m.topic().len())));

@@ -89,6 +89,10 @@ pub struct SessionDetails {
     pub expiry_seconds: Option<u32>,
     /// How often its owner has changed; 0 if this node is alone.
     pub epoch: u64,
+    /// What the clock of the node that has it shows, milliseconds since the epoch: the other moments are by that clock. 0 = the node is
+    /// of a release that does not say so.
+    #[serde(default)]
+    pub as_of: u64,
     /// When it was made, milliseconds since the epoch.
     pub created_at: u64,
     /// The client's connection, if there is one.
@@ -223,7 +227,7 @@ impl Broker {
     }
 
     /// A session of this node; `None` if it is not here.
-    pub fn session_of(&self, client_id: &str) -> Option<SessionDetails> {
+    pub fn session_of(&self, client_id: &str, now: Time) -> Option<SessionDetails> {
         let handle = self.session(client_id).filter(|h| h.mailbox.present())?;
         let mut filters: Vec<_> = handle
             .subscriptions
@@ -248,6 +252,7 @@ impl Broker {
             summary: summary(&handle, &self.node_name()),
             expiry_seconds: (expiry_s < u32::MAX).then_some(expiry_s),
             epoch: handle.epoch(),
+            as_of: now.as_millis(),
             created_at: handle.created_at.as_millis(),
             connection: attached.map(|a| a.connection),
             disconnected_at: disconnected_at.map(Time::as_millis),

@@ -1,6 +1,7 @@
 //! What the broker needs from outside: a few small traits, implemented in `storage`, `cluster` and `auth`.
 
 mod auth;
+mod cluster_time;
 mod coordinator;
 mod history;
 mod index;
@@ -9,6 +10,7 @@ mod peers;
 mod tasks;
 
 pub use auth::{AuthStep, Authorizer, Credentials, EnhancedAuth, Identity};
+pub use cluster_time::ClusterTime;
 pub use coordinator::{
     Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, TooLarge, Unavailable,
 };
@@ -23,7 +25,7 @@ pub use journal::{
     Stored, SubscriptionRecord, Unserved, WillRecord,
 };
 pub use peers::{
-    Answer, Answers, Frame, GroupTry, Inbox, LinkState, LinkStatus, PeerError, Peers, Report, Request,
-    Response, RetainedProgress,
+    Answer, Answers, Frame, GroupTry, Inbox, LinkClock, LinkState, LinkStatus, PeerClock, PeerError, Peers,
+    Report, Request, Response, RetainedProgress, SaidClock,
 };
 pub use tasks::{BoxFuture, Tasks};

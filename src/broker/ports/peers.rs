@@ -195,6 +195,40 @@ pub enum LinkState {
     Refused,
 }
 
+/// What a node says of its clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SaidClock {
+    /// What it shows.
+    pub now: Time,
+    /// By how much the cluster's time is ahead of it, milliseconds; `None` = the node does not know that yet.
+    pub cluster_ahead_ms: Option<i64>,
+}
+
+/// Another node's clock as measured on the link to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerClock {
+    /// Of the process whose clock it is.
+    pub incarnation: Incarnation,
+    /// By how much it is ahead of this node's, milliseconds.
+    pub ahead_ms: i64,
+    /// By how much that may be wrong at most, milliseconds.
+    pub error_ms: u64,
+    /// By how much the cluster's time is ahead of it, by that node's own word; `None` = it does not know that yet.
+    pub cluster_ahead_ms: Option<i64>,
+}
+
+/// What is known of another node's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkClock {
+    /// Nothing yet.
+    #[default]
+    Unmeasured,
+    /// The node is of a release that does not say what its clock shows.
+    Untold,
+    /// It was measured.
+    Measured(PeerClock),
+}
+
 /// A link as an operator sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkStatus {
@@ -212,6 +246,8 @@ pub struct LinkStatus {
     pub queued: u64,
     /// The last round trip, microseconds.
     pub rtt_us: Option<u64>,
+    /// The other node's clock. It stays known while the link is down, until another process answers.
+    pub clock: LinkClock,
 }
 
 /// The links to other nodes. A frame with an ID stays with the link until it is answered or cancelled: when the link breaks
@@ -271,4 +307,9 @@ pub trait Inbox: Send + Sync + 'static {
 
     /// Whether a process is known to be superseded: its frames and calls are refused.
     fn superseded(&self, process: &MemberId) -> bool;
+
+    /// What this node's clock shows now, for one who measures the difference; `None` = it does not tell.
+    fn clock(&self) -> Option<SaidClock> {
+        None
+    }
 }

@@ -6,7 +6,7 @@
 
 use super::Remote;
 use super::outgoing::Outgoing;
-use super::parts::{Head, encode_head};
+use super::parts::{Format, Head, encode_head};
 use super::sessions::Departed;
 use crate::broker::Broker;
 use crate::broker::handle::{Handle, Subscriptions};
@@ -151,10 +151,12 @@ impl Broker {
             self.park(&handle, session, &mut Scratch::default());
             return Response::Refused(GIVEN_UP.into());
         }
-        let Some(state) = self.freeze_out(&remote, &handle, session, since, reads) else {
+        let format = Format::for_reader(reads);
+        let Some(state) = self.freeze_out(&remote, &handle, session, since, format) else {
             return Response::NotHere;
         };
-        let outgoing = Arc::new(Outgoing::new(correlation, to, handle, (since, remote.now()), state, lane));
+        let outgoing =
+            Arc::new(Outgoing::new(correlation, to, handle, (since, remote.now()), format, state, lane));
         if !self.rivals.is_quiet(&client_id, remote.now()) {
             tracing::info!(
                 client = %shown(&client_id), correlation = %outgoing.correlation, to = %outgoing.to, epoch,
@@ -173,14 +175,14 @@ impl Broker {
     }
 
     /// Freezes a session that was taken out: its state as it was `since`, when its client had come, but for the messages, and
-    /// those, which are still to be read. `reads`: the newest version of it that the new owner reads.
+    /// those, which are still to be read.
     fn freeze_out(
         &self,
         remote: &Remote,
         handle: &Arc<Handle>,
         mut session: Box<Session>,
         since: Time,
-        reads: u32,
+        format: Format,
     ) -> Option<(BytesMut, VecDeque<Seq>)> {
         let mut scratch = Scratch::default();
         if self.run_timers(handle, &mut session, since, &mut scratch) {
@@ -219,7 +221,7 @@ impl Broker {
         });
         self.metrics.lost(handle.whose(), Loss::Offline, dropped as u64);
         left.extend(waiting);
-        Some((encode_head(&head, reads), left))
+        Some((encode_head(&head, format, remote.now()), left))
     }
 
     /// The new owner says how its takeover came out.

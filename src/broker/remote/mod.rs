@@ -13,6 +13,7 @@ pub mod ticket;
 pub mod young;
 
 mod claim;
+mod clocks;
 mod cycle;
 mod drain;
 mod durable;
@@ -43,6 +44,7 @@ mod takeover;
 #[cfg(test)]
 mod testing;
 
+pub use clocks::{Clocks, NodeClock};
 pub use local_routes::RouteWait;
 pub use once::Once;
 pub use reached::Unreached;
@@ -98,6 +100,8 @@ pub struct RemoteLimits {
     pub departed: usize,
     /// CONNECTs on their way to their sessions.
     pub claiming: usize,
+    /// By how much a node's clock may differ from the median of all before that is warned about, milliseconds.
+    pub clock_difference_ms: u64,
 }
 
 impl Default for RemoteLimits {
@@ -112,6 +116,7 @@ impl Default for RemoteLimits {
             seen: 1_000_000,
             departed: 100_000,
             claiming: claim::CLAIMING_MAX,
+            clock_difference_ms: 2_000,
         }
     }
 }
@@ -153,6 +158,7 @@ pub struct Remote {
     left: AtomicBool,
     retains: retained::Retains,
     rereads: reread::Rereads,
+    clocks: Mutex<Clocks>,
     /// The retained messages as the store has them.
     pub(super) retained: Arc<Retained>,
     /// The publishes that it owns.
@@ -194,7 +200,8 @@ impl Remote {
             left: AtomicBool::new(false),
             retains: retained::Retains::default(),
             rereads: reread::Rereads::default(),
-            retained: Arc::default(),
+            clocks: Mutex::default(),
+            retained: Arc::new(Retained::timed(ports.time.clone())),
             gate: Gate::default(),
             origins: Origins::new(me.clone(), limits.held_publishes, limits.held_bytes),
             seen: Seen::new(limits.seen),
@@ -350,6 +357,7 @@ impl Broker {
         tasks.spawn(Box::pin(report::send_reports(self.me.clone(), remote.report_bell.clone())));
         tasks.spawn(Box::pin(report::catch_up(self.me.clone(), remote.lag_bell.clone())));
         tasks.spawn(Box::pin(reached::watch(self.me.clone())));
+        tasks.spawn(Box::pin(clocks::watch(self.me.clone())));
         tasks.spawn(Box::pin(serving::watch(self.me.clone(), remote.serve_bell.clone())));
     }
 }

@@ -1,7 +1,7 @@
 //! A session that is being handed over: its state in parts, so that none is too large for one answer.
 
 use super::lanes::Lane;
-use super::parts::encode_message;
+use super::parts::{Format, encode_message};
 use super::sessions::Sessions;
 use super::{Once, Remote};
 use crate::broker::Broker;
@@ -30,6 +30,7 @@ pub struct Outgoing {
     pub(super) to: MemberId,
     pub(super) handle: Arc<Handle>,
     pub(super) since: Time,
+    format: Format,
     parts: Mutex<Parts>,
     /// What the new owner said: the revision of its claim, or `None` = it gave up.
     pub(super) taken: Arc<Once<Option<Revision>>>,
@@ -116,13 +117,14 @@ impl Outgoing {
         to: MemberId,
         handle: Arc<Handle>,
         (since, now): (Time, Time),
+        format: Format,
         (head, left): (BytesMut, VecDeque<Seq>),
         lane: Lane,
     ) -> Outgoing {
         let mut parts = Parts { last: (0, Bytes::new(), false), ready: head, left, touched: now };
         parts.give(0);
         let (taken, settled) = (Once::new(), Once::new());
-        Outgoing { correlation, to, handle, since, parts: Mutex::new(parts), taken, settled, lane }
+        Outgoing { correlation, to, handle, since, format, parts: Mutex::new(parts), taken, settled, lane }
     }
 
     /// The first part, if none was given after it.
@@ -157,7 +159,7 @@ impl Broker {
             let n = if parts.ready.is_empty() { PART_MESSAGES_MAX } else { 0 };
             parts.left.iter().take(n).copied().collect()
         };
-        let (read, bytes) = self.encode_some(outgoing.handle.no, &batch).await;
+        let (read, bytes) = self.encode_some(remote, &outgoing, &batch).await;
         let mut parts = outgoing.parts.lock();
         parts.touched = remote.now();
         // Asked for twice at once: the second time it is there.
@@ -172,11 +174,12 @@ impl Broker {
     }
 
     /// Messages of a session for its next part: how many were read until there was enough, and their encoding.
-    async fn encode_some(&self, session: u64, seqs: &[Seq]) -> (usize, BytesMut) {
+    async fn encode_some(&self, remote: &Remote, out: &Outgoing, seqs: &[Seq]) -> (usize, BytesMut) {
         let (mut read, mut bytes) = (0, BytesMut::new());
         for some in seqs.chunks(PART_READ_MAX) {
-            let found = self.read(session, some.to_vec()).await;
-            found.iter().for_each(|stored| encode_message(&mut bytes, stored));
+            let found = self.read(out.handle.no, some.to_vec()).await;
+            let now = remote.now();
+            found.iter().for_each(|stored| encode_message(&mut bytes, stored, out.format, now));
             read += some.len();
             if bytes.len() >= PART_BYTES_MAX {
                 break;

@@ -1,6 +1,6 @@
 //! The state of a session on its way to another node: a stream of pieces, one with its record, then one for each message. It is
-//! cut into parts anywhere. Version 3 adds to
-//! subscriptions what they are younger than; version 2 goes to those who read nothing newer.
+//! cut into parts anywhere. Version 3 adds to subscriptions what they are younger than. From version 4 on no moment is handed over, the
+//! nodes' clocks being different: a message has the time that it has left, a session its age. Who reads nothing newer gets version 2 or 3.
 
 use crate::broker::ports::{
     MessageId, OutboundState, Recipient, Seq, SessionRecord, Stored, SubscriptionRecord, WillRecord,
@@ -14,9 +14,13 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The newest version that this program reads and writes.
-pub(super) const VERSION: u8 = 3;
+pub(super) const VERSION: u8 = 4;
 /// The oldest.
 const OLDEST: u8 = 2;
+/// The first that says what subscriptions are younger than.
+const WITH_YOUNG: u8 = 3;
+/// The first without moments.
+const WITHOUT_MOMENTS: u8 = 4;
 const HEAD: u8 = 1;
 const MESSAGE: u8 = 2;
 
@@ -49,70 +53,90 @@ pub(super) enum Piece {
     Message(Box<Stored>),
 }
 
-/// The first piece, for one who reads versions up to `reads`.
-pub(super) fn encode_head(head: &Head, reads: u32) -> BytesMut {
+/// What a piece is written in, or read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Format(u8);
+
+impl Format {
+    /// For one who reads versions up to `reads`.
+    pub(super) fn for_reader(reads: u32) -> Format {
+        Format(u8::try_from(reads).unwrap_or(VERSION).clamp(OLDEST, VERSION))
+    }
+
+    fn has_moments(self) -> bool {
+        self.0 < WITHOUT_MOMENTS
+    }
+}
+
+/// The first piece, to be sent now.
+pub(super) fn encode_head(head: &Head, format: Format, now: Time) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(1024);
-    let version = if reads < u32::from(VERSION) { OLDEST } else { VERSION };
-    encode_piece(&mut bytes, version, HEAD, |o| write_head(o, head, version));
+    encode_piece(&mut bytes, format, HEAD, now, |o| write_head(o, head));
     bytes
 }
 
-/// A further piece.
-pub(super) fn encode_message(bytes: &mut BytesMut, message: &Stored) {
-    encode_piece(bytes, OLDEST, MESSAGE, |o| write_message(o, message));
+/// A further piece, to be sent now.
+pub(super) fn encode_message(bytes: &mut BytesMut, message: &Stored, format: Format, now: Time) {
+    encode_piece(bytes, format, MESSAGE, now, |o| write_message(o, message));
 }
 
 /// A piece begins with its length.
-fn encode_piece(bytes: &mut BytesMut, version: u8, kind: u8, write: impl FnOnce(&mut Writer<'_>)) {
+fn encode_piece(
+    bytes: &mut BytesMut,
+    format: Format,
+    kind: u8,
+    now: Time,
+    write: impl FnOnce(&mut Writer<'_>),
+) {
     let start = bytes.len();
     bytes.put_u32(0);
-    bytes.put_u8(version);
+    bytes.put_u8(format.0);
     bytes.put_u8(kind);
-    write(&mut Writer(bytes));
+    write(&mut Writer { out: bytes, format, now });
     let len = u32::try_from(bytes.len() - start - LENGTH).unwrap_or(u32::MAX);
     bytes[start..start + LENGTH].copy_from_slice(&len.to_be_bytes());
 }
 
-fn write_head(out: &mut Writer<'_>, head: &Head, version: u8) {
+fn write_head(w: &mut Writer<'_>, head: &Head) {
     let r = &head.record;
-    out.text(&r.client_id);
-    out.0.put_u32(r.expiry_s);
-    out.0.put_u64(head.gone_ms);
-    out.option(r.will.as_ref(), |o, w| {
-        o.message(&w.message);
-        o.0.put_u32(w.delay_s);
-        o.option(w.message_expiry_s, |o, s| o.0.put_u32(s));
+    w.text(&r.client_id);
+    w.out.put_u32(r.expiry_s);
+    w.out.put_u64(head.gone_ms);
+    w.option(r.will.as_ref(), |w, will| {
+        w.message(&will.message);
+        w.out.put_u32(will.delay_s);
+        w.option(will.message_expiry_s, |w, s| w.out.put_u32(s));
     });
-    out.0.put_u64(r.created_at.0);
-    out.0.put_u64(r.epoch);
-    out.list(&head.subscriptions, |o, s| {
-        o.text(&s.filter);
-        o.0.put_u8(s.options.to_bits());
-        o.option(s.subscription_id, |o, id| o.0.put_u32(id));
-        if version > OLDEST {
-            o.list(&s.older, |o, (origin, seq)| {
-                o.0.put_u64(*origin);
-                o.0.put_u64(*seq);
+    w.out.put_u64(if w.format.has_moments() { r.created_at.0 } else { w.now.since_ms(r.created_at) });
+    w.out.put_u64(r.epoch);
+    w.list(&head.subscriptions, |w, s| {
+        w.text(&s.filter);
+        w.out.put_u8(s.options.to_bits());
+        w.option(s.subscription_id, |w, id| w.out.put_u32(id));
+        if w.format.0 >= WITH_YOUNG {
+            w.list(&s.older, |w, (origin, seq)| {
+                w.out.put_u64(*origin);
+                w.out.put_u64(*seq);
             });
         }
     });
-    out.list(&head.inbound, |o, id| o.0.put_u16(*id));
-    out.list(&head.outbound, |o, (id, seq, state)| {
-        o.0.put_u16(*id);
-        o.0.put_u64(*seq);
-        o.0.put_u8(u8::from(*state == OutboundState::Released));
+    w.list(&head.inbound, |w, id| w.out.put_u16(*id));
+    w.list(&head.outbound, |w, (id, seq, state)| {
+        w.out.put_u16(*id);
+        w.out.put_u64(*seq);
+        w.out.put_u8(u8::from(*state == OutboundState::Released));
     });
-    out.list(&head.seen, |o, id| o.id(*id));
+    w.list(&head.seen, |w, id| w.id(*id));
 }
 
-fn write_message(out: &mut Writer<'_>, s: &Stored) {
-    out.0.put_u64(s.seq);
-    out.option(s.id, |o, id| o.id(id));
-    out.message(&s.message);
-    out.0.put_u8(s.recipient.qos as u8);
-    out.0.put_u8(u8::from(s.recipient.retain));
-    out.list(&s.recipient.subscription_ids, |o, id| o.0.put_u32(*id));
-    out.option(s.recipient.shared.as_ref(), |o, name| o.text(name));
+fn write_message(w: &mut Writer<'_>, s: &Stored) {
+    w.out.put_u64(s.seq);
+    w.option(s.id, |w, id| w.id(id));
+    w.message(&s.message);
+    w.out.put_u8(s.recipient.qos as u8);
+    w.out.put_u8(u8::from(s.recipient.retain));
+    w.list(&s.recipient.subscription_ids, |w, id| w.out.put_u32(*id));
+    w.option(s.recipient.shared.as_ref(), |w, name| w.text(name));
 }
 
 /// Puts parts together again. Sessions in the pieces have the number 0.
@@ -125,15 +149,15 @@ impl Arriving {
         self.0.extend_from_slice(part);
     }
 
-    /// The next piece; `None` if it has not come, or not all of it.
+    /// The next piece, which came `now`; `None` if it has not come, or not all of it.
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub(super) fn next(&mut self) -> Result<Option<Piece>, String> {
+    pub(super) fn next(&mut self, now: Time) -> Result<Option<Piece>, String> {
         let Some((len, rest)) = self.0.split_first_chunk::<LENGTH>() else { return Ok(None) };
         let len = usize::try_from(u32::from_be_bytes(*len)).unwrap_or(usize::MAX);
         let Some(bytes) = rest.get(..len) else { return Ok(None) };
-        let piece = decode(bytes)?;
+        let piece = decode(bytes, now)?;
         self.0.advance(LENGTH + len);
         Ok(Some(piece))
     }
@@ -144,18 +168,22 @@ impl Arriving {
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<Piece, String> {
-    let mut reader = Reader(bytes);
+fn decode(bytes: &[u8], now: Time) -> Result<Piece, String> {
+    let mut reader = Reader { left: bytes, format: Format(OLDEST), now };
     let piece = reader.piece().ok_or_else(|| "cut off, or not of this version".to_owned())?;
-    if reader.0.is_empty() { Ok(piece) } else { Err(format!("{} bytes too many", reader.0.len())) }
+    if reader.left.is_empty() { Ok(piece) } else { Err(format!("{} bytes too many", reader.left.len())) }
 }
 
-struct Writer<'a>(&'a mut BytesMut);
+struct Writer<'a> {
+    out: &'a mut BytesMut,
+    format: Format,
+    now: Time,
+}
 
 impl Writer<'_> {
     fn bytes(&mut self, bytes: &[u8]) {
-        self.0.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-        self.0.put_slice(bytes);
+        self.out.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.out.put_slice(bytes);
     }
 
     fn text(&mut self, text: &str) {
@@ -163,20 +191,20 @@ impl Writer<'_> {
     }
 
     fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
-        self.0.put_u8(u8::from(value.is_some()));
+        self.out.put_u8(u8::from(value.is_some()));
         if let Some(value) = value {
             write(self, value);
         }
     }
 
     fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Self, &T)) {
-        self.0.put_u32(u32::try_from(items.len()).unwrap_or(u32::MAX));
+        self.out.put_u32(u32::try_from(items.len()).unwrap_or(u32::MAX));
         items.iter().for_each(|item| write(self, item));
     }
 
     fn id(&mut self, id: MessageId) {
-        self.0.put_u64(id.origin);
-        self.0.put_u64(id.seq);
+        self.out.put_u64(id.origin);
+        self.out.put_u64(id.seq);
     }
 
     fn message(&mut self, message: &Message) {
@@ -184,13 +212,19 @@ impl Writer<'_> {
         self.text(p.topic);
         self.bytes(p.payload);
         self.bytes(p.properties);
-        self.0.put_u8(p.qos as u8);
-        self.0.put_u8(u8::from(p.retain));
-        self.option(p.expires_at, |o, t| o.0.put_u64(t.0));
+        self.out.put_u8(p.qos as u8);
+        self.out.put_u8(u8::from(p.retain));
+        self.option(p.expires_at, |w, at| {
+            w.out.put_u64(if w.format.has_moments() { at.0 } else { at.since_ms(w.now) });
+        });
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct Reader<'a> {
+    left: &'a [u8],
+    format: Format,
+    now: Time,
+}
 
 impl<'a> Reader<'a> {
     fn piece(&mut self) -> Option<Piece> {
@@ -198,16 +232,17 @@ impl<'a> Reader<'a> {
         if !(OLDEST..=VERSION).contains(&version) {
             return None;
         }
+        self.format = Format(version);
         match self.u8()? {
-            HEAD => Some(Piece::Head(Box::new(self.head(version)?))),
+            HEAD => Some(Piece::Head(Box::new(self.head()?))),
             MESSAGE => Some(Piece::Message(Box::new(self.stored()?))),
             _ => None,
         }
     }
 
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (first, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
+        let (first, rest) = self.left.split_first_chunk::<N>()?;
+        self.left = rest;
         Some(*first)
     }
 
@@ -237,8 +272,8 @@ impl<'a> Reader<'a> {
 
     fn bytes(&mut self) -> Option<&'a [u8]> {
         let n = usize::try_from(self.u32()?).ok()?;
-        let (bytes, rest) = self.0.split_at_checked(n)?;
-        self.0 = rest;
+        let (bytes, rest) = self.left.split_at_checked(n)?;
+        self.left = rest;
         Some(bytes)
     }
 
@@ -262,7 +297,11 @@ impl<'a> Reader<'a> {
     fn message(&mut self) -> Option<Message> {
         let (topic, payload, properties) = (self.text()?, self.bytes()?, self.bytes()?);
         let (qos, retain) = (QoS::from_bits(self.u8()?)?, self.flag()?);
-        let expires_at = self.option(|r| r.u64().map(Time))?;
+        let expires_at = self.option(|r| {
+            let n = r.u64()?;
+            // A moment of 0 would mean "never".
+            Some(if r.format.has_moments() { Time(n) } else { Time(r.now.plus_ms(n).0.max(1)) })
+        })?;
         Some(Message::new(Parts { topic, payload, properties, qos, retain, expires_at }))
     }
 
@@ -271,7 +310,7 @@ impl<'a> Reader<'a> {
         Some(WillRecord { message, delay_s, message_expiry_s: self.option(Reader::u32)? })
     }
 
-    fn head(&mut self, version: u8) -> Option<Head> {
+    fn head(&mut self) -> Option<Head> {
         let (client_id, expiry_s, gone_ms) = (self.text()?.into(), self.u32()?, self.u64()?);
         let record = SessionRecord {
             no: 0,
@@ -279,7 +318,10 @@ impl<'a> Reader<'a> {
             expiry_s,
             disconnected_at: None,
             will: self.option(Reader::will)?,
-            created_at: Time(self.u64()?),
+            created_at: {
+                let n = self.u64()?;
+                if self.format.has_moments() { Time(n) } else { self.now.minus_ms(n) }
+            },
             epoch: self.u64()?,
             pending: false,
         };
@@ -291,8 +333,8 @@ impl<'a> Reader<'a> {
                     filter: r.text()?.into(),
                     options: SubscribeOptions::from_bits(r.u8()?)?,
                     subscription_id: r.option(Reader::u32)?,
-                    older: match version {
-                        OLDEST => Vec::new(),
+                    older: match r.format.0 {
+                        ..WITH_YOUNG => Vec::new(),
                         _ => r.list(|r| Some((r.u64()?, r.u64()?)))?,
                     },
                 })
@@ -375,15 +417,22 @@ mod tests {
         }
     }
 
+    /// When pieces are sent here.
+    const SENT: Time = Time(50);
+
+    fn format(version: u8) -> Format {
+        Format::for_reader(version.into())
+    }
+
     #[test]
     fn pieces_come_back_as_they_were_wherever_the_parts_are_cut() {
-        let mut bytes = encode_head(&head(), VERSION.into());
-        (0..2).for_each(|_| encode_message(&mut bytes, &stored()));
+        let mut bytes = encode_head(&head(), format(VERSION), SENT);
+        (0..2).for_each(|_| encode_message(&mut bytes, &stored(), format(VERSION), SENT));
         for size in 1..=bytes.len() {
             let (mut arriving, mut pieces) = (Arriving::default(), Vec::new());
             for part in bytes.chunks(size) {
                 arriving.add(part);
-                while let Some(piece) = arriving.next().unwrap() {
+                while let Some(piece) = arriving.next(SENT).unwrap() {
                     pieces.push(piece);
                 }
             }
@@ -395,23 +444,64 @@ mod tests {
 
     #[test]
     fn an_older_program_gets_what_it_reads() {
+        for (reads, gets) in [(0, 2), (2, 2), (3, 3), (4, 4), (9, 4), (1 << 20, 4)] {
+            let format = Format::for_reader(reads);
+            let mut bytes = encode_head(&head(), format, SENT);
+            encode_message(&mut bytes, &stored(), format, SENT);
+            assert_eq!(bytes[LENGTH], gets, "who reads {reads}");
+            let mut arriving = Arriving::default();
+            arriving.add(&bytes);
+            let mut expected = head();
+            if gets < WITH_YOUNG {
+                expected.subscriptions.iter_mut().for_each(|s| s.older.clear());
+            }
+            assert_eq!(arriving.next(SENT).unwrap(), Some(Piece::Head(Box::new(expected))));
+            assert_eq!(arriving.next(SENT).unwrap(), Some(Piece::Message(Box::new(stored()))));
+        }
+    }
+
+    #[test]
+    fn what_is_handed_over_is_what_is_left_whatever_the_clocks_show() {
+        // When a piece comes by the receiver's clock; when its message expires then, and its session was made.
+        for (version, came, expires, created) in [
+            (VERSION, 50, 77, 1),
+            (VERSION, 30_050, 30_077, 30_001),
+            (VERSION, 10, 37, 0),
+            (VERSION, 0, 27, 0),
+            // Without a version that has no moments they are as the sender's clock has them.
+            (WITH_YOUNG, 30_050, 77, 1),
+        ] {
+            let mut bytes = encode_head(&head(), format(version), SENT);
+            encode_message(&mut bytes, &stored(), format(version), SENT);
+            let mut arriving = Arriving::default();
+            arriving.add(&bytes);
+            let (first, second) = (arriving.next(Time(came)).unwrap(), arriving.next(Time(came)).unwrap());
+            let (Some(Piece::Head(head)), Some(Piece::Message(stored))) = (first, second) else {
+                panic!("other pieces")
+            };
+            let will = head.record.will.unwrap().message.expires_at();
+            assert_eq!([will, stored.message.expires_at()], [Some(Time(expires)); 2]);
+            assert_eq!(head.record.created_at, Time(created));
+        }
+        // What has expired on the way has no time left, and is not for ever.
+        let mut bytes = BytesMut::new();
+        encode_message(&mut bytes, &stored(), format(VERSION), Time(100));
         let mut arriving = Arriving::default();
-        arriving.add(&encode_head(&head(), 0));
-        let mut without = head();
-        without.subscriptions.iter_mut().for_each(|s| s.older.clear());
-        assert_eq!(arriving.next().unwrap(), Some(Piece::Head(Box::new(without))));
+        arriving.add(&bytes);
+        let Some(Piece::Message(stored)) = arriving.next(Time(0)).unwrap() else { panic!("another piece") };
+        assert_eq!(stored.message.expires_at(), Some(Time(1)));
     }
 
     #[test]
     fn no_cut_is_taken_for_a_piece() {
         let mut message = BytesMut::new();
-        encode_message(&mut message, &stored());
-        for bytes in [encode_head(&head(), VERSION.into()), message] {
+        encode_message(&mut message, &stored(), format(VERSION), SENT);
+        for bytes in [encode_head(&head(), format(VERSION), SENT), message] {
             let piece = &bytes[LENGTH..];
             for cut in 0..piece.len() {
-                assert!(decode(&piece[..cut]).is_err(), "cut at {cut}");
+                assert!(decode(&piece[..cut], SENT).is_err(), "cut at {cut}");
             }
-            assert!(decode(&[piece, &[0]].concat()).is_err());
+            assert!(decode(&[piece, &[0]].concat(), SENT).is_err());
         }
     }
 }

@@ -122,6 +122,7 @@ pub(super) async fn watch(broker: Weak<Broker>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::ports::LinkClock;
 
     fn unreached(by: &[&str], others: usize) -> Unreached {
         let by = by.iter().map(|n| (Arc::from(*n), "no".to_owned())).collect();
@@ -138,6 +139,7 @@ mod tests {
             unanswered: 0,
             queued: 0,
             rtt_us: None,
+            clock: LinkClock::default(),
         };
         let links = vec![
             link("d", LinkState::Up, Some("refused")),

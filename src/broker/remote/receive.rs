@@ -5,7 +5,7 @@ use super::groups::{self, Fit};
 use crate::broker::Broker;
 use crate::broker::ports::{
     Answer, Answers, BoxFuture, Frame, GroupTry, Inbox, Incarnation, Lsn, MemberId, MessageId, Report,
-    Request, Response, Revision,
+    Request, Response, Revision, SaidClock,
 };
 use crate::broker::publish::{Cache, Leaving, Scratch, Way};
 use crate::broker::remote::durable::durable;
@@ -254,5 +254,11 @@ impl Inbox for Broker {
 
     fn superseded(&self, process: &MemberId) -> bool {
         self.remote.as_ref().is_some_and(|r| r.members.superseded(process))
+    }
+
+    fn clock(&self) -> Option<SaidClock> {
+        let remote = self.remote.as_ref()?;
+        let time = &remote.ports.time;
+        Some(SaidClock { now: remote.now(), cluster_ahead_ms: time.known().then(|| time.ahead_ms()) })
     }
 }

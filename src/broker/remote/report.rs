@@ -157,7 +157,7 @@ impl Remote {
 mod tests {
     use super::*;
     use crate::broker::ClusterPorts;
-    use crate::broker::ports::{Frame, LinkStatus, Member, MessageId, PeerError, Peers};
+    use crate::broker::ports::{ClusterTime, Frame, LinkStatus, Member, MessageId, PeerError, Peers};
     use crate::broker::remote::RemoteLimits;
     use crate::broker::remote::testing::{FakeStore, Manual};
     use crate::clock::Time;
@@ -198,6 +198,7 @@ mod tests {
             coordinator: Arc::new(FakeStore::default()),
             peers: others.clone(),
             tasks: Arc::new(Manual::default()),
+            time: Arc::new(ClusterTime::own_clock()),
         };
         let remote = Remote::new(ports, RemoteLimits::default(), Arc::new(Metrics::new()));
         for (node, incarnation, applied) in [("b", 2, 8), ("c", 3, 9), ("d", 4, 0)] {

@@ -195,7 +195,10 @@ impl Broker {
             trip.goes_on(remote);
             arriving.add(&bytes);
             drop(bytes);
-            while let Some(piece) = arriving.next().map_err(|why| format!("a part cannot be read: {why}"))? {
+            let now = remote.now();
+            while let Some(piece) =
+                arriving.next(now).map_err(|why| format!("a part cannot be read: {why}"))?
+            {
                 match (piece, incoming.as_mut()) {
                     (Piece::Head(head), None) => {
                         *incoming = Some(self.begin_incoming(remote, *head, trip, owner));

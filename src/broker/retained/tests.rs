@@ -113,3 +113,40 @@ fn when_topics_were_cleared_is_known() {
     assert!(!retained.cleared_since("r/t", 11) && !retained.cleared_since("t/0", 0));
     assert!(retained.cleared_since("t/1", 0));
 }
+
+#[test]
+fn what_is_retained_expires_by_the_clusters_time_once_that_is_known() {
+    // By how much the cluster's time is ahead of the own clock, if that is known; whether a message is found that expires 20 after the
+    // present moment of the own clock, and when it does by the own clock.
+    let cases = [
+        (Some(0), Some(1_020)),
+        (Some(500), None),
+        (Some(-500), Some(1_520)),
+        (Some(19), Some(1_020)),
+        (Some(20), None),
+        // It has expired, as far as this process can tell, which it cannot.
+        (None, Some(2_000)),
+    ];
+    for (ahead, expected) in cases {
+        let time = Arc::new(ClusterTime::unknown());
+        let retained = Retained::timed(time.clone());
+        let stored = Message::new(Parts { expires_at: Some(Time(1_020)), ..message("1").parts() });
+        retained.apply("r/t", Some((&stored, id(7, 1))), 10);
+        match ahead {
+            Some(ahead) => time.set(ahead, true),
+            None => time.set(500, false),
+        }
+        let found = retained.found("r/#", NOW);
+        let sent: Vec<_> =
+            found.iter().filter_map(|f| retained.send(f, 9, |m, _| m.expires_at().map(|t| t.0))).collect();
+        assert_eq!(sent.into_iter().flatten().next(), expected, "{ahead:?}");
+        let is_over = expected.is_none();
+        assert_eq!(retained.matching("r/t", NOW).is_empty(), is_over);
+        assert_eq!(retained.found_after("r/t", 9, NOW).is_empty(), is_over);
+        let due: &[(Arc<str>, Revision)] = if is_over { &[("r/t".into(), 10)] } else { &[] };
+        assert_eq!(retained.expired(NOW, 9), due, "{ahead:?}");
+        // Who missed that it was cleared is told, unless it had expired.
+        retained.apply("r/t", None, 11);
+        assert_eq!(retained.cleared_after("r/#", 10, 9, NOW).is_empty(), is_over);
+    }
+}

@@ -15,8 +15,8 @@ use super::routes::RouteWriter;
 use super::snapshot::SnapshotError;
 use super::watch::{Follower, WatchStatus};
 use crate::broker::ports::{
-    BoxFuture, Claim, ClaimOutcome, Coordinator, Epoch, Index, IndexEvent, MemberId, Owner, Retain,
-    RetainOutcome, Revision, RouteChange, Timeline, TooLarge, Unavailable,
+    BoxFuture, Claim, ClaimOutcome, ClusterTime, Coordinator, Epoch, Index, IndexEvent, MemberId, Owner,
+    Retain, RetainOutcome, Revision, RouteChange, Timeline, TooLarge, Unavailable,
 };
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -43,6 +43,8 @@ pub struct Registered {
     pub lease_since: Arc<dyn Fn() -> Time + Send + Sync>,
     /// The life of the store in which it registered, and the revision at which that began.
     pub timeline: (Timeline, Revision),
+    /// The cluster's time, which moments in etcd are in.
+    pub time: Arc<ClusterTime>,
 }
 
 /// Time limits.
@@ -165,7 +167,8 @@ impl EtcdCoordinator {
         let writer = Writer { origin: registered.me.incarnation, life_began: registered.timeline.1 };
         let restored_key = keys.restored();
         let cleared = cleared_since(reads.clone(), applier.clone(), relay.clone());
-        let retained = RetainedWriter::new(keys, proposer.clone(), writer, patience, writable, cleared);
+        let time = registered.time.clone();
+        let retained = RetainedWriter::new(keys, proposer.clone(), writer, patience, writable, cleared, time);
         let currency = Currency {
             reads: reads.clone(),
             proposer: proposer.clone(),

@@ -1,7 +1,8 @@
 //! What the leader does, every few seconds, each duty a bounded piece at a time:
 //!
 //! 1. *Fold chains of custody*: where a holder's own record names another holder that has it all, records name that one.
-//! 2. *Note who is gone*: `gone` in a custody record tells since when its holder has been away, neither registered nor linked.
+//! 2. *Note who is gone*: `gone` in a custody record tells since when, by the cluster's time, its holder has been away, neither
+//!    registered nor linked.
 //! 3. *Give up* what has been away for longer than `forget_after`, if that is set.
 //! 4. *Expire retained messages* whose time is up.
 //! 5. *Remove session records* of incarnations that were given up.
@@ -24,7 +25,7 @@ use super::keys::Keys;
 use super::members::{Members, Node};
 use super::records::CustodyRecord;
 use super::sweep::{Gone, Guard, Sweep, Unused};
-use crate::broker::ports::{MemberId, Revision};
+use crate::broker::ports::{ClusterTime, MemberId, Revision};
 use crate::clock::{self, Time};
 use etcd_client::{Txn, TxnOp};
 use futures_util::FutureExt;
@@ -48,6 +49,12 @@ const PASS_PAUSE: Duration = Duration::from_secs(600);
 /// clock of the leader that noted it may be wrong.
 const GONE_SEEN: Duration = Duration::from_secs(600);
 
+/// How far a `gone` may lie in the future: leaders do not measure the cluster's time quite alike.
+const GONE_AHEAD_MS: u64 = 60_000;
+
+/// By how much a `gone` that this process notes may seem earlier than when it saw that.
+const NOTED_BEFORE_MS: u64 = 1_000;
+
 /// No cluster is older than 2025: a `gone` from before is of a clock that is wrong.
 const GONE_EARLIEST: Time = Time(1_735_689_600_000);
 
@@ -66,6 +73,8 @@ pub struct LeaderOptions {
     pub expired: ExpiredRetained,
     /// Processes that this node has a working link to: they live, registered or not.
     pub linked: Linked,
+    /// The cluster's time. Until it is known nothing is noted by it, and nothing given up.
+    pub time: Arc<ClusterTime>,
 }
 
 /// The leader's duties.
@@ -167,12 +176,13 @@ impl Leader {
         custody::write(&self.etcd, &self.keys, &self.guard, &changes).await
     }
 
-    /// Duty 2. The member key must be as read.
+    /// Duty 2, in the cluster's time. The member key must be as read.
     fn gone(&self, world: &World) -> Vec<Change> {
+        let Some(now) = self.options.time.judged_at(world.now) else { return Vec::new() };
         let judge = |stored: &Stored| {
             let holder = &stored.record.holder;
             let gone = !world.members.is_live(holder) && !(self.options.linked)(holder);
-            let plausible = |since| (GONE_EARLIEST..=world.now).contains(&Time(since));
+            let plausible = |since| (GONE_EARLIEST..=now.plus_ms(GONE_AHEAD_MS)).contains(&Time(since));
             let right = stored.record.gone.map_or(!gone, |since| gone && plausible(since));
             if stored.record.given_up || right {
                 return None;
@@ -181,8 +191,7 @@ impl Leader {
                 Node::Absent => 0,
                 Node::Live { created, .. } => created,
             };
-            let record =
-                CustodyRecord { gone: gone.then_some(world.now.as_millis()), ..stored.record.clone() };
+            let record = CustodyRecord { gone: gone.then_some(now.as_millis()), ..stored.record.clone() };
             let also = vec![exists_since(self.keys.member(&holder.node), created)];
             Some(Change { stored: stored.clone(), record, also })
         };
@@ -192,6 +201,7 @@ impl Leader {
     /// Duty 3. What is noted and what this process has seen itself must both be long enough.
     fn too_long_gone(&mut self, world: &World) -> Vec<Change> {
         let Some(limit) = self.options.forget_after else { return Vec::new() };
+        let Some(now) = self.options.time.judged_at(world.now) else { return Vec::new() };
         let seen = std::mem::take(&mut self.gone_seen);
         for stored in &world.custody {
             if let Some(gone) = stored.record.gone {
@@ -203,7 +213,7 @@ impl Leader {
         let over = |s: &&Stored| {
             let seen = self.gone_seen.get(&s.of);
             seen.is_some_and(|(noted, seen)| {
-                world.now.since_ms(Time(*noted)) > limit.as_millis() as u64
+                now.since_ms(Time(*noted)) > limit.as_millis() as u64
                     && world.now.since_ms(*seen) >= limit.min(GONE_SEEN).as_millis() as u64
             })
         };
@@ -232,6 +242,8 @@ impl Leader {
     /// Takes note of holders that will not come back, or not now.
     fn see_away(&mut self, world: &World) {
         let before = std::mem::take(&mut self.away);
+        // What this process notes may seem a little earlier: the cluster's time is moved now and then.
+        let noted_from = |since: Time| self.options.time.cluster(since).minus_ms(NOTED_BEFORE_MS);
         for stored in &world.custody {
             let Stored { of, record, .. } = stored;
             let orphan = is_orphan(stored, &world.members, &self.options.linked);
@@ -240,7 +252,8 @@ impl Leader {
             }
             // Another moment in the record than before: it has been there meanwhile.
             let same = |(noted, since): &&(Option<u64>, Time)| {
-                *noted == record.gone || noted.is_none() && record.gone.is_some_and(|g| Time(g) >= *since)
+                *noted == record.gone
+                    || noted.is_none() && record.gone.is_some_and(|g| Time(g) >= noted_from(*since))
             };
             let since = before.get(of).filter(same).map_or(world.now, |(_, since)| *since);
             self.away.insert(of.clone(), (record.gone, since));

@@ -197,7 +197,7 @@ pub struct CustodyRecord {
     /// The stamp of the incarnation's start in its journal; missing if it has none, or was of a release without.
     #[serde(default, with = "maybe_hex", skip_serializing_if = "Option::is_none")]
     pub stamp: Option<u64>,
-    /// Since when the leader has known the holder's node to be gone, milliseconds since the epoch.
+    /// Since when the leader has known the holder's node to be gone, milliseconds since the epoch by the cluster's time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<u64>,
     /// Its process keeps the expiry in the records of its sessions right: what they say counts when it is gone.

@@ -6,7 +6,7 @@ use super::claims::{compare_revision, outcome};
 use super::keys::Keys;
 use super::retained_value;
 use crate::broker::ports::{
-    BoxFuture, Incarnation, MessageId, Retain, RetainOutcome, Revision, TooLarge, generation_of,
+    BoxFuture, ClusterTime, Incarnation, MessageId, Retain, RetainOutcome, Revision, TooLarge, generation_of,
 };
 use crate::clock;
 use crate::mqtt::Message;
@@ -22,6 +22,9 @@ use tokio::sync::oneshot;
 /// Topics remembered with nothing to write, at most; beyond that the oldest knowledge of own writes goes.
 const TOPICS_IDLE_MAX: usize = 16_384;
 
+/// How often to look whether the cluster's time is known.
+const TIME_LOOK: Duration = Duration::from_millis(50);
+
 type Waiter = oneshot::Sender<RetainOutcome>;
 
 /// See the module.
@@ -33,6 +36,7 @@ pub struct RetainedWriter {
     patience: Duration,
     writer: Writer,
     cleared: ClearedSince,
+    time: Arc<ClusterTime>,
     topics: Mutex<Topics>,
 }
 
@@ -117,9 +121,17 @@ impl RetainedWriter {
         patience: Duration,
         writable: impl Fn() -> bool + Send + Sync + 'static,
         cleared: ClearedSince,
+        time: Arc<ClusterTime>,
     ) -> RetainedWriter {
         let (writable, topics) = (Box::new(writable), Mutex::default());
-        RetainedWriter { keys, proposer, writable, patience, writer, cleared, topics }
+        RetainedWriter { keys, proposer, writable, patience, writer, cleared, time, topics }
+    }
+
+    /// Completes when the cluster's time is known.
+    async fn timed(&self) {
+        while !self.time.known() {
+            tokio::time::sleep(TIME_LOOK).await;
+        }
     }
 
     /// Whether a message can be written: etcd's requests have a limit.
@@ -228,7 +240,14 @@ impl RetainedWriter {
         mut parked: bool,
     ) -> (RetainOutcome, Option<Own>) {
         let key = self.keys.retained(&update.topic);
-        let value = update.message.as_ref().map(|message| retained_value::encode(message, update.id));
+        if update.id.origin != self.writer.origin
+            && update.message.as_ref().is_some_and(|m| m.expires_at().is_some())
+        {
+            // Of an earlier process: nobody waits for it, and this one may have just begun.
+            self.timed().await;
+        }
+        let encode = |message| retained_value::encode(message, update.id, &self.time);
+        let value = update.message.as_ref().map(encode);
         loop {
             // A key that is not there does not say for how long.
             let may_be_void = parked && base == 0 && update.since > 0 && value.is_some();

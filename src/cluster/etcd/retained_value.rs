@@ -1,6 +1,6 @@
 //! The value of `retained/<topic>`: the message as JSON that a person can read.
 
-use crate::broker::ports::{MessageId, RetainedRecord};
+use crate::broker::ports::{ClusterTime, MessageId, RetainedRecord};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
@@ -27,7 +27,7 @@ struct Value<'a> {
     /// Properties as on the wire, base64.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     properties: Option<Cow<'a, str>>,
-    /// Milliseconds since the epoch.
+    /// Milliseconds since the epoch, by the cluster's time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires: Option<u64>,
 }
@@ -59,8 +59,8 @@ pub fn size_of(message: &Message) -> usize {
     base64_size(message.payload()).max(READABLE) + base64_size(message.properties()) + AROUND
 }
 
-/// The value for an update of a topic.
-pub fn encode(message: &Message, id: MessageId) -> Vec<u8> {
+/// The value for an update of a topic, whose expiry is by this process's clock.
+pub fn encode(message: &Message, id: MessageId, time: &ClusterTime) -> Vec<u8> {
     let text = text(message.payload());
     let bytes = |bytes: &[u8]| Cow::<str>::Owned(STANDARD.encode(bytes));
     let value = Value {
@@ -70,13 +70,13 @@ pub fn encode(message: &Message, id: MessageId) -> Vec<u8> {
         text: text.map(Cow::Borrowed),
         base64: text.is_none().then(|| bytes(message.payload())),
         properties: (!message.properties().is_empty()).then(|| bytes(message.properties())),
-        expires: message.expires_at().map(Time::as_millis),
+        expires: message.expires_at().map(|at| time.cluster(at).as_millis()),
     };
     // Fails for maps with keys that are no strings only.
     serde_json::to_vec(&value).unwrap_or_default()
 }
 
-/// Reads the value of `topic`.
+/// Reads the value of `topic`; the message's expiry stays in the cluster's time.
 ///
 /// # Errors
 /// What is wrong with it, in words.
@@ -138,15 +138,24 @@ mod tests {
             [(&b"21.5 \xC2\xB0C"[..], None), (&[0xFF, 0, 7][..], Some(Time(99))), (b"", None)]
         {
             let message = message(payload, &[1, 1], expires);
-            let value = encode(&message, id);
+            let value = encode(&message, id, &ClusterTime::own_clock());
             assert_eq!(id_of(&value), Some(id));
             assert_eq!(decode("a/b", &value).unwrap(), RetainedRecord { message, id });
         }
-        let readable = encode(&message(b"on", &[], None), id);
+        let readable = encode(&message(b"on", &[], None), id, &ClusterTime::own_clock());
         assert_eq!(
             std::str::from_utf8(&readable).unwrap(),
             r#"{"v":1,"id":[9,18446744073709551615],"qos":1,"text":"on"}"#
         );
+    }
+
+    #[test]
+    fn an_expiry_is_written_in_the_clusters_time() {
+        let (time, id) = (ClusterTime::unknown(), MessageId { origin: 1, seq: 1 });
+        time.set(-30_000, true);
+        let value = encode(&message(b"on", &[], Some(Time(100_000))), id, &time);
+        assert!(std::str::from_utf8(&value).unwrap().ends_with(r#""expires":70000}"#));
+        assert_eq!(decode("a/b", &value).unwrap().message.expires_at(), Some(Time(70_000)));
     }
 
     #[test]
@@ -155,12 +164,16 @@ mod tests {
         for unit in ["\x01", "a", "\"", "\n\t\"", "{\"a\":1}", "\u{7f}", "\u{b0}C"] {
             for count in [0, 1, 7, 1000, 100_000] {
                 let message = message(unit.repeat(count).as_bytes(), &[1, 1], Some(Time(u64::MAX)));
-                let value = encode(&message, id);
+                let value = encode(&message, id, &ClusterTime::own_clock());
                 assert!(value.len() <= size_of(&message), "{} bytes for {count} of {unit:?}", value.len());
                 assert_eq!(decode("a/b", &value).unwrap(), RetainedRecord { message, id });
             }
         }
-        let json = encode(&message("{\"on\":true}".repeat(50_000).as_bytes(), &[], None), id);
+        let json = encode(
+            &message("{\"on\":true}".repeat(50_000).as_bytes(), &[], None),
+            id,
+            &ClusterTime::own_clock(),
+        );
         assert!(
             std::str::from_utf8(&json).unwrap().contains("text"),
             "what a person can read stays readable"

@@ -3,7 +3,8 @@
 use super::network::Network;
 use super::{before, give_way};
 use crate::broker::ports::{
-    Answer, Answers, Frame, Inbox, LinkState, LinkStatus, MemberId, MessageId, Report, Tasks,
+    Answer, Answers, Frame, Inbox, LinkClock, LinkState, LinkStatus, MemberId, MessageId, PeerClock, Report,
+    Tasks,
 };
 use crate::cluster::peers::REPORTS_MAX;
 use parking_lot::Mutex;
@@ -153,6 +154,16 @@ impl Link {
             unanswered: state.unanswered.len() as u64,
             queued: state.queue.iter().filter(|i| matches!(i, Item::Frame(_))).count() as u64,
             rtt_us: None,
+            clock: match &state.to {
+                // All processes read one clock.
+                Some(to) => LinkClock::Measured(PeerClock {
+                    incarnation: to.incarnation,
+                    ahead_ms: 0,
+                    error_ms: 0,
+                    cluster_ahead_ms: Some(0),
+                }),
+                None => LinkClock::Unmeasured,
+            },
         }
     }
 

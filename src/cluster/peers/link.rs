@@ -5,8 +5,9 @@ use super::breaker::Breaker;
 use super::dial::{self, Calls, LinkError};
 use super::hello;
 use super::options::{PeerIdentity, PeerOptions, PeerTls};
-use super::proto::{AnswerBatch, ControlRequest, ControlResponse, PublishBatch, control_response};
+use super::proto::{AnswerBatch, ControlRequest, ControlResponse, Pong, PublishBatch, control_response};
 use super::queue::Queue;
+use super::samples::ClockSamples;
 use super::{Shared, wire};
 use crate::broker::ports::{
     Answer, Frame, Inbox, LinkState, LinkStatus, Member, MemberId, MessageId, Report,
@@ -86,6 +87,7 @@ struct Status {
     /// Why the node cannot reach this one, by its own word.
     back: Option<String>,
     rtt_us: Option<u64>,
+    clock: ClockSamples,
 }
 
 /// See the module.
@@ -121,6 +123,7 @@ impl Link {
                 error: None,
                 back: None,
                 rtt_us: None,
+                clock: ClockSamples::default(),
             }),
             queue: Outlet::new(Queue::new(options, latest)),
             asks_in_flight: Semaphore::new(REQUESTS_MAX),
@@ -200,6 +203,7 @@ impl Link {
             unanswered,
             queued,
             rtt_us: status.rtt_us,
+            clock: status.clock.clock(),
         }
     }
 
@@ -362,13 +366,17 @@ impl Link {
     fn responded(&self, response: ControlResponse) {
         let (waits, rtt_us) = self.asks.lock().inner.responded(response.id, clock::monotonic_us());
         if let Some(rtt_us) = rtt_us {
-            let back = match response.response {
-                Some(control_response::Response::Pong(pong)) => pong.unreachable,
-                _ => None,
+            let pong = match response.response {
+                Some(control_response::Response::Pong(pong)) => pong,
+                _ => Pong::default(),
             };
             let mut status = self.status.lock();
-            (status.rtt_us, status.back) = (Some(rtt_us), back);
+            let again = status.clock.answered(&pong, rtt_us, clock::now());
+            (status.rtt_us, status.back) = (Some(rtt_us), pong.unreachable);
             drop(status);
+            if again {
+                self.asks(|asks| asks.ping(clock::monotonic_us()));
+            }
             self.shared.metrics.peer_round_trip_seconds.record(rtt_us as f64 / 1e6);
         } else if let Some(waits) = waits {
             // Whoever asked may have given up.
@@ -379,7 +387,8 @@ impl Link {
     fn up(&self, process: &MemberId, inbox: &dyn Inbox) {
         let (queued, resent) = {
             let mut status = self.status.lock();
-            *status = Status { state: LinkState::Up, error: None, back: None, rtt_us: status.rtt_us };
+            (status.state, status.error, status.back) = (LinkState::Up, None, None);
+            status.clock.begin(process.incarnation);
             drop(status);
             self.shared.failures.write().remove(&self.node);
             inbox.link(&self.node, Some(process.clone()));

@@ -24,6 +24,7 @@ mod options;
 mod probe;
 pub mod proto;
 mod queue;
+mod samples;
 mod server;
 mod slots;
 mod tls;

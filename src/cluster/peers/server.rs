@@ -276,7 +276,13 @@ impl Service {
         let Some(question) = wire::read_request(request) else {
             // Whoever asks may have a wrong idea of where it is reached.
             let unreachable = self.shared.failures.read().get(&from.node).cloned();
-            let pong = control_response::Response::Pong(Pong { unreachable });
+            let said = inbox.clock();
+            let pong = Pong {
+                unreachable,
+                clock_ms: said.map(|c| c.now.as_millis()),
+                cluster_ahead_ms: said.and_then(|c| c.cluster_ahead_ms),
+            };
+            let pong = control_response::Response::Pong(pong);
             let _ = responses.send(Ok(ControlResponse { id, response: Some(pong) })).await;
             return Ok(());
         };

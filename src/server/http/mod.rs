@@ -9,8 +9,8 @@ mod status;
 pub use api::{Answer, ApiError, Draining, Forgotten};
 pub use bounded::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_MAX};
 pub use status::{
-    ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus, NodeStatus,
-    Status, UnreachedBy,
+    ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
+    NodeStatus, Status, UnreachedBy,
 };
 
 use crate::broker::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};

@@ -94,6 +94,8 @@ pub struct ClusterStatus {
     pub waiting: Vec<CustodyStatus>,
     /// Publishes of this node's clients that wait for other nodes.
     pub held: HeldStatus,
+    /// This node's clock, and the cluster's time.
+    pub clock: ClockStatus,
     /// etcd as this node reaches it.
     pub etcd: EtcdStatus,
 }
@@ -118,15 +120,34 @@ pub struct MemberStatus {
     pub zone: String,
     /// Its version.
     pub version: String,
-    /// Seconds since it started, by this node's clock.
+    /// Seconds since it started; wrong by the difference of the clocks while that is not measured.
     pub uptime_seconds: u64,
     /// It hands its sessions over and takes no new ones.
     pub draining: bool,
     /// How far its index has followed etcd by its last report.
     pub applied_revision: u64,
+    /// By how much its clock is ahead of the median of the cluster's, milliseconds; missing = it was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_difference_ms: Option<i64>,
+    /// Whether that is more than `cluster.max_clock_difference`.
+    pub clock_apart: bool,
     /// This node's link to it; missing for the node that answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkInfo>,
+}
+
+/// A node's clock as it read it when it started, and the time of its cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ClockStatus {
+    /// By how much this node's clock is ahead of the median of the cluster's, milliseconds; missing = nothing was measured yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub difference_ms: Option<i64>,
+    /// Whether the cluster's time is known here; until then this node lets nothing expire that is in etcd.
+    pub cluster_time_known: bool,
+    /// By how much the cluster's time is ahead of this node's clock, milliseconds.
+    pub cluster_time_ahead_ms: i64,
+    /// `cluster.max_clock_difference`, milliseconds.
+    pub limit_ms: u64,
 }
 
 /// A node that cannot reach the one that answers.

@@ -167,6 +167,10 @@ CASES = {
     "BerthPeersRefused": Case(
         both("berth_peer_refusals_total", "0x20 0+1x200", "0x20 1x200"), fires="10m", quiet="5m"
     ),
+    # Either way; and what is allowed.
+    "BerthClockDiffers": Case(
+        both("berth_clock_difference_seconds", f"-30{STAYS}", f"-2{STAYS}"), fires="3m", quiet="1m"
+    ),
     "BerthPublishesHeld": Case(
         both("berth_publishes_held", f"1001{STAYS}", "5000x3 0 5000x3 0 5000x3 0 5000x3 0 5000x3 0 5000x3 0 5000x3 0 5000x3 0"), fires="6m", quiet="2m"
     ),

@@ -3,7 +3,7 @@
 use super::etcd::Etcd as Server;
 use super::node::{Node, below, crash, custody_of};
 use crate::wait;
-use berth::broker::ports::{MemberId, Revision};
+use berth::broker::ports::{ClusterTime, MemberId, Revision};
 use berth::clock;
 use berth::cluster::etcd::custody;
 use berth::cluster::etcd::election::Election;
@@ -42,6 +42,7 @@ impl World {
             collect_after: Duration::ZERO,
             expired: Arc::new(move |_, _| expired.lock().clone()),
             linked: Arc::new(move |process| linked.lock().as_ref() == Some(process)),
+            time: Arc::new(ClusterTime::own_clock()),
         }
     }
 
@@ -92,6 +93,27 @@ async fn chains_of_custody_are_folded() {
     assert_eq!(world.record(&first).await.unwrap().holder, third);
     assert_eq!(world.record(&second).await.unwrap().holder, third);
     assert_eq!(world.record(&kept).await.unwrap().holder, partly);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_gone_is_noted_in_the_clusters_time_once_that_is_known() {
+    const AHEAD_MS: i64 = -3_600_000;
+    let world = World::new().await;
+    let time = Arc::new(ClusterTime::unknown());
+    let dead = crash(Node::start(&world.server, "x", 5).await).await;
+    let options = LeaderOptions { time: time.clone(), ..world.options(Some(Duration::from_secs(3600))) };
+    let mut leader = world.leader_with(options);
+    leader.round().await.unwrap();
+    assert_eq!(world.record(&dead).await.unwrap().gone, None, "it does not know when that is");
+    time.set(AHEAD_MS, true);
+    let before = time.cluster(clock::now());
+    leader.round().await.unwrap();
+    let gone = world.record(&dead).await.unwrap().gone.unwrap();
+    assert!((before.as_millis()..=time.cluster(clock::now()).as_millis()).contains(&gone));
+    // It has just gone, whatever the leader's own clock makes of that moment.
+    leader.round().await.unwrap();
+    let record = world.record(&dead).await.unwrap();
+    assert_eq!((record.gone, record.given_up), (Some(gone), false));
 }
 
 #[tokio::test(flavor = "multi_thread")]

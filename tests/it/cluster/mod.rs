@@ -4,6 +4,7 @@ mod access;
 mod authority;
 mod churn;
 mod claims;
+mod clocks;
 mod docs_etcd;
 mod duties;
 mod etcd;

@@ -51,6 +51,8 @@ pub struct BerthCluster {
     options: Vec<(String, String)>,
     /// What a node's first process runs, if not the program that was just built.
     first: Option<PathBuf>,
+    /// By how much clocks are wrong, as faketime takes it; empty = right.
+    clocks: Vec<String>,
     /// Runs the proxies; goes last but one.
     runtime: Runtime,
     _alone: MutexGuard<'static, ()>,
@@ -66,7 +68,13 @@ impl BerthCluster {
     /// `BERTH_PREVIOUS_BIN` names, if it is set (`scripts/test --upgrade-from` does).
     pub fn of_previous(n: usize) -> BerthCluster {
         let first = std::env::var_os("BERTH_PREVIOUS_BIN").map(PathBuf::from);
-        BerthCluster::build(first, || Etcd::start(1), n, &[])
+        BerthCluster::build(first, || Etcd::start(1), n, &[], &[])
+    }
+
+    /// As [`BerthCluster::with`], with one etcd member, and a node for each of these clocks: by how much it is wrong, such as `+30s`;
+    /// empty = it is right.
+    pub fn with_clocks(clocks: &[&str], options: &[(&str, &str)]) -> BerthCluster {
+        BerthCluster::build(None, || Etcd::start(1), clocks.len(), options, clocks)
     }
 
     /// As [`BerthCluster::start`] with this many etcd members and these options for every broker.
@@ -76,7 +84,7 @@ impl BerthCluster {
 
     /// As [`BerthCluster::with`], on this etcd.
     pub fn on(etcd: impl FnOnce() -> Etcd, n: usize, options: &[(&str, &str)]) -> BerthCluster {
-        BerthCluster::build(None, etcd, n, options)
+        BerthCluster::build(None, etcd, n, options, &[])
     }
 
     fn build(
@@ -84,6 +92,7 @@ impl BerthCluster {
         etcd: impl FnOnce() -> Etcd,
         n: usize,
         options: &[(&str, &str)],
+        clocks: &[&str],
     ) -> BerthCluster {
         let alone = alone();
         let etcd = etcd();
@@ -93,8 +102,9 @@ impl BerthCluster {
         let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("berth-cluster-").tempdir_in(parent).unwrap();
         let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let clocks = clocks.iter().map(|c| (*c).to_owned()).collect();
         let mut cluster =
-            BerthCluster { nodes: Vec::new(), etcd, dir, options, first, runtime, _alone: alone };
+            BerthCluster { nodes: Vec::new(), etcd, dir, options, first, clocks, runtime, _alone: alone };
         (0..n).for_each(|_| cluster.spawn());
         (0..n).for_each(|i| cluster.nodes[i].broker.wait_ready());
         cluster.wait_formed();
@@ -119,6 +129,9 @@ impl BerthCluster {
         let mut setup = self.options.iter().fold(setup, |s, (key, value)| s.set(key, value));
         if let Some(program) = &self.first {
             setup = setup.program(program.clone());
+        }
+        if let Some(clock) = self.clocks.get(self.nodes.len()) {
+            setup = faked(clock).into_iter().fold(setup, |s, (name, value)| s.env(name, &value));
         }
         self.nodes.push(Node { broker: setup.spawn(), etcd: links, peers });
     }
@@ -196,6 +209,11 @@ impl BerthCluster {
     /// Starts a node again that has ended, and waits until it is ready.
     pub fn restart(&mut self, i: usize) {
         self.nodes[i].broker.restart();
+    }
+
+    /// The clock of node `i` is wrong by so much from its next start on; empty = right.
+    pub fn set_clock(&mut self, i: usize, clock: &str) {
+        self.nodes[i].broker.set_env(faked(clock));
     }
 
     /// Starts a killed node again with an empty disk, and waits until it is ready.
@@ -324,6 +342,24 @@ impl BerthCluster {
             wait::until_true("all links are up", || others().all(|to| self.linked(from, to)));
         }
     }
+}
+
+/// The environment of a process whose wall clock is wrong by so much, and no other clock.
+fn faked(clock: &str) -> Vec<(&'static str, String)> {
+    if clock.is_empty() {
+        return Vec::new();
+    }
+    let libraries = || std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let library =
+        libraries().map(|d| d.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists());
+    let library = library.expect("faketime: apt-get install faketime").to_str().unwrap().to_owned();
+    let on = || "1".to_owned();
+    vec![
+        ("LD_PRELOAD", library),
+        ("FAKETIME", clock.to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", on()),
+        ("NO_FAKE_STAT", on()),
+    ]
 }
 
 /// The address in `http://address`.

@@ -3,7 +3,7 @@
 
 use super::etcd::Etcd;
 use crate::wait;
-use berth::broker::ports::{Index, IndexEvent, Member, MemberId, RetainedRecord, Revision};
+use berth::broker::ports::{ClusterTime, Index, IndexEvent, Member, MemberId, RetainedRecord, Revision};
 use berth::clock::{self, Time};
 use berth::cluster::etcd::batch::FenceNow;
 use berth::cluster::etcd::client::{self, EtcdOptions, kv};
@@ -241,6 +241,7 @@ impl Node {
             lease_until: Arc::new(|| clock::now().plus_ms(1000)),
             lease_since: Arc::new(|| clock::Time(0)),
             timeline: Default::default(),
+            time: Arc::new(ClusterTime::own_clock()),
         };
         let limits = Limits { stale_after: Duration::from_secs(3), claim_timeout: Duration::from_secs(20) };
         let coordinator = EtcdCoordinator::new(etcd.clone(), registered, limits, metrics.clone());

@@ -6,7 +6,7 @@ use super::store::{Node, dump, keys, setup};
 use super::trap::{Trap, Way};
 use crate::random::Random;
 use crate::wait::{self, becomes_true};
-use berth::broker::ports::{Claim, Coordinator, Expected, MessageId, Retain, RouteChange};
+use berth::broker::ports::{Claim, ClusterTime, Coordinator, Expected, MessageId, Retain, RouteChange};
 use berth::clock;
 use berth::cluster::etcd::client::kv;
 use berth::mqtt::message::Parts;
@@ -184,6 +184,7 @@ fn after_a_compaction_during_an_outage_there_is_another_snapshot() {
             let value = &berth::cluster::etcd::retained_value::encode(
                 &message("t", b"x"),
                 MessageId { origin: 1, seq: i },
+                &ClusterTime::own_clock(),
             );
             // The first one may meet an election.
             let put = wait::eventually("etcd takes a message", || async {

@@ -406,6 +406,12 @@ pub struct Pong {
     /// Why the answering node cannot reach the one that asked; absent = it can, or does not know yet.
     #[prost(string, optional, tag = "1")]
     pub unreachable: ::core::option::Option<::prost::alloc::string::String>,
+    /// What the answering node's clock shows, milliseconds since the epoch; absent = its release does not say so.
+    #[prost(uint64, optional, tag = "2")]
+    pub clock_ms: ::core::option::Option<u64>,
+    /// By how much the cluster's time is ahead of that clock, milliseconds; absent = the node does not know it yet.
+    #[prost(sint64, optional, tag = "3")]
+    pub cluster_ahead_ms: ::core::option::Option<i64>,
 }
 /// Nothing more to say.
 #[allow(clippy::all)]
