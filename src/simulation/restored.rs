@@ -241,6 +241,37 @@ fn a_session_that_was_begun_anew_after_the_backup_wins_over_one_that_has_ended()
 }
 
 #[test]
+fn a_session_that_ended_after_the_backup_is_waited_for_until_it_expires() {
+    for again in [false, true] {
+        let mut cluster = cluster(2, 180);
+        let mut client = connect(&cluster, 0, "s", 60);
+        subscribe(&cluster, &mut client, "t", QoS::AtLeastOnce);
+        let backup = cluster.store.backup();
+        let ended = SimClient::connect(cluster.open(0), "s", true, 0);
+        cluster.advance(1_000);
+        ended.wire.lose();
+        assert!(cluster.until(|| cluster.store.owner("s").is_none()));
+        restore(&mut cluster, &backup, &[0, 1]);
+        if again {
+            cluster.restart(0);
+            start_routes(&cluster, [0]);
+        }
+        for no in [0, 1] {
+            let mut refused = SimClient::connect(cluster.open(no), "s", false, 60);
+            let answer = answer(&cluster, &mut refused);
+            assert!(
+                matches!(answer, Some(Got::Connected { reason: Reason::ServerUnavailable, .. })),
+                "{answer:?}"
+            );
+        }
+        cluster.advance(65_000);
+        assert!(cluster.store.owner("s").is_none(), "again: {again}");
+        let (_, present) = back(&cluster, 1, "s");
+        assert!(!present);
+    }
+}
+
+#[test]
 fn a_retained_message_that_was_parked_when_the_store_went_outlives_its_restoration() {
     let mut cluster = cluster(2, 140);
     let mut publisher = connect(&cluster, 0, "p", 0);

@@ -93,10 +93,8 @@ impl Broker {
                 }
             }
             let strangers = std::mem::take(&mut *remote.sessions.strangers.lock());
-            if anew {
-                // Before anything is waited for: others may wait for this.
-                broker.disclaim(&remote, strangers).await;
-            }
+            // Before anything is waited for: others may wait for this.
+            broker.disclaim(&remote, strangers, anew).await;
             let claimed = broker.claim_anew(&remote, missing).await;
             dropped += claimed.lost;
             kept.extend(claimed.won.into_iter().map(|handle| (handle, true)));

@@ -44,26 +44,45 @@ impl Broker {
         }
     }
 
-    /// Says of sessions that the store names as this node's, and that its journal does not have, that this is so. Their state may be
-    /// with a node that is not there yet, so that their records stay.
+    /// Says of sessions that the restored store names as this node's, and that its journal does not have, that this is so (`anew`). Their
+    /// state may be with a node that is not there yet, so that their records stay: until they expire, as of a node that is gone.
     pub(super) async fn disclaim(
         self: &Arc<Broker>,
         remote: &Arc<Remote>,
         strangers: HashMap<Arc<str>, SessionOwner>,
+        anew: bool,
     ) {
         let mine = |s: &SessionOwner| remote.members.holder_of(&s.owner) == remote.me;
-        let strangers: Vec<_> = strangers.into_iter().filter(|(_, s)| mine(s)).map(|(id, _)| id).collect();
+        let is_disclaimed = |s: &SessionOwner| anew || s.epoch == DISCLAIMED;
+        let mut strangers: Vec<(Arc<str>, u32)> = strangers
+            .into_iter()
+            .filter(|(_, s)| mine(s) && is_disclaimed(s))
+            .map(|(client_id, s)| (client_id, s.expiry_s))
+            .collect();
+        if strangers.is_empty() {
+            return;
+        }
         for batch in strangers.chunks(CLAIMS_AT_ONCE) {
-            futures_util::future::join_all(batch.iter().map(|id| remote.disclaim_one(id))).await;
+            futures_util::future::join_all(batch.iter().map(|(id, _)| remote.disclaim_one(id))).await;
         }
-        if !strangers.is_empty() {
-            tracing::warn!(
-                sessions = strangers.len(),
-                "the restored etcd names this node as the owner of sessions that its journal does not have: they have moved or \
-                 ended since the backup. Their clients are refused with 0x88 until a node is there that has them in its journal; \
-                 a clean start of a client gives its session up"
-            );
-        }
+        tracing::warn!(
+            sessions = strangers.len(),
+            "the restored etcd names this node as the owner of sessions that its journal does not have: they have moved or \
+             ended since the backup. Their clients are refused with 0x88 until a node is there that has them in its journal, or \
+             they expire; a clean start of a client gives its session up"
+        );
+        strangers.retain(|(_, expiry_s)| *expiry_s < u32::MAX);
+        strangers.sort_by_key(|(_, expiry_s)| *expiry_s);
+        let (remote, since) = (remote.clone(), remote.now());
+        let tasks = remote.ports.tasks.clone();
+        tasks.spawn(Box::pin(async move {
+            for (client_id, expiry_s) in strangers {
+                let left = since.plus_secs(u64::from(expiry_s)).since_ms(remote.now());
+                remote.ports.tasks.sleep(left).await;
+                // Unless somebody has claimed it.
+                remote.ports.coordinator.release(&client_id, DISCLAIMED).await;
+            }
+        }));
     }
 
     /// Claims sessions of the journal, whatever the store says of them, unless another journal's state counts more.

@@ -93,7 +93,8 @@ impl Applier {
             inner.decoder.event(event, &mut events);
         }
         inner.decoder.applied(revision);
-        *self.last.lock() = (revision, raw.last().map_or(0, |event| mark_of(&event.key)));
+        let last = raw.last().filter(|event| event.revision == revision);
+        *self.last.lock() = (revision, last.map_or(0, |event| mark_of(&event.key)));
         self.index.apply(events, Some(revision));
         inner.ring.push(raw, revision);
         self.set(&mut inner, revision);
