@@ -7,6 +7,7 @@ use crate::client::{Client, Dial, In};
 use crate::operate::ctl;
 use crate::wait;
 use berth::broker::ports::{StoreKnown, generation_of, registered_at};
+use berth::cluster::etcd::journals::Entry;
 use berth::cluster::etcd::member::Membership;
 use berth::cluster::older::Known;
 use berth::mqtt::{QoS, Reason};
@@ -321,13 +322,12 @@ fn a_restoration_is_counted_once_however_many_notice_it() {
         let known = Known::new(store, &[5, 7]);
         let names = ["a", "b", "c"].map(description);
         let (keys, known) = (&keys(), &known);
-        let starts =
-            names.iter().zip(1..).map(|(name, journal)| {
-                let etcd = &etcd;
-                async move {
-                    Membership::register_knowing(etcd, keys, name, journal, known, &[5, 7]).await.unwrap()
-                }
-            });
+        let starts = names.iter().zip(1..).map(|(name, journal)| {
+            let etcd = &etcd;
+            let holds = vec![5, 7];
+            let entry = Entry { known: *known, holds, ..Entry::unstamped(journal) };
+            async move { Membership::register(etcd, keys, name, &entry).await.unwrap() }
+        });
         let all = futures_util::future::join_all(starts).await;
         let timeline = all[0].store().timeline;
         for member in &all {
@@ -345,7 +345,8 @@ fn a_restoration_is_counted_once_however_many_notice_it() {
         let revision = registered_at(all[0].me().incarnation);
         let compared = StoreKnown { timeline, revision, mark: 0 };
         let known = Known::new(compared, &[5, 7, all[0].me().incarnation]);
-        let again = Membership::register_knowing(&etcd, keys, &names[0], 1, &known, &[]).await.unwrap();
+        let entry = Entry { known, ..Entry::unstamped(1) };
+        let again = Membership::register(&etcd, keys, &names[0], &entry).await.unwrap();
         assert!(!again.store().restored && again.store().timeline == timeline);
         assert!(again.me().incarnation > all[0].me().incarnation);
     });
