@@ -434,7 +434,8 @@ impl Broker {
             } else {
                 let mut strangers = sessions.strangers.lock();
                 match session {
-                    Some(s) if s.expiry_s > 0 && s.owner.node == remote.me.node => {
+                    // Not of a journal that this node has lost.
+                    Some(s) if s.expiry_s > 0 && remote.members.holder_of(&s.owner) == remote.me => {
                         strangers.insert(client_id.clone(), s.clone());
                     }
                     _ => drop(strangers.remove(client_id)),
