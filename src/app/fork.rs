@@ -22,9 +22,9 @@ const ADVICE: &str = "What that process acknowledged since is not in this file. 
                       (the sessions of the lost journal wait as with a lost disk), or with --accept-older-journal to go on with \
                       this one as it is";
 
-/// Why a journal is not used.
+/// A journal that is a copy of the one that etcd knows.
 #[derive(Debug, thiserror::Error)]
-pub enum ForkError {
+pub enum Forked {
     /// It lacks a start.
     #[error(
         "journal {path:?} is a copy of the one that etcd knows, and has missed a start of it: its own last stamp is {mine}, at \
@@ -65,6 +65,14 @@ pub enum ForkError {
         /// Who wrote that.
         by: MemberId,
     },
+}
+
+/// Why a journal is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ForkError {
+    /// It is a fork.
+    #[error(transparent)]
+    Forked(#[from] Box<Forked>),
     /// The operator takes a journal for a fork that is none.
     #[error(
         "{flag} is for a journal that is a copy of a newer one, and {path:?} is none: etcd knows nothing of it that it lacks. Start \
@@ -147,7 +155,7 @@ pub(super) async fn compare(
         (Verdict::Fork(fork), Some((told, by))) => {
             let error = refusal(joining, &journal, fork, told, by, looked.revision);
             match on_fork {
-                OnFork::Refuse => Err(error.into()),
+                OnFork::Refuse => Err(ForkError::from(error).into()),
                 OnFork::SetAside => {
                     let found = set_aside(journal, me, &error).await?;
                     Ok(Compared { found, looked_at: 0 })
@@ -192,23 +200,23 @@ fn refusal(
     told: &Told,
     by: &MemberId,
     revision: i64,
-) -> ForkError {
+) -> Box<Forked> {
     let name = journal.recovered().journal;
     let key = if revision == 0 { joining.keys.custody(by) } else { joining.keys.journal(name) };
     let History { starts, position, .. } = journal.history();
     let hex = |stamp: u64| format!("{stamp:016x}");
     let (path, theirs, by) = (journal.path().to_owned(), hex(told.stamp), by.clone());
     let told = told.position;
-    match fork {
+    Box::new(match fork {
         Fork::UnknownStamp => {
             let mine = starts.last().map_or("none".to_owned(), |start| hex(start.stamp));
-            ForkError::UnknownStamp { path, mine, position: *position, key, theirs, told, by }
+            Forked::UnknownStamp { path, mine, position: *position, key, theirs, told, by }
         }
-        Fork::Behind { reached } => ForkError::Behind { path, reached, key, theirs, told, by },
-    }
+        Fork::Behind { reached } => Forked::Behind { path, reached, key, theirs, told, by },
+    })
 }
 
-async fn set_aside(journal: FoundJournal, me: &str, why: &ForkError) -> Result<FoundKind, ForkError> {
+async fn set_aside(journal: Box<FoundJournal>, me: &str, why: &Forked) -> Result<FoundKind, ForkError> {
     let path = journal.path().to_owned();
     let suffix = format!("aside-{}", compact_utc(clock::now()));
     let renamed = tokio::task::spawn_blocking(move || journal.set_aside(&suffix)).await;
@@ -221,7 +229,7 @@ async fn set_aside(journal: FoundJournal, me: &str, why: &ForkError) -> Result<F
          refused with 0x88, and publishes to them wait, until they expire or are given up by `berth ctl cluster forget {me}`. The \
          file that was set aside is not used any more, and yours to remove"
     );
-    Ok(FoundKind::Redb(empty))
+    Ok(FoundKind::Redb(Box::new(empty)))
 }
 
 /// Tells whether a process still answers at its address as the one that etcd has recorded.

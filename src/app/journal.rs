@@ -33,7 +33,7 @@ impl JournalKind {
 
 /// A journal that was read and that this process has not changed yet.
 pub(super) enum FoundKind {
-    Redb(FoundJournal),
+    Redb(Box<FoundJournal>),
     Memory(Arc<MemoryJournal>, Recovered),
 }
 
@@ -86,7 +86,7 @@ pub(super) fn find(config: &Config, metrics: &Arc<Metrics>) -> Result<FoundKind,
                 stall_timeout: storage.stall_timeout,
                 ..RedbOptions::default()
             };
-            Ok(FoundKind::Redb(FoundJournal::find(options)?))
+            Ok(FoundKind::Redb(Box::new(FoundJournal::find(options)?)))
         }
     }
 }
