@@ -34,7 +34,7 @@ impl JournalKind {
 /// A journal that was read and that this process has not changed yet.
 pub(super) enum FoundKind {
     Redb(Box<FoundJournal>),
-    Memory(Arc<MemoryJournal>, Recovered),
+    Memory(Arc<MemoryJournal>, Box<Recovered>),
 }
 
 impl FoundKind {
@@ -53,7 +53,7 @@ impl FoundKind {
                 let (journal, recovered, stamped) = found.begin(stamp)?;
                 Ok((JournalKind::Redb(journal), recovered, stamped))
             }
-            FoundKind::Memory(journal, recovered) => Ok((JournalKind::Memory(journal), recovered, None)),
+            FoundKind::Memory(journal, recovered) => Ok((JournalKind::Memory(journal), *recovered, None)),
         }
     }
 }
@@ -66,7 +66,7 @@ pub(super) fn find(config: &Config, metrics: &Arc<Metrics>) -> Result<FoundKind,
             tracing::warn!("storage.type is memory: everything is lost when the process ends");
             let journal = MemoryJournal::new(MemoryOptions { max_bytes: storage.memory_max as u64 });
             let recovered = Recovered { journal: journal.name(), ..Recovered::default() };
-            Ok(FoundKind::Memory(journal, recovered))
+            Ok(FoundKind::Memory(journal, Box::new(recovered)))
         }
         StorageType::Redb => {
             let dir = storage.dir.clone();

@@ -42,10 +42,22 @@ pub struct Found {
     pub same_change: Option<bool>,
 }
 
-/// Tells a change of this key from changes of others at the same revision; never 0. Stays as it is: journals keep it (FNV-1a).
-pub fn mark_of(key: &[u8]) -> u64 {
+/// Bytes of a value that count for [`mark_of`].
+const MARKED_MAX: usize = 1024;
+
+/// Tells a change from other changes at the same revision, by its key and what it set (`None` = it deleted the key); never 0. Stays as it
+/// is: journals keep it (FNV-1a, of long values their length and the first 1,024 bytes).
+pub fn mark_of(key: &[u8], value: Option<&[u8]>) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3);
-    key.iter().fold(0xCBF2_9CE4_8422_2325, step).max(1)
+    let hash = key.iter().fold(0xCBF2_9CE4_8422_2325, step);
+    let hash = match value {
+        None => hash,
+        Some(value) => {
+            let length = (value.len() as u64).to_le_bytes();
+            length.iter().chain(value.iter().take(MARKED_MAX)).fold(step(hash, &1), step)
+        }
+    };
+    hash.max(1)
 }
 
 /// What follows.
@@ -194,8 +206,24 @@ mod tests {
             let verdict = known.judge(&found);
             assert_eq!(matches!(verdict, Verdict::WentBack { generation: 1, .. }), went_back, "{verdict:?}");
         }
-        assert_eq!(mark_of(b"a"), 0xAF63_DC4C_8601_EC8C, "journals keep it");
-        assert_ne!(mark_of(b"/berth/c/v1/sessions/x"), mark_of(b"/berth/c/v1/sessions/y"));
+        assert_eq!(mark_of(b"a", None), 0xAF63_DC4C_8601_EC8C, "journals keep it");
+        let long = |last| [vec![0; MARKED_MAX], vec![last]].concat();
+        let changes: [(&[u8], Option<&[u8]>); 6] = [
+            (b"x", None),
+            (b"y", None),
+            (b"x", Some(b"")),
+            (b"x", Some(b"1")),
+            (b"x", Some(b"2")),
+            (b"x1", Some(b"")),
+        ];
+        let marks: std::collections::HashSet<_> =
+            changes.iter().map(|(key, value)| mark_of(key, *value)).collect();
+        assert_eq!(marks.len(), changes.len());
+        assert_eq!(
+            mark_of(b"x", Some(&long(1))),
+            mark_of(b"x", Some(&long(2))),
+            "the rest of a long value does not count"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::Remote;
 use crate::broker::Broker;
-use crate::broker::ports::{BoxFuture, Incarnation, LinkClock, PeerClock};
+use crate::broker::ports::{BoxFuture, Incarnation, LinkClock, LinkState, PeerClock};
 use crate::clock::Time;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -256,10 +256,22 @@ impl Remote {
         View { me: (self.me.node.clone(), self.me.incarnation), others: others.collect(), missing }
     }
 
+    /// Whether there is a link that is being opened, or whose clock is about to be known.
+    fn awaits_clocks(&self) -> bool {
+        let (links, clocks) = (self.ports.peers.links(), self.clocks());
+        let awaited = |node: &str| match links.iter().find(|l| *l.node == *node).map(|l| (l.state, l.clock)) {
+            None | Some((LinkState::Connecting, _)) => true,
+            Some((LinkState::Up, LinkClock::Unmeasured)) => true,
+            Some((LinkState::Up, LinkClock::Measured(_))) => clocks.of(node).is_none(),
+            Some(_) => false,
+        };
+        self.members.live().iter().any(|m| m.id.node != self.me.node && awaited(&m.id.node))
+    }
+
     /// Looks at all clocks.
     fn reckon(&self, reckoning: &mut Reckoning, told: &mut Told) {
         // Before its own registration it does not know who else there is.
-        if self.applied() < self.me.incarnation || self.applied() == 0 {
+        if self.applied() < self.me.registered_at() || self.applied() == 0 {
             return;
         }
         let (view, limit) = (self.clock_view(), self.limits.clock_difference_ms);
@@ -318,17 +330,14 @@ pub(super) async fn watch(broker: Weak<Broker>) {
 }
 
 impl Broker {
-    /// Completes when this node knows the cluster's time or can only wait for nodes that are gone; after `at_most_ms` at the latest.
+    /// Completes when this node knows the cluster's time, or has measured the clocks of all nodes that it has a link to and can only
+    /// wait for the others; after `at_most_ms` at the latest.
     pub fn when_clocks_measured(&self, at_most_ms: u64) -> BoxFuture<()> {
         let remote = self.remote.clone();
         Box::pin(async move {
             let Some(remote) = remote else { return };
             let until = remote.now().plus_ms(at_most_ms);
-            let waits = || {
-                let clocks = remote.clocks.lock();
-                clocks.nodes.is_empty() || clocks.measuring || clocks.nodes.len() > 1
-            };
-            while !remote.ports.time.known() && waits() && remote.now() < until {
+            while !remote.ports.time.known() && remote.awaits_clocks() && remote.now() < until {
                 remote.ports.tasks.sleep(LOOK_SOON_MS).await;
             }
         })

@@ -94,7 +94,7 @@ impl Applier {
         }
         inner.decoder.applied(revision);
         let last = raw.last().filter(|event| event.revision == revision);
-        *self.last.lock() = (revision, last.map_or(0, |event| mark_of(&event.key)));
+        *self.last.lock() = (revision, last.map_or(0, |event| mark_of(&event.key, event.value.as_deref())));
         self.index.apply(events, Some(revision));
         inner.ring.push(raw, revision);
         self.set(&mut inner, revision);

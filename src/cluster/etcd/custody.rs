@@ -13,13 +13,13 @@ use super::fence::{Fence, exists_since, unchanged_since};
 use super::journals;
 use super::keys::{Key, Keys};
 use super::members::{Members, Node};
-use super::records::{self, CustodyRecord};
+use super::records::{self, CustodyRecord, SessionRecord};
 use super::scan::Scan;
 use super::sweep::{Guard, Sweep};
 use crate::broker::ports::{Incarnation, MemberId};
 use crate::clock;
 use etcd_client::{Compare, Txn, TxnOp, TxnOpResponse};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Independent changes in one transaction: etcd takes 128 operations by default (`--max-txn-ops`).
@@ -271,6 +271,7 @@ pub async fn forget(
     linked: &Linked,
 ) -> Result<Forgotten, ForgetError> {
     let guard = own_guard(fence);
+    let mut sessions = 0;
     for round in 0..ROUNDS_MAX {
         let members = Members::read(etcd, keys).await?;
         let all = read_all(etcd, keys).await?;
@@ -282,6 +283,9 @@ pub async fn forget(
         let left = orphans.iter().filter(|s| !s.record.given_up);
         let changes: Vec<_> = left.map(|s| giving_up(s, keys, &members)).collect();
         if !changes.is_empty() {
+            // As soon as the records are given up the leader may remove them before this pass does.
+            let of: HashSet<_> = orphans.iter().map(|s| s.of.clone()).collect();
+            sessions = sessions.max(count_sessions(etcd, keys, &of).await?);
             write(etcd, keys, &guard, &changes).await?;
             continue;
         }
@@ -289,9 +293,20 @@ pub async fn forget(
         while !sweep.step(etcd, keys, &guard).await? {}
         journals::collect(etcd, keys, &guard).await?;
         let incarnations = orphans.iter().map(|s| s.of.clone()).collect();
-        return Ok(Forgotten { incarnations, sessions: sweep.removed() });
+        return Ok(Forgotten { incarnations, sessions: sweep.removed().max(sessions) });
     }
     Err(StoreError::Contended(keys.custodies_of(node)).into())
+}
+
+/// How many sessions these incarnations have.
+async fn count_sessions(etcd: &Etcd, keys: &Keys, of: &HashSet<MemberId>) -> Result<usize, StoreError> {
+    let mut count = 0;
+    let mut scan = Scan::new(keys.sessions());
+    while let Some(page) = scan.page(etcd).await? {
+        let owners = page.iter().filter_map(|kv| records::read::<SessionRecord>(kv.key(), kv.value()).ok());
+        count += owners.filter(|record| of.contains(&record.owner)).count();
+    }
+    Ok(count)
 }
 
 fn refusal(node: &str, members: &Members, all: &[Stored], linked: &Linked) -> ForgetError {

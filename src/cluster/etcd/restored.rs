@@ -13,7 +13,8 @@ use super::records::{self, CustodyRecord, ForgottenRecord, RestoredRecord};
 use super::snapshot::end_of;
 use crate::broker::ports::{MemberId, Revision, Timeline};
 use crate::cluster::older::{Found, Known, Record, Verdict, mark_of};
-use etcd_client::{Compare, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse, WatchOptions};
+use etcd_client::proto::{PbEvent, PbKeyValue};
+use etcd_client::{Compare, EventType, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse, WatchOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -78,6 +79,7 @@ pub(super) async fn compare(
             found.same_change = same_change(etcd, keys, known).await;
             verdict = known.judge(&found);
         }
+        tracing::debug!(?known, ?found, "the journal is compared with etcd");
         match verdict {
             Verdict::AsKnown => return Ok(standing(false)),
             Verdict::Restored => {
@@ -118,10 +120,13 @@ async fn same_change(etcd: &Etcd, keys: &Keys, known: &Known) -> Option<bool> {
         if response.compact_revision() > 0 || response.canceled() {
             return None;
         }
-        let changed: Vec<_> = response.0.events.into_iter().filter_map(|event| event.kv).collect();
-        let Some(first) = changed.first().map(|kv| kv.mod_revision) else { continue };
-        let is_it = |kv: &etcd_client::proto::PbKeyValue| {
-            kv.mod_revision == revision && mark_of(&kv.key) == known.store.mark
+        let deletes = |event: &PbEvent| event.r#type == EventType::Delete as i32;
+        let changes = response.0.events.into_iter();
+        let changed: Vec<_> = changes.filter_map(|e| Some((deletes(&e), e.kv?))).collect();
+        let Some(first) = changed.first().map(|(_, kv)| kv.mod_revision) else { continue };
+        let is_it = |(deleted, kv): &(bool, PbKeyValue)| {
+            let value = (!deleted).then_some(&*kv.value);
+            kv.mod_revision == revision && mark_of(&kv.key, value) == known.store.mark
         };
         return Some(first == revision && changed.iter().any(is_it));
     }
