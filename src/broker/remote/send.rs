@@ -490,11 +490,13 @@ impl Broker {
     /// The journal gets to know who is asked to serve shared subscriptions, before they are.
     fn note_unserved(&self, remote: &Arc<Remote>, id: MessageId) {
         let seq = self.journal.next_seq();
-        let Some((message, old, recipient)) = remote.origins.renote(id, seq) else { return };
-        let recipients = [recipient];
-        let record = Change::Message { seq, id: Some(id), message: &message, recipients: &recipients };
-        let lsn = self.journal.append(&[record, Change::Settle { seq: old, session: ORIGIN_DUTY }]);
-        self.when_noted(remote, lsn, id, seq);
+        let noted = remote.origins.renote(id, seq, |message, old, recipient| {
+            let record = Change::Message { seq, id: Some(id), message, recipients: &[recipient] };
+            self.journal.append(&[record, Change::Settle { seq: old, session: ORIGIN_DUTY }])
+        });
+        if let Some(lsn) = noted {
+            self.when_noted(remote, lsn, id, seq);
+        }
     }
 
     /// Another node sent a QoS 0 message for shared subscriptions without a member online here: it goes to a node that was not

@@ -233,3 +233,20 @@ fn a_match_for_groups_alone_settles_nothing_else() {
     assert!(next.done.is_empty());
     assert_eq!(origins.settled_floor(&n1, 6), 5);
 }
+
+/// Who finds the publish at its end settles the record by its number: before the record is there that would settle nothing.
+#[test]
+fn a_new_number_of_a_record_is_seen_once_the_record_is_appended() {
+    let origins = origins();
+    let id = origins.next_id();
+    let mut entry = Entry::new(message(), 1, Time(1));
+    entry.duty = Some(3);
+    let ask = [("n1".into(), direct())].into_iter().collect();
+    origins.begin(id, entry, Plan { matched_at: 5, direct: true, ask, ..Plan::default() });
+    let appended = origins.renote(id, 4, |_, old, _| {
+        assert!(origins.inner.try_lock().is_none(), "it can be seen that the number is another one");
+        old + 100
+    });
+    assert_eq!(appended, Some(103));
+    assert_eq!(origins.inner.lock().entries[&id].duty, Some(4));
+}

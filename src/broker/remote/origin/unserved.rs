@@ -1,18 +1,25 @@
 //! Shared subscriptions that may not have had a QoS 2 publish: what the journal knows of them, and who is waited for.
 
 use super::{Next, Origins};
-use crate::broker::ports::{MemberId, MessageId, Recipient, Revision, Seq};
+use crate::broker::ports::{Lsn, MemberId, MessageId, Recipient, Revision, Seq};
 use crate::mqtt::Message;
 use std::sync::Arc;
 
 impl Origins {
-    /// The record of a duty gets a new number, `seq`: the message, the number it had, and what it has to say.
-    pub fn renote(&self, id: MessageId, seq: Seq) -> Option<(Message, Seq, Recipient)> {
+    /// The record of a duty gets a new number, `seq`: `append` puts it into the journal, given the message, the number that it had and
+    /// what it has to say. Whoever finds that the publish is at its end settles the record by its number, which nobody sees before
+    /// the record has been appended: what is settled before it is there would stay, and be sent again after every restart.
+    pub fn renote(
+        &self,
+        id: MessageId,
+        seq: Seq,
+        append: impl FnOnce(&Message, Seq, Recipient) -> Lsn,
+    ) -> Option<Lsn> {
         let mut inner = self.inner.lock();
         let e = inner.entries.get_mut(&id)?;
         let recipient = e.duty_recipient()?;
         let old = e.duty.replace(seq)?;
-        Some((e.message.clone(), old, recipient))
+        Some(append(&e.message, old, recipient))
     }
 
     /// Record `seq` of a duty is durable.
