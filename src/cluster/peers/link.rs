@@ -10,7 +10,7 @@ use super::queue::Queue;
 use super::samples::ClockSamples;
 use super::{Shared, wire};
 use crate::broker::ports::{
-    Answer, Frame, Inbox, LinkState, LinkStatus, Member, MemberId, MessageId, Report,
+    Answer, Frame, Inbox, LinkClock, LinkState, LinkStatus, Member, MemberId, MessageId, PeerClock, Report,
 };
 use crate::clock;
 use crate::telemetry::Loss;
@@ -23,6 +23,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
+
+/// Between two questions for the cluster's time to a process that does not know it yet.
+const ASK_TIME: Duration = Duration::from_millis(200);
 
 /// Something that the task of a stream takes from, wherever that stream is polled.
 struct Outlet<T> {
@@ -326,6 +329,22 @@ impl Link {
                 let ms = silent.as_millis();
                 Err(Broken::Other(LinkError::Failed(format!("no sign of life for {ms} ms"))))
             }
+            () = self.time_to_ask() => {
+                self.asks(|asks| asks.ping(clock::monotonic_us()));
+                Ok(())
+            }
+        }
+    }
+
+    /// Completes soon if the other process has a clock and does not know the cluster's time yet, which this one may wait for; else
+    /// never.
+    async fn time_to_ask(&self) {
+        let clock = self.status.lock().clock.clock();
+        match clock {
+            LinkClock::Measured(PeerClock { cluster_ahead_ms: None, .. }) => {
+                tokio::time::sleep(ASK_TIME).await
+            }
+            _ => std::future::pending().await,
         }
     }
 

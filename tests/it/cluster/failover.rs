@@ -13,6 +13,12 @@ fn another_node_does_the_work_of_a_leader_that_died() {
     let mut cluster = BerthCluster::with(3, 1, &[("cluster.lease", "2s"), ("cluster.stale_after", "1s")]);
     let first = wait::until("one leads", || cluster.leader());
     let living: Vec<usize> = (0..3).filter(|i| *i != first).collect();
+    for i in &living {
+        // Those that do not know it wait for the dead node's clock for a while.
+        cluster.wait_status(*i, "it knows the cluster's time", |s| {
+            s["cluster"]["clock"]["cluster_time_known"] == true
+        });
+    }
     cluster.kill(first);
     let mut publisher = cluster.connect(living[0], &Dial::v5("pub"));
     publisher.send_expiring("kept", b"x", EXPIRY_S).unwrap();
