@@ -43,7 +43,7 @@ pub struct Found {
 }
 
 /// Bytes of a value that count for [`mark_of`].
-const MARKED_MAX: usize = 1024;
+const MARKED_BYTES: usize = 1024;
 
 /// Tells a change from other changes at the same revision, by its key and what it set (`None` = it deleted the key); never 0. Stays as it
 /// is: journals keep it (FNV-1a, of long values their length and the first 1,024 bytes).
@@ -54,7 +54,7 @@ pub fn mark_of(key: &[u8], value: Option<&[u8]>) -> u64 {
         None => hash,
         Some(value) => {
             let length = (value.len() as u64).to_le_bytes();
-            length.iter().chain(value.iter().take(MARKED_MAX)).fold(step(hash, &1), step)
+            length.iter().chain(value.iter().take(MARKED_BYTES)).fold(step(hash, &1), step)
         }
     };
     hash.max(1)
@@ -207,7 +207,7 @@ mod tests {
             assert_eq!(matches!(verdict, Verdict::WentBack { generation: 1, .. }), went_back, "{verdict:?}");
         }
         assert_eq!(mark_of(b"a", None), 0xAF63_DC4C_8601_EC8C, "journals keep it");
-        let long = |last| [vec![0; MARKED_MAX], vec![last]].concat();
+        let long = |last| [vec![0; MARKED_BYTES], vec![last]].concat();
         let changes: [(&[u8], Option<&[u8]>); 6] = [
             (b"x", None),
             (b"y", None),
