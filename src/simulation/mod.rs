@@ -205,7 +205,8 @@ impl Cluster {
             }),
         };
         let known = recovered.store;
-        let anew = known.revision > 0 && known.timeline != coordinator.timeline();
+        let registered = coordinator.known(known.revision).unwrap_or_default();
+        let anew = known.revision > 0 && known.timeline != registered.timeline;
         let recovered = Recovered { journal: node.disk, ..recovered };
         let broker = Broker::new(self.limits, ports, Arc::new(Metrics::new()), recovered, self.sim.now());
         coordinator.connect(broker.clone());

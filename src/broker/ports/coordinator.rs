@@ -1,6 +1,7 @@
 //! Who owns what. All requests are batched by the implementation: callers never gather anything themselves.
 
-use super::index::{Epoch, MemberId, MessageId, Owner, Revision, Timeline};
+use super::index::{Epoch, MemberId, MessageId, Owner, Revision};
+use super::journal::StoreKnown;
 use super::tasks::BoxFuture;
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -100,15 +101,10 @@ pub trait Coordinator: Send + Sync + 'static {
     /// Who this process is.
     fn me(&self) -> MemberId;
 
-    /// The life of the store in which this process registered.
-    fn timeline(&self) -> Timeline {
-        Timeline::default()
-    }
-
-    /// A number that tells the store's change at this revision from others at the same one: from those that come instead after the
-    /// store was restored. 0 = that is not known (any more).
-    fn mark(&self, _revision: Revision) -> u64 {
-        0
+    /// What a journal may note of the store, which has come as far as `revision`. `None` once this process has seen that the store was
+    /// restored: its revisions say nothing of the store that the journal was compared with, and would hide that it was another.
+    fn known(&self, revision: Revision) -> Option<StoreKnown> {
+        Some(StoreKnown { revision, ..StoreKnown::default() })
     }
 
     /// One attempt to become the owner of a session.

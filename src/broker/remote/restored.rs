@@ -5,7 +5,7 @@ use super::Remote;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::broker::ports::{
-    Claim, ClaimOutcome, Epoch, Expected, Owner, Revision, SessionOwner, StoreKnown, generation_of,
+    Claim, ClaimOutcome, Epoch, Expected, Owner, Revision, SessionOwner, generation_of,
 };
 use crate::clock::Time;
 use crate::names::shown;
@@ -27,7 +27,7 @@ const DISCLAIMED: Epoch = 0;
 /// What became of the sessions that were to be claimed anew.
 #[derive(Default)]
 pub(super) struct Claimed {
-    /// Those that are this node's.
+    /// The sessions that are this node's.
     pub won: Vec<Arc<Handle>>,
     /// How many others have.
     pub lost: usize,
@@ -37,10 +37,10 @@ impl Broker {
     /// The store has come as far as this, for what the journal is given from here on; once this node's sessions have been compared
     /// with it.
     pub(in crate::broker) fn knows(&self, revision: Revision) {
-        if let Some(remote) = self.remote.as_ref().filter(|r| r.sessions.reconciled.get().is_some()) {
-            let store = &remote.ports.coordinator;
-            let (timeline, mark) = (store.timeline(), store.mark(revision));
-            self.journal.know(StoreKnown { timeline, revision, mark });
+        if let Some(remote) = self.remote.as_ref().filter(|r| r.sessions.reconciled.get().is_some())
+            && let Some(known) = remote.ports.coordinator.known(revision)
+        {
+            self.journal.know(known);
         }
     }
 
@@ -139,7 +139,7 @@ impl Broker {
         }
     }
 
-    /// Whether it is this node's now, and the record that this was decided by. Whom the backup names may not have the session any more:
+    /// Claims one session anew: whether that is this node's now, and the record that this was decided by. Whom the backup names may not have the session any more:
     /// that node is given some time to say so.
     async fn claim_one_anew(
         &self,

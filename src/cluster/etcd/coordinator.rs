@@ -16,7 +16,7 @@ use super::snapshot::SnapshotError;
 use super::watch::{Follower, WatchStatus};
 use crate::broker::ports::{
     BoxFuture, Claim, ClaimOutcome, ClusterTime, Coordinator, Epoch, Index, IndexEvent, MemberId, Owner,
-    Retain, RetainOutcome, Revision, RouteChange, Timeline, TooLarge, Unavailable,
+    Retain, RetainOutcome, Revision, RouteChange, StoreKnown, Timeline, TooLarge, Unavailable,
 };
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -283,12 +283,10 @@ impl Coordinator for EtcdCoordinator {
         self.registered.me.clone()
     }
 
-    fn mark(&self, revision: Revision) -> u64 {
-        self.applier.mark(revision)
-    }
-
-    fn timeline(&self) -> Timeline {
-        self.registered.timeline.0
+    fn known(&self, revision: Revision) -> Option<StoreKnown> {
+        let went_back = self.currency.went_back.borrow().is_some();
+        let (timeline, mark) = (self.registered.timeline.0, self.applier.mark(revision));
+        (!went_back).then_some(StoreKnown { timeline, revision, mark })
     }
 
     fn claim(&self, claim: Claim) -> BoxFuture<Result<ClaimOutcome, Unavailable>> {

@@ -4,7 +4,7 @@ use super::store::{Process, Store};
 use super::unavailable;
 use crate::broker::ports::{
     BoxFuture, Claim, ClaimOutcome, Coordinator, Epoch, Index, MemberId, Owner, Retain, RetainOutcome,
-    Revision, RouteChange, Timeline, Unavailable,
+    Revision, RouteChange, StoreKnown, Unavailable,
 };
 use crate::clock::Time;
 use bytes::Bytes;
@@ -96,8 +96,9 @@ impl Coordinator for MemoryCoordinator {
         self.process.id.clone()
     }
 
-    fn timeline(&self) -> Timeline {
-        self.store.look(|space| space.timeline)
+    fn known(&self, revision: Revision) -> Option<StoreKnown> {
+        let timeline = self.store.look(|space| space.timeline);
+        Some(StoreKnown { timeline, revision, mark: 0 })
     }
 
     fn claim(&self, claim: Claim) -> BoxFuture<Result<ClaimOutcome, Unavailable>> {
