@@ -31,11 +31,9 @@ use crate::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, Pe
 use crate::config::{Advertised, Config};
 use crate::telemetry::Metrics;
 use parking_lot::Mutex;
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -342,14 +340,7 @@ impl Member {
         if !self.membership.store().forgotten {
             return;
         }
-        poll_fn(|cx| {
-            if journal.durable() >= lsn {
-                return Poll::Ready(());
-            }
-            journal.wake_at(lsn, cx.waker());
-            Poll::Pending
-        })
-        .await;
+        ports::durable(journal.clone(), lsn).await;
         restored::unmark(&self.etcd, &self.keys, &self.membership.fence(), *name).await;
     }
 

@@ -5,8 +5,9 @@ use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
 use smallvec::SmallVec;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 /// Number of a session in this journal; never used twice.
 pub type SessionNo = u64;
@@ -121,7 +122,7 @@ pub struct StoreKnown {
     pub timeline: Timeline,
     /// How far that had come.
     pub revision: Revision,
-    /// Tells the store's change at that revision from others ([`super::Coordinator::mark`]).
+    /// Tells the store's change at that revision from others (`mark_of` in `cluster/older.rs`); 0 = that is not known.
     pub mark: u64,
 }
 
@@ -308,7 +309,7 @@ pub struct Recovered {
     pub parked: Vec<ParkedRetain>,
     /// Whose journal this is, if it was ever said.
     pub node: Option<NodeRecord>,
-    /// What it knows of the coordination store.
+    /// What the journal knows of the coordination store.
     pub store: StoreKnown,
     /// Names this journal: a random number, chosen when it was made (or first opened by a version that knows clusters).
     /// Durable before the journal is opened; 0 only in [`Recovered::default`].
@@ -395,4 +396,16 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Makes everything appended durable, then stops. Later appends are ignored; `durable` never reaches them.
     fn close(&self);
+}
+
+/// Completes once `journal` is durable up to `lsn`.
+pub async fn durable(journal: Arc<dyn Journal>, lsn: Lsn) {
+    poll_fn(|cx| {
+        if journal.durable() >= lsn {
+            return Poll::Ready(());
+        }
+        journal.wake_at(lsn, cx.waker());
+        if journal.durable() >= lsn { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }

@@ -22,7 +22,7 @@ pub use index::{
 pub use journal::{
     Change, Journal, JournalHealth, Lsn, NoRoom, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain,
     Publisher, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, StoreKnown,
-    Stored, SubscriptionRecord, Unserved, WillRecord,
+    Stored, SubscriptionRecord, Unserved, WillRecord, durable,
 };
 pub use peers::{
     Answer, Answers, Frame, GroupTry, Inbox, LinkClock, LinkState, LinkStatus, PeerClock, PeerError, Peers,

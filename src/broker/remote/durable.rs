@@ -1,25 +1,12 @@
 //! What is to be done once the journal is durable up to some point, in order.
 
 use crate::broker::Broker;
-use crate::broker::ports::{Journal, Lsn};
+use crate::broker::ports::Lsn;
+pub use crate::broker::ports::durable;
 use crate::broker::remote::Remote;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
-
-/// Completes once `journal` is durable up to `lsn`.
-pub async fn durable(journal: Arc<dyn Journal>, lsn: Lsn) {
-    poll_fn(|cx| {
-        if journal.durable() >= lsn {
-            return Poll::Ready(());
-        }
-        journal.wake_at(lsn, cx.waker());
-        if journal.durable() >= lsn { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-}
 
 #[derive(Debug)]
 struct Inner<T> {

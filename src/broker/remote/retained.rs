@@ -4,6 +4,7 @@
 //! publish goes on once that is durable; it is written later, unless another node's update came in between. An update that was
 //! accepted and that the store cannot take becomes a clear, so that all nodes agree that what it replaced is gone.
 
+use super::durable::durable;
 use super::{Kept, Remote, Ticket};
 use crate::broker::Broker;
 use crate::broker::ports::{
@@ -18,9 +19,7 @@ use futures_util::future::{Either, select};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 
 /// How often an update that waits for the store looks whether it still answers, milliseconds.
 const STORE_LOOK_MS: u64 = 100;
@@ -379,18 +378,6 @@ impl Remote {
             }
         }
     }
-}
-
-/// Completes once the journal is durable up to `lsn`.
-async fn durable(journal: Arc<dyn Journal>, lsn: Lsn) {
-    poll_fn(|cx| {
-        if journal.durable() >= lsn {
-            return Poll::Ready(());
-        }
-        journal.wake_at(lsn, cx.waker());
-        Poll::Pending
-    })
-    .await;
 }
 
 #[cfg(test)]
