@@ -25,7 +25,7 @@ const ADVICE: &str = "What that process acknowledged since is not in this file. 
 /// A journal that is a copy of the one that etcd knows.
 #[derive(Debug, thiserror::Error)]
 pub enum Forked {
-    /// It lacks a start.
+    /// The journal lacks a start that etcd was told of.
     #[error(
         "journal {path:?} is a copy of the one that etcd knows, and has missed a start of it: its own last stamp is {mine}, at \
          position {position}; in etcd {key} has stamp {theirs}, at position {told}, by process {by}. {ADVICE}"
@@ -33,7 +33,7 @@ pub enum Forked {
     UnknownStamp {
         /// The file.
         path: PathBuf,
-        /// Its last stamp.
+        /// The journal's last stamp.
         mine: String,
         /// How far it has come.
         position: u64,
@@ -46,7 +46,7 @@ pub enum Forked {
         /// Who wrote that.
         by: MemberId,
     },
-    /// It has not come as far.
+    /// The journal has not come as far as etcd was told that it has.
     #[error(
         "journal {path:?} is a copy of the one that etcd knows, and behind it: with stamp {theirs} it has come to position \
          {reached}; in etcd {key} has that stamp at position {told}, by process {by}. {ADVICE}"
@@ -70,7 +70,7 @@ pub enum Forked {
 /// Why a journal is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {
-    /// It is a fork.
+    /// The journal is a copy of the one that etcd knows, and lacks something of it.
     #[error(transparent)]
     Forked(#[from] Box<Forked>),
     /// The operator takes a journal for a fork that is none.
@@ -84,7 +84,7 @@ pub enum ForkError {
         /// The journal.
         path: PathBuf,
     },
-    /// The same, where nothing could tell.
+    /// The operator takes the journal of a broker without a cluster for a copy, where nothing could tell.
     #[error(
         "{flag} is for a node of a cluster (cluster.enabled): without etcd nothing tells a copy of a journal from the journal \
          itself. Start without the option; nothing was changed"

@@ -38,7 +38,7 @@ pub(super) enum FoundKind {
 }
 
 impl FoundKind {
-    /// What it holds.
+    /// What the journal holds.
     pub(super) fn recovered(&self) -> &Recovered {
         match self {
             FoundKind::Redb(found) => found.recovered(),

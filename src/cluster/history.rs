@@ -37,7 +37,7 @@ pub enum Verdict {
 pub enum Fork {
     /// The start that told etcd is not one of this journal's.
     UnknownStamp,
-    /// That start came further than this journal has it.
+    /// The start that told etcd last came further than this journal has it.
     Behind {
         /// How far this journal has it.
         reached: u64,

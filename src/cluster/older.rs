@@ -20,11 +20,11 @@ pub struct Known {
 /// The custody record of the last process that registered with a journal, as the store has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// It is there, for this journal.
+    /// The record is there, for this journal.
     Kept,
     /// There is none, or one of another journal.
     Missing,
-    /// It was given up, or it is gone and a mark says that it was.
+    /// The record was given up, or it is gone and a mark says that it was.
     GivenUp,
 }
 

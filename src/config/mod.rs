@@ -27,12 +27,12 @@ const CLUSTER_RETAINED_PAYLOAD_MAX: usize = 1 << 20;
 /// What a start does with a journal that is a copy of a newer one. No option: it is said on the command line, for one start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFork {
-    /// It refuses to start.
+    /// The process refuses to start.
     #[default]
     Refuse,
-    /// It renames the journal and begins with an empty one.
+    /// The process renames the journal and begins with an empty one.
     SetAside,
-    /// It uses the journal all the same.
+    /// The process uses the journal all the same.
     Accept,
 }
 

@@ -44,7 +44,7 @@ impl ClusterTime {
         self.ahead_ms.load(Ordering::Relaxed)
     }
 
-    /// Whether it is known; until then nothing expires.
+    /// Whether the cluster's time is known; until then nothing in etcd expires.
     pub fn known(&self) -> bool {
         self.known.load(Ordering::Acquire)
     }

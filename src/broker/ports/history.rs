@@ -26,7 +26,7 @@ pub struct History {
 /// The start that goes on with a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamped {
-    /// Its stamp, durable in the journal.
+    /// The stamp of this start, durable in the journal.
     pub stamp: u64,
     /// Which start of the journal it is, from 1.
     pub number: u64,

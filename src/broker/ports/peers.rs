@@ -198,7 +198,7 @@ pub enum LinkState {
 /// What a node says of its clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SaidClock {
-    /// What it shows.
+    /// What the node's clock shows.
     pub now: Time,
     /// By how much the cluster's time is ahead of it, milliseconds; `None` = the node does not know that yet.
     pub cluster_ahead_ms: Option<i64>,
@@ -225,7 +225,7 @@ pub enum LinkClock {
     Unmeasured,
     /// The node is of a release that does not say what its clock shows.
     Untold,
-    /// It was measured.
+    /// The node's clock was measured over the link.
     Measured(PeerClock),
 }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 /// Between two looks, milliseconds.
 const LOOK_MS: u64 = 1_000;
 
-/// The same while the cluster's time is not known.
+/// Between two looks at all clocks while the cluster's time is not known, milliseconds.
 const LOOK_SOON_MS: u64 = 50;
 
 /// How long a process waits for clocks that it cannot measure, and for nodes that are gone, before it makes a time without them,
@@ -67,7 +67,7 @@ pub struct NodeClock {
 /// What is known of clocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Clocks {
-    /// Those of this node and of all that were measured.
+    /// The clocks of this node and of all nodes that were measured.
     pub nodes: Vec<NodeClock>,
     /// Clocks of registered nodes have not been measured yet.
     pub measuring: bool,
@@ -86,7 +86,7 @@ struct Reckoning {
     /// By how much it is ahead of the own clock, microseconds.
     ahead_us: i64,
     known_since: Option<Time>,
-    /// This process made it, from the clocks that it knew then.
+    /// Whether this process made the cluster's time, from the clocks that it knew then.
     made_here: bool,
     since: Option<Time>,
     last: Option<Time>,

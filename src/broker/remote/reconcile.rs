@@ -40,7 +40,7 @@ enum Verdict {
     Keep,
     /// This node's, under a higher epoch that the journal did not come to know.
     KeepAt(u64),
-    /// This node's by its journal, whatever the store says: that was restored from a backup.
+    /// The session is this node's by its journal, whatever the store says, which was restored from a backup.
     ClaimAnew,
     /// Replaced by a clean start here, or over before: its will and its shared messages stay behind.
     Ended,

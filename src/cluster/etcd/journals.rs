@@ -26,13 +26,13 @@ pub type Answers = Arc<dyn Fn(MemberId, u64, String) -> BoxFuture<bool> + Send +
 /// The journal that a process registers with.
 #[derive(Clone)]
 pub struct Entry {
-    /// Its ID.
+    /// The journal's ID.
     pub journal: u64,
     /// This start of it; `None` = the journal ends with the process and has no copies.
     pub begun: Option<Begun>,
     /// Asked before another process's lease is revoked.
     pub answers: Answers,
-    /// What it knows of the store.
+    /// What the journal knows of the store.
     pub known: Known,
     /// The processes whose state it holds.
     pub holds: Vec<Incarnation>,
@@ -60,7 +60,7 @@ impl Entry {
 /// What etcd knows of a journal at a start.
 #[derive(Clone, Debug)]
 pub struct Looked {
-    /// What it was told last, and by whom.
+    /// What etcd was told last of the journal, and by whom.
     pub told: Option<(Told, MemberId)>,
     /// Processes that may still live with the journal, and where they are reached.
     pub processes: Vec<(MemberId, String)>,

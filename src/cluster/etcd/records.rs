@@ -236,7 +236,7 @@ impl CustodyRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalRecord {
     pub(super) v: u32,
-    /// That process.
+    /// The process that told it.
     #[serde(with = "member_id")]
     pub process: MemberId,
     /// The stamp of its start, which is in the journal.

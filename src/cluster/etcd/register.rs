@@ -61,7 +61,7 @@ pub enum RegisterError {
          it will say what became of that"
     )]
     Overtaken {
-        /// That process.
+        /// The process that registered with the same journal.
         by: MemberId,
         /// The journal.
         journal: u64,

@@ -28,7 +28,7 @@ pub(super) struct ClockSamples {
 }
 
 impl ClockSamples {
-    /// This process answers from now on; what another one said is void.
+    /// The process `of` answers from now on; what another one said is void.
     pub(super) fn begin(&mut self, of: Incarnation) {
         if self.of != of {
             *self = ClockSamples { of, ..ClockSamples::default() };

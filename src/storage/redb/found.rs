@@ -38,12 +38,12 @@ impl FoundJournal {
         Ok(FoundJournal { found, medium, options, lock })
     }
 
-    /// What it holds.
+    /// What the journal holds.
     pub fn recovered(&self) -> &Recovered {
         &self.found.scan.recovered
     }
 
-    /// What it knows of its past.
+    /// What the journal knows of its own starts.
     pub fn history(&self) -> &History {
         &self.found.scan.history
     }

@@ -46,7 +46,7 @@ pub(super) struct Opened {
     pub(super) scan: Scan,
     /// When the journal was made: tells it from another.
     pub(super) created: u64,
-    /// This start, if it is to be told from others.
+    /// The stamp and number of this start, if it is to be told from others.
     pub(super) stamped: Option<Stamped>,
     /// Keys below this are reserved on disk.
     pub(super) keys_reserved: u64,

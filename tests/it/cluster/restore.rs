@@ -240,6 +240,13 @@ fn what_was_forgotten_before_the_backup_stays_forgotten() {
     assert!(present);
 }
 
+/// Starts both nodes, on which sessions `a` and `b` have a message.
+fn both_come_back(cluster: &mut BerthCluster) {
+    (0..2).for_each(|i| cluster.restart(i));
+    has(cluster, 1, "a", &["1"]);
+    has(cluster, 0, "b", &["1"]);
+}
+
 #[test]
 fn a_restoration_that_takes_back_less_than_has_happened_since_is_noticed() {
     let mut cluster = BerthCluster::with(2, 1, QUICK);
@@ -251,9 +258,7 @@ fn a_restoration_that_takes_back_less_than_has_happened_since_is_noticed() {
     cluster.etcd.restore(&backup);
     // As when leases run out before any broker is started: the revision is past all that the journals know.
     (0..50).for_each(|n| drop(cluster.etcd.ctl(&["put", &format!("/other/{n}"), "x"])));
-    (0..2).for_each(|i| cluster.restart(i));
-    has(&cluster, 1, "a", &["1"]);
-    has(&cluster, 0, "b", &["1"]);
+    both_come_back(&mut cluster);
 }
 
 #[test]
@@ -273,9 +278,7 @@ fn a_process_that_runs_through_a_restoration_stops_and_says_why() {
             "{log}"
         );
     }
-    (0..2).for_each(|i| cluster.restart(i));
-    has(&cluster, 1, "a", &["1"]);
-    has(&cluster, 0, "b", &["1"]);
+    both_come_back(&mut cluster);
 }
 
 #[test]
