@@ -10,7 +10,7 @@ use super::queue::Queue;
 use super::samples::ClockSamples;
 use super::{Shared, wire};
 use crate::broker::ports::{
-    Answer, Frame, Inbox, LinkClock, LinkState, LinkStatus, Member, MemberId, MessageId, PeerClock, Report,
+    Answer, Frame, Inbox, LinkState, LinkStatus, Member, MemberId, MessageId, Report,
 };
 use crate::clock;
 use crate::telemetry::Loss;
@@ -339,12 +339,10 @@ impl Link {
     /// Completes soon if the other process has a clock and does not know the cluster's time yet, which this one may wait for; else
     /// never.
     async fn time_to_ask(&self) {
-        let clock = self.status.lock().clock.clock();
-        match clock {
-            LinkClock::Measured(PeerClock { cluster_ahead_ms: None, .. }) => {
-                tokio::time::sleep(ASK_TIME).await
-            }
-            _ => std::future::pending().await,
+        let lacks_time = self.status.lock().clock.lacks_time();
+        match lacks_time {
+            true => tokio::time::sleep(ASK_TIME).await,
+            false => std::future::pending().await,
         }
     }
 

@@ -52,6 +52,11 @@ impl ClockSamples {
         self.samples.len() < SAMPLES_SOON
     }
 
+    /// Whether the process answers with its clock and does not know the cluster's time yet.
+    pub(super) fn lacks_time(&self) -> bool {
+        !self.samples.is_empty() && self.cluster_ahead_ms.is_none()
+    }
+
     /// What is known by now.
     pub(super) fn clock(&self) -> LinkClock {
         let Some(best) = self.samples.iter().min_by_key(|s| s.rtt_us) else {
@@ -88,6 +93,7 @@ mod tests {
             (1_003_000, 1_000, 973_000, (30_000, 2)),
         ];
         for (i, (shown, rtt_us, now, expected)) in answers.into_iter().enumerate() {
+            assert!(!samples.lacks_time());
             let again = samples.answered(&pong(Some(shown), Some(-5)), rtt_us, Time(now));
             assert_eq!(again, i + 1 < SAMPLES_SOON);
             let (ahead_ms, error_ms) = expected;
@@ -98,6 +104,7 @@ mod tests {
         for _ in 0..SAMPLES_MAX {
             samples.answered(&pong(Some(1_000), None), 5_000, Time(61_002));
         }
+        assert!(samples.lacks_time());
         let clock = PeerClock { incarnation: 7, ahead_ms: -60_000, error_ms: 4, cluster_ahead_ms: None };
         assert_eq!(samples.clock(), LinkClock::Measured(clock));
         samples.begin(7);
