@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use berth::auth::Anonymous;
-use berth::broker::ports::Recovered;
+use berth::broker::ports::{Door, Recovered};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports};
 use berth::clock::Time;
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
@@ -36,7 +36,8 @@ fn feed(link: &mut Link, bytes: &[u8], cx: &mut Context) -> usize {
 }
 
 fn connected(broker: &Arc<Broker>, id: &str, cx: &mut Context) -> Link {
-    let mut link = Link::new(broker.clone(), "127.0.0.1:1".parse().unwrap(), Admission::Serve, NOW);
+    let mut link =
+        Link::new(broker.clone(), Door::tcp("127.0.0.1:1".parse().unwrap()), Admission::Serve, NOW);
     let mut bytes = Vec::new();
     let connect = client::Connect {
         version: Version::V311,

@@ -15,7 +15,7 @@ pub struct Anonymous {
 
 impl Authorizer for Anonymous {
     fn connect(&self, who: &Credentials<'_>) -> Result<(), Reason> {
-        let loopback = match who.peer.ip() {
+        let loopback = match who.door.peer.ip() {
             IpAddr::V4(ip) => ip.is_loopback(),
             IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
         };
@@ -38,6 +38,7 @@ impl Authorizer for Anonymous {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::ports::Door;
 
     #[test]
     fn who_is_let_in_without_an_account() {
@@ -50,8 +51,9 @@ mod tests {
             (Anonymous { anywhere: false, nowhere: true }, "127.0.0.1:5", false),
         ];
         for (auth, peer, allowed) in cases {
-            let who =
-                Credentials { client_id: "c", username: None, password: None, peer: peer.parse().unwrap() };
+            let door = Door::tcp(peer.parse().unwrap());
+            let version = crate::mqtt::Version::V5;
+            let who = Credentials { version, client_id: "c", username: None, password: None, door: &door };
             assert_eq!(auth.connect(&who).is_ok(), allowed, "{auth:?} {peer}");
         }
     }

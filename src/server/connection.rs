@@ -5,11 +5,11 @@
 use super::parting::{Parting, Partings};
 use super::socket::Tcp;
 use crate::broker::link::Driven;
+use crate::broker::ports::Door;
 use crate::broker::{Admission, Broker, Context, Link};
 use crate::clock::{self, Time};
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll, ready};
@@ -52,13 +52,13 @@ struct Connection {
 /// Serves one connection until it ends or `stop` is notified.
 pub(super) async fn serve(
     stream: TcpStream,
-    peer: SocketAddr,
+    door: Arc<Door>,
     broker: Arc<Broker>,
     admission: Admission,
     partings: Partings,
     stop: Arc<Notify>,
 ) {
-    let link = Link::new(broker.clone(), peer, admission, clock::now());
+    let link = Link::new(broker.clone(), door, admission, clock::now());
     let (unsent, armed, silenced, parting) = (Vec::new(), None, false, None);
     let mut c = Connection { stream, link, unsent, broker, armed, silenced, partings, parting };
     let sleep = tokio::time::sleep(std::time::Duration::ZERO);

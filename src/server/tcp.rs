@@ -2,6 +2,7 @@
 
 use super::connection::serve;
 use super::parting::Partings;
+use crate::broker::ports::Door;
 use crate::broker::{Admission, Broker};
 use crate::config::Tcp;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -73,7 +74,7 @@ impl Listener {
                         tracing::debug!(%peer, %error, "socket options not set (listeners.tcp)");
                     }
                     let (broker, partings, stop) = (broker.clone(), partings.clone(), stop.clone());
-                    tokio::spawn(serve(stream, peer, broker, admission, partings, stop));
+                    tokio::spawn(serve(stream, Door::tcp(peer), broker, admission, partings, stop));
                 }
                 Err(error) => {
                     if !failing {

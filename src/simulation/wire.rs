@@ -2,7 +2,7 @@
 //! its time has come; so a wake-up that the broker forgets shows as an answer that is missing.
 
 use crate::broker::link::{Broken, Driven, Read, Socket};
-use crate::broker::ports::{BoxFuture, Tasks};
+use crate::broker::ports::{BoxFuture, Door, Tasks};
 use crate::broker::{Admission, Broker, Context, Link};
 use crate::clock::Time;
 use crate::cluster::memory::SimProcess;
@@ -44,7 +44,7 @@ impl Wire {
             return wire;
         }
         let peer = SocketAddr::from(([127, 0, 0, 1], 40_000));
-        let link = Link::new(broker.clone(), peer, admission, process.now());
+        let link = Link::new(broker.clone(), Door::tcp(peer), admission, process.now());
         let gone = Gone(wire.clone());
         process.spawn(Box::pin(drive(gone, link, broker, process.clone())));
         wire

@@ -78,10 +78,11 @@ impl Connecting {
 impl Link {
     pub(super) fn connect(&mut self, c: &Connect<'_>, waker: &Waker, now: Time, cx: &mut super::Context) {
         let who = Credentials {
+            version: c.version,
             client_id: c.client_id,
             username: c.username,
             password: c.password,
-            peer: self.peer,
+            door: &self.door,
         };
         let limits = self.broker.limits.session;
         let assign = || assigned_id(&self.broker, now);
@@ -90,7 +91,7 @@ impl Link {
         } else if self.broker.draining() {
             Err(Reason::ServerUnavailable.into())
         } else if let Some(Err(why)) = self.broker.remote.as_ref().map(|r| r.may_serve()) {
-            tracing::warn!(peer = %self.peer, client = %shown(c.client_id), why, "connection refused: this node may not serve");
+            tracing::warn!(peer = %self.door.peer, client = %shown(c.client_id), why, "connection refused: this node may not serve");
             self.said = true;
             Err(Reason::ServerUnavailable.into())
         } else if let Some(method) = c.authentication_method {
@@ -115,7 +116,7 @@ impl Link {
                 return self.refuse_saying(c.version, c.client_id, &failure, max, cx);
             }
         };
-        tracing::debug!(peer = %self.peer, client = %shown(&settings.client_id), version = ?settings.version, "CONNECT");
+        tracing::debug!(peer = %self.door.peer, client = %shown(&settings.client_id), version = ?settings.version, "CONNECT");
         let mut wait = self.broker.limits.connect_timeout_ms;
         let step = match self.broker.bring_here(&settings) {
             Some(run) => {
@@ -136,7 +137,7 @@ impl Link {
             return Err(Failure::new(Reason::ServerUnavailable, STALLED));
         }
         if let Some(will) = &s.will {
-            let who = Identity { client_id: s.client_id.clone(), username: s.username.clone() };
+            let who = self.identity(s);
             if !self.broker.may_publish(&who, will.message.topic()) {
                 return Err(Reason::NotAuthorized.into());
             }
@@ -145,7 +146,7 @@ impl Link {
                 && let Err(why) = self.broker.could_retain(&will.message)
             {
                 let topic = will.message.topic();
-                tracing::info!(peer = %self.peer, client = %shown(&s.client_id), topic = %shown(topic), %why, "the will cannot be retained");
+                tracing::info!(peer = %self.door.peer, client = %shown(&s.client_id), topic = %shown(topic), %why, "the will cannot be retained");
                 return Err(Failure::new(
                     Reason::QuotaExceeded,
                     format!("the will cannot be retained: {why}"),
@@ -160,6 +161,11 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// Who a client with these settings is.
+    fn identity(&self, s: &Settings) -> Identity {
+        Identity { client_id: s.client_id.clone(), username: s.username.clone(), door: self.door.clone() }
     }
 
     pub(super) fn poll_connecting(&mut self, waker: &Waker, now: Time, cx: &mut super::Context) {
@@ -230,7 +236,7 @@ impl Link {
         session.attach(&settings, now, &mut cx.actions);
         handle.set_attached(Some(Attached {
             connection: Connection {
-                peer: self.peer,
+                peer: self.door.peer,
                 version: settings.version.name().to_owned(),
                 since: now.as_millis(),
             },
@@ -243,7 +249,7 @@ impl Link {
         self.state = State::Open(Box::new(Open {
             session,
             handle,
-            identity: Identity { client_id: settings.client_id.clone(), username: settings.username.clone() },
+            identity: self.identity(&settings),
             version: settings.version,
             maximum_packet_size: settings.limits.maximum_packet_size,
             cache: Default::default(),
@@ -291,7 +297,7 @@ impl Link {
         self.abandon(now, cx);
         if reason == Reason::SessionTakenOver {
             let rivals = &self.broker.rivals;
-            self.said |= !rivals.turn(&client_id, &self.peer.to_string(), now);
+            self.said |= !rivals.turn(&client_id, &self.door.peer.to_string(), now);
         }
         self.refuse(version, &client_id, reason, cx);
     }
@@ -312,9 +318,9 @@ impl Link {
         let (reason, why) = (failure.reason, failure.why.as_deref());
         self.broker.metrics.connects_refused.of(RefuseReason::from_code(reason as u8)).inc();
         if self.said {
-            tracing::debug!(peer = %self.peer, client = %shown(client_id), ?reason, "connection refused");
+            tracing::debug!(peer = %self.door.peer, client = %shown(client_id), ?reason, "connection refused");
         } else {
-            tracing::info!(peer = %self.peer, client = %shown(client_id), ?reason, why, "connection refused");
+            tracing::info!(peer = %self.door.peer, client = %shown(client_id), ?reason, why, "connection refused");
         }
         // These two can be said in a DISCONNECT only, and that only after a CONNACK (sections 3.2.2.2, 3.14).
         let reason = match reason {
@@ -338,7 +344,7 @@ impl Link {
         version: Option<Version>,
         cx: &mut super::Context,
     ) {
-        tracing::info!(peer = %self.peer, error = %e, "connection refused");
+        tracing::info!(peer = %self.door.peer, error = %e, "connection refused");
         self.said = true;
         self.state = State::Closed;
         if let Answer::ConnAck(v) = e.answer(version) {
@@ -347,7 +353,7 @@ impl Link {
     }
 
     pub(super) fn connect_timed_out(&mut self) {
-        tracing::info!(peer = %self.peer, "no CONNECT in time (limits.connect_timeout)");
+        tracing::info!(peer = %self.door.peer, "no CONNECT in time (limits.connect_timeout)");
         self.broker.metrics.errors.of(ErrorType::ConnectTimeout).inc();
         self.state = State::Closed;
     }

@@ -11,7 +11,7 @@ mod open;
 mod waiting;
 
 use super::handle::Handle;
-use super::ports::Identity;
+use super::ports::{Door, Identity};
 use super::publish::{Cache, Scratch};
 use super::retained::Found;
 use super::subscribe::RetainedRequest;
@@ -27,7 +27,6 @@ use connect::{Connecting, Leaving};
 use drive::{Blocked, Leave};
 pub use drive::{Broken, Driven, ROUNDS_MAX, Read, Socket};
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Waker;
 use waiting::Waiting;
@@ -52,7 +51,7 @@ const READ_BATCH_MAX: usize = 128;
 #[derive(Debug)]
 pub struct Link {
     broker: Arc<Broker>,
-    peer: SocketAddr,
+    door: Arc<Door>,
     state: State,
     /// The beginning of a packet, or packets that must wait.
     partial: Vec<u8>,
@@ -142,12 +141,12 @@ pub struct Context {
 }
 
 impl Link {
-    /// A link to a client that has just connected from `peer`.
-    pub fn new(broker: Arc<Broker>, peer: SocketAddr, admission: Admission, now: Time) -> Link {
+    /// A link to a client that has just connected through `door`.
+    pub fn new(broker: Arc<Broker>, door: Arc<Door>, admission: Admission, now: Time) -> Link {
         let deadline = now.plus_ms(broker.limits.connect_timeout_ms);
         Link {
             broker,
-            peer,
+            door,
             state: State::Fresh(deadline),
             partial: Vec::new(),
             arriving: None,

@@ -1,19 +1,53 @@
 //! Who may do what.
 
-use crate::mqtt::Reason;
+use crate::mqtt::{Reason, Version};
+use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// The way by which a client has come: what is known of it before its CONNECT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Door {
+    /// The listener's name.
+    pub listener: Arc<str>,
+    /// The client's address; behind a proxy that is trusted, the one that the proxy tells.
+    pub peer: SocketAddr,
+    /// The names in its certificate, if it came with one that was verified.
+    pub certificate: Option<Box<CertificateNames>>,
+}
+
+impl Door {
+    /// A client of the listener `tcp` without a certificate.
+    pub fn tcp(peer: SocketAddr) -> Arc<Door> {
+        Arc::new(Door { listener: Arc::from("tcp"), peer, certificate: None })
+    }
+}
+
+/// The names by which a client's certificate, verified at the handshake, calls it (RFC 5280 sections 4.1.2.6 and 4.2.1.6).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CertificateNames {
+    /// The whole subject, as RFC 4514 writes it.
+    pub subject: String,
+    /// The subject's common name.
+    pub common_name: Option<String>,
+    /// DNS names of the alternative names.
+    pub dns: Vec<String>,
+    /// URIs of the alternative names.
+    pub uri: Vec<String>,
+}
 
 /// Who a client says it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Credentials<'a> {
+    /// Version of its protocol.
+    pub version: Version,
     /// Client identifier; empty if one is still to be assigned.
     pub client_id: &'a str,
     /// User name.
     pub username: Option<&'a str>,
     /// Password.
     pub password: Option<&'a [u8]>,
-    /// The peer's address.
-    pub peer: std::net::SocketAddr,
+    /// How it came.
+    pub door: &'a Door,
 }
 
 /// What a client is, once let in.
@@ -23,6 +57,8 @@ pub struct Identity {
     pub client_id: Arc<str>,
     /// User name.
     pub username: Option<Box<str>>,
+    /// How it came.
+    pub door: Arc<Door>,
 }
 
 /// Decides who may connect, publish and subscribe.

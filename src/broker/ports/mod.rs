@@ -9,7 +9,7 @@ mod journal;
 mod peers;
 mod tasks;
 
-pub use auth::{AuthStep, Authorizer, Credentials, EnhancedAuth, Identity};
+pub use auth::{AuthStep, Authorizer, CertificateNames, Credentials, Door, EnhancedAuth, Identity};
 pub use cluster_time::ClusterTime;
 pub use coordinator::{
     Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, TooLarge, Unavailable,

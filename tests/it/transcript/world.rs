@@ -5,7 +5,7 @@
 
 use super::gated::GatedJournal;
 use berth::broker::link::{Broken, Driven, Read, Socket};
-use berth::broker::ports::{Authorizer, Credentials, EnhancedAuth, Identity, Recovered};
+use berth::broker::ports::{Authorizer, Credentials, Door, EnhancedAuth, Identity, Recovered};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
 use berth::mqtt::{Reason, Version, frame_len};
@@ -212,7 +212,7 @@ impl World {
             return;
         }
         let peer = SocketAddr::from(([127, 0, 0, 1], 40_000));
-        c.link = Some(Link::new(self.broker.clone(), peer, admission, self.now));
+        c.link = Some(Link::new(self.broker.clone(), Door::tcp(peer), admission, self.now));
         c.woken = Flag::new();
     }
 
