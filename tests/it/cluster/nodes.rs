@@ -9,16 +9,37 @@ use crate::wait;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Keeps other clusters of real brokers from running beside the holder's within this process: several at a time take each
-/// other's times on a small machine.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    // That a test failed says nothing about the next one.
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Room for one cluster of real brokers, given back when it is dropped.
+pub struct Room(());
+
+/// How many clusters run now.
+static RUNNING: Mutex<usize> = Mutex::new(0);
+
+/// A cluster has ended.
+static ENDED: Condvar = Condvar::new();
+
+impl Room {
+    /// Waits until there is room for one more cluster beside those of this process: one for each core, since more take each other's times.
+    pub fn take() -> Room {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // That a test failed says nothing about the next one.
+        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running =
+            ENDED.wait_while(running, |running| *running >= cores).unwrap_or_else(PoisonError::into_inner);
+        *running += 1;
+        Room(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ENDED.notify_one();
+    }
 }
 
 /// How node `to` is linked from a broker, by its own word: `Null` if it does not say.
@@ -55,7 +76,7 @@ pub struct BerthCluster {
     clocks: Vec<String>,
     /// Runs the proxies; goes last but one.
     runtime: Runtime,
-    _alone: MutexGuard<'static, ()>,
+    _room: Room,
 }
 
 impl BerthCluster {
@@ -94,7 +115,7 @@ impl BerthCluster {
         options: &[(&str, &str)],
         clocks: &[&str],
     ) -> BerthCluster {
-        let alone = alone();
+        let room = Room::take();
         let etcd = etcd();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -104,7 +125,7 @@ impl BerthCluster {
         let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let clocks = clocks.iter().map(|c| (*c).to_owned()).collect();
         let mut cluster =
-            BerthCluster { nodes: Vec::new(), etcd, dir, options, first, clocks, runtime, _alone: alone };
+            BerthCluster { nodes: Vec::new(), etcd, dir, options, first, clocks, runtime, _room: room };
         (0..n).for_each(|_| cluster.spawn());
         (0..n).for_each(|i| cluster.nodes[i].broker.wait_ready());
         cluster.wait_formed();

@@ -2,7 +2,7 @@
 
 use super::etcd::Etcd;
 use super::netns::{Network, available};
-use super::nodes::{alone, link};
+use super::nodes::{Room, link};
 use super::proxy::Proxy;
 use super::rolling::{Load, goes_on, nobody_was_disconnected};
 use super::will_watch::WillWatch;
@@ -11,7 +11,6 @@ use crate::client::{Client, Dial, In};
 use crate::{history, wait};
 use berth::mqtt::{QoS, Reason};
 use std::net::SocketAddr;
-use std::sync::MutexGuard;
 use tokio::runtime::Runtime;
 
 /// Brokers on a network of their own, with one etcd member outside of it.
@@ -21,12 +20,12 @@ struct Parted {
     gateway: Proxy,
     etcd: Etcd,
     _runtime: Runtime,
-    _alone: MutexGuard<'static, ()>,
+    _room: Room,
 }
 
 impl Parted {
     fn start(n: usize) -> Parted {
-        let alone = alone();
+        let room = Room::take();
         let etcd = Etcd::start(1);
         let network = Network::new(n);
         let runtime =
@@ -52,7 +51,7 @@ impl Parted {
         };
         let mut brokers: Vec<Broker> = (0..n).map(broker).collect();
         brokers.iter_mut().for_each(Broker::wait_ready);
-        let cluster = Parted { brokers, network, gateway, etcd, _runtime: runtime, _alone: alone };
+        let cluster = Parted { brokers, network, gateway, etcd, _runtime: runtime, _room: room };
         for (from, to) in (0..n).flat_map(|from| (0..n).map(move |to| (from, to))).filter(|(a, b)| a != b) {
             wait::until_true("all links are up", || cluster.linked(from, to));
         }

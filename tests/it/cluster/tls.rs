@@ -2,7 +2,7 @@
 
 use super::authority::Authority;
 use super::etcd::Etcd;
-use super::nodes::{BerthCluster, alone};
+use super::nodes::{BerthCluster, Room};
 use crate::broker::{Setup, free_address};
 use crate::client::Dial;
 use berth::mqtt::QoS;
@@ -72,7 +72,7 @@ fn guarded(authority: &Authority) -> Etcd {
 
 #[test]
 fn a_broker_comes_to_etcd_with_a_certificate_and_a_password_and_not_with_an_expired_one() {
-    let _alone = alone();
+    let _room = Room::take();
     let authority = Authority::new();
     let server = guarded(&authority);
     let password = authority.save("password", "secret\n".to_owned()).file;
