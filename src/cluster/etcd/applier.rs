@@ -18,6 +18,30 @@ pub struct Applier {
     applied: watch::Sender<Revision>,
     /// The last revision that is being applied, and what tells its change from others.
     last: Mutex<(Revision, u64)>,
+    /// The newest of all that set a key.
+    newest: Mutex<Option<Change>>,
+}
+
+/// A change of the store that set a key, told from others at the same revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The revision.
+    pub revision: Revision,
+    /// See [`mark_of`].
+    mark: u64,
+}
+
+impl Change {
+    /// What `event` changed; `None` if it deleted its key, of which etcd keeps nothing once it compacts that revision.
+    fn of(event: &RawEvent) -> Option<Change> {
+        let value = event.value.as_deref()?;
+        Some(Change { revision: event.revision, mark: mark_of(&event.key, Some(value)) })
+    }
+
+    /// Whether it is one of `events`.
+    pub fn is_among(self, events: &[RawEvent]) -> bool {
+        events.iter().take_while(|e| e.revision <= self.revision).any(|e| Change::of(e) == Some(self))
+    }
 }
 
 struct Inner {
@@ -33,7 +57,7 @@ impl Applier {
     pub fn new(index: Arc<dyn Index>, decoder: Decoder, metrics: Arc<Metrics>) -> Applier {
         let inner = Inner { decoder, ring: Ring::default(), applied: 0, snapshot: false };
         let (inner, applied) = (Mutex::new(inner), watch::Sender::new(0));
-        Applier { index, metrics, inner, applied, last: Mutex::default() }
+        Applier { index, metrics, inner, applied, last: Mutex::default(), newest: Mutex::default() }
     }
 
     /// Up to which revision everything has been applied; 0 = nothing yet.
@@ -57,6 +81,7 @@ impl Applier {
         inner.snapshot = true;
         inner.decoder.begin_snapshot();
         self.index.begin_snapshot();
+        *self.newest.lock() = None;
     }
 
     /// A page of the snapshot.
@@ -67,6 +92,18 @@ impl Applier {
             inner.decoder.event(raw, &mut events);
         }
         self.index.apply(events, None);
+        self.learn(page);
+    }
+
+    /// Keeps the newest change of `raw` that set a key, if it is newer than the one that is known.
+    fn learn(&self, raw: &[RawEvent]) {
+        let last = raw.iter().filter(|event| event.value.is_some()).max_by_key(|event| event.revision);
+        let mut newest = self.newest.lock();
+        if let Some(last) = last
+            && newest.is_none_or(|known| known.revision <= last.revision)
+        {
+            *newest = Change::of(last);
+        }
     }
 
     /// The snapshot of `revision` is complete.
@@ -96,6 +133,7 @@ impl Applier {
         let last = raw.last().filter(|event| event.revision == revision);
         *self.last.lock() = (revision, last.map_or(0, |event| mark_of(&event.key, event.value.as_deref())));
         self.index.apply(events, Some(revision));
+        self.learn(&raw);
         inner.ring.push(raw, revision);
         self.set(&mut inner, revision);
     }
@@ -130,6 +168,11 @@ impl Applier {
     pub fn mark(&self, revision: Revision) -> u64 {
         let (last, mark) = *self.last.lock();
         if last == revision { mark } else { 0 }
+    }
+
+    /// The newest change that is known and set a key.
+    pub fn newest(&self) -> Option<Change> {
+        *self.newest.lock()
     }
 
     /// The life of the store, as far as has been applied.

@@ -175,7 +175,6 @@ impl EtcdCoordinator {
             applier: applier.clone(),
             follower: follower.clone(),
             restored_key,
-            went_back: watch::Sender::default(),
             member_key,
             stale_after: limits.stale_after,
             metrics: metrics.clone(),
@@ -231,7 +230,7 @@ impl EtcdCoordinator {
 
     /// Why this process cannot go on: the store is not the one that it followed.
     pub fn went_back(&self) -> watch::Receiver<Option<Arc<str>>> {
-        self.currency.went_back.subscribe()
+        self.follower.went_back()
     }
 
     /// Up to which revision everything has been applied to the index.
@@ -284,7 +283,7 @@ impl Coordinator for EtcdCoordinator {
     }
 
     fn known(&self, revision: Revision) -> Option<StoreKnown> {
-        let went_back = self.currency.went_back.borrow().is_some();
+        let went_back = self.follower.went_back().borrow().is_some();
         let (timeline, mark) = (self.registered.timeline.0, self.applier.mark(revision));
         (!went_back).then_some(StoreKnown { timeline, revision, mark })
     }

@@ -13,7 +13,6 @@ use crate::telemetry::Metrics;
 use etcd_client::{PutOptions, Txn, TxnOp};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// How long an event may take before this node makes one.
@@ -34,8 +33,6 @@ pub struct Currency {
     pub follower: Arc<Follower>,
     /// `restored`: which life of the store this is.
     pub restored_key: String,
-    /// Is told that the store is not the one that was followed.
-    pub went_back: watch::Sender<Option<Arc<str>>>,
     /// This node's member key.
     pub member_key: String,
     /// For how long a proof of being current holds.
@@ -73,7 +70,8 @@ impl Currency {
         let found = self.reads.get(self.restored_key.clone()).await.ok()?;
         let revision = found.revision;
         if revision < applied {
-            self.is_another(&format!("its revision is {revision}, and this process has seen {applied}"));
+            self.follower
+                .is_another(&format!("its revision is {revision}, and this process has seen {applied}"));
             self.follower.start_over();
             return None;
         }
@@ -112,26 +110,11 @@ impl Currency {
         let (Some(read), seen) = (read, self.applier.timeline()) else { return };
         // A restoration that was noticed while this process runs comes by the watch, in order.
         if read != seen && read.generation >= seen.generation {
-            self.is_another(&format!(
+            self.follower.is_another(&format!(
                 "it counts {} restorations, and this process has seen {}",
                 read.generation, seen.generation
             ));
         }
-    }
-
-    fn is_another(&self, why: &str) {
-        let why = format!(
-            "etcd was restored from a backup while this process ran: {why}. What it knows of the cluster does not hold: it stops, and \
-             is to be started again. Its sessions are claimed anew from its journal then"
-        );
-        self.went_back.send_if_modified(|known| {
-            let first = known.is_none();
-            if first {
-                tracing::error!("{why}");
-                *known = Some(why.into());
-            }
-            first
-        });
     }
 
     async fn reaches(&self, revision: Revision, limit: Duration) -> bool {

@@ -1,7 +1,8 @@
-//! Follows everything below the cluster's prefix: a snapshot, then one watch from the next revision on. Whatever happens to
-//! etcd, it goes on where it was, or, when etcd no longer has what came since, with another snapshot.
+//! Follows everything below the cluster's prefix: a snapshot, then one watch from there on. Whatever happens to etcd, it goes on
+//! where it was, or, when etcd no longer has what came since, with another snapshot. Each watch begins with a change that is known
+//! already: if etcd has another one at its revision, the store was restored from a backup, and nothing that is known holds.
 
-use super::applier::Applier;
+use super::applier::{Applier, Change};
 use super::client::{Etcd, WatchLink};
 use super::decode::RawEvent;
 use super::snapshot::{self, raw_event};
@@ -10,6 +11,7 @@ use crate::telemetry::Metrics;
 use etcd_client::{EventType, WatchOptions, WatchResponse};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -50,6 +52,10 @@ pub struct Follower {
     resnapshot: Notify,
     /// The member that is watched does not follow the others.
     lagging: watch::Sender<()>,
+    /// What etcd is known to have compacted.
+    compacted: AtomicU64,
+    /// Why the store is not the one that was followed; `None` = it is.
+    went_back: watch::Sender<Option<Arc<str>>>,
 }
 
 /// Why a watch ended.
@@ -58,19 +64,43 @@ enum End {
     Broken(String),
     /// What came since is not to be had.
     Snapshot(String),
+    /// What it began with is not to be had, but all that came since is.
+    Behind,
 }
 
 impl Follower {
     /// Follows `prefix`.
     pub fn new(etcd: Etcd, prefix: String, applier: Arc<Applier>, metrics: Arc<Metrics>) -> Follower {
         let (status, resnapshot) = (Mutex::default(), Notify::new());
-        let lagging = watch::Sender::default();
-        Follower { etcd, prefix, applier, metrics, status, resnapshot, lagging }
+        let (lagging, went_back) = (watch::Sender::default(), watch::Sender::default());
+        let compacted = AtomicU64::new(0);
+        Follower { etcd, prefix, applier, metrics, status, resnapshot, lagging, compacted, went_back }
     }
 
     /// How it goes.
     pub fn status(&self) -> WatchStatus {
         self.status.lock().clone()
+    }
+
+    /// Why this process cannot go on: the store is not the one that was followed.
+    pub fn went_back(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.went_back.subscribe()
+    }
+
+    /// The store is not the one that was followed, since `why`.
+    pub fn is_another(&self, why: &str) {
+        let why = format!(
+            "etcd was restored from a backup while this process ran: {why}. What it knows of the cluster does not hold: it stops, and \
+             is to be started again. Its sessions are claimed anew from its journal then"
+        );
+        self.went_back.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                tracing::error!("{why}");
+                *known = Some(why.into());
+            }
+            first
+        });
     }
 
     /// The store is another one (restored from a backup): starts over with a snapshot.
@@ -109,6 +139,7 @@ impl Follower {
                 pause = PAUSE;
             }
             match end {
+                End::Behind => continue,
                 End::Broken(why) => {
                     self.failed(&why, "the watch of etcd broke; it goes on where it was");
                     sleep(pause).await;
@@ -158,7 +189,9 @@ impl Follower {
     }
 
     async fn watch_on(&self, link: &mut WatchLink) -> End {
-        let from = self.applier.applied() + 1;
+        // With the newest change that is known, if etcd still has it.
+        let mut known = self.newest_known();
+        let from = known.map_or_else(|| self.applier.applied() + 1, |known| known.revision);
         let options = WatchOptions::new()
             .with_range(snapshot::end_of(self.prefix.as_bytes()))
             .with_start_revision(i64::try_from(from).unwrap_or(i64::MAX))
@@ -185,7 +218,7 @@ impl Follower {
                         Err(error) => return End::Broken(self.etcd.watch_error(link, &error).to_string()),
                     };
                     silence.set(sleep(SILENCE));
-                    if let Some(end) = self.response(response, link, &mut parts) {
+                    if let Some(end) = self.response(response, link, &mut parts, &mut known) {
                         return end;
                     }
                 }
@@ -208,9 +241,28 @@ impl Follower {
         }
     }
 
-    fn response(&self, response: WatchResponse, link: &WatchLink, parts: &mut Parts) -> Option<End> {
+    /// The newest change that is known, if a watch can begin with it.
+    fn newest_known(&self) -> Option<Change> {
+        let forgotten = self.compacted.load(Ordering::Relaxed);
+        self.applier.newest().filter(|newest| newest.revision > forgotten)
+    }
+
+    /// `known` is the change that the watch begins with; taken once it has come.
+    fn response(
+        &self,
+        response: WatchResponse,
+        link: &WatchLink,
+        parts: &mut Parts,
+        known: &mut Option<Change>,
+    ) -> Option<End> {
         if response.compact_revision() > 0 {
             let compacted = response.compact_revision();
+            let revision = Revision::try_from(compacted).unwrap_or(0);
+            if known.is_some() && revision <= self.applier.applied() {
+                // Only what is known already is gone: the next watch begins behind it.
+                self.compacted.store(revision, Ordering::Relaxed);
+                return Some(End::Behind);
+            }
             return Some(End::Snapshot(format!("etcd compacted revision {compacted}")));
         }
         if response.canceled() {
@@ -233,6 +285,15 @@ impl Follower {
             event.kv.map(|kv| raw_event!(kv, deleted))
         });
         if let Some((events, revision)) = parts.add(raw, more) {
+            if let Some(known) = known.take()
+                && !known.is_among(&events)
+            {
+                let at = known.revision;
+                self.is_another(&format!(
+                    "its change at revision {at} is another one than this process has seen"
+                ));
+                return Some(End::Snapshot("the store is not the one that was followed".to_owned()));
+            }
             self.applier.events(events, revision);
         }
         None

@@ -261,6 +261,17 @@ fn a_restoration_that_takes_back_less_than_has_happened_since_is_noticed() {
     both_come_back(&mut cluster);
 }
 
+/// Both processes end, and say that etcd was restored, and how they know.
+fn both_stop(cluster: &mut BerthCluster, why: &str) {
+    for i in 0..2 {
+        let status = cluster.broker(i).wait();
+        assert!(!status.success(), "n{i}: {status}");
+        let log = cluster.broker(i).log();
+        let said = format!("etcd was restored from a backup while this process ran: {why}");
+        assert!(log.lines().any(|line| line.contains("ERROR") && line.contains(&said)), "n{i}: {log}");
+    }
+}
+
 #[test]
 fn a_process_that_runs_through_a_restoration_stops_and_says_why() {
     let mut cluster = BerthCluster::with(2, 1, QUICK);
@@ -269,15 +280,23 @@ fn a_process_that_runs_through_a_restoration_stops_and_says_why() {
     sleeper(&cluster, 1, "b");
     publish(&cluster, 0, &["1"]);
     cluster.etcd.restore(&backup);
-    for i in 0..2 {
-        let status = cluster.broker(i).wait();
-        assert!(!status.success(), "n{i}: {status}");
-        let log = cluster.broker(i).log();
-        assert!(
-            log.contains("ERROR") && log.contains("etcd was restored from a backup while this process ran"),
-            "{log}"
-        );
-    }
+    both_stop(&mut cluster, "its ");
+    both_come_back(&mut cluster);
+}
+
+#[test]
+fn a_process_that_first_reads_etcd_when_it_has_come_further_again_stops_too() {
+    let mut cluster = BerthCluster::with(2, 1, QUICK);
+    sleeper(&cluster, 0, "a");
+    let backup = cluster.etcd.save();
+    sleeper(&cluster, 1, "b");
+    publish(&cluster, 0, &["1"]);
+    (0..2).for_each(|i| cluster.cut_from_etcd(i, true));
+    cluster.etcd.restore(&backup);
+    // Nothing that is read from now on is older than what the processes know.
+    (0..50).for_each(|n| drop(cluster.etcd.ctl(&["put", &format!("/berth/berth/v1/other/{n}"), "x"])));
+    (0..2).for_each(|i| cluster.cut_from_etcd(i, false));
+    both_stop(&mut cluster, "its change at revision");
     both_come_back(&mut cluster);
 }
 
