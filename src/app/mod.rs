@@ -15,7 +15,7 @@ use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
 use crate::cluster::etcd::journals::Begun;
 use crate::config::{Config, OnFork};
-use crate::server::http::{self, HttpServer};
+use crate::server::http::{self, Access, Audit, AuditError, HttpServer, Shared, Tokens, TokensError};
 use crate::server::parting::Partings;
 use crate::server::tcp::{self, Listener};
 use crate::storage::OpenError;
@@ -66,6 +66,12 @@ pub enum RunError {
     /// The HTTP address cannot be opened.
     #[error(transparent)]
     Http(#[from] http::BindError),
+    /// The files of admin HTTP's tokens cannot be used.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// This node cannot join its cluster.
     #[error(transparent)]
     Join(#[from] cluster::JoinError),
@@ -127,6 +133,10 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
     };
+    let tokens =
+        Tokens::read(config.http.admin_token_file.as_deref(), config.http.read_token_file.as_deref())?;
+    let access = Access::new(tokens, config.http.open_metrics);
+    let audit = Audit::open(config.audit.file.clone())?;
     let mut joining = None;
     let cluster = &config.cluster.node;
     if cluster.enabled {
@@ -141,7 +151,8 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let http_task = http.map(|server| {
         tracing::info!(address = %server.local_addr(), "admin HTTP listens");
         let stop = http_stop.clone();
-        tokio::spawn(server.run(desk.clone(), metrics.clone(), async move { stop.notified().await }))
+        let shared = Shared { source: desk.clone(), metrics: metrics.clone(), access, audit };
+        tokio::spawn(server.run(shared, async move { stop.notified().await }))
     });
     let found = tokio::select! {
         found = find_journal(config, &metrics) => found?,

@@ -13,8 +13,8 @@ mod units;
 
 pub use kinds::{Advertised, LogFormat, Secret, StorageType};
 pub use options::{
-    Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish, Retained,
-    Runtime, Session, Shutdown, Storage, Sys, Tcp,
+    Audit, Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish,
+    Retained, Runtime, Session, Shutdown, Storage, Sys, Tcp,
 };
 pub use problem::{Problem, Problems};
 pub use sources::{Flag, Sources};
@@ -58,6 +58,8 @@ pub struct Config {
     pub auth: Auth,
     /// The admin HTTP endpoint.
     pub http: Http,
+    /// The audit log.
+    pub audit: Audit,
     /// Limits per connection and in total.
     pub limits: Limits,
     /// Limits of sessions and their queues.
@@ -118,6 +120,7 @@ impl Config {
         let tcp = Tcp::take(reader);
         let auth = Auth::take(reader);
         let http = Http::take(reader);
+        let audit = Audit::take(reader);
         let limits = Limits::take(reader);
         let session = Session::take(reader);
         let retained = Retained::take(reader);
@@ -135,6 +138,7 @@ impl Config {
             listeners: Listeners { tcp: tcp? },
             auth: auth?,
             http: http?,
+            audit: audit?,
             limits: limits?,
             session: session?,
             retained: retained?,

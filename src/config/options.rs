@@ -127,10 +127,24 @@ options! {
         "allow_anonymous" allow_anonymous: SwitchOrAuto = "auto",
     }
 
-    /// Admin HTTP: /health, /ready, /cluster/status and /metrics; /api/v1/ (berth ctl) for this machine only. It has no authentication.
+    /// Admin HTTP: /health, /ready, /cluster/status, /metrics and /api/v1/ (berth ctl). Without tokens /api/v1/ answers programs on this
+    /// machine only.
     Http = "http" {
         /// Where to listen.
         "address" address: AddressOrOff = "127.0.0.1:8081",
+        /// File with the tokens of those who may change something: a line for each, TOKEN or NAME TOKEN, at least 16 characters. With
+        /// one, /cluster/status and /api/v1/ ask everybody for a token, and answer other machines too. Read again when it changes.
+        "admin_token_file" admin_token_file: FileOrNone = "",
+        /// The same for those who may ask and change nothing.
+        "read_token_file" read_token_file: FileOrNone = "",
+        /// Whether /metrics asks for no token, where there are tokens.
+        "open_metrics" open_metrics: Switch = "true",
+    }
+
+    /// The audit log: who changed what through admin HTTP. Each change is a line in the log too.
+    Audit = "audit" {
+        /// File to which each change is appended as a line of JSON. It may be moved away at any time; it is then begun anew.
+        "file" file: FileOrNone = "",
     }
 
     /// Limits per connection and in total.

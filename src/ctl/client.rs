@@ -1,9 +1,11 @@
 //! As much of HTTP/1.1 as the broker's admin pages need: one request per connection.
 
+use crate::secret_file;
 use serde_json::Value;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::Path;
 use std::time::Duration;
 
 /// How long connecting may take.
@@ -65,7 +67,9 @@ impl fmt::Display for Failure {
             Failure::Broken { url, error } => {
                 write!(f, "{url} did not answer as a broker does ({error}): is this the http.address of one?")
             }
-            Failure::Refused { status: 403, error } => write!(f, "the broker refuses (403): {error}"),
+            Failure::Refused { status: status @ (401 | 403), error } => {
+                write!(f, "the broker refuses ({status}): {error}")
+            }
             Failure::Refused { status: 404, error } if error == "not found" => write!(
                 f,
                 "the broker does not know this question (404): it is of another version than this program ({})",
@@ -84,12 +88,18 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Where to ask.
-#[derive(Debug)]
+/// Where to ask, and as whom.
 pub(super) struct Client {
     url: String,
     host: String,
+    token: Option<String>,
     answer_timeout: Duration,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("url", &self.url).finish_non_exhaustive()
+    }
 }
 
 impl Client {
@@ -119,12 +129,27 @@ impl Client {
                 && (!name.contains(':') || name.ends_with(']'))
         });
         let host = if has_port { host.to_owned() } else { format!("{host}:80") };
-        Ok(Client { url: url.to_owned(), host, answer_timeout: ANSWER_TIMEOUT })
+        Ok(Client { url: url.to_owned(), host, token: None, answer_timeout: ANSWER_TIMEOUT })
+    }
+
+    /// The same, with the token that a file holds: its last word on the first line that is no comment.
+    ///
+    /// # Errors
+    /// Why the file cannot be used.
+    pub(super) fn with_token_of(self, file: &Path) -> Result<Client, String> {
+        let (text, _) = secret_file::read(file).map_err(|error| format!("--token-file: {error}"))?;
+        let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
+        let token = line.and_then(|line| line.split_whitespace().next_back());
+        match token.filter(|token| token.bytes().all(|b| b.is_ascii_graphic())) {
+            Some(token) => Ok(Client { token: Some(token.to_owned()), ..self }),
+            None => Err(format!("--token-file: {} holds no token", file.display())),
+        }
     }
 
     /// The same, with less patience.
     pub(super) fn answering_within(&self, answer_timeout: Duration) -> Client {
-        Client { url: self.url.clone(), host: self.host.clone(), answer_timeout }
+        let (url, host, token) = (self.url.clone(), self.host.clone(), self.token.clone());
+        Client { url, host, token, answer_timeout }
     }
 
     /// As given.
@@ -197,8 +222,9 @@ fn exchange(
     stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
     let (kind, length) =
         (if body.is_empty() { "" } else { "Content-Type: application/json\r\n" }, body.len());
+    let token = client.token.as_ref().map_or_else(String::new, |t| format!("Authorization: Bearer {t}\r\n"));
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: application/json\r\n{kind}\
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: application/json\r\n{token}{kind}\
          Content-Length: {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes())?;

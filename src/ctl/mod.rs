@@ -13,6 +13,7 @@ use input::Names;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The question could not be answered, or the command not be carried out.
@@ -39,6 +40,9 @@ pub struct Ctl {
     /// Admin HTTP of a broker (http.address)
     #[arg(long, global = true, env = "BERTH_URL", default_value = "http://127.0.0.1:8081")]
     url: String,
+    /// File with a token of the broker's http.admin_token_file, or of its http.read_token_file for what only asks
+    #[arg(long, global = true, env = "BERTH_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Print the answer as JSON, as the broker gave it
     #[arg(long, global = true)]
     json: bool,
@@ -154,7 +158,11 @@ enum RetainedCommand {
 /// Carries out a command and prints the answer. Returns the exit code: 0, 1 = failed, 2 = wrong arguments; of `ready` also
 /// 3 = no answer.
 pub fn run(ctl: &Ctl) -> u8 {
-    let client = match Client::new(&ctl.url) {
+    let client = Client::new(&ctl.url).and_then(|client| match &ctl.token_file {
+        Some(file) => client.with_token_of(file),
+        None => Ok(client),
+    });
+    let client = match client {
         Ok(client) => client,
         Err(why) => return complain(&why, EXIT_USAGE),
     };

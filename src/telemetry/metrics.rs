@@ -269,6 +269,8 @@ metrics! {
         "Transactions sent to etcd, each with many independent changes.";
     etcd_proposal_changes: Histogram = "berth_etcd_proposal_changes", count,
         "Independent changes per transaction sent to etcd.";
+    http_refused: Counter = "berth_http_refused_total", count,
+        "Requests to admin HTTP that were refused: no token, a wrong one, or one that may not do this.";
     etcd_errors: Counter = "berth_etcd_errors_total", count,
         "Requests and watches of etcd that failed.";
     etcd_watch_restarts: Counter = "berth_etcd_watch_restarts_total", count,

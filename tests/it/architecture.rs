@@ -7,6 +7,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("config", &[]),
     ("names", &[]),
+    ("secret_file", &[]),
     ("telemetry", &["clock", "config", "names"]),
     ("mqtt", &["clock"]),
     ("topic", &["clock", "mqtt"]),
@@ -14,8 +15,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("broker", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session"]),
     ("storage", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
     ("cluster", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
-    ("auth", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
-    ("server", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
+    ("auth", &["clock", "config", "names", "secret_file", "telemetry", "mqtt", "topic", "session", "broker"]),
+    (
+        "server",
+        &["clock", "config", "names", "secret_file", "telemetry", "mqtt", "topic", "session", "broker"],
+    ),
     (
         "app",
         &[
@@ -37,7 +41,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "simulation",
         &["clock", "telemetry", "mqtt", "topic", "session", "broker", "storage", "cluster", "auth"],
     ),
-    ("ctl", &["clock", "names"]),
+    ("ctl", &["clock", "names", "secret_file"]),
     ("cli", &["config", "ctl"]),
     ("lib", &[]),
     ("main", &[]),

@@ -296,3 +296,55 @@ fn a_node_that_waits_for_etcd_says_so() {
     assert!(broker.get("/metrics").1.contains("berth_uptime_seconds"));
     assert_eq!(broker.stop().code(), Some(0));
 }
+
+#[test]
+fn with_tokens_ctl_needs_one_and_orders_are_in_the_audit_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let admin = file("admin", "# operators\nalice aaaaaaaaaaaaaaaaaaaaaaaa\n");
+    let read = file("read", "bbbbbbbbbbbbbbbbbbbbbbbb\n");
+    let log = dir.path().join("audit.jsonl");
+    let mut broker = Setup::new()
+        .set("http.admin_token_file", &admin)
+        .set("http.read_token_file", &read)
+        .set("audit.file", log.to_str().unwrap())
+        .start();
+    let _client = Dial::v5("robot/7").connect(broker.mqtt);
+    let said = ctl(broker.http, &["cluster", "status"]).failed(1);
+    assert!(said.contains("401") && said.contains("--token-file"), "{said}");
+    let with = |file: &str, args: &[&str]| ctl(broker.http, &[&["--token-file", file], args].concat());
+    assert!(with(&read, &["sessions", "list"]).ok().contains("robot/7"));
+    let said = with(&read, &["sessions", "kick", "robot/7"]).failed(1);
+    assert!(said.contains("403") && said.contains("http.admin_token_file"), "{said}");
+    with(&admin, &["sessions", "kick", "robot/7"]).ok();
+    assert_eq!(ctl(broker.http, &["ready"]).ok(), "ready\n");
+    let said = with("/nowhere", &["ready"]).failed(2);
+    assert!(said.contains("/nowhere"), "{said}");
+
+    let lines: Vec<Value> = std::fs::read_to_string(&log)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let said: Vec<_> =
+        lines.iter().map(|l| (&l["who"], &l["action"], &l["subject"], &l["outcome"])).collect();
+    assert_eq!(
+        format!("{said:?}").replace("String", ""),
+        r#"[(("read-only"), ("refused"), ("DELETE /api/v1/sessions/robot%2F7"), ("refused")), (("alice"), ("session kick"), ("robot/7"), ("done"))]"#
+    );
+    let said = broker.wait_log(|line| line.contains("session kick"));
+    assert!(said.contains("alice") && !broker.log().contains("aaaaaaaaaa"), "{said}");
+    assert!(!broker.get("/metrics").1.contains("aaaaaaaaaa"));
+
+    // A file that everybody may read is refused before anything else is done.
+    std::fs::set_permissions(&admin, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let mut refused = Setup::new().set("http.admin_token_file", &admin).spawn();
+    assert!(!refused.wait().success());
+    let said = refused.log();
+    assert!(said.contains("http.admin_token_file") && said.contains("chmod 640"), "{said}");
+}

@@ -1,13 +1,16 @@
-//! `/api/v1/`: what an operator asks and commands. Only for programs on this machine: there is no authentication.
+//! `/api/v1/`: what an operator asks, and what an operator orders. Orders go on when whoever gave them is gone, and each is written down.
 
 use super::Shared;
+use super::audit::{Caller, Order};
 use crate::broker::inspect::{LISTED_MAX, SessionQuery};
 use crate::broker::ports::BoxFuture;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::extract::{
+    DefaultBodyLimit, Extension, FromRequest, FromRequestParts, Path, Query, Request, State,
+};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -129,17 +132,24 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Asked<T> {
     }
 }
 
-/// The routes below `/api/v1`.
-pub(super) fn router() -> Router<Arc<Shared>> {
+/// The routes below `/api/v1` that only ask.
+pub(super) fn asks() -> Router<Arc<Shared>> {
     Router::new()
         .route("/sessions", get(list_sessions))
-        .route("/sessions/{client}", get(show_session).delete(kick))
+        .route("/sessions/{client}", get(show_session))
         .route("/routes", get(show_routes))
         .route("/retained", get(list_retained))
         .route("/ask/sessions", post(list_sessions))
         .route("/ask/session", post(show_named))
         .route("/ask/routes", post(show_routes))
         .route("/ask/retained", post(list_retained))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+}
+
+/// The routes below `/api/v1` that change something.
+pub(super) fn orders() -> Router<Arc<Shared>> {
+    Router::new()
+        .route("/sessions/{client}", delete(kick))
         .route("/kick", post(kick_named))
         .route("/node/drain", post(drain))
         .route("/cluster/forget/{node}", post(forget))
@@ -169,15 +179,21 @@ async fn show_named(
     answer(shared.source.find_session(&client)).await
 }
 
-async fn kick(State(shared): State<Arc<Shared>>, Path(client): Path<String>) -> Response {
-    answer(shared.source.kick(&client)).await
+async fn kick(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    Path(client): Path<String>,
+) -> Response {
+    let kicked = shared.source.kick(&client);
+    carry_out(shared, caller, Order { action: "session kick", subject: client }, StatusCode::OK, kicked).await
 }
 
 async fn kick_named(
-    State(shared): State<Arc<Shared>>,
+    state: State<Arc<Shared>>,
+    caller: Extension<Caller>,
     Asked(OfClient { client }): Asked<OfClient>,
 ) -> Response {
-    answer(shared.source.kick(&client)).await
+    kick(state, caller, Path(client)).await
 }
 
 async fn show_routes(
@@ -195,19 +211,40 @@ async fn list_retained(
     done(limit.and_then(|limit| shared.source.retained(filter.as_deref().unwrap_or("#"), limit)))
 }
 
-async fn drain(State(shared): State<Arc<Shared>>) -> Response {
-    match shared.source.drain() {
-        Ok(draining) => (StatusCode::ACCEPTED, Json(draining)).into_response(),
-        Err(error) => error.into_response(),
-    }
+async fn drain(State(shared): State<Arc<Shared>>, Extension(caller): Extension<Caller>) -> Response {
+    let draining = shared.source.drain();
+    let order = Order { action: "node drain", subject: String::new() };
+    carry_out(shared, caller, order, StatusCode::ACCEPTED, std::future::ready(draining)).await
 }
 
-async fn forget(State(shared): State<Arc<Shared>>, Path(node): Path<String>) -> Response {
+async fn forget(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    Path(node): Path<String>,
+) -> Response {
+    let forgotten = shared.source.forget(&node);
+    carry_out(shared, caller, Order { action: "cluster forget", subject: node }, StatusCode::OK, forgotten)
+        .await
+}
+
+/// Carries an order out and writes it down; the answer has the status `done` if that went well.
+async fn carry_out<T: Serialize>(
+    shared: Arc<Shared>,
+    caller: Caller,
+    order: Order,
+    done: StatusCode,
+    outcome: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Response {
     // A task of its own: whoever asked may be gone before it is done, and half of it helps nobody.
-    match tokio::spawn(shared.source.forget(&node)).await {
-        Ok(outcome) => done(outcome),
-        Err(error) => ApiError::Unavailable(error.to_string()).into_response(),
-    }
+    let task = tokio::spawn(async move {
+        let response = match outcome.await {
+            Ok(found) => (done, Json(found)).into_response(),
+            Err(error) => error.into_response(),
+        };
+        shared.audit.note(&caller, &order, response.status()).await;
+        response
+    });
+    task.await.unwrap_or_else(|error| ApiError::Unavailable(error.to_string()).into_response())
 }
 
 fn bounded(limit: Option<usize>) -> Result<usize, ApiError> {

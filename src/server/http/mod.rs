@@ -1,17 +1,22 @@
-//! Admin HTTP: `/health`, `/ready`, `/cluster/status` and `/metrics`, which read only and are for everybody who reaches the
-//! port, and `/api/v1/`, which is for programs on this machine. There is no authentication; by default it listens on loopback.
+//! Admin HTTP. Without tokens, `/cluster/status` and `/metrics` are for everybody who reaches the port, and `/api/v1/` is for programs on this
+//! machine. With tokens, all of them ask for one (`/metrics` unless it is open), from wherever. `/health` and `/ready` never do.
 
 mod access;
 mod api;
+mod audit;
 mod bounded;
 mod status;
+mod tokens;
 
+pub use access::Access;
 pub use api::{Answer, ApiError, Draining, Forgotten};
+pub use audit::{Audit, AuditError};
 pub use bounded::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_MAX};
 pub use status::{
     ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
     NodeStatus, Status, UnreachedBy,
 };
+pub use tokens::{Tokens, TokensError};
 
 use crate::broker::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};
 use crate::broker::operate::{Kicked, Located};
@@ -19,6 +24,7 @@ use crate::telemetry::Metrics;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use bounded::Bounded;
@@ -96,9 +102,16 @@ pub struct HttpServer {
     idle_max: Duration,
 }
 
-struct Shared {
-    source: Arc<dyn Operator>,
-    metrics: Arc<Metrics>,
+/// What all requests share.
+pub struct Shared {
+    /// What is shown and told.
+    pub source: Arc<dyn Operator>,
+    /// What is scraped.
+    pub metrics: Arc<Metrics>,
+    /// Who may ask.
+    pub access: Access,
+    /// Where orders are written down.
+    pub audit: Audit,
 }
 
 impl HttpServer {
@@ -120,18 +133,13 @@ impl HttpServer {
     }
 
     /// Serves until `stop` completes; then lets open requests finish, for a second at most.
-    pub async fn run(
-        self,
-        source: Arc<dyn Operator>,
-        metrics: Arc<Metrics>,
-        stop: impl Future<Output = ()> + Send + 'static,
-    ) {
+    pub async fn run(self, shared: Shared, stop: impl Future<Output = ()> + Send + 'static) {
         let (stopping, stopped) = tokio::sync::oneshot::channel();
         let signal = async move {
             stop.await;
             let _ = stopping.send(());
         };
-        let service = router(source, metrics).into_make_service_with_connect_info::<access::Peer>();
+        let service = router(Arc::new(shared)).into_make_service_with_connect_info::<access::Peer>();
         let serve =
             axum::serve(Bounded::new(self.listener, self.idle_max), service).with_graceful_shutdown(signal);
         let overdue = async move {
@@ -149,20 +157,28 @@ impl HttpServer {
     }
 }
 
-fn router(source: Arc<dyn Operator>, metrics: Arc<Metrics>) -> Router {
-    let api = api::router().fallback(not_found).layer(axum::middleware::from_fn(access::local_only));
+fn router(shared: Arc<Shared>) -> Router {
+    let guarded = |asks: Router<Arc<Shared>>, orders: Router<Arc<Shared>>| {
+        let (for_asks, for_orders) = (shared.clone(), shared.clone());
+        let asks = asks.route_layer(from_fn_with_state(for_asks, access::may_read));
+        let orders = orders.route_layer(from_fn_with_state(for_orders, access::may_change));
+        asks.merge(orders).fallback(not_found)
+    };
+    let status = get(async |State(shared): State<Arc<Shared>>| Json(shared.source.status()))
+        .route_layer(from_fn_with_state(shared.clone(), access::may_look));
+    let metrics = get(scrape).route_layer(from_fn_with_state(shared.clone(), access::may_scrape));
     Router::new()
         .route("/health", get(async || Json(json!({ "status": "ok" }))))
         .route("/ready", get(ready))
-        .route("/cluster/status", get(async |State(shared): State<Arc<Shared>>| Json(shared.source.status())))
-        .route("/metrics", get(scrape))
-        .nest("/api/v1", api)
+        .route("/cluster/status", status)
+        .route("/metrics", metrics)
+        .nest("/api/v1", guarded(api::asks(), api::orders()))
         .fallback(not_found)
         .method_not_allowed_fallback(async || {
             (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "error": "method not allowed" })))
         })
         .layer(axum::middleware::from_fn(access::counted))
-        .with_state(Arc::new(Shared { source, metrics }))
+        .with_state(shared)
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> Response {

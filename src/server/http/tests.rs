@@ -106,12 +106,17 @@ async fn start() -> Running {
 }
 
 async fn start_with(idle_max: Duration) -> Running {
+    start_guarded(idle_max, Access::default(), Audit::default()).await
+}
+
+async fn start_guarded(idle_max: Duration, access: Access, audit: Audit) -> Running {
     let mut server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     server.idle_max = idle_max;
     let address = server.local_addr();
     let (stop, stopped) = oneshot::channel::<()>();
     let source = Arc::new(Fake::default());
-    let run = server.run(Arc::clone(&source) as _, Arc::new(Metrics::new()), async move {
+    let shared = Shared { source: source.clone(), metrics: Arc::new(Metrics::new()), access, audit };
+    let run = server.run(shared, async move {
         let _ = stopped.await;
     });
     Running { address, source, stop, task: tokio::spawn(run) }
@@ -240,4 +245,86 @@ async fn to_forget_a_node_goes_on_when_whoever_asked_is_gone() {
     assert_eq!(ask(running.address, "GET /health").await.0, 200);
     slow.may_end.notify_one();
     tokio::time::timeout(Duration::from_secs(20), slow.ended.notified()).await.unwrap();
+}
+
+/// The lines of an audit log, without when and whence.
+fn audited(path: &std::path::Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut lines: Vec<_> = text.lines().map(json).collect();
+    for line in &mut lines {
+        let line = line.as_object_mut().unwrap();
+        assert!(line.remove("at").unwrap().as_u64() > Some(1_700_000_000_000));
+        assert!(line.remove("from").unwrap().as_str().unwrap().starts_with("127.0.0.1:"));
+    }
+    lines
+}
+
+#[tokio::test]
+async fn tokens_say_who_may_do_what_and_orders_are_written_down() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    };
+    let (admin, read) =
+        (file("admin", "alice aaaaaaaaaaaaaaaaaaaa"), file("read", "bob bbbbbbbbbbbbbbbbbbbb"));
+    let log = dir.path().join("audit.jsonl");
+    // Status codes without a token, with a wrong one, with one that may read, with one that may change.
+    let cases = [
+        ("GET /health", [200, 200, 200, 200]),
+        ("GET /ready", [503, 503, 503, 503]),
+        ("GET /cluster/status", [401, 401, 200, 200]),
+        ("GET /api/v1/sessions", [401, 401, 200, 200]),
+        ("GET /api/v1/sessions/a", [401, 401, 404, 404]),
+        ("DELETE /api/v1/sessions/a", [401, 401, 403, 200]),
+        ("POST /api/v1/node/drain", [401, 401, 403, 202]),
+        ("POST /api/v1/cluster/forget/n2", [401, 401, 403, 409]),
+        ("GET /api/v1/nothing", [404, 404, 404, 404]),
+    ];
+    let presented = [
+        "",
+        "\r\nauthorization: Bearer cccccccccccccccccccc",
+        "\r\nauthorization: Bearer bbbbbbbbbbbbbbbbbbbb",
+        "\r\nauthorization: Bearer aaaaaaaaaaaaaaaaaaaa",
+    ];
+    for open_metrics in [true, false] {
+        let access = Access::new(Tokens::read(Some(&admin), Some(&read)).unwrap(), open_metrics);
+        let audit = Audit::open(Some(log.clone())).unwrap();
+        let running = start_guarded(HTTP_IDLE_MAX, access, audit).await;
+        let metrics = ("GET /metrics", if open_metrics { [200; 4] } else { [401, 401, 200, 200] });
+        for (request, expected) in cases.into_iter().chain([metrics]) {
+            for (token, expected) in presented.into_iter().zip(expected) {
+                // The rest of the head follows what is asked.
+                let (method, path) = request.split_once(' ').unwrap();
+                let asked = format!("{method} {path} HTTP/1.1{token}\r\nx:");
+                let (code, body) = ask(running.address, &asked).await;
+                assert_eq!(code, expected, "{request} {token}: {body}");
+            }
+        }
+    }
+    let line = |who: &str, role: &str, action: &str, subject: &str, status: u16, outcome: &str| {
+        serde_json::json!({
+            "who": who, "role": role, "action": action, "subject": subject, "status": status, "outcome": outcome,
+        })
+    };
+    let once = [
+        line("bob", "read-only", "refused", "DELETE /api/v1/sessions/a", 403, "refused"),
+        line("alice", "admin", "session kick", "a", 200, "done"),
+        line("bob", "read-only", "refused", "POST /api/v1/node/drain", 403, "refused"),
+        line("alice", "admin", "node drain", "", 202, "done"),
+        line("bob", "read-only", "refused", "POST /api/v1/cluster/forget/n2", 403, "refused"),
+        line("alice", "admin", "cluster forget", "n2", 409, "failed"),
+    ];
+    assert_eq!(audited(&log), [&once[..], &once[..]].concat());
+    assert!(!std::fs::read_to_string(&log).unwrap().contains("aaaa"), "no token is written down");
+}
+
+#[test]
+fn an_audit_log_that_cannot_be_written_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Audit::open(Some(dir.path().join("none/audit"))).unwrap_err().to_string();
+    assert!(error.starts_with("audit.file: cannot write") && error.contains("none/audit"), "{error}");
 }

@@ -1,0 +1,255 @@
+//! Bearer tokens (RFC 6750): who may read at admin HTTP, and who may change something. They come from files, which are read again when
+//! they have changed.
+
+use crate::clock::{self, Time};
+use crate::secret_file::{self, FileVersion, SecretFileError};
+use parking_lot::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How often it is looked whether a file has changed, milliseconds.
+const LOOK_MS: u64 = 500;
+
+/// Bytes that a token has at least.
+const TOKEN_BYTES_MIN: usize = 16;
+
+/// What somebody may do at admin HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Ask.
+    Read,
+    /// Ask, and change something.
+    Admin,
+}
+
+impl Role {
+    /// The role as logs and the audit log name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Read => "read-only",
+            Role::Admin => "admin",
+        }
+    }
+}
+
+/// The files of tokens cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    /// A file cannot be read.
+    #[error("{option}: {source}")]
+    File {
+        /// The option that names the file.
+        option: &'static str,
+        /// Why.
+        source: SecretFileError,
+    },
+    /// A line of a file is no token.
+    #[error("{option}: {path:?} line {line}: {why}")]
+    Line {
+        /// The option that names the file.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+#[derive(PartialEq, Eq)]
+struct Token {
+    name: Arc<str>,
+    role: Role,
+    secret: Box<str>,
+}
+
+struct Source {
+    option: &'static str,
+    path: PathBuf,
+    role: Role,
+    version: Option<FileVersion>,
+    tokens: Vec<Token>,
+}
+
+struct Known {
+    sources: Vec<Source>,
+    looked: Time,
+}
+
+/// The tokens that count now.
+pub struct Tokens(Mutex<Known>);
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+impl Tokens {
+    /// Reads the tokens of administrators and of those who may only read. `None` if neither has a file.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or holds no token, or a line that is none.
+    pub fn read(admin: Option<&Path>, read: Option<&Path>) -> Result<Option<Tokens>, TokensError> {
+        let files =
+            [("http.admin_token_file", admin, Role::Admin), ("http.read_token_file", read, Role::Read)];
+        let mut sources = Vec::new();
+        for (option, path, role) in files {
+            if let Some(path) = path {
+                let (tokens, version) = load(option, path, role)?;
+                sources.push(Source { option, path: path.to_owned(), role, version: Some(version), tokens });
+            }
+        }
+        let known = Known { sources, looked: clock::now() };
+        Ok((!known.sources.is_empty()).then(|| Tokens(Mutex::new(known))))
+    }
+
+    /// Whose token this is, and what its holder may do.
+    pub fn check(&self, presented: &str) -> Option<(Arc<str>, Role)> {
+        let mut known = self.0.lock();
+        known.look(clock::now());
+        let mut found = None;
+        // All are compared, so that the time tells nothing of where one begins to differ, or which it is.
+        for token in known.sources.iter().flat_map(|s| &s.tokens) {
+            if same(token.secret.as_bytes(), presented.as_bytes()) {
+                found = Some((token.name.clone(), token.role));
+            }
+        }
+        found
+    }
+}
+
+impl Known {
+    /// Reads what has changed; a file that cannot be used leaves what was read before in force.
+    fn look(&mut self, now: Time) {
+        if now.since_ms(self.looked) < LOOK_MS {
+            return;
+        }
+        self.looked = now;
+        for source in &mut self.sources {
+            let version = FileVersion::of(&source.path);
+            if version == source.version {
+                continue;
+            }
+            source.version = version;
+            match load(source.option, &source.path, source.role) {
+                Ok((tokens, version)) => {
+                    (source.tokens, source.version) = (tokens, Some(version));
+                    let (option, count) = (source.option, source.tokens.len());
+                    tracing::info!(option, count, "tokens of admin HTTP read again");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "tokens of admin HTTP cannot be read again; those of before stay")
+                }
+            }
+        }
+    }
+}
+
+fn load(option: &'static str, path: &Path, role: Role) -> Result<(Vec<Token>, FileVersion), TokensError> {
+    let (text, version) = secret_file::read(path).map_err(|source| TokensError::File { option, source })?;
+    let wrong = |line, why| TokensError::Line { option, path: path.to_owned(), line, why };
+    let mut tokens = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (name, secret) = line.split_once(char::is_whitespace).unwrap_or((role.name(), line));
+        let secret = secret.trim_start();
+        if !secret.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(wrong(
+                at + 1,
+                "expected TOKEN or NAME TOKEN, the token of ASCII characters without spaces",
+            ));
+        }
+        if secret.len() < TOKEN_BYTES_MIN {
+            return Err(wrong(
+                at + 1,
+                "the token is shorter than 16 characters: make one with openssl rand -hex 32",
+            ));
+        }
+        tokens.push(Token { name: name.into(), role, secret: secret.into() });
+    }
+    match tokens.is_empty() {
+        true => Err(wrong(1, "there is no token: make one with openssl rand -hex 32")),
+        false => Ok((tokens, version)),
+    }
+}
+
+/// Whether both are the same, found out in a time that depends on their lengths only.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let differing = a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y));
+    std::hint::black_box(differing) == 0 && a.len() == b.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    fn file(dir: &Path, name: &str, text: &str) -> PathBuf {
+        use std::io::Write;
+        let path = dir.join(name);
+        let _ = std::fs::remove_file(&path);
+        let mut file =
+            std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        path
+    }
+
+    #[test]
+    fn whose_token_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let admin = file(dir.path(), "admin", "# two\nalice aaaaaaaaaaaaaaaaaaaa\n\nbbbbbbbbbbbbbbbbbbbb\n");
+        let read = file(dir.path(), "read", "prometheus cccccccccccccccccccc");
+        let tokens = Tokens::read(Some(&admin), Some(&read)).unwrap().unwrap();
+        for (token, who) in [
+            ("aaaaaaaaaaaaaaaaaaaa", Some(("alice", Role::Admin))),
+            ("bbbbbbbbbbbbbbbbbbbb", Some(("admin", Role::Admin))),
+            ("cccccccccccccccccccc", Some(("prometheus", Role::Read))),
+            ("aaaaaaaaaaaaaaaaaaab", None),
+            ("aaaaaaaaaaaaaaaaaaa", None),
+            ("aaaaaaaaaaaaaaaaaaaaa", None),
+            ("", None),
+        ] {
+            let found = tokens.check(token);
+            assert_eq!(found.as_ref().map(|(name, role)| (&**name, *role)), who, "{token}");
+        }
+        assert!(Tokens::read(None, None).unwrap().is_none());
+    }
+
+    #[test]
+    fn files_that_hold_no_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, said) in [
+            ("", "line 1: there is no token"),
+            ("# only\n", "there is no token"),
+            ("short\n", "line 1: the token is shorter"),
+            ("alice short\n", "shorter than 16"),
+            ("alice aaaaaaaaaaaaaaaaaaaa more\n", "line 1: expected TOKEN or NAME TOKEN"),
+            ("aaaaaaaaaaaaaaaaaaaa\nalice ääääääääääääääääääää\n", "line 2: expected"),
+        ] {
+            let path = file(dir.path(), "t", text);
+            let error = Tokens::read(Some(&path), None).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("http.admin_token_file"), "{text:?}: {error}");
+            assert!(!error.contains("aaaa"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_counts_and_a_bad_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), "t", "aaaaaaaaaaaaaaaaaaaa");
+        let tokens = Tokens::read(Some(&path), None).unwrap().unwrap();
+        let later = |ms| tokens.0.lock().look(clock::now().plus_ms(ms));
+        file(dir.path(), "t", "short");
+        later(LOOK_MS);
+        assert!(tokens.check("aaaaaaaaaaaaaaaaaaaa").is_some(), "the tokens of before stay");
+        file(dir.path(), "t", "bbbbbbbbbbbbbbbbbbbb");
+        later(3 * LOOK_MS);
+        assert!(tokens.check("aaaaaaaaaaaaaaaaaaaa").is_none());
+        assert!(tokens.check("bbbbbbbbbbbbbbbbbbbb").is_some());
+    }
+}
