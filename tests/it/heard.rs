@@ -67,13 +67,13 @@ fn read_slowly(client: &mut Client, wanted: impl Fn(&In) -> bool) {
 fn a_client_that_reads_slower_than_the_flow_stays() {
     let broker = Broker::start();
     for dial in [Dial::v5("slow"), Dial::v4("slow")] {
-        let mut client = dial.clone().keep_alive(1).connect_narrow(broker.mqtt, 8192);
+        let mut client = dial.clone().keep_alive(2).connect_narrow(broker.mqtt, 8192);
         client.subscribe(&[("flow", QoS::AtMostOnce)]);
         Flood::beside(&broker, "flow", || {
             let began = clock::now();
             let mut pings = 0;
             // Twice as long as it may be silent.
-            while clock::now().since_ms(began) < 3000 {
+            while clock::now().since_ms(began) < 6000 {
                 client.send(&[0xC0, 0]).unwrap();
                 pings += 1;
                 read_slowly(&mut client, |p| *p == In::PingResp);

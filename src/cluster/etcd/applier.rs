@@ -20,7 +20,12 @@ pub struct Applier {
     last: Mutex<(Revision, u64)>,
     /// The newest of all that set a key.
     newest: Mutex<Option<Change>>,
+    /// What this process wrote last, by revision: its events may be later than what comes of it.
+    wrote: Mutex<[Option<Change>; WROTE_KEPT]>,
 }
+
+/// Changes of this process's own that are remembered until their events have come.
+const WROTE_KEPT: usize = 256;
 
 /// A change of the store that set a key, told from others at the same revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +37,19 @@ pub struct Change {
 }
 
 impl Change {
+    /// `key` was set to `value` at `revision`.
+    pub fn set(revision: Revision, key: &[u8], value: &[u8]) -> Change {
+        Change { revision, mark: mark_of(key, Some(value)) }
+    }
+
+    /// The same at another revision.
+    pub fn at(self, revision: Revision) -> Change {
+        Change { revision, ..self }
+    }
+
     /// What `event` changed; `None` if it deleted its key, of which etcd keeps nothing once it compacts that revision.
     fn of(event: &RawEvent) -> Option<Change> {
-        let value = event.value.as_deref()?;
-        Some(Change { revision: event.revision, mark: mark_of(&event.key, Some(value)) })
+        event.value.as_deref().map(|value| Change::set(event.revision, &event.key, value))
     }
 
     /// Whether it is one of `events`.
@@ -57,7 +71,8 @@ impl Applier {
     pub fn new(index: Arc<dyn Index>, decoder: Decoder, metrics: Arc<Metrics>) -> Applier {
         let inner = Inner { decoder, ring: Ring::default(), applied: 0, snapshot: false };
         let (inner, applied) = (Mutex::new(inner), watch::Sender::new(0));
-        Applier { index, metrics, inner, applied, last: Mutex::default(), newest: Mutex::default() }
+        let (last, newest, wrote) = (Mutex::default(), Mutex::default(), Mutex::new([None; WROTE_KEPT]));
+        Applier { index, metrics, inner, applied, last, newest, wrote }
     }
 
     /// Up to which revision everything has been applied; 0 = nothing yet.
@@ -164,10 +179,20 @@ impl Applier {
         Ok(())
     }
 
-    /// What tells the store's change at this revision from others, if that is the last one applied; else 0.
+    /// This process has made a change, whose event may not have come yet.
+    pub fn wrote(&self, change: Change) {
+        self.wrote.lock()[slot(change.revision)] = Some(change);
+    }
+
+    /// What tells the store's change at this revision from others, if that is the last one applied, the newest one of a snapshot, or one
+    /// that this process has just made; else 0.
     pub fn mark(&self, revision: Revision) -> u64 {
         let (last, mark) = *self.last.lock();
-        if last == revision { mark } else { 0 }
+        if last == revision && mark != 0 {
+            return mark;
+        }
+        let known = [self.newest(), self.wrote.lock()[slot(revision)]];
+        known.into_iter().flatten().find(|change| change.revision == revision).map_or(0, |change| change.mark)
     }
 
     /// The newest change that is known and set a key.
@@ -184,4 +209,9 @@ impl Applier {
     pub fn leader(&self) -> Option<MemberId> {
         self.inner.lock().decoder.leader()
     }
+}
+
+/// Where a change of this process's own is remembered.
+fn slot(revision: Revision) -> usize {
+    usize::try_from(revision % WROTE_KEPT as Revision).unwrap_or(0)
 }

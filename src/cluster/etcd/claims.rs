@@ -1,5 +1,6 @@
 //! Claims, releases and evictions: compare-and-swap operations on `sessions/` and `evictions/`.
 
+use super::applier::{Applier, Change};
 use super::batch::{Done, Failure, Nested, Op, Proposer};
 use super::eviction::EvictionRecord;
 use super::holders::{Chain, Holders};
@@ -36,6 +37,8 @@ pub struct Claims {
     pub proposer: Arc<Proposer>,
     /// Reads.
     pub reads: Arc<Reads>,
+    /// Is told what was written.
+    pub applier: Arc<Applier>,
     /// How long a claim is tried.
     pub timeout: Duration,
     /// Where claims are counted.
@@ -93,6 +96,7 @@ impl Claims {
         let mut keys = vec![session.clone()];
         let record = SessionOwner { owner: self.me.clone(), epoch: claim.epoch, expiry_s: claim.expiry_s };
         let value = records::write(&SessionRecord::new(&record));
+        let change = Change::set(0, session.as_bytes(), &value);
         let mut bytes = 3 * session.len() + value.len();
         let mut compares = vec![compare_revision(&*session, written_at)];
         let mut puts = vec![TxnOp::put(&*session, value, None)];
@@ -114,12 +118,14 @@ impl Claims {
         let op = |done| Op { keys, txn, bytes, until: Some(until), bulk: false, grows, done };
         let nested = outcome(&self.proposer, op).await?;
         if nested.succeeded {
+            self.applier.wrote(change.at(nested.revision));
             return Ok(ClaimOutcome::Granted(nested.revision));
         }
         let Some(found) = self.found(&nested, &followed)? else { return Ok(ClaimOutcome::Found(None)) };
         let (session, revision) = found;
         // An earlier attempt of this very claim went through unheard.
         if nested.again && session == record && revision > written_at {
+            self.applier.wrote(change.at(revision));
             return Ok(ClaimOutcome::Granted(revision));
         }
         self.owner_of(session, revision).await.map(|owner| ClaimOutcome::Found(Some(owner)))

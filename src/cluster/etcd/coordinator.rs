@@ -158,6 +158,7 @@ impl EtcdCoordinator {
             holders,
             proposer: proposer.clone(),
             reads: reads.clone(),
+            applier: applier.clone(),
             timeout: limits.claim_timeout,
             metrics: metrics.clone(),
         });

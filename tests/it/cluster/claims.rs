@@ -5,6 +5,7 @@ use crate::wait::becomes_true;
 use berth::broker::ports::{Claim, ClaimOutcome, Coordinator, Expected, Owner, RouteChange};
 use berth::cluster::etcd::client::kv;
 use berth::cluster::etcd::records::{self, CustodyRecord};
+use berth::cluster::older::mark_of;
 use futures_util::future::join_all;
 
 fn claim(client: &str, expected: Expected, epoch: u64) -> Claim {
@@ -257,5 +258,23 @@ fn a_claim_without_etcd_is_unavailable_in_time() {
         etcd.wait_healthy(0);
         let outcome = a.coordinator.claim(claim("y", Expected::Absent, 1)).await.unwrap();
         assert!(matches!(outcome, ClaimOutcome::Granted(_)));
+    });
+}
+
+#[test]
+fn a_journal_can_note_what_was_granted_before_its_event_has_come() {
+    let (etcd, runtime) = setup(1);
+    runtime.block_on(async {
+        let node = Node::start(etcd.endpoints(), "a").await;
+        for i in 0..50 {
+            let client = format!("c{i}");
+            let outcome = node.coordinator.claim(claim(&client, Expected::Absent, 1)).await.unwrap();
+            let ClaimOutcome::Granted(at) = outcome else { panic!("{outcome:?}") };
+            let known = node.coordinator.known(at).unwrap();
+            let key = keys().session(&client);
+            let value = etcd.ctl(&["get", &key, "--print-value-only"]);
+            let mark = mark_of(key.as_bytes(), Some(value.trim_end_matches('\n').as_bytes()));
+            assert_eq!((known.revision, known.mark), (at, mark), "{client}");
+        }
     });
 }

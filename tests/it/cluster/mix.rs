@@ -33,6 +33,8 @@ const OPTIONS: &[(&str, &str)] = &[
     ("cluster.stale_after", "2s"),
     ("cluster.suback_wait", "3s"),
     ("cluster.peer_timeout", "1s"),
+    // Longer than any fault: whoever waits for older messages of a link that stands still gives order up after that.
+    ("cluster.order_wait", "30s"),
     ("etcd.timeout", "500ms"),
 ];
 
