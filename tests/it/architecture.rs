@@ -15,7 +15,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("storage", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
     ("cluster", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
     ("auth", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
-    ("server", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
+    ("tls", &["clock", "config", "telemetry", "broker"]),
+    ("server", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker", "tls"]),
     (
         "app",
         &[
@@ -30,6 +31,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "storage",
             "cluster",
             "auth",
+            "tls",
             "server",
         ],
     ),
