@@ -206,7 +206,7 @@ mod tests {
         let args =
             ["--listen", "127.0.0.1:0", "-d", "/tmp/x", "--log-level", "warn", "--set", "limits.max_qos=1"];
         let config = serve(&args);
-        assert_eq!((config.listeners.tcp.address[0].port(), config.limits.max_qos), (0, 1));
+        assert_eq!((config.listeners.get("tcp").unwrap().address[0].port(), config.limits.max_qos), (0, 1));
         assert_eq!((config.storage.dir.to_str(), &*config.log.level), (Some("/tmp/x"), "warn"));
         let with_command: Vec<&str> = ["serve"].into_iter().chain(args).collect();
         assert_eq!(serve(&with_command), config);
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn named_flags_win_over_set() {
         let config = serve(&["--listen", "127.0.0.1:7", "--set", "listeners.tcp.address=127.0.0.1:8"]);
-        assert_eq!(config.listeners.tcp.address[0].port(), 7);
+        assert_eq!(config.listeners.get("tcp").unwrap().address[0].port(), 7);
     }
 
     #[test]

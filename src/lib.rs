@@ -1,6 +1,6 @@
 //! Berth: an MQTT 3.1, 3.1.1 and 5.0 broker.
 //!
-//! Layers point down only: `mqtt <- topic <- session <- broker <- {storage, cluster, auth} <- server <- app <- main`.
+//! Layers point down only: `mqtt <- topic <- session <- broker <- {storage, cluster, auth, tls} <- server <- app <- main`.
 //! `config`, `telemetry`, `names`, `secret_file` and `clock` are leaves. See `ARCHITECTURE.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -22,4 +22,5 @@ pub mod session;
 pub mod simulation;
 pub mod storage;
 pub mod telemetry;
+pub mod tls;
 pub mod topic;

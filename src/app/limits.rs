@@ -1,10 +1,11 @@
 //! From options to limits.
 
 use crate::broker::Limits;
+use crate::broker::Terms;
 use crate::broker::mailbox::MailboxLimits;
 use crate::broker::remote::RemoteLimits;
 use crate::broker::retained::RetainedLimits;
-use crate::config::Config;
+use crate::config::{Config, Listener};
 use crate::mqtt::QoS;
 use crate::session;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub(super) fn of(config: &Config) -> Limits {
             topic_alias_maximum: limits.topic_alias_maximum,
             maximum_qos: QoS::from_bits(limits.max_qos).unwrap_or(QoS::ExactlyOnce),
             max_keep_alive_s: seconds(limits.max_keep_alive).unwrap_or(0),
+            min_keep_alive_s: 0,
             max_session_expiry_s: seconds(session.max_expiry).unwrap_or(u32::MAX),
             max_inflight: session.max_inflight,
         },
@@ -53,6 +55,23 @@ pub(super) fn of(config: &Config) -> Limits {
         packet_timeout_ms: millis(limits.packet_timeout),
         write_timeout_ms: millis(limits.write_timeout),
         arriving_bytes: limits.max_arriving_bytes,
+    }
+}
+
+/// The terms of a listener: what it does not say is said for all.
+pub(super) fn terms(config: &Config, listener: &Listener) -> Terms {
+    let general = of(config).session;
+    let versions = listener.versions;
+    Terms {
+        session: session::Limits {
+            maximum_packet_size: listener.max_packet_size.unwrap_or(general.maximum_packet_size),
+            min_keep_alive_s: seconds(listener.min_keep_alive).unwrap_or(0),
+            max_keep_alive_s: seconds(listener.max_keep_alive).unwrap_or(general.max_keep_alive_s),
+            ..general
+        },
+        v31: versions.v31,
+        v311: versions.v311,
+        v5: versions.v5,
     }
 }
 

@@ -14,16 +14,19 @@ use crate::broker::ports::{Recovered, Stamped};
 use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
 use crate::cluster::etcd::journals::Begun;
-use crate::config::{Config, OnFork};
+use crate::config::{Config, ListenerType, OnFork};
+use crate::server::crowd::Crowd;
 use crate::server::http::{self, Access, Audit, AuditError, HttpServer, Shared, Tokens, TokensError};
+use crate::server::listener::{self, Hall, Listener};
 use crate::server::parting::Partings;
-use crate::server::tcp::{self, Listener};
 use crate::storage::OpenError;
 use crate::telemetry::{Metrics, logs};
+use crate::tls;
 use cluster::{Joining, Member};
 use desk::Desk;
 use fork::Compared;
 use journal::{FoundKind, JournalKind};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,9 +63,9 @@ pub enum RunError {
     /// The journal cannot be opened.
     #[error("storage.dir: {0}")]
     Journal(#[from] OpenError),
-    /// An MQTT address cannot be opened.
+    /// A listener cannot be opened.
     #[error(transparent)]
-    Listen(#[from] tcp::BindError),
+    Listen(#[from] listener::OpenError),
     /// The HTTP address cannot be opened.
     #[error(transparent)]
     Http(#[from] http::BindError),
@@ -119,15 +122,18 @@ struct Node {
 
 async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
-    let stop = Arc::new(Notify::new());
+    let reload = signal(SignalKind::hangup())?;
+    let hall = Hall {
+        partings: Partings::default(),
+        crowd: Crowd::new(config.limits.max_arriving_connections),
+        stop: Arc::new(Notify::new()),
+    };
 
     // What can be refused is opened first, so that a wrong address leaves the journal alone.
     let listeners = config
         .listeners
-        .tcp
-        .address
-        .iter()
-        .map(|a| Listener::bind(*a, &config.listeners.tcp))
+        .opened()
+        .map(|(name, listener)| Listener::bind(name, listener, limits::terms(config, listener)))
         .collect::<Result<Vec<_>, _>>()?;
     let http = match config.http.address {
         Some(address) => Some(HttpServer::bind(address).await?),
@@ -140,7 +146,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let mut joining = None;
     let cluster = &config.cluster.node;
     if cluster.enabled {
-        let mqtt = listeners.first().map(Listener::local_addr);
+        let mqtt = advertised(&listeners);
         joining = Some(Joining::prepare(config, mqtt, http.as_ref().map(HttpServer::local_addr)).await?);
     }
 
@@ -225,18 +231,15 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     if let Some(interval) = config.sys.interval {
         tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));
     }
-    let partings = Partings::default();
-    let mut doors = Vec::new();
-    for listener in listeners {
-        tracing::info!(address = %listener.local_addr(), "MQTT listens");
-        doors.push(tokio::spawn(listener.run(broker.clone(), partings.clone(), stop.clone())));
-    }
+    let keepers = listeners.iter().filter_map(|l| l.keeper().cloned()).collect();
+    tasks.push(tokio::spawn(tls::watch(keepers, reload, metrics.clone())));
+    let doors = listeners.into_iter().flat_map(|listener| listener.open(&broker, &hall)).collect();
     node.ready.store(true, Ordering::Release);
     tracing::info!("ready");
 
     let outcome = node.until_told(&mut signals, &desk).await;
     tokio::select! {
-        () = drain(&node, doors, tasks, &partings, &stop) => {}
+        () = drain(&node, doors, tasks, &hall) => {}
         signal = signals.next() => {
             tracing::warn!(signal, "stopping at once; clients are not told");
             std::process::exit(130);
@@ -248,6 +251,12 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     }
     tracing::info!("stopped");
     outcome
+}
+
+/// The address at which clients of a cluster are told to come: that of plain TCP, else of TLS.
+fn advertised(listeners: &[Listener]) -> Option<SocketAddr> {
+    let of = |kind| listeners.iter().find(|l| l.kind() == kind).and_then(Listener::local_addr);
+    of(ListenerType::Tcp).or_else(|| of(ListenerType::Tls))
 }
 
 impl Node {
@@ -282,8 +291,7 @@ async fn drain(
     node: &Node,
     doors: Vec<tokio::task::JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    partings: &Partings,
-    stop: &Notify,
+    hall: &Hall,
 ) {
     node.ready.store(false, Ordering::Release);
     doors.iter().for_each(tokio::task::JoinHandle::abort);
@@ -295,9 +303,9 @@ async fn drain(
         hand_over(node, member).await;
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
-    stop.notify_waiters();
+    hall.stop.notify_waiters();
     let last_bytes = left(LAST_BYTES.min(node.config.shutdown.timeout));
-    if tokio::time::timeout(last_bytes, tasks::no_connections(&node.metrics, partings)).await.is_err() {
+    if tokio::time::timeout(last_bytes, tasks::no_connections(&node.metrics, &hall.partings)).await.is_err() {
         let left = node.metrics.connections_active.get();
         if left > 0 {
             tracing::warn!(left, "connections left at shutdown.timeout are cut");

@@ -19,14 +19,14 @@ mod purge;
 pub mod receiving;
 mod recover;
 mod refusals;
-mod registry;
+pub mod registry;
 mod retain;
 pub mod rivals;
 mod subscribe;
 mod sys;
 mod totals;
 
-pub use link::{Context, Link};
+pub use link::{Context, Link, Terms};
 pub use registry::{Admission, Claim, Claimant};
 pub use sys::Sys;
 pub use totals::publish_cluster;

@@ -131,18 +131,18 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
     }
 }
 
-/// One or more addresses to listen on.
-pub struct Addresses;
+/// One or more addresses to listen on, or `auto`: none here.
+pub struct AddressesOrAuto;
 
-impl Kind for Addresses {
+impl Kind for AddressesOrAuto {
     type Value = Vec<SocketAddr>;
 
     fn expects() -> String {
-        "an IP address and a port, such as 0.0.0.0:1883 or [::]:1883, or a list of them".to_owned()
+        "auto, or an IP address and a port, such as 0.0.0.0:1883 or [::]:1883, or a list of them".to_owned()
     }
 
     fn parse(text: &str) -> Option<Vec<SocketAddr>> {
-        text.split(',').map(parse_address).collect()
+        if text == "auto" { Some(Vec::new()) } else { text.split(',').map(parse_address).collect() }
     }
 }
 
@@ -423,5 +423,27 @@ choice! {
         Redb = "redb",
         /// In memory: everything is lost when the process ends.
         Memory = "memory",
+    }
+}
+
+choice! {
+    /// Whether clients of a listener show a certificate.
+    ClientCertificates {
+        /// None is asked for.
+        Off = "off",
+        /// Whoever shows one is refused if it is not good.
+        Optional = "optional",
+        /// Nobody comes without a good one.
+        Required = "required",
+    }
+}
+
+choice! {
+    /// Whether a proxy in front of a listener tells the clients' addresses.
+    ProxyProtocol {
+        /// Clients connect themselves.
+        Off = "off",
+        /// Every connection begins with a header of the proxy.
+        Required = "required",
     }
 }

@@ -5,16 +5,20 @@
 //! modules are handed their section.
 
 mod kinds;
+mod listener_kinds;
+mod listeners;
 pub mod options;
 mod problem;
 pub mod reference;
 mod sources;
 mod units;
 
-pub use kinds::{Advertised, LogFormat, Secret, StorageType};
+pub use kinds::{Advertised, ClientCertificates, LogFormat, ProxyProtocol, Secret, StorageType};
+pub use listener_kinds::{ListenerType, MqttVersions, Network, Origins};
+pub use listeners::Listeners;
 pub use options::{
-    Audit, Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish,
-    Retained, Runtime, Session, Shutdown, Storage, Sys, Tcp,
+    Audit, Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listener, Log, Node, Publish,
+    Retained, Runtime, Session, Shutdown, Storage, Sys,
 };
 pub use problem::{Problem, Problems};
 pub use sources::{Flag, Sources};
@@ -117,7 +121,7 @@ impl Config {
     fn take(reader: &mut sources::Reader, file: Option<PathBuf>) -> Option<Config> {
         // All sections are taken before the first `?`, so that one bad section does not hide another's problems.
         let node = Node::take(reader);
-        let tcp = Tcp::take(reader);
+        let listeners = Listeners::take(reader);
         let auth = Auth::take(reader);
         let http = Http::take(reader);
         let audit = Audit::take(reader);
@@ -135,7 +139,7 @@ impl Config {
         let runtime = Runtime::take(reader);
         Some(Config {
             node: node?,
-            listeners: Listeners { tcp: tcp? },
+            listeners: listeners?,
             auth: auth?,
             http: http?,
             audit: audit?,
@@ -156,11 +160,12 @@ impl Config {
 
     /// What no single option can tell.
     fn check(&self, reader: &mut sources::Reader) {
+        self.listeners.check(reader);
         if self.auth.allow_anonymous.is_none()
-            && let Some(address) = self.listeners.tcp.address.iter().find(|a| !a.ip().is_loopback())
+            && let Some((name, address)) = self.listeners.beyond_loopback()
         {
             let why = format!(
-                "{address} (listeners.tcp.address) can be reached from other machines, and there are no accounts: \
+                "{address} (listeners.{name}.address) can be reached from other machines, and there are no accounts: \
                  set auth.allow_anonymous to true to let everybody in"
             );
             reader.refuse("auth.allow_anonymous", &why);

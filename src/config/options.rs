@@ -1,9 +1,12 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
 use super::kinds::{
-    Address, AddressOrOff, Addresses, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto,
-    HostPortOrNone, Kind, LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff, SecretOrNone, Size, Span,
-    StorageType, Switch, SwitchOrAuto, Text,
+    Address, AddressOrOff, AddressesOrAuto, ClientCertificates, Count, Directory, Endpoints, FileOrNone,
+    HostPortOrAuto, HostPortOrNone, Kind, LogFilter, LogFormat, NodeId, Prefix, ProxyProtocol, SecondsOrOff,
+    SecretOrNone, Size, Span, StorageType, Switch, SwitchOrAuto, Text,
+};
+use super::listener_kinds::{
+    CountOrOff, Files, ListenerTypeOrAuto, Networks, OriginList, SizeOrOff, UrlPath, VersionList,
 };
 use super::sources::Reader;
 
@@ -48,8 +51,14 @@ macro_rules! options {
             }
 
             impl $section {
+                #[allow(dead_code)] // of a listener: they are taken by their names
                 pub(super) fn take(reader: &mut Reader) -> Option<$section> {
-                    $(let $field = reader.take::<$kind>(concat!($path, ".", $name), $default);)+
+                    $section::take_from(reader, $path)
+                }
+
+                /// The section at `path`, which has the options of this one.
+                pub(super) fn take_from(reader: &mut Reader, path: &str) -> Option<$section> {
+                    $(let $field = reader.take::<$kind>(&format!("{path}.{}", $name), $default);)+
                     Some($section { $($field: $field?,)+ })
                 }
             }
@@ -88,13 +97,6 @@ pub struct Cluster {
     pub tls: ClusterTls,
 }
 
-/// Where clients connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listeners {
-    /// MQTT over TCP.
-    pub tcp: Tcp,
-}
-
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
@@ -106,10 +108,18 @@ options! {
         "id" id: NodeId = "auto",
     }
 
-    /// MQTT over TCP.
-    Tcp = "listeners.tcp" {
-        /// Where to listen, one address or a list. Beyond loopback, auth.allow_anonymous must be set.
-        "address" address: Addresses = "127.0.0.1:1883",
+    /// Where clients connect. There may be any number of listeners by any names, listeners.<name>, all with the options that
+    /// are listed here for listeners.tcp, which is there without being named. A name has up to 32 of the characters a-z 0-9 _ -.
+    /// Limits that are off are those of the section limits.
+    Listener = "listeners.tcp" {
+        /// What is spoken below MQTT: tcp, tls, ws (WebSocket) or wss (WebSocket over TLS). auto = the listener's name, if that
+        /// is one of them.
+        "type" kind: ListenerTypeOrAuto = "auto",
+        /// Whether the listener is opened.
+        "enabled" enabled: Switch = "true",
+        /// Where to listen, one address or a list. Beyond loopback, auth.allow_anonymous must be set. auto = on this machine only,
+        /// at port 1883 (tcp), 8883 (tls), 8083 (ws) or 8084 (wss).
+        "address" address: AddressesOrAuto = "auto",
         /// Connections the kernel keeps waiting until the broker accepts them.
         "backlog" backlog: Count<u32, 1, 65_535> = "1024",
         /// Send small packets at once instead of gathering them (TCP_NODELAY).
@@ -118,6 +128,45 @@ options! {
         /// that a vanished client goes also if it has no MQTT keep alive. It is gone after four questions, 15s apart, without
         /// an answer.
         "keep_alive" keep_alive: SecondsOrOff<1, 32_767> = "5m",
+        /// With tls and wss: PEM file of the certificate and those between it and the authority, in this order. A list is for
+        /// several names: clients get the first one that has the server name they ask for, else the first one. This and the
+        /// files below are read again on SIGHUP and when they change.
+        "cert_file" cert_file: Files = "",
+        /// PEM file of the certificate's private key; a list in the order of cert_file. It must not be readable by everybody.
+        "key_file" key_file: Files = "",
+        /// With tls and wss: off = clients are asked for no certificate, optional = those that show one must show a good one,
+        /// required = nobody connects without one.
+        "client_certificates" client_certificates: ClientCertificates = "off",
+        /// PEM file of the authorities that sign clients' certificates, or a list.
+        "client_ca_file" client_ca_file: Files = "",
+        /// PEM file of these authorities' revocation lists, or a list. With any, each authority that signs clients' certificates
+        /// needs one, for whose revocation cannot be looked up is refused. Who is revoked later is disconnected (0x87).
+        "crl_file" crl_file: Files = "",
+        /// With ws and wss: the path of the upgrade request.
+        "path" path: UrlPath = "/mqtt",
+        /// With ws and wss: web pages that may connect. same = those of the same host, named by its IP address, as localhost, or over
+        /// TLS; * = all. Clients that are no browsers name no page, and are let in.
+        "allowed_origins" allowed_origins: OriginList = "same",
+        /// required = every connection begins with a header of the PROXY protocol, version 1 or 2, which tells the client's address.
+        "proxy_protocol" proxy_protocol: ProxyProtocol = "off",
+        /// Addresses and networks of the proxies. Connections from elsewhere are refused.
+        "proxy_from" proxy_from: Networks = "",
+        /// Connections at a time. More are refused as by limits.max_connections, which holds besides.
+        "max_connections" max_connections: CountOrOff<10_000_000> = "off",
+        /// New connections per second. More wait in the kernel until it is their turn.
+        "max_connection_rate" max_connection_rate: CountOrOff<1_000_000> = "off",
+        /// PUBLISH packets per second and client. A client that sends more is read more slowly.
+        "max_message_rate" max_message_rate: CountOrOff<10_000_000> = "off",
+        /// Bytes per second and client, in the same way.
+        "max_byte_rate" max_byte_rate: SizeOrOff<u64, 1024, TIB> = "off",
+        /// As limits.max_packet_size.
+        "max_packet_size" max_packet_size: SizeOrOff<u32, 128, 268_435_460> = "off",
+        /// The shortest keep alive. An MQTT 5 client that asks for less is told this instead; MQTT 3 clients are given as much time.
+        "min_keep_alive" min_keep_alive: SecondsOrOff<1, 65_535> = "off",
+        /// As limits.max_keep_alive.
+        "max_keep_alive" max_keep_alive: SecondsOrOff<1, 65_535> = "off",
+        /// Protocol versions that are spoken. Others are refused: CONNACK 0x84 (MQTT 3: 0x01).
+        "versions" versions: VersionList = "all",
     }
 
     /// Who may connect.
@@ -152,8 +201,11 @@ options! {
         /// Connections at a time. More are refused: CONNACK 0x97 (MQTT 3: 0x03). The limit on open files
         /// (ulimit -n) must allow as many; the broker raises it as far as it may and warns if that is too low.
         "max_connections" max_connections: Count<usize, 1, 10_000_000> = "100000",
-        /// How long a new connection may take to send CONNECT.
+        /// How long a new connection may take to send CONNECT, TLS handshake, upgrade to WebSocket and header of a proxy included.
         "connect_timeout" connect_timeout: Span<100, 600_000> = "10s",
+        /// Connections that have not sent CONNECT yet. At the limit, the oldest one of the address (IPv6: /64) that has most of them
+        /// gives way to a new one.
+        "max_arriving_connections" max_arriving_connections: Count<usize, 16, 1_000_000> = "1024",
         /// How long one packet may take to arrive once it has begun. Then the connection is closed with 0x97. While it arrives,
         /// 1 KiB within a keep alive counts as a sign of life, as a whole packet does.
         "packet_timeout" packet_timeout: Span<100, 86_400_000> = "10m",
@@ -248,7 +300,8 @@ options! {
         /// Where the other nodes reach this one, host:port. auto = peer_address, with the host name if that listens everywhere.
         "advertise_peer" advertise_peer: HostPortOrAuto = "auto",
         /// Where clients reach this node, host:port: told to MQTT 5 clients that should come here (server reference).
-        /// auto = the first address of listeners.tcp, with the host name if that listens everywhere.
+        /// auto = the first address of listeners.tcp (if there is none: of a listener of type tcp, then tls), with the host
+        /// name if that listens everywhere.
         /// none = clients are told nothing, where they cannot reach nodes one by one.
         "advertise_mqtt" advertise_mqtt: HostPortOrNone = "auto",
         /// Where the node stands, such as a rack or a data centre's zone. Shown by berth ctl cluster status.

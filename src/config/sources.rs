@@ -1,10 +1,11 @@
 //! The layers: collects what file, environment and flags say, and remembers where each value came from.
 
 use super::kinds::Kind;
+use super::listeners::{listed, split, unlisted};
 use super::options::{self, SECTIONS};
 use super::problem::{Problem, Problems, nearest};
 use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 const ENV_PREFIX: &str = "BERTH__";
@@ -60,13 +61,16 @@ struct Setting {
 /// Hands out options, notes problems on the way.
 pub(super) struct Reader {
     settings: BTreeMap<String, Setting>,
+    /// Listeners that are named, be it without any option.
+    listeners: BTreeSet<String>,
     problems: Vec<Problem>,
 }
 
 impl Reader {
     /// Collects all layers; later ones win.
     pub(super) fn open(sources: &Sources) -> Reader {
-        let mut reader = Reader { settings: BTreeMap::new(), problems: Vec::new() };
+        let mut reader =
+            Reader { settings: BTreeMap::new(), listeners: BTreeSet::new(), problems: Vec::new() };
         if let Some(path) = &sources.file {
             match read_file(path) {
                 Ok(values) => reader.add("", &values, &|_| format!("file {}", path.display())),
@@ -92,6 +96,11 @@ impl Reader {
     fn add(&mut self, prefix: &str, values: &Map<String, Value>, origin: &dyn Fn(&str) -> String) {
         for (name, value) in values {
             let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            if let Some((listener, "")) = split(&key)
+                && matches!(&value.kind, ValueKind::Table(_) | ValueKind::Nil)
+            {
+                self.listeners.insert(listener.to_owned());
+            }
             match &value.kind {
                 ValueKind::Table(inner) if !is_option(&key) => self.add(&key, inner, origin),
                 // An empty section, or an option left blank: the default.
@@ -106,13 +115,16 @@ impl Reader {
 
     fn add_leaf(&mut self, key: &str, value: String, origin: String) {
         if is_option(key) {
+            if let Some((listener, _)) = split(key) {
+                self.listeners.insert(listener.to_owned());
+            }
             self.settings.insert(key.to_owned(), Setting { value, origin });
         } else if is_section(key) {
             let reason = "this is a section, not an option".to_owned();
             self.problem(key, Some(value), reason, origin);
         } else {
-            let reason = match nearest(key, options::keys()) {
-                Some(known) => format!("unknown option; did you mean {known}?"),
+            let reason = match nearest(&listed(key), options::keys()) {
+                Some(known) => format!("unknown option; did you mean {}?", unlisted(&known, key)),
                 None => "unknown option; `berth config defaults` lists all".to_owned(),
             };
             // Without the value: it may be a secret under a name with a slip in it.
@@ -138,6 +150,11 @@ impl Reader {
         value
     }
 
+    /// Names of the listeners that are configured.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = String> {
+        self.listeners.iter().cloned()
+    }
+
     /// Notes that the value of `key` cannot be used, though it is well-formed.
     pub(super) fn refuse(&mut self, key: &str, reason: &str) {
         let (value, origin) = match self.settings.get(key) {
@@ -154,10 +171,11 @@ impl Reader {
 }
 
 fn is_option(key: &str) -> bool {
-    options::keys().any(|k| k == key)
+    options::keys().any(|k| k == listed(key))
 }
 
 fn is_section(key: &str) -> bool {
+    let key = &*listed(key);
     SECTIONS
         .iter()
         .any(|s| s.path == key || s.path.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))

@@ -20,7 +20,7 @@ fn addresses(list: &[&str]) -> Vec<SocketAddr> {
 #[test]
 fn every_default_is_valid() {
     let config = Config::from_pairs(&[("node.id", "n1")]).unwrap();
-    assert_eq!(config.listeners.tcp.address, addresses(&["127.0.0.1:1883"]));
+    assert_eq!(config.listeners.get("tcp").unwrap().address, addresses(&["127.0.0.1:1883"]));
     assert_eq!(config.limits.max_packet_size, 16 << 20);
     assert_eq!(config.limits.max_keep_alive, None);
     assert_eq!(config.sys.interval, Some(Duration::from_secs(10)));
@@ -56,8 +56,11 @@ fn yaml_values_of_all_shapes() {
     );
     let config = Config::load(&sources).unwrap();
     assert_eq!(config.node.id, "42");
-    assert_eq!(config.listeners.tcp.address, addresses(&["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"]));
-    assert!(!config.listeners.tcp.nodelay);
+    assert_eq!(
+        config.listeners.get("tcp").unwrap().address,
+        addresses(&["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"])
+    );
+    assert!(!config.listeners.get("tcp").unwrap().nodelay);
     assert_eq!(config.http.address, None);
     assert_eq!(config.limits.max_keep_alive, Some(Duration::from_secs(90)));
     assert_eq!(config.limits.connect_timeout, Duration::from_millis(1500));

@@ -2,18 +2,22 @@
 //!
 //! One task serves one connection. Its buffers belong to the thread: an idle connection holds none.
 
-use super::parting::{Parting, Partings};
-use super::socket::Tcp;
+use super::arrival::{Guest, Place};
+use super::crowd::Entrance;
+use super::listener::Shared;
+use super::parting::Parting;
+use super::rates::Throttle;
+use super::transport::{Change, Transport, Turn};
 use crate::broker::link::Driven;
-use crate::broker::ports::Door;
-use crate::broker::{Admission, Broker, Context, Link};
+use crate::broker::{Broker, Context, Link};
 use crate::clock::{self, Time};
+use crate::telemetry::metrics::Turned;
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll, ready};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
@@ -35,32 +39,53 @@ thread_local! {
     });
 }
 
-struct Connection {
-    stream: TcpStream,
+struct Connection<T> {
+    transport: T,
     link: Link,
     /// What the client has not taken yet.
     unsent: Vec<u8>,
     broker: Arc<Broker>,
+    shared: Arc<Shared>,
+    peer: SocketAddr,
     armed: Option<Time>,
     /// This node may not serve clients, and this one has been told.
     silenced: bool,
-    partings: Partings,
+    /// What slows the client down, if anything does.
+    throttle: Option<Box<Throttle>>,
+    /// Its reading pauses because of that.
+    slowed: bool,
+    /// Its CONNECT has not come yet.
+    entrance: Option<Entrance>,
+    /// It counts as a connection.
+    place: Option<Place>,
+    /// Completes when its certificate has to be looked at again.
+    trust: Option<Change>,
     /// The link is done; the client still reads what it was told.
     parting: Option<Parting>,
 }
 
 /// Serves one connection until it ends or `stop` is notified.
-pub(super) async fn serve(
-    stream: TcpStream,
-    door: Arc<Door>,
-    broker: Arc<Broker>,
-    admission: Admission,
-    partings: Partings,
-    stop: Arc<Notify>,
-) {
-    let link = Link::new(broker.clone(), door, admission, clock::now());
-    let (unsent, armed, silenced, parting) = (Vec::new(), None, false, None);
-    let mut c = Connection { stream, link, unsent, broker, armed, silenced, partings, parting };
+pub(super) async fn serve<T: Transport>(mut transport: T, mut guest: Guest, stop: Arc<Notify>) {
+    let door = guest.door();
+    let Guest { broker, shared, peer, accepted, admission, place, entrance, .. } = guest;
+    let now = clock::now();
+    let link = Link::new(broker.clone(), door, admission, now).under(shared.terms.clone(), accepted);
+    let mut c = Connection {
+        trust: transport.trust_changes(),
+        transport,
+        link,
+        unsent: Vec::new(),
+        broker,
+        throttle: Throttle::new(shared.message_rate, shared.byte_rate, now),
+        shared,
+        peer,
+        armed: None,
+        silenced: false,
+        slowed: false,
+        entrance: Some(entrance),
+        place: Some(place),
+        parting: None,
+    };
     let sleep = tokio::time::sleep(std::time::Duration::ZERO);
     let stopped = stop.notified();
     tokio::pin!(sleep, stopped);
@@ -70,13 +95,14 @@ pub(super) async fn serve(
             stopping = true;
             c.with_buffers(|c, b| c.link.shut_down(clock::now(), &mut b.context));
         }
+        c.look_at_trust(cx);
         c.poll(cx, sleep.as_mut())
     })
     .await;
 }
 
-impl Connection {
-    fn with_buffers<R>(&mut self, f: impl FnOnce(&mut Connection, &mut Buffers) -> R) -> R {
+impl<T: Transport> Connection<T> {
+    fn with_buffers<R>(&mut self, f: impl FnOnce(&mut Connection<T>, &mut Buffers) -> R) -> R {
         BUFFERS.with_borrow_mut(|b| {
             // Nothing that a connection may have left behind by panicking reaches another client.
             b.context.actions.wire.clear();
@@ -106,7 +132,8 @@ impl Connection {
             return Poll::Ready(());
         }
         let parting = self.parting.as_ref().map(Parting::deadline);
-        let deadline = [self.link.next_timeout(), parting].into_iter().flatten().min();
+        let throttle = self.throttle.as_ref().and_then(|t| t.closed_until());
+        let deadline = [self.link.next_timeout(), parting, throttle].into_iter().flatten().min();
         self.arm(cx, sleep.as_mut(), deadline)
     }
 
@@ -129,6 +156,22 @@ impl Connection {
         Poll::Pending
     }
 
+    /// Ends the connection of a client whose certificate is not good any more.
+    fn look_at_trust(&mut self, cx: &mut task::Context<'_>) {
+        let Some(change) = &mut self.trust else { return };
+        if change.as_mut().poll(cx).is_pending() {
+            return;
+        }
+        let trusted = self.transport.trusted();
+        self.trust = self.transport.trust_changes();
+        cx.waker().wake_by_ref();
+        if self.parting.is_none() && !trusted {
+            self.trust = None;
+            self.broker.metrics.certificates_distrusted.inc();
+            self.with_buffers(|c, b| c.link.distrust(clock::now(), &mut b.context));
+        }
+    }
+
     /// Reads, works and writes until there is nothing to do; true when the connection is over.
     fn work(&mut self, cx: &task::Context<'_>, b: &mut Buffers) -> bool {
         let Buffers { context, read } = b;
@@ -139,29 +182,60 @@ impl Connection {
                 self.link.stop_serving(now, context);
             }
             self.silenced = !serves;
-            let mut socket = Tcp { stream: &mut self.stream, waker: cx.waker() };
-            match self.link.drive(&mut socket, read, cx.waker(), now, context) {
+            self.transport.flush(cx.waker());
+            // Whoever is to leave is heard to the end.
+            let throttle = if self.link.leaves() { None } else { self.throttle.as_deref_mut() };
+            let mut turn = Turn { transport: &mut self.transport, waker: cx.waker(), throttle, now };
+            let driven = self.link.drive(&mut turn, read, cx.waker(), now, context);
+            if self.throttle.is_some() {
+                self.count_messages(cx, now);
+            }
+            if self.entrance.is_some() && !self.link.fresh() {
+                self.entrance = None;
+            }
+            match driven {
                 Driven::Waits => return false,
                 Driven::Again => {
-                    socket.wake();
+                    cx.waker().wake_by_ref();
                     return false;
                 }
-                Driven::Closed if self.link.ended() && context.actions.wire.is_empty() => return true,
-                // It counts as a connection no more, and its session may be somebody else's.
-                Driven::Closed => self.broker.dismiss_connection(),
+                Driven::Closed => {
+                    // It counts as a connection no more, and its session may be somebody else's.
+                    self.place = None;
+                    let last_said = context.actions.wire.is_empty();
+                    if self.link.ended() && last_said && self.transport.conclude(cx.waker()) {
+                        return true;
+                    }
+                }
             }
         }
-        let parting = self.parting.get_or_insert_with(|| self.partings.begin(now));
-        let mut socket = Tcp { stream: &mut self.stream, waker: cx.waker() };
-        let over = parting.poll(&mut socket, &mut context.actions.wire, read, now);
+        let parting = self.parting.get_or_insert_with(|| self.shared.partings.begin(now));
+        let over = parting.poll(&mut self.transport, cx.waker(), &mut context.actions.wire, read, now);
         if over {
             context.actions.wire.clear();
         }
         over
     }
+
+    /// Takes the messages that came from what the client may send, and says once for each pause that it is slowed down.
+    fn count_messages(&mut self, cx: &task::Context<'_>, now: Time) {
+        let Some(throttle) = &mut self.throttle else { return };
+        if throttle.count(self.link.messages_in(), now) {
+            cx.waker().wake_by_ref();
+        }
+        let slowed = throttle.closed_until().is_some();
+        if slowed && !self.slowed {
+            self.shared.turned(
+                self.peer,
+                Turned::ClientRate,
+                &"it sends more than the listener's rates allow",
+            );
+        }
+        self.slowed = slowed;
+    }
 }
 
-impl Drop for Connection {
+impl<T> Drop for Connection<T> {
     /// Also when the task is cancelled or panics: a session is never left without an owner.
     fn drop(&mut self) {
         let mut context = Context::default();
@@ -169,8 +243,5 @@ impl Drop for Connection {
             self.link.shut_down(clock::now(), &mut context);
         }
         self.link.lost(clock::now(), &mut context);
-        if self.parting.is_none() {
-            self.broker.dismiss_connection();
-        }
     }
 }

@@ -1,7 +1,12 @@
-//! Where sockets are: listeners, the driver of one connection, how it is parted from clients, admin HTTP.
+//! Where sockets are: listeners, what comes before MQTT, the driver of one connection, how it is parted from clients, admin HTTP.
 
+mod arrival;
 mod connection;
+pub mod crowd;
 pub mod http;
+pub mod listener;
+mod notices;
 pub mod parting;
-mod socket;
-pub mod tcp;
+mod proxy;
+mod rates;
+mod transport;

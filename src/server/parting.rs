@@ -3,11 +3,14 @@
 //! A socket that is closed with unread bytes resets the connection, and a client that is still writing then never reads why
 //! it was let go (RFC 1122 section 4.2.2.13). Its session may have another connection meanwhile.
 
-use super::socket::Tcp;
-use crate::broker::link::{Read, Socket};
-use crate::clock::Time;
+use super::transport::Transport;
+use crate::broker::link::Read;
+use crate::clock::{self, Time};
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 /// How long a client may take to read the last bytes and to close its side, milliseconds.
 const PARTING_MS: u64 = 1_000;
@@ -59,32 +62,50 @@ impl Parting {
     /// Writes what the client takes of `last`, and so on; true when the socket may be closed.
     pub(super) fn poll(
         &mut self,
-        socket: &mut Tcp<'_>,
+        transport: &mut impl Transport,
+        waker: &Waker,
         last: &mut Vec<u8>,
         buffer: &mut [u8],
         now: Time,
     ) -> bool {
         if !last.is_empty() {
-            match socket.write(last) {
+            match transport.write(waker, last) {
                 Ok(written) => drop(last.drain(..written)),
                 Err(_) => return true,
             }
         }
         if last.is_empty() && !self.shut {
-            self.shut = socket.shut();
+            self.shut = transport.shut(waker);
         }
         if self.permit.is_none() || self.deadline <= now {
             return true;
         }
         // Also while the last bytes wait: a client that writes first and reads then would never take them.
         for _ in 0..READS_MAX {
-            match socket.read(buffer) {
+            match transport.drain(waker, buffer) {
                 Read::Bytes(_) => {}
                 Read::Nothing => return false,
-                Read::Ended => return last.is_empty(),
+                Read::Ended => return last.is_empty() && self.shut,
             }
         }
-        socket.wake();
+        waker.wake_by_ref();
         false
     }
+}
+
+/// Bytes read at a time of a client that was told `last` only.
+const READ_BYTES: usize = 2048;
+
+/// Parts from a client that never was served: it is told `last`.
+pub(super) async fn part(transport: &mut impl Transport, mut last: Vec<u8>, partings: &Partings) {
+    let mut parting = partings.begin(clock::now());
+    let sleep = tokio::time::sleep_until(Instant::from_std(clock::instant(parting.deadline())));
+    tokio::pin!(sleep);
+    poll_fn(|cx| {
+        let due = sleep.as_mut().poll(cx).is_ready();
+        let mut buffer = [0; READ_BYTES];
+        let over = parting.poll(transport, cx.waker(), &mut last, &mut buffer, clock::now());
+        if over || due { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }

@@ -76,9 +76,8 @@ impl Settings {
             return Err(Reason::TopicNameInvalid);
         }
         // A server keep alive can only be told to MQTT 5 clients.
-        let imposed = c.version.is_v5()
-            && limits.max_keep_alive_s > 0
-            && (c.keep_alive_s == 0 || c.keep_alive_s > limits.max_keep_alive_s);
+        let granted = limits.keep_alive_s(c.keep_alive_s);
+        let imposed = c.version.is_v5() && granted != c.keep_alive_s;
         let expiry_s = c.session_expiry_s.min(limits.max_session_expiry_s);
         Ok(Settings {
             version: c.version,
@@ -86,7 +85,7 @@ impl Settings {
             client_id: if assigned { assign() } else { Arc::from(c.client_id) },
             assigned,
             clean_start: c.clean_start,
-            keep_alive_s: if imposed { limits.max_keep_alive_s } else { c.keep_alive_s },
+            keep_alive_s: if imposed { granted } else { c.keep_alive_s },
             keep_alive_imposed: imposed,
             expiry_s,
             expiry_capped: expiry_s != c.session_expiry_s,
@@ -114,11 +113,7 @@ impl Settings {
     /// The keep alive that the client is held to, seconds; 0 = none. MQTT 3 clients cannot be told of the server's limit, and
     /// are held to it all the same.
     pub fn silence_s(&self) -> u16 {
-        match (self.keep_alive_s, self.limits.max_keep_alive_s) {
-            (0, max) => max,
-            (s, 0) => s,
-            (s, max) => s.min(max),
-        }
+        self.limits.keep_alive_s(self.keep_alive_s)
     }
 
     /// The CONNACK that grants these settings.

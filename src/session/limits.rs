@@ -26,6 +26,8 @@ pub struct Limits {
     pub maximum_qos: crate::mqtt::QoS,
     /// Largest keep alive granted, seconds; 0 = no limit. MQTT 3 clients are held to it without being told.
     pub max_keep_alive_s: u16,
+    /// Smallest keep alive granted, seconds; 0 = any. MQTT 3 clients are given as much time without being told.
+    pub min_keep_alive_s: u16,
     /// Largest session expiry interval granted, seconds; `u32::MAX` = no limit.
     pub max_session_expiry_s: u32,
     /// Messages in flight to one client.
@@ -40,8 +42,45 @@ impl Default for Limits {
             topic_alias_maximum: 32,
             maximum_qos: crate::mqtt::QoS::ExactlyOnce,
             max_keep_alive_s: 0,
+            min_keep_alive_s: 0,
             max_session_expiry_s: u32::MAX,
             max_inflight: 1000,
+        }
+    }
+}
+
+impl Limits {
+    /// The keep alive that a client which asks for `asked_s` is held to, seconds; 0 = none.
+    pub fn keep_alive_s(&self, asked_s: u16) -> u16 {
+        match (asked_s, self.max_keep_alive_s) {
+            (0, max) => max,
+            (asked, 0) => asked.max(self.min_keep_alive_s),
+            (asked, max) => asked.max(self.min_keep_alive_s).min(max),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keep_alives_are_kept_within_bounds() {
+        // Smallest, largest, asked for, granted.
+        let cases = [
+            (0, 0, 0, 0),
+            (0, 0, 7, 7),
+            (10, 0, 7, 10),
+            (10, 0, 0, 0),
+            (10, 0, 11, 11),
+            (0, 5, 0, 5),
+            (0, 5, 7, 5),
+            (3, 5, 1, 3),
+            (3, 5, 4, 4),
+        ];
+        for (min_keep_alive_s, max_keep_alive_s, asked, granted) in cases {
+            let limits = Limits { min_keep_alive_s, max_keep_alive_s, ..Limits::default() };
+            assert_eq!(limits.keep_alive_s(asked), granted, "{limits:?}");
         }
     }
 }

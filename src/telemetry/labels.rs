@@ -113,6 +113,38 @@ impl RefuseReason {
 }
 
 label! {
+    /// Why a client did not come as far as CONNECT, or was slowed down.
+    Turned = "reason" {
+        /// TLS could not be agreed on, or the client broke the handshake off.
+        Tls = "tls",
+        /// The client's certificate is not good, or none was shown where one is required.
+        Certificate = "certificate",
+        /// The request for the upgrade to WebSocket was refused.
+        WebSocket = "websocket",
+        /// No header of the PROXY protocol, or one from an address that may not send any.
+        Proxy = "proxy",
+        /// The handshake, the upgrade or the proxy's header was not complete within `limits.connect_timeout`.
+        Timeout = "timeout",
+        /// The connection gave way to newer ones: `limits.max_arriving_connections`.
+        Crowded = "crowded",
+        /// New connections wait, since more come than the listener's `max_connection_rate`: counted once for each wait.
+        ConnectionRate = "connection_rate",
+        /// Reading from a client paused because of the listener's `max_message_rate` or `max_byte_rate`: counted once for each pause.
+        ClientRate = "client_rate",
+    }
+}
+
+label! {
+    /// What became of certificates that were read again.
+    Reload = "outcome" {
+        /// They are in use.
+        Done = "done",
+        /// They cannot be used: the old ones stay in use.
+        Failed = "failed",
+    }
+}
+
+label! {
     /// What became of a claim of a session in etcd.
     ClaimResult = "outcome" {
         /// This node owns the session.

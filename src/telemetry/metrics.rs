@@ -205,6 +205,14 @@ metrics! {
     errors: Family<ErrorType, Counter> = "mqtt_errors_total", count,
         "Connections ended by an error, by its type.";
 
+    turned_away: Family<Turned, Counter> = "berth_turned_away_total", count,
+        "Clients of a listener that did not come as far as CONNECT, or that were slowed down, by reason.";
+    tls_handshakes: Counter = "berth_tls_handshakes_total", count,
+        "TLS handshakes of clients that were completed.";
+    certificate_reloads: Family<Reload, Counter> = "berth_certificate_reloads_total", count,
+        "Times that the certificates of a listener were read again, by outcome.";
+    certificates_distrusted: Counter = "berth_certificates_distrusted_total", count,
+        "Connections ended because their client's certificate was revoked, or its authority is not trusted any more.";
     connects_refused: Family<RefuseReason, Counter> = "berth_connects_refused_total", count,
         "CONNECT packets refused, by reason.";
     takeovers: Counter = "berth_takeovers_total", count,

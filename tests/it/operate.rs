@@ -7,6 +7,7 @@ use berth::mqtt::{QoS, Reason};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 
 /// What a run of `berth ctl` gave.
 #[derive(Debug)]

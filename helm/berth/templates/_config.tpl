@@ -68,6 +68,49 @@ key: {{ .keyKey }}
 {{- end }}
 {{- end }}
 
+{{/* Names of the listeners beside tcp, separated by blanks. */}}
+{{- define "berth.listenerNames" -}}
+{{- $names := list }}
+{{- range $name := list "tls" "ws" "wss" }}
+{{- if (index $.Values.listeners $name).enabled }}{{ $names = append $names $name }}{{ end }}
+{{- end }}
+{{- join " " $names }}
+{{- end }}
+
+{{/* Whether any of them needs a certificate: not empty then. */}}
+{{- define "berth.listenersNeedTls" -}}
+{{- if or .Values.listeners.tls.enabled .Values.listeners.wss.enabled }}yes{{ end }}
+{{- end }}
+
+{{/* Whether clients are asked for certificates: not empty then. */}}
+{{- define "berth.listenersAskClients" -}}
+{{- if and (include "berth.listenersNeedTls" .) (ne .Values.listeners.certificate.clientCertificates "off") }}yes{{ end }}
+{{- end }}
+
+{{/* Options of these listeners, as YAML. */}}
+{{- define "berth.listeners" -}}
+{{- $certificate := .Values.listeners.certificate }}
+{{- $listeners := dict }}
+{{- range $name := splitList " " (include "berth.listenerNames" .) }}
+{{- if $name }}
+{{- $options := dict "address" (printf "0.0.0.0:%d" (int (index $.Values.listeners $name).port)) }}
+{{- if ne $name "ws" }}
+{{- $dir := "/run/secrets/berth/listeners" }}
+{{- $_ := set $options "cert_file" (print $dir "/tls.crt") }}
+{{- $_ := set $options "key_file" (print $dir "/tls.key") }}
+{{- if include "berth.listenersAskClients" $ }}
+{{- $dir := "/run/secrets/berth/listener-clients" }}
+{{- $_ := set $options "client_certificates" $certificate.clientCertificates }}
+{{- $_ := set $options "client_ca_file" (print $dir "/" $certificate.clientCaKey) }}
+{{- if $certificate.crlKey }}{{ $_ := set $options "crl_file" (print $dir "/" $certificate.crlKey) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- $_ := set $listeners $name $options }}
+{{- end }}
+{{- end }}
+{{- toYaml $listeners }}
+{{- end }}
+
 {{/* What the chart itself sets, with the user's config over it, as YAML. */}}
 {{- define "berth.config" -}}
 {{- $base := dict
@@ -76,6 +119,9 @@ key: {{ .keyKey }}
   "storage" (dict "dir" "/var/lib/berth")
   "auth" (dict "allow_anonymous" .Values.auth.allowAnonymous)
   "shutdown" (dict "timeout" (printf "%ds" (int .Values.drain.timeoutSeconds))) }}
+{{- range $name, $listener := include "berth.listeners" . | fromYaml }}
+{{- $_ := set $base.listeners $name $listener }}
+{{- end }}
 {{- if .Values.cluster.enabled }}
 {{- $cluster := dict "enabled" true "name" (include "berth.clusterName" .) "peer_address" (printf "0.0.0.0:%d" (int .Values.peers.port)) }}
 {{- if .Values.peers.tls.existingSecret }}
@@ -201,6 +247,18 @@ key: {{ .keyKey }}
 
 {{/* Secrets of the brokers: (name of the volume, secret). */}}
 {{- define "berth.secretVolumes" -}}
+{{- if include "berth.listenersNeedTls" . }}
+- name: listeners-tls
+  secret:
+    secretName: {{ .Values.listeners.certificate.existingSecret }}
+    defaultMode: 0440
+{{- end }}
+{{- if include "berth.listenersAskClients" . }}
+- name: listeners-clients
+  secret:
+    secretName: {{ .Values.listeners.certificate.clientCaSecret }}
+    defaultMode: 0440
+{{- end }}
 {{- if .Values.cluster.enabled }}
 {{- with .Values.peers.tls.existingSecret }}
 - name: peer-tls
@@ -224,6 +282,16 @@ key: {{ .keyKey }}
 {{- end }}
 
 {{- define "berth.secretMounts" -}}
+{{- if include "berth.listenersNeedTls" . }}
+- name: listeners-tls
+  mountPath: /run/secrets/berth/listeners
+  readOnly: true
+{{- end }}
+{{- if include "berth.listenersAskClients" . }}
+- name: listeners-clients
+  mountPath: /run/secrets/berth/listener-clients
+  readOnly: true
+{{- end }}
 {{- if .Values.cluster.enabled }}
 {{- if .Values.peers.tls.existingSecret }}
 - name: peer-tls

@@ -26,6 +26,12 @@
 {{- fail "a single broker (cluster.enabled=false) uses no etcd: set etcd.enabled=false" }}
 {{- end }}
 {{- end }}
+{{- if and (include "berth.listenersNeedTls" .) (not $v.listeners.certificate.existingSecret) }}
+{{- fail "listeners.tls and listeners.wss need listeners.certificate.existingSecret" }}
+{{- end }}
+{{- if and (include "berth.listenersAskClients" .) (not (and $v.listeners.certificate.clientCaSecret $v.listeners.certificate.clientCaKey)) }}
+{{- fail "listeners.certificate.clientCertificates needs listeners.certificate.clientCaSecret and clientCaKey: the authority that signs clients' certificates" }}
+{{- end }}
 {{- if and $v.externalEtcd.tls.certKey (not $v.externalEtcd.tls.keyKey) }}
 {{- fail "externalEtcd.tls.certKey needs externalEtcd.tls.keyKey" }}
 {{- end }}

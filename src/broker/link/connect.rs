@@ -84,9 +84,16 @@ impl Link {
             password: c.password,
             door: &self.door,
         };
-        let limits = self.broker.limits.session;
+        let limits = self.session_limits();
         let assign = || assigned_id(&self.broker, now);
-        let settings = if self.unwelcome {
+        let settings = if self.terms.as_ref().is_some_and(|t| !t.speaks(c.version)) {
+            let why = format!(
+                "MQTT {} is not spoken here (listeners.{}.versions)",
+                c.version.name(),
+                self.door.listener
+            );
+            Err(Failure::new(Reason::UnsupportedProtocolVersion, why))
+        } else if self.unwelcome {
             Err(Reason::QuotaExceeded.into())
         } else if self.broker.draining() {
             Err(Reason::ServerUnavailable.into())

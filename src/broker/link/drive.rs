@@ -208,7 +208,11 @@ impl Link {
                 true
             }
             // After a standstill the timer may know sooner than the socket's readiness what has happened meanwhile.
-            Read::Nothing if (self.silence_due(now) || self.leaves()) && socket.unread() > 0 => false,
+            Read::Nothing
+                if !self.overdue(now) && (self.silence_due(now) || self.leaves()) && socket.unread() > 0 =>
+            {
+                false
+            }
             Read::Nothing => {
                 self.part(now, cx);
                 self.judge_silence(now, cx);
@@ -226,7 +230,7 @@ impl Link {
     }
 
     /// Whether the client is to be parted from.
-    fn leaves(&self) -> bool {
+    pub fn leaves(&self) -> bool {
         matches!(&self.state, State::Open(o) if o.leave.is_some())
     }
 
@@ -262,6 +266,12 @@ impl Link {
             }
             State::Connecting(_) | State::Leaving(_) | State::Closed => false,
         }
+    }
+
+    /// Whether CONNECT had its time, and what a standstill may have taken of it besides: bytes that are no CONNECT, however many
+    /// there are, win no more.
+    fn overdue(&self, now: Time) -> bool {
+        matches!(&self.state, State::Fresh(deadline) if deadline.plus_ms(STANDSTILL_MS) <= now)
     }
 
     /// The client has said nothing more until `now`: ends the connection if that is too long.

@@ -8,6 +8,7 @@ mod connect;
 mod drive;
 mod effects;
 mod open;
+mod terms;
 mod waiting;
 
 use super::handle::Handle;
@@ -17,9 +18,9 @@ use super::retained::Found;
 use super::subscribe::RetainedRequest;
 use super::{Admission, Broker};
 use crate::clock::Time;
-use crate::mqtt::Version;
 use crate::mqtt::decode::{self, DecodeError};
-use crate::session::{Actions, CloseCause, Delivery, Session};
+use crate::mqtt::{Reason, Version};
+use crate::session::{self, Actions, CloseCause, Delivery, Session};
 use crate::telemetry::metrics::ErrorType;
 use arriving::Arriving;
 pub use arriving::{CONNECT_BYTES_MAX, SMALL_PACKET_MAX};
@@ -29,6 +30,7 @@ pub use drive::{Broken, Driven, ROUNDS_MAX, Read, Socket};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
+pub use terms::Terms;
 use waiting::Waiting;
 
 /// Bytes waiting for the client beyond which no more messages are produced for it.
@@ -43,6 +45,9 @@ const WRITE_TIMED_OUT: &str = "the client took no byte of what was written for i
 
 /// Why a client is let go that begins a packet and does not end it.
 const PACKET_TIMED_OUT: &str = "a packet took too long to arrive (limits.packet_timeout)";
+
+/// Why a client is let go whose certificate was good when it came.
+const DISTRUSTED: &str = "the client's certificate was revoked, or its authority is not trusted any more";
 
 /// Numbers of journaled messages read at a time for one client.
 const READ_BATCH_MAX: usize = 128;
@@ -72,6 +77,10 @@ pub struct Link {
     sent: usize,
     messages_end: usize,
     counts: Counts,
+    /// PUBLISH packets that came.
+    messages_in: u64,
+    /// What its listener has agreed on for it; `None` = the broker's own terms.
+    terms: Option<Arc<Terms>>,
     /// There are too many connections: CONNECT will be refused.
     unwelcome: bool,
     /// The log has said why it is refused.
@@ -159,9 +168,34 @@ impl Link {
             sent: 0,
             messages_end: 0,
             counts: Counts::default(),
+            messages_in: 0,
+            terms: None,
             unwelcome: admission != Admission::Serve,
             said: false,
         }
+    }
+
+    /// The same for a client that was `accepted` earlier, on the terms of its listener: the time for its CONNECT began then.
+    #[must_use]
+    pub fn under(mut self, terms: Arc<Terms>, accepted: Time) -> Link {
+        self.state = State::Fresh(accepted.plus_ms(self.broker.limits.connect_timeout_ms));
+        self.terms = Some(terms);
+        self
+    }
+
+    /// The limits of its session.
+    fn session_limits(&self) -> session::Limits {
+        self.terms.as_ref().map_or(self.broker.limits.session, |t| t.session)
+    }
+
+    /// Whether its CONNECT has not come yet.
+    pub fn fresh(&self) -> bool {
+        matches!(self.state, State::Fresh(_))
+    }
+
+    /// PUBLISH packets that came from the client.
+    pub fn messages_in(&self) -> u64 {
+        self.messages_in
     }
 
     /// Takes bytes from the client: any number, cut anywhere. Then call [`Link::poll`].
@@ -201,7 +235,7 @@ impl Link {
             let rest = &bytes[used..];
             let (version, maximum) = match &self.state {
                 State::Open(o) => (Some(o.version), o.maximum_packet_size),
-                _ => (None, self.broker.limits.session.maximum_packet_size.min(CONNECT_BYTES_MAX)),
+                _ => (None, self.session_limits().maximum_packet_size.min(CONNECT_BYTES_MAX)),
             };
             let frame =
                 match decode::first_or_later(version, rest).and_then(|()| decode::frame_len(rest, maximum)) {
@@ -348,7 +382,7 @@ impl Link {
                 o.leave.get_or_insert_with(|| Leave::new(CloseCause::ShuttingDown, None, None));
                 o.muted = true;
             }
-            State::Connecting(_) => self.refuse_connecting(crate::mqtt::Reason::ServerShuttingDown, now, cx),
+            State::Connecting(_) => self.refuse_connecting(Reason::ServerShuttingDown, now, cx),
             State::Fresh(_) => self.state = State::Closed,
             State::Open(_) | State::Leaving(_) | State::Closed => {}
         }
@@ -365,7 +399,27 @@ impl Link {
                 self.run_effects(now, cx);
             }
             State::Open(_) | State::Fresh(_) | State::Leaving(_) | State::Closed => {}
-            State::Connecting(_) => self.refuse_connecting(crate::mqtt::Reason::ServerUnavailable, now, cx),
+            State::Connecting(_) => self.refuse_connecting(Reason::ServerUnavailable, now, cx),
+        }
+        self.count(cx);
+    }
+
+    /// The client's certificate is not good any more: it is told at once, and nothing else; its session is kept.
+    pub fn distrust(&mut self, now: Time, cx: &mut Context) {
+        cx.actions.forget_wire();
+        (self.sent, self.messages_end) = (0, 0);
+        match &mut self.state {
+            State::Open(o) if o.closing.is_none() => {
+                o.session.close(
+                    CloseCause::Refused(Reason::NotAuthorized),
+                    Some(DISTRUSTED),
+                    &mut cx.actions,
+                );
+                self.run_effects(now, cx);
+            }
+            State::Connecting(_) => self.refuse_connecting(Reason::NotAuthorized, now, cx),
+            State::Fresh(_) => self.state = State::Closed,
+            State::Open(_) | State::Leaving(_) | State::Closed => {}
         }
         self.count(cx);
     }
@@ -407,6 +461,7 @@ impl Link {
         }
         for (at, qos) in [0u8, 1, 2].into_iter().enumerate() {
             if c.publishes_in[at] > 0 {
+                self.messages_in += c.publishes_in[at];
                 m.messages_received.of(qos.into()).add(c.publishes_in[at]);
             }
             if c.publishes_out[at] > 0 {

@@ -1,6 +1,7 @@
-//! A TCP connection as a link sees it, and what the system can be asked about it.
+//! TCP as it is, and what the system can be asked about it.
 
-use crate::broker::link::{Broken, Read, Socket};
+use super::Transport;
+use crate::broker::link::{Broken, Read};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::ffi::c_int;
 use std::pin::Pin;
@@ -8,41 +9,22 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A connection within one turn of its task, which is woken by `waker`.
-pub(super) struct Tcp<'a> {
-    pub(super) stream: &'a mut TcpStream,
-    pub(super) waker: &'a Waker,
-}
-
-impl Tcp<'_> {
-    /// There is more to do, but others first.
-    pub(super) fn wake(&self) {
-        self.waker.wake_by_ref();
-    }
-
-    /// Tells the peer that nothing more comes. True once that is done, or can never be.
-    pub(super) fn shut(&mut self) -> bool {
-        let cx = &mut Context::from_waker(self.waker);
-        Pin::new(&mut *self.stream).poll_shutdown(cx).is_ready()
-    }
-}
-
-impl Socket for Tcp<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> Read {
+impl Transport for TcpStream {
+    fn read(&mut self, waker: &Waker, buffer: &mut [u8]) -> Read {
         let mut buffer = ReadBuf::new(buffer);
-        let cx = &mut Context::from_waker(self.waker);
-        match Pin::new(&mut *self.stream).poll_read(cx, &mut buffer) {
+        let cx = &mut Context::from_waker(waker);
+        match Pin::new(self).poll_read(cx, &mut buffer) {
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => Read::Bytes(buffer.filled().len()),
             Poll::Ready(_) => Read::Ended,
             Poll::Pending => Read::Nothing,
         }
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
-        let cx = &mut Context::from_waker(self.waker);
+    fn write(&mut self, waker: &Waker, bytes: &[u8]) -> Result<usize, Broken> {
+        let cx = &mut Context::from_waker(waker);
         let mut written = 0;
         while written < bytes.len() {
-            match Pin::new(&mut *self.stream).poll_write(cx, &bytes[written..]) {
+            match Pin::new(&mut *self).poll_write(cx, &bytes[written..]) {
                 Poll::Ready(Ok(n)) if n > 0 => written += n,
                 Poll::Ready(_) => return Err(Broken),
                 Poll::Pending => break,
@@ -53,17 +35,34 @@ impl Socket for Tcp<'_> {
 
     fn unread(&self) -> u64 {
         // Whoever cannot be asked has said nothing.
-        rustix::io::ioctl_fionread(&*self.stream).unwrap_or(0)
+        rustix::io::ioctl_fionread(self).unwrap_or(0)
     }
 
     fn hung_up(&self) -> bool {
-        let mut asked = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
+        let mut asked = [PollFd::new(self, PollFlags::RDHUP)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut asked, Some(&at_once)).is_ok_and(|events| events > 0)
     }
 
     fn untaken(&self) -> u64 {
-        unacknowledged(self.stream).unwrap_or(0)
+        unacknowledged(self).unwrap_or(0)
+    }
+
+    fn flush(&mut self, _: &Waker) -> bool {
+        true
+    }
+
+    fn shut(&mut self, waker: &Waker) -> bool {
+        let cx = &mut Context::from_waker(waker);
+        Pin::new(self).poll_shutdown(cx).is_ready()
+    }
+
+    fn drain(&mut self, waker: &Waker, buffer: &mut [u8]) -> Read {
+        Transport::read(self, waker, buffer)
+    }
+
+    fn conclude(&mut self, _: &Waker) -> bool {
+        true // closing the socket says all
     }
 }
 

@@ -1,0 +1,324 @@
+//! Listeners: they accept connections and give each a task.
+
+use super::arrival::{Guest, Place, receive};
+use super::connection::serve;
+use super::crowd::{Crowd, Entrance, Entry};
+use super::notices::Notices;
+use super::parting::Partings;
+use super::rates::Bucket;
+use super::transport::tls::Tls;
+use super::transport::websocket::WebSocket;
+use super::transport::websocket::upgrade::Welcome;
+use crate::broker::registry::REFUSING_MAX;
+use crate::broker::{Admission, Broker, Terms};
+use crate::clock::{self, Time};
+use crate::config::{self, ListenerType, Network, ProxyProtocol};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Turned;
+use crate::tls::{Files, Keeper, TlsError};
+use parking_lot::Mutex;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use std::fmt::Display;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// How long to wait after a failed accept (out of file descriptors, mostly) before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two questions of the system whether a silent client's machine is still there.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Questions without an answer after which the client is gone.
+const KEEP_ALIVE_RETRIES: u32 = 4;
+
+/// A listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// An address could not be opened.
+    #[error("cannot listen on {address} (listeners.{listener}.address): {source}")]
+    Bind {
+        /// The listener's name.
+        listener: String,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A certificate, or what belongs to it, cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// What all listeners share.
+#[derive(Clone, Debug)]
+pub struct Hall {
+    /// Clients that are being parted from.
+    pub partings: Partings,
+    /// Clients that have not sent CONNECT yet.
+    pub crowd: Crowd,
+    /// Notified when all connections have to end.
+    pub stop: Arc<Notify>,
+}
+
+/// A listener, bound but not yet accepting.
+#[derive(Debug)]
+pub struct Listener {
+    name: Arc<str>,
+    kind: ListenerType,
+    sockets: Vec<(TcpListener, SocketAddr)>,
+    keeper: Option<Arc<Keeper>>,
+    options: config::Listener,
+    terms: Arc<Terms>,
+}
+
+impl Listener {
+    /// Reads the certificates of a listener and binds its addresses.
+    ///
+    /// # Errors
+    /// If one of them cannot be used.
+    pub fn bind(name: &str, listener: &config::Listener, terms: Terms) -> Result<Listener, OpenError> {
+        let kind = listener.speaks();
+        let keeper = match kind.has_tls() {
+            true => Some(Arc::new(Keeper::new(Files::of(name, listener), clock::now())?)),
+            false => None,
+        };
+        let mut sockets = Vec::new();
+        for address in &listener.address {
+            let refused = |source| OpenError::Bind { listener: name.to_owned(), address: *address, source };
+            let socket = open(*address, listener.backlog).map_err(refused)?;
+            let bound = socket.local_addr().map_err(refused)?;
+            sockets.push((socket, bound));
+        }
+        let (name, options, terms) = (Arc::from(name), listener.clone(), Arc::new(terms));
+        Ok(Listener { name, kind, sockets, keeper, options, terms })
+    }
+
+    /// What is spoken below MQTT.
+    pub fn kind(&self) -> ListenerType {
+        self.kind
+    }
+
+    /// Its first address, with the port that the system chose if 0 was asked for.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.sockets.first().map(|(_, address)| *address)
+    }
+
+    /// Its certificates.
+    pub fn keeper(&self) -> Option<&Arc<Keeper>> {
+        self.keeper.as_ref()
+    }
+
+    /// Begins to accept connections, until the tasks are aborted.
+    pub fn open(self, broker: &Arc<Broker>, hall: &Hall) -> Vec<JoinHandle<()>> {
+        let listener = self.options;
+        let now = clock::now();
+        let proxied = listener.proxy_protocol == ProxyProtocol::Required;
+        let shared = Arc::new(Shared {
+            name: self.name,
+            kind: self.kind,
+            metrics: broker.metrics.clone(),
+            partings: hall.partings.clone(),
+            crowd: hall.crowd.clone(),
+            terms: self.terms,
+            keeper: self.keeper,
+            welcome: Welcome {
+                path: listener.path,
+                origins: listener.allowed_origins,
+                secure: self.kind.has_tls(),
+            },
+            proxies: proxied.then_some(listener.proxy_from),
+            message_rate: listener.max_message_rate,
+            byte_rate: listener.max_byte_rate,
+            nodelay: listener.nodelay,
+            keep_alive: listener.keep_alive,
+            connections: AtomicU64::new(0),
+            max_connections: listener.max_connections,
+            rate: listener.max_connection_rate.map(|per_s| Mutex::new(Bucket::new(per_s, now))),
+            notices: Notices::default(),
+        });
+        let mut tasks = Vec::new();
+        for (socket, address) in self.sockets {
+            let (name, kind) = (&*shared.name, shared.kind.name());
+            tracing::info!(%address, listener = name, kind, "MQTT listens");
+            let acceptor = Acceptor { socket, address, shared: shared.clone(), stop: hall.stop.clone() };
+            tasks.push(tokio::spawn(acceptor.run(broker.clone())));
+        }
+        tasks
+    }
+}
+
+/// What all connections of a listener share.
+pub(super) struct Shared {
+    pub(super) name: Arc<str>,
+    kind: ListenerType,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) partings: Partings,
+    crowd: Crowd,
+    pub(super) terms: Arc<Terms>,
+    pub(super) keeper: Option<Arc<Keeper>>,
+    pub(super) welcome: Welcome,
+    /// Who has to tell clients' addresses; `None` = nobody.
+    pub(super) proxies: Option<Vec<Network>>,
+    pub(super) message_rate: Option<u64>,
+    pub(super) byte_rate: Option<u64>,
+    nodelay: bool,
+    keep_alive: Option<Duration>,
+    connections: AtomicU64,
+    max_connections: Option<u64>,
+    rate: Option<Mutex<Bucket>>,
+    notices: Notices,
+}
+
+impl Shared {
+    /// One connection more: whether it may stay.
+    pub(super) fn count_in(&self) -> Admission {
+        let n = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.max_connections {
+            Some(max) if n > max + REFUSING_MAX => Admission::Close,
+            Some(max) if n > max => Admission::Refuse,
+            _ => Admission::Serve,
+        }
+    }
+
+    /// One connection less.
+    pub(super) fn count_out(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Counts a client that is turned away or slowed down, and has the log say so if it is time.
+    pub(super) fn turned(&self, peer: SocketAddr, kind: Turned, why: &dyn Display) {
+        self.notices.turned(&self.metrics, &self.name, peer, kind, why, clock::now());
+    }
+
+    /// Until when no new connection is accepted, if more came than may.
+    fn closed_until(&self, now: Time) -> Option<Time> {
+        let mut bucket = self.rate.as_ref()?.lock();
+        (bucket.left(now) < 1).then(|| bucket.opens_at())
+    }
+
+    /// Sets the options of an accepted socket.
+    fn tune(&self, stream: &TcpStream) -> io::Result<()> {
+        if self.nodelay {
+            stream.set_nodelay(true)?;
+        }
+        let Some(idle) = self.keep_alive else { return Ok(()) };
+        let keep_alive = TcpKeepalive::new().with_time(idle).with_interval(KEEP_ALIVE_INTERVAL.min(idle));
+        SockRef::from(stream).set_tcp_keepalive(&keep_alive.with_retries(KEEP_ALIVE_RETRIES))
+    }
+}
+
+/// Accepts connections at one address.
+struct Acceptor {
+    socket: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: Arc<Notify>,
+}
+
+impl Acceptor {
+    async fn run(self, broker: Arc<Broker>) {
+        let mut failing = false;
+        loop {
+            self.wait_for_turn().await;
+            match self.socket.accept().await {
+                Ok((stream, peer)) => {
+                    failing = false;
+                    self.accepted(stream, peer, &broker).await;
+                }
+                Err(error) => {
+                    if !failing {
+                        let (address, listener) = (self.address, &*self.shared.name);
+                        tracing::error!(%address, listener, %error, "cannot accept connections; raise the limit on open files (ulimit -n)?");
+                        failing = true;
+                    }
+                    // Nothing tells when descriptors are free again.
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Waits while more connections have come than the listener's rate allows: new ones wait in the kernel.
+    async fn wait_for_turn(&self) {
+        let mut said = false;
+        while let Some(until) = self.shared.closed_until(clock::now()) {
+            if !said {
+                said = true;
+                let why = "connections wait: more come than max_connection_rate allows";
+                self.shared.turned(self.address, Turned::ConnectionRate, &why);
+            }
+            tokio::time::sleep_until(Instant::from_std(clock::instant(until))).await;
+        }
+    }
+
+    /// Waits until there is room for one more connection that has not sent CONNECT.
+    async fn let_in(&self, peer: SocketAddr) -> Entrance {
+        loop {
+            match self.shared.crowd.enter(peer.ip(), clock::now()) {
+                Entry::In(entrance, gone) => {
+                    if let Some(gone) = gone {
+                        let why = "the oldest without CONNECT gives way (limits.max_arriving_connections)";
+                        self.shared.turned(SocketAddr::new(gone, 0), Turned::Crowded, &why);
+                    }
+                    return entrance;
+                }
+                Entry::Later(at) => tokio::time::sleep_until(Instant::from_std(clock::instant(at))).await,
+            }
+        }
+    }
+
+    async fn accepted(&self, stream: TcpStream, peer: SocketAddr, broker: &Arc<Broker>) {
+        let shared = &self.shared;
+        if let Some(rate) = &shared.rate {
+            rate.lock().take(1, clock::now());
+        }
+        let (place, admission) = Place::take(broker, shared);
+        let Some(place) = place else {
+            tracing::debug!(%peer, listener = &*shared.name, "closed: max_connections is reached");
+            return;
+        };
+        let entrance = self.let_in(peer).await;
+        if let Err(error) = shared.tune(&stream) {
+            tracing::debug!(%peer, listener = &*shared.name, %error, "socket options not set");
+        }
+        let id = entrance.id();
+        let guest = Guest {
+            broker: broker.clone(),
+            shared: shared.clone(),
+            peer,
+            certificate: None,
+            accepted: clock::now(),
+            admission,
+            place,
+            entrance,
+        };
+        let stop = self.stop.clone();
+        let task = match shared.kind {
+            ListenerType::Tcp if shared.proxies.is_none() => tokio::spawn(serve(stream, guest, stop)),
+            ListenerType::Tcp => tokio::spawn(receive::<TcpStream>(stream, guest, stop)),
+            ListenerType::Tls => tokio::spawn(receive::<Tls>(stream, guest, stop)),
+            ListenerType::Ws => tokio::spawn(receive::<WebSocket<TcpStream>>(stream, guest, stop)),
+            ListenerType::Wss => tokio::spawn(receive::<WebSocket<Tls>>(stream, guest, stop)),
+        };
+        shared.crowd.served_by(id, task.abort_handle());
+    }
+}
+
+fn open(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    TcpListener::from_std(socket.into())
+}
