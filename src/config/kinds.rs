@@ -325,6 +325,82 @@ impl Kind for AddressOrOff {
     }
 }
 
+macro_rules! choice {
+    ($(#[$doc:meta])+ $name:ident { $($(#[$variant_doc:meta])+ $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])+ $variant,)+ }
+
+        impl Kind for $name {
+            type Value = $name;
+
+            fn expects() -> String {
+                [$($text),+].join(" or ")
+            }
+
+            fn parse(text: &str) -> Option<$name> {
+                match text {
+                    $($text => Some($name::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+/// A way to find out who a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// A file of users and passwords.
+    Password,
+}
+
+impl AuthMethod {
+    /// All of them, in the order in which they are asked unless somebody says another.
+    pub const ALL: &'static [AuthMethod] = &[AuthMethod::Password];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            AuthMethod::Password => "password",
+        }
+    }
+}
+
+/// Methods in the order in which they are asked, or `auto`: `None`.
+pub struct AuthChain;
+
+impl Kind for AuthChain {
+    type Value = Option<Vec<AuthMethod>>;
+
+    fn expects() -> String {
+        let names: Vec<_> = AuthMethod::ALL.iter().map(|m| m.name()).collect();
+        format!("auto, or a list of different ones of: {}", names.join(", "))
+    }
+
+    fn parse(text: &str) -> Option<Option<Vec<AuthMethod>>> {
+        if text == "auto" {
+            return Some(None);
+        }
+        let mut chain = Vec::new();
+        for name in text.split(',') {
+            let method = *AuthMethod::ALL.iter().find(|m| m.name() == name.trim())?;
+            (!chain.contains(&method)).then(|| chain.push(method))?;
+        }
+        Some(Some(chain))
+    }
+}
+
+choice! {
+    /// Who gets the session of a client identifier.
+    ClientIdTheft {
+        /// The user that has it.
+        Refuse = "refuse",
+        /// Whoever comes with the client identifier.
+        Allow = "allow",
+    }
+}
+
 /// A directory.
 pub struct Directory;
 
@@ -381,29 +457,6 @@ impl Kind for LogFilter {
         let known = |d: &str| d.contains(['=', ':']) || LEVELS.contains(&d.trim());
         (text.split(',').all(known) && text.parse::<Targets>().is_ok()).then(|| text.to_owned())
     }
-}
-
-macro_rules! choice {
-    ($(#[$doc:meta])+ $name:ident { $($(#[$variant_doc:meta])+ $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_doc])+ $variant,)+ }
-
-        impl Kind for $name {
-            type Value = $name;
-
-            fn expects() -> String {
-                [$($text),+].join(" or ")
-            }
-
-            fn parse(text: &str) -> Option<$name> {
-                match text {
-                    $($text => Some($name::$variant),)+
-                    _ => None,
-                }
-            }
-        }
-    };
 }
 
 choice! {

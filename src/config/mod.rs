@@ -4,6 +4,7 @@
 //! is found and reported at once, with where it came from. This module never reads an option for anybody: other
 //! modules are handed their section.
 
+mod accounts;
 mod kinds;
 pub mod options;
 mod problem;
@@ -11,10 +12,10 @@ pub mod reference;
 mod sources;
 mod units;
 
-pub use kinds::{Advertised, LogFormat, Secret, StorageType};
+pub use kinds::{Advertised, AuthMethod, ClientIdTheft, LogFormat, Secret, StorageType};
 pub use options::{
-    Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish, Retained,
-    Runtime, Session, Shutdown, Storage, Sys, Tcp,
+    Accounts, Auth, AuthPassword, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node,
+    Publish, Retained, Runtime, Session, Shutdown, Storage, Sys, Tcp,
 };
 pub use problem::{Problem, Problems};
 pub use sources::{Flag, Sources};
@@ -56,6 +57,8 @@ pub struct Config {
     pub listeners: Listeners,
     /// Who may connect.
     pub auth: Auth,
+    /// How it is found out who they are.
+    pub accounts: Accounts,
     /// The admin HTTP endpoint.
     pub http: Http,
     /// Limits per connection and in total.
@@ -117,6 +120,7 @@ impl Config {
         let node = Node::take(reader);
         let tcp = Tcp::take(reader);
         let auth = Auth::take(reader);
+        let accounts = Accounts::take(reader);
         let http = Http::take(reader);
         let limits = Limits::take(reader);
         let session = Session::take(reader);
@@ -134,6 +138,7 @@ impl Config {
             node: node?,
             listeners: Listeners { tcp: tcp? },
             auth: auth?,
+            accounts: accounts?,
             http: http?,
             limits: limits?,
             session: session?,
@@ -152,12 +157,14 @@ impl Config {
 
     /// What no single option can tell.
     fn check(&self, reader: &mut sources::Reader) {
+        self.check_accounts(reader);
         if self.auth.allow_anonymous.is_none()
+            && !self.accounts.any()
             && let Some(address) = self.listeners.tcp.address.iter().find(|a| !a.ip().is_loopback())
         {
             let why = format!(
                 "{address} (listeners.tcp.address) can be reached from other machines, and there are no accounts: \
-                 set auth.allow_anonymous to true to let everybody in"
+                 set auth.password.file, or auth.allow_anonymous to true to let everybody in"
             );
             reader.refuse("auth.allow_anonymous", &why);
         }
@@ -203,14 +210,6 @@ impl Config {
             let why = "a node of a cluster keeps its sessions on disk: others rely on what it acknowledged; use redb";
             reader.refuse("storage.type", why);
         }
-    }
-}
-
-impl Auth {
-    /// Whether clients may connect without credentials: as set, else yes (a checked configuration with `auto` listens
-    /// on loopback only).
-    pub fn anonymous(&self) -> bool {
-        self.allow_anonymous.unwrap_or(true)
     }
 }
 

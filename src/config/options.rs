@@ -1,9 +1,9 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
 use super::kinds::{
-    Address, AddressOrOff, Addresses, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto,
-    HostPortOrNone, Kind, LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff, SecretOrNone, Size, Span,
-    StorageType, Switch, SwitchOrAuto, Text,
+    Address, AddressOrOff, Addresses, AuthChain, ClientIdTheft, Count, Directory, Endpoints, FileOrNone,
+    HostPortOrAuto, HostPortOrNone, Kind, LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff, SecretOrNone,
+    Size, Span, StorageType, Switch, SwitchOrAuto, Text,
 };
 use super::sources::Reader;
 
@@ -88,6 +88,13 @@ pub struct Cluster {
     pub tls: ClusterTls,
 }
 
+/// Ways to find out who a client is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accounts {
+    /// A file of users and passwords.
+    pub password: AuthPassword,
+}
+
 /// Where clients connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listeners {
@@ -122,9 +129,31 @@ options! {
 
     /// Who may connect.
     Auth = "auth" {
-        /// Whether clients may connect without credentials. auto = yes, but the broker then refuses to start on
-        /// addresses beyond loopback. With false nobody can connect: there are no accounts yet.
+        /// Whether clients may connect without an account. auto = no if there is a way to have one (auth.password.file and others);
+        /// else yes, but the broker then refuses to start on addresses beyond loopback. A client that shows a user name is never let in
+        /// anonymously where there are accounts.
         "allow_anonymous" allow_anonymous: SwitchOrAuto = "auto",
+        /// How it is found out who a client is: methods in the order in which they are asked. The first that says yes or no decides.
+        /// auto = all that are configured.
+        "chain" chain: AuthChain = "auto",
+        /// What becomes of a client that comes with the client identifier of another user's session. refuse = it is refused with 0x87
+        /// (MQTT 3: 0x05); allow = it gets the session.
+        "client_id_theft" client_id_theft: ClientIdTheft = "refuse",
+    }
+
+    /// A file of users and their passwords. berth passwd writes it; files of mosquitto_passwd are accepted.
+    AuthPassword = "auth.password" {
+        /// The file: a line for each user, user:hash. Others than its owner and group must not be able to read it. When it changes, it
+        /// counts within a second, and clients whose user was removed or changed are disconnected.
+        "file" file: FileOrNone = "",
+        /// Passwords that are checked at a time, on threads of their own. Each check takes 19 MiB of memory and tens of
+        /// milliseconds. 0 = one per core.
+        "parallel" parallel: Count<usize, 0, 1024> = "0",
+        /// Passwords that may wait to be checked. More clients are refused with 0x89 (MQTT 3: 0x03).
+        "queue" queue: Count<usize, 1, 1_000_000> = "10000",
+        /// The same of one address (of IPv6: one /64 network). Addresses have their turns one after another. Clients behind one
+        /// address that all come at once need more.
+        "queue_per_address" queue_per_address: Count<usize, 1, 1_000_000> = "100",
     }
 
     /// Admin HTTP: /health, /ready, /cluster/status and /metrics; /api/v1/ (berth ctl) for this machine only. It has no authentication.

@@ -1,6 +1,7 @@
 //! What a CONNECT asks for, and what the server grants (MQTT 5.0 sections 3.1 and 3.2).
 
 use super::Limits;
+use super::SessionUser;
 use super::actions::Token;
 use super::lifecycle::Will;
 use super::limits::ANNOUNCED_PACKET_MAX;
@@ -42,8 +43,8 @@ pub struct Settings {
     pub topic_alias_maximum: u16,
     /// Whether reason strings are welcome.
     pub problem_information: bool,
-    /// User name.
-    pub username: Option<Box<str>>,
+    /// The user, once it is known who the client is.
+    pub user: SessionUser,
     /// The will.
     pub will: Option<Will>,
     /// The server's limits.
@@ -94,7 +95,7 @@ impl Settings {
             maximum_packet_size: c.maximum_packet_size.unwrap_or(u32::MAX),
             topic_alias_maximum: c.topic_alias_maximum,
             problem_information: c.request_problem_information,
-            username: c.username.map(Into::into),
+            user: SessionUser::Unknown,
             will: c.will.as_ref().map(|w| Will {
                 message: Message::new(Parts {
                     topic: w.topic,

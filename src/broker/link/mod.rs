@@ -311,7 +311,8 @@ impl Link {
                 // Nobody waits any more for a client that has closed its side to say something.
                 let keep_alive = o.session.next_timeout().filter(|_| !self.ended);
                 let arriving = self.arriving.as_ref().map(|a| a.deadline).filter(|_| !self.ended);
-                [waiting, keep_alive, arriving, self.look_at()].into_iter().flatten().min()
+                let account = o.identity.account.expires_at;
+                [waiting, keep_alive, arriving, account, self.look_at()].into_iter().flatten().min()
             }
             State::Leaving(l) => Some(l.deadline),
             State::Closed => None,

@@ -8,7 +8,7 @@ use crate::broker::ending::delivery;
 use crate::clock::Time;
 use crate::mqtt::packet::Packet;
 use crate::mqtt::{QoS, Reason};
-use crate::session::{Delivery, Input, Loss, Outcome};
+use crate::session::{CloseCause, Delivery, Input, Loss, Outcome};
 use std::task::Waker;
 
 impl Link {
@@ -34,6 +34,10 @@ impl Link {
         let State::Open(open) = &mut self.state else { return };
         if open.closing.is_some() {
             return; // until its owner has tried to write the goodbye
+        }
+        if open.leave.is_none() && open.identity.account.expires_at.is_some_and(|at| at <= now) {
+            open.leave = Some(Leave::new(CloseCause::AccountExpired, None, None));
+            open.muted = true;
         }
         open.give_durable(&self.broker, now, cx);
         self.run_effects(now, cx);

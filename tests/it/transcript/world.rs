@@ -5,7 +5,9 @@
 
 use super::gated::GatedJournal;
 use berth::broker::link::{Broken, Driven, Read, Socket};
-use berth::broker::ports::{Authorizer, Credentials, Door, EnhancedAuth, Identity, Recovered};
+use berth::broker::ports::{
+    Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Identity, Recovered,
+};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
 use berth::mqtt::{Reason, Version, frame_len};
@@ -129,12 +131,12 @@ impl Flag {
 struct Doorman;
 
 impl Authorizer for Doorman {
-    fn connect(&self, who: &Credentials<'_>) -> Result<(), Reason> {
-        match who.username {
+    fn connect(&self, who: &Credentials<'_>) -> Decision {
+        Decision::Now(match who.username {
             Some("mallory") => Err(Reason::BadUserNameOrPassword),
             Some("eve") => Err(Reason::NotAuthorized),
-            _ => Ok(()),
-        }
+            name => Ok(Arc::new(Account { user: name.map(Arc::from), ..Account::default() })),
+        })
     }
 
     fn publish(&self, _: &Identity, topic: &str) -> bool {
@@ -145,7 +147,7 @@ impl Authorizer for Doorman {
         !filter.starts_with("secret/")
     }
 
-    fn enhanced(&self, _: &str) -> Result<Box<dyn EnhancedAuth>, Reason> {
+    fn enhanced(&self, _: &str, _: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {
         Err(Reason::BadAuthenticationMethod)
     }
 }
