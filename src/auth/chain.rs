@@ -1,10 +1,14 @@
 //! The chain: methods in the order in which they are asked who a client is. The first that decides wins.
 
-use super::Anonymous;
+use super::certificate::Certificates;
+use super::http::{self, Hook};
+use super::jwt::{self, Tokens};
 use super::method::{Checked, Method, Refusal, Request};
 use super::password::pool::PoolLimits;
 use super::password::{self, Checker, Passwords};
+use super::scram;
 use super::secret::FileError;
+use super::{Anonymous, certificate};
 use crate::broker::ports::{
     Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Identity, Verdict,
 };
@@ -14,6 +18,7 @@ use crate::names::shown;
 use crate::telemetry::metrics::{AuthDecision, ReloadResult};
 use crate::telemetry::{Metrics, Repeats};
 use hashbrown::HashMap;
+use ring::rand::{SecureRandom, SystemRandom};
 use std::sync::Arc;
 
 /// Why the accounts cannot be opened.
@@ -25,6 +30,12 @@ pub enum OpenError {
     /// The system gives no threads.
     #[error("cannot start the threads that check passwords (auth.password.parallel): {0}")]
     Threads(std::io::Error),
+    /// The HTTP hook can never be reached.
+    #[error(transparent)]
+    Hook(#[from] http::ConnectError),
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers")]
+    Random,
 }
 
 /// The methods of one listener, in order.
@@ -50,6 +61,10 @@ struct Shared {
     chain: Chain,
     by_listener: HashMap<Arc<str>, Chain>,
     anonymous: Anonymous,
+    /// Users with keys for SCRAM.
+    passwords: Option<Arc<Passwords>>,
+    /// Known to this process only.
+    decoys: [u8; 32],
     /// Refusals as the log has told them, by kind and address.
     refusals: Repeats,
     metrics: Arc<Metrics>,
@@ -66,6 +81,7 @@ impl Accounts {
         metrics: Arc<Metrics>,
     ) -> Result<Accounts, OpenError> {
         let mut methods: Vec<(u32, Arc<dyn Method>)> = Vec::new();
+        let mut passwords = None;
         for method in auth.chain.clone().unwrap_or_else(|| accounts.configured()) {
             methods.push(match method {
                 AuthMethod::Password => {
@@ -76,7 +92,14 @@ impl Accounts {
                     };
                     let checker = Checker::start(limits, metrics.clone()).map_err(OpenError::Threads)?;
                     let file = accounts.password.file.clone().unwrap_or_default();
-                    (password::SOURCE, Arc::new(Passwords::open(&file, Arc::new(checker))?))
+                    let users = Arc::new(Passwords::open(&file, Arc::new(checker))?);
+                    passwords = Some(users.clone());
+                    (password::SOURCE, users)
+                }
+                AuthMethod::Jwt => (jwt::SOURCE, Arc::new(Tokens::open(&accounts.jwt)?)),
+                AuthMethod::Http => (http::SOURCE, Arc::new(Hook::open(&accounts.http)?)),
+                AuthMethod::Certificate => {
+                    (certificate::SOURCE, Arc::new(Certificates::new(accounts.certificate.name)))
                 }
             });
         }
@@ -86,11 +109,15 @@ impl Accounts {
             // Whoever has accounts wants to know who comes.
             nowhere: !auth.allow_anonymous.unwrap_or(methods.is_empty()),
         };
+        let mut decoys = [0; 32];
+        SystemRandom::new().fill(&mut decoys).map_err(|_| OpenError::Random)?;
         Ok(Accounts(Arc::new(Shared {
             methods,
             chain,
             by_listener: HashMap::new(),
             anonymous,
+            passwords,
+            decoys,
             refusals: Repeats::default(),
             metrics,
         })))
@@ -215,7 +242,17 @@ impl Authorizer for Accounts {
         true
     }
 
-    fn enhanced(&self, _: &str, _: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {
-        Err(Reason::BadAuthenticationMethod)
+    fn enhanced(&self, method: &str, who: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {
+        let passwords = self.0.passwords.clone().filter(|_| method == scram::METHOD);
+        let passwords = passwords.ok_or(Reason::BadAuthenticationMethod)?;
+        let (shared, door, client_id) = (self.0.clone(), who.door.clone(), Box::<str>::from(who.client_id));
+        let told = move |outcome: Result<(), &Refusal>| match outcome {
+            Ok(()) => {
+                shared.metrics.auth_decisions.of(AuthDecision::Accepted).inc();
+                Reason::Success
+            }
+            Err(refusal) => shared.refuse(refusal, &door, &client_id),
+        };
+        Ok(Box::new(scram::Exchange::new(passwords, self.0.decoys, Box::new(told))?))
     }
 }

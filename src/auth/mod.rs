@@ -2,10 +2,14 @@
 //! still to come: everyone may do everything.
 
 pub mod anonymous;
+pub mod certificate;
 pub mod chain;
+pub mod http;
+pub mod jwt;
 pub mod method;
 pub mod passwd;
 pub mod password;
+pub mod scram;
 pub mod secret;
 
 pub use anonymous::Anonymous;

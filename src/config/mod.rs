@@ -12,10 +12,12 @@ pub mod reference;
 mod sources;
 mod units;
 
-pub use kinds::{Advertised, AuthMethod, ClientIdTheft, LogFormat, Secret, StorageType};
+pub use kinds::{
+    Advertised, AuthMethod, CertificateName, ClientIdTheft, LogFormat, Secret, StorageType, TokenPlace,
+};
 pub use options::{
-    Accounts, Auth, AuthPassword, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node,
-    Publish, Retained, Runtime, Session, Shutdown, Storage, Sys, Tcp,
+    Accounts, Auth, AuthCertificate, AuthHttp, AuthJwt, AuthPassword, Cluster, ClusterNode, ClusterTls, Etcd,
+    Http, Limits, Listeners, Log, Node, Publish, Retained, Runtime, Session, Shutdown, Storage, Sys, Tcp,
 };
 pub use problem::{Problem, Problems};
 pub use sources::{Flag, Sources};

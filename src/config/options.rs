@@ -1,9 +1,9 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
 use super::kinds::{
-    Address, AddressOrOff, Addresses, AuthChain, ClientIdTheft, Count, Directory, Endpoints, FileOrNone,
-    HostPortOrAuto, HostPortOrNone, Kind, LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff, SecretOrNone,
-    Size, Span, StorageType, Switch, SwitchOrAuto, Text,
+    Address, AddressOrOff, Addresses, AuthChain, CertificateName, ClientIdTheft, Count, Directory, Endpoints,
+    FileOrNone, HostPortOrAuto, HostPortOrNone, Kind, LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff,
+    SecretOrNone, Size, Span, StorageType, Switch, SwitchOrAuto, Text, TokenPlace, UrlOrNone,
 };
 use super::sources::Reader;
 
@@ -93,6 +93,12 @@ pub struct Cluster {
 pub struct Accounts {
     /// A file of users and passwords.
     pub password: AuthPassword,
+    /// Tokens.
+    pub jwt: AuthJwt,
+    /// Client certificates.
+    pub certificate: AuthCertificate,
+    /// A server that is asked.
+    pub http: AuthHttp,
 }
 
 /// Where clients connect.
@@ -154,6 +160,50 @@ options! {
         /// The same of one address (of IPv6: one /64 network). Addresses have their turns one after another. Clients behind one
         /// address that all come at once need more.
         "queue_per_address" queue_per_address: Count<usize, 1, 1_000_000> = "100",
+    }
+
+    /// Tokens (JSON Web Tokens) in place of passwords. The kind of a key fixes the algorithm: a shared secret HS256, RSA RS256, P-256
+    /// ES256, Ed25519 EdDSA. A token must expire (exp); then the connection ends with 0xA0. Files are read again when they change.
+    AuthJwt = "auth.jwt" {
+        /// Public keys as a PEM file, or a shared secret of at least 32 bytes, which others must not be able to read.
+        "key_file" key_file: FileOrNone = "",
+        /// A JSON Web Key Set. Tokens name a key of it by kid.
+        "jwks_file" jwks_file: FileOrNone = "",
+        /// Where clients put the token: password or username.
+        "from" from: TokenPlace = "password",
+        /// The claim with the user's name.
+        "user_claim" user_claim: Text = "sub",
+        /// Whom tokens must be for (aud). Empty = anybody.
+        "audience" audience: Text = "",
+        /// Who must have issued them (iss). Empty = anybody with the key.
+        "issuer" issuer: Text = "",
+        /// By how much the clocks of issuer and broker may differ.
+        "skew" skew: Span<0, 600_000> = "30s",
+    }
+
+    /// Certificates that clients show at the TLS handshake.
+    AuthCertificate = "auth.certificate" {
+        /// Which name in a client's certificate is its user's: common_name, dns (the first DNS name), uri (the first URI), subject (the
+        /// whole, such as CN=sensor-7,O=Example). off = certificates are no accounts.
+        "name" name: CertificateName = "off",
+    }
+
+    /// A server of yours that says who clients are (docs/accounts.md). It is asked with a POST; whatever goes wrong, nobody is let in by it.
+    AuthHttp = "auth.http" {
+        /// Where it is. Over http:// passwords are readable on the way.
+        "url" url: UrlOrNone = "",
+        /// How long it may take to answer. After that the client is refused with 0x88 (MQTT 3: 0x03).
+        "timeout" timeout: Span<10, 60_000> = "2s",
+        /// Questions at a time; further clients wait, within the same time.
+        "parallel" parallel: Count<usize, 1, 1024> = "64",
+        /// Answers that are remembered. 0 = none.
+        "cache" cache: Count<usize, 0, 10_000_000> = "10000",
+        /// For how long.
+        "cache_ttl" cache_ttl: Span<0, 86_400_000> = "30s",
+        /// File with a bearer token that is sent along. Others must not be able to read it. Read again when it changes.
+        "token_file" token_file: FileOrNone = "",
+        /// PEM file of the authority that signed the server's certificate. Without it the system's authorities count.
+        "ca_file" ca_file: FileOrNone = "",
     }
 
     /// Admin HTTP: /health, /ready, /cluster/status and /metrics; /api/v1/ (berth ctl) for this machine only. It has no authentication.

@@ -124,6 +124,10 @@ fn the_chain_has_what_is_configured_and_nothing_else() {
         (&[file], false),
         (&[("auth.chain", "password"), file], false),
         (&[("auth.chain", "password")], true),
+        (&[("auth.chain", "jwt,password"), file, ("auth.jwt.key_file", "key")], false),
+        (&[("auth.chain", "jwt"), file, ("auth.jwt.key_file", "key")], true),
+        (&[("auth.certificate.name", "uri"), file], false),
+        (&[("auth.chain", "certificate"), ("auth.certificate.name", "off")], true),
     ] {
         let problems = Config::from_pairs(pairs).err().map_or(Vec::new(), |p| p.0);
         assert_eq!(problems.iter().any(|p| p.key == "auth.chain"), refused, "{pairs:?}: {problems:?}");

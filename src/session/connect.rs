@@ -55,8 +55,7 @@ impl Settings {
     /// Checks a CONNECT against the server's limits. `assign` makes a client identifier if the client sent none.
     ///
     /// # Errors
-    /// The reason for CONNACK: 0x85 for an empty identifier of an MQTT 3 client that wants a persistent session, 0x8C
-    /// for an authentication method (none is built in), 0x9B for a will above the maximum QoS, 0x90 for one whose topic has
+    /// The reason for CONNACK: 0x85 for an empty identifier of an MQTT 3 client that wants a persistent session, 0x9B for a will above the maximum QoS, 0x90 for one whose topic has
     /// too many levels.
     pub fn negotiate(
         c: &Connect<'_>,
@@ -66,9 +65,6 @@ impl Settings {
         let assigned = c.client_id.is_empty();
         if assigned && (c.version == Version::V31 || (c.version == Version::V311 && !c.clean_start)) {
             return Err(Reason::ClientIdentifierNotValid);
-        }
-        if c.authentication_method.is_some() {
-            return Err(Reason::BadAuthenticationMethod);
         }
         if c.will.as_ref().is_some_and(|w| w.qos > limits.maximum_qos) {
             return Err(Reason::QoSNotSupported);

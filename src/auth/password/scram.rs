@@ -79,6 +79,11 @@ impl ScramKeys {
         }
     }
 
+    /// Keys that are of no password, with as many iterations as new ones.
+    pub fn decoy(salt: &[u8], key: [u8; KEY_BYTES]) -> ScramKeys {
+        ScramKeys { iterations: ITERATIONS, salt: salt.into(), stored: key, server: key }
+    }
+
     /// Reads `iterations,salt,stored,server`.
     pub fn parse(text: &str) -> Option<ScramKeys> {
         let mut parts = text.split(',');

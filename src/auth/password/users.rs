@@ -46,6 +46,11 @@ pub fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= USER_NAME_MAX && !name.contains(odd) && name.trim() == name
 }
 
+/// Whether a user of another source than a file can be called so: a log line must be able to hold the name.
+pub fn is_foreign_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= USER_NAME_MAX && !name.chars().any(char::is_control)
+}
+
 /// One line without its user's name.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! From CONNECT to CONNACK: who the client is, which session it gets, and what must be durable before it is told.
 
+use super::exchange::Exchange;
 use super::{Link, Open, State, Waiting};
 use crate::broker::handle::Handle;
 use crate::broker::inspect::{Attached, Connection, WillInfo};
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::task::{self, Poll, Waker};
 
 /// Bytes of a CONNACK without properties.
-const REFUSAL_BYTES: u32 = 5;
+pub(super) const REFUSAL_BYTES: u32 = 5;
 
 /// How much longer than the procedure that brings the session a connection waits for it, milliseconds.
 const BRINGING_GRACE_MS: u64 = 2_000;
@@ -31,19 +32,23 @@ const CONNACK_BYTES_MAX: u32 = 256;
 /// A client between CONNECT and CONNACK.
 #[derive(Debug)]
 pub(super) struct Connecting {
-    settings: Settings,
+    pub(super) settings: Settings,
     /// What let it in, once something has.
     account: Arc<Account>,
-    deadline: Time,
+    /// Of enhanced authentication: the method, and what CONNACK says to the client.
+    pub(super) proof: Option<(Box<str>, Vec<u8>)>,
+    pub(super) deadline: Time,
     /// When the ends of sessions that a clean start replaced are durable.
     ended: Lsn,
-    step: Step,
+    pub(super) step: Step,
 }
 
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     /// The authorizer decides who the client is.
     Deciding(Deciding),
+    /// The client shows who it is, in several steps.
+    Exchanging(Exchange),
     /// The session has to be brought to this node.
     Bringing(Arc<Run>),
     /// Another connection has to leave the session first.
@@ -54,7 +59,7 @@ enum Step {
 }
 
 /// A decision that takes its time.
-struct Deciding(BoxFuture<Verdict>);
+pub(super) struct Deciding(BoxFuture<Verdict>);
 
 impl std::fmt::Debug for Deciding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -63,7 +68,7 @@ impl std::fmt::Debug for Deciding {
 }
 
 #[derive(Debug)]
-struct Granted {
+pub(super) struct Granted {
     handle: Arc<Handle>,
     session: Box<Session>,
     present: bool,
@@ -85,6 +90,17 @@ impl Leaving {
 impl Connecting {
     pub fn deadline(&self) -> Option<Time> {
         Some(self.deadline)
+    }
+
+    /// A client that shows who it is in several steps.
+    pub fn exchanging(settings: Settings, exchange: Exchange, deadline: Time) -> Connecting {
+        let step = Step::Exchanging(exchange);
+        Connecting { settings, account: Arc::default(), proof: None, deadline, ended: 0, step }
+    }
+
+    /// Whether the client is to say something.
+    pub fn listens(&self) -> bool {
+        matches!(self.step, Step::Exchanging(_))
     }
 }
 
@@ -109,9 +125,7 @@ impl Link {
             self.said = true;
             Err(Reason::ServerUnavailable.into())
         } else if let Some(method) = c.authentication_method {
-            // No exchange can begin while no method is built in; the port says 0x8C.
-            let refused = self.broker.authorizer.enhanced(method, &who).err();
-            Err(refused.unwrap_or(Reason::BadAuthenticationMethod).into())
+            return self.begin_exchange(c, method, &who, limits, waker, now, cx);
         } else {
             Settings::negotiate(c, limits, assign).map_err(Failure::from)
         };
@@ -123,6 +137,7 @@ impl Link {
             Decision::Later(decision) => Ok(Connecting {
                 settings,
                 account: Arc::default(),
+                proof: None,
                 deadline: now.plus_ms(self.broker.limits.connect_timeout_ms),
                 ended: 0,
                 step: Step::Deciding(Deciding(decision)),
@@ -145,7 +160,7 @@ impl Link {
     }
 
     /// A client is who its account says: looks for its session.
-    fn let_in(
+    pub(super) fn let_in(
         &self,
         mut settings: Settings,
         account: Arc<Account>,
@@ -165,7 +180,7 @@ impl Link {
             }
             None => Step::Claiming(Claimant::default()),
         };
-        Ok(Connecting { settings, account, deadline: now.plus_ms(wait), ended: 0, step })
+        Ok(Connecting { settings, account, proof: None, deadline: now.plus_ms(wait), ended: 0, step })
     }
 
     /// Whether a client that was let in may have its will, and can be told what it is granted.
@@ -239,6 +254,10 @@ impl Link {
                         }
                     }
                 }
+                Step::Exchanging(exchange) => {
+                    c.step = Step::Exchanging(exchange);
+                    return;
+                }
                 Step::Bringing(run) => match run.outcome.poll(waker) {
                     Some(Ok(())) => c.step = Step::Claiming(Claimant::default()),
                     Some(Err(reason)) => {
@@ -296,8 +315,13 @@ impl Link {
     fn open_session(&mut self, granted: Granted, now: Time, cx: &mut super::Context) {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
         let Granted { handle, mut session, present } = granted;
-        let (settings, account) = (c.settings, c.account);
-        encode::connack(cx.actions.packet(), settings.version, &settings.connack(present));
+        let (settings, account, proof) = (c.settings, c.account, c.proof);
+        let mut connack = settings.connack(present);
+        if let Some((method, data)) = &proof {
+            connack.authentication_method = Some(method);
+            connack.authentication_data = Some(data).filter(|d| !d.is_empty()).map(Vec::as_slice);
+        }
+        encode::connack(cx.actions.packet(), settings.version, &connack);
         self.broker.metrics.connections_total.inc();
         tracing::debug!(client = %shown(&settings.client_id), present, "connected");
         session.attach(&settings, now, &mut cx.actions);
@@ -332,6 +356,8 @@ impl Link {
             closing: None,
             leave: None,
             muted: self.ended || self.broken,
+            method: proof.map(|(method, _)| method),
+            exchange: None,
         }));
         self.run_effects(now, cx);
     }
@@ -352,7 +378,7 @@ impl Link {
                 self.broker.drop_fresh(&c.settings.client_id, now);
                 return;
             }
-            Step::Deciding(_) | Step::Done => return,
+            Step::Deciding(_) | Step::Exchanging(_) | Step::Done => return,
         };
         let Granted { handle, mut session, present } = granted;
         if present {
@@ -375,7 +401,7 @@ impl Link {
     }
 
     /// Refuses a client that was let in and cannot have what it asks for.
-    fn refuse_failed(&mut self, failure: &Failure, max: u32, cx: &mut super::Context) {
+    pub(super) fn refuse_failed(&mut self, failure: &Failure, max: u32, cx: &mut super::Context) {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
         self.refuse_saying(c.settings.version, &c.settings.client_id, failure, max, cx);
     }
@@ -385,7 +411,7 @@ impl Link {
     }
 
     /// Refuses a client and tells it why in words, if the CONNACK has at most `max` bytes then.
-    fn refuse_saying(
+    pub(super) fn refuse_saying(
         &mut self,
         version: Version,
         client_id: &str,
@@ -470,6 +496,6 @@ impl Link {
 }
 
 /// An identifier for a client that sent none: unique among all that this broker ever assigned.
-fn assigned_id(broker: &Broker, now: Time) -> Arc<str> {
+pub(super) fn assigned_id(broker: &Broker, now: Time) -> Arc<str> {
     Arc::from(format!("auto-{:x}-{:x}", now.as_millis(), broker.new_session_no()))
 }

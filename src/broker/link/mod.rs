@@ -7,6 +7,7 @@ mod arriving;
 mod connect;
 mod drive;
 mod effects;
+mod exchange;
 mod open;
 mod waiting;
 
@@ -112,6 +113,9 @@ struct Open {
     leave: Option<Box<Leave>>,
     /// The client gets nothing more: nothing is taken out of the mailbox for it.
     muted: bool,
+    /// How it showed who it is, if by enhanced authentication; and again, if it is doing so.
+    method: Option<Box<str>>,
+    exchange: Option<Box<exchange::Exchange>>,
 }
 
 /// Retained messages still to be sent.
@@ -201,6 +205,10 @@ impl Link {
             let rest = &bytes[used..];
             let (version, maximum) = match &self.state {
                 State::Open(o) => (Some(o.version), o.maximum_packet_size),
+                // Only MQTT 5 has exchanges.
+                State::Connecting(_) => {
+                    (Some(Version::V5), self.broker.limits.session.maximum_packet_size.min(CONNECT_BYTES_MAX))
+                }
                 _ => (None, self.broker.limits.session.maximum_packet_size.min(CONNECT_BYTES_MAX)),
             };
             let frame =
@@ -231,7 +239,8 @@ impl Link {
                     && cx.actions.answers() < ANSWER_BYTES_MAX
                     && (o.waiting.is_empty() || !self.broker.publishers_pause())
             }
-            State::Connecting(_) | State::Leaving(_) | State::Closed => false,
+            State::Connecting(c) => c.listens(),
+            State::Leaving(_) | State::Closed => false,
         }
     }
 
@@ -239,7 +248,7 @@ impl Link {
     fn wants_read(&self, cx: &Context) -> bool {
         match &self.state {
             State::Fresh(_) => !self.waits_for_room(),
-            State::Connecting(_) => self.partial.is_empty(),
+            State::Connecting(c) => c.listens() || self.partial.is_empty(),
             State::Open(o) => {
                 o.closing.is_none()
                     && cx.actions.answers() < ANSWER_BYTES_MAX

@@ -15,6 +15,14 @@ impl Link {
     pub(super) fn packet(&mut self, packet: Packet<'_>, waker: &Waker, now: Time, cx: &mut Context) {
         match (&mut self.state, packet) {
             (State::Fresh(_), Packet::Connect(c)) => self.connect(&c, waker, now, cx),
+            (State::Connecting(_), Packet::Auth(a)) => self.exchange_goes_on(&a, waker, now, cx),
+            // Nobody is connected yet.
+            (State::Connecting(_), Packet::Disconnect(_)) => {
+                self.abandon(now, cx);
+                self.state = State::Closed;
+            }
+            (State::Connecting(_), _) => self.refuse_connecting(Reason::ProtocolError, now, cx),
+            (State::Open(open), Packet::Auth(a)) if open.method.is_some() => self.reauthenticate(&a, now, cx),
             (State::Open(open), packet) => {
                 if let Packet::Publish(p) = &packet {
                     self.counts.publishes_in[p.qos as usize] += 1;
