@@ -6,7 +6,7 @@
 use super::gated::GatedJournal;
 use berth::broker::link::{Broken, Driven, Read, Socket};
 use berth::broker::ports::{
-    Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Identity, Recovered,
+    Account, AuthStep, Authorizer, Credentials, Decision, Door, EnhancedAuth, Identity, Recovered,
 };
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
@@ -130,6 +130,25 @@ impl Flag {
 /// Everybody may do everything, save `mallory`, and save `secret/…`.
 struct Doorman;
 
+/// A method that asks one question: whoever answers with a name is that user, but for `mallory`.
+struct Riddle {
+    asked: bool,
+}
+
+impl EnhancedAuth for Riddle {
+    fn step(&mut self, data: Option<&[u8]>) -> AuthStep {
+        let text = String::from_utf8_lossy(data.unwrap_or_default()).into_owned();
+        if !std::mem::replace(&mut self.asked, true) {
+            return AuthStep::Continue(format!("{text}, who are you?").into_bytes());
+        }
+        if text == "mallory" {
+            return AuthStep::Refuse(Reason::BadUserNameOrPassword);
+        }
+        let account = Account { user: Some(text.as_str().into()), ..Account::default() };
+        AuthStep::Accept(format!("welcome, {text}").into_bytes(), Arc::new(account))
+    }
+}
+
 impl Authorizer for Doorman {
     fn connect(&self, who: &Credentials<'_>) -> Decision {
         Decision::Now(match who.username {
@@ -147,8 +166,12 @@ impl Authorizer for Doorman {
         !filter.starts_with("secret/")
     }
 
-    fn enhanced(&self, _: &str, _: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {
-        Err(Reason::BadAuthenticationMethod)
+    fn enhanced(&self, method: &str, _: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {
+        if method == "RIDDLE" {
+            Ok(Box::new(Riddle { asked: false }))
+        } else {
+            Err(Reason::BadAuthenticationMethod)
+        }
     }
 }
 
