@@ -8,6 +8,7 @@ use berth::broker::ports::{Change, Journal, Lsn, Recipient, Seq, SessionNo, Sess
 use berth::clock::{Time, monotonic_us};
 use berth::mqtt::message::Parts;
 use berth::mqtt::{Message, QoS};
+use berth::session::SessionUser;
 use berth::storage::{RedbJournal, RedbOptions};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -81,6 +82,7 @@ fn make_session(journal: &RedbJournal, no: SessionNo) {
         created_at: Time(1),
         epoch: 0,
         pending: false,
+        user: SessionUser::Unknown,
     })]);
 }
 

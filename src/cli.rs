@@ -1,5 +1,6 @@
 //! The command line: turns arguments into a [`Request`], and answers everything that needs no broker.
 
+use crate::auth::passwd::{self, Passwd};
 use crate::config::{Config, Flag, OnFork, Sources, reference};
 use crate::ctl::{self, Ctl};
 use clap::{Args, Parser, Subcommand};
@@ -45,6 +46,9 @@ enum Command {
     Config(ConfigCommand),
     /// Ask a running broker, or tell it to do something
     Ctl(Ctl),
+    /// Set a user's password in a file of users, or remove the user. The password comes from the terminal or, else, is the first
+    /// line of standard input
+    Passwd(Passwd),
     /// Print the version
     Version,
 }
@@ -144,6 +148,13 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Req
         }
         Command::Config(ConfigCommand::Defaults) => Request::Done(say(&reference::yaml())),
         Command::Ctl(ctl) => Request::Done(ctl::run(&ctl)),
+        Command::Passwd(args) => Request::Done(match passwd::run(&args) {
+            Ok(done) => say(&done),
+            Err(error) => {
+                complain(&error);
+                EXIT_FAILURE
+            }
+        }),
         Command::Version => Request::Done(say(concat!("berth ", env!("CARGO_PKG_VERSION"), "\n"))),
     }
 }

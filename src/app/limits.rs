@@ -5,7 +5,7 @@ use crate::broker::Terms;
 use crate::broker::mailbox::MailboxLimits;
 use crate::broker::remote::RemoteLimits;
 use crate::broker::retained::RetainedLimits;
-use crate::config::{Config, Listener};
+use crate::config::{ClientIdTheft, Config, Listener};
 use crate::mqtt::QoS;
 use crate::session;
 use std::time::Duration;
@@ -55,6 +55,7 @@ pub(super) fn of(config: &Config) -> Limits {
         packet_timeout_ms: millis(limits.packet_timeout),
         write_timeout_ms: millis(limits.write_timeout),
         arriving_bytes: limits.max_arriving_bytes,
+        client_id_theft: config.auth.client_id_theft == ClientIdTheft::Allow,
     }
 }
 

@@ -9,7 +9,7 @@ mod limits;
 mod status;
 mod tasks;
 
-use crate::auth::Anonymous;
+use crate::auth::{self, Accounts};
 use crate::broker::ports::{Recovered, Stamped};
 use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
@@ -84,6 +84,9 @@ pub enum RunError {
     /// This process may not go on: another has taken its place, or no other node can reach it.
     #[error("{0}")]
     Replaced(Arc<str>),
+    /// The accounts cannot be used.
+    #[error(transparent)]
+    Accounts(#[from] auth::OpenError),
     /// The operating system refuses threads or signals.
     #[error("cannot start the runtime: {0}")]
     Runtime(#[from] std::io::Error),
@@ -152,6 +155,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
 
     let started = clock::now();
     let metrics = Arc::new(Metrics::new());
+    let accounts = Arc::new(Accounts::open(&config.auth, &config.accounts, metrics.clone())?);
     let desk = Arc::new(Desk::new(config, started));
     let http_stop = Arc::new(Notify::new());
     let http_task = http.map(|server| {
@@ -195,10 +199,8 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
             }
         }
     }
-    let auth =
-        Anonymous { anywhere: config.auth.allow_anonymous == Some(true), nowhere: !config.auth.anonymous() };
     let cluster = member.as_ref().map(Member::ports);
-    let ports = Ports { journal: journal.port(), authorizer: Arc::new(auth), cluster };
+    let ports = Ports { journal: journal.port(), authorizer: accounts.clone(), cluster };
     let broker = Broker::new(limits::of(config), ports, metrics.clone(), recovered, clock::now());
     let node = Arc::new(Node {
         config: config.clone(),
@@ -230,6 +232,9 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     ];
     if let Some(interval) = config.sys.interval {
         tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));
+    }
+    if accounts.any() {
+        tasks.push(tokio::spawn(tasks::accounts(accounts, broker.clone())));
     }
     let keepers = listeners.iter().filter_map(|l| l.keeper().cloned()).collect();
     tasks.push(tokio::spawn(tls::watch(keepers, reload, metrics.clone())));

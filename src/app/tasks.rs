@@ -1,6 +1,7 @@
 //! What runs beside the connections.
 
 use super::VERSION;
+use crate::auth::Accounts;
 use crate::broker::publish::Scratch;
 use crate::broker::{Broker, Sys};
 use crate::clock::{self, Time};
@@ -14,6 +15,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often retained messages that have expired are removed; until then they are kept but not sent.
 const SWEEP: Duration = Duration::from_secs(10);
+
+/// How often the files of accounts are looked at. A change counts at the second look that finds it.
+const ACCOUNTS: Duration = Duration::from_millis(250);
 
 /// How often the end of the last connection is looked for.
 const LOOK: Duration = Duration::from_millis(5);
@@ -47,6 +51,23 @@ pub(super) async fn housekeeping(broker: Arc<Broker>, interval: Option<Duration>
                 sys.publish(&broker, clock::now(), &mut Scratch::default());
             }
             _ = sweep.tick() => broker.expire_retained(clock::now()),
+        }
+    }
+}
+
+/// Looks now and then whether the files of accounts have changed, and ends the connections of clients whose account has.
+pub(super) async fn accounts(accounts: Arc<Accounts>, broker: Arc<Broker>) {
+    let mut look = ticker(ACCOUNTS);
+    loop {
+        look.tick().await;
+        let looking = accounts.clone();
+        let Ok(reloaded) = tokio::task::spawn_blocking(move || looking.reload(false)).await else { return };
+        if reloaded.changed.is_empty() {
+            continue;
+        }
+        let ended = broker.review_accounts();
+        if ended > 0 {
+            tracing::info!(ended, "connections ended: their accounts were removed or changed");
         }
     }
 }

@@ -1,60 +1,16 @@
-//! Who may do what. Accounts and access lists are still to come: everyone who is let in may do everything.
+//! Who a client is: methods that know accounts, asked in order (docs/decisions/0026-accounts.md). What a client may do once it is let in is
+//! still to come: everyone may do everything.
 
-use crate::broker::ports::{Authorizer, Credentials, EnhancedAuth, Identity};
-use crate::mqtt::Reason;
-use std::net::IpAddr;
+pub mod anonymous;
+pub mod certificate;
+pub mod chain;
+pub mod http;
+pub mod jwt;
+pub mod method;
+pub mod passwd;
+pub mod password;
+pub mod scram;
+pub mod secret;
 
-/// Lets clients in without accounts, as far as the configuration allows it.
-#[derive(Clone, Copy, Debug)]
-pub struct Anonymous {
-    /// From any address (`auth.allow_anonymous: true`), not just loopback.
-    pub anywhere: bool,
-    /// From nowhere (`auth.allow_anonymous: false`).
-    pub nowhere: bool,
-}
-
-impl Authorizer for Anonymous {
-    fn connect(&self, who: &Credentials<'_>) -> Result<(), Reason> {
-        let loopback = match who.door.peer.ip() {
-            IpAddr::V4(ip) => ip.is_loopback(),
-            IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
-        };
-        if !self.nowhere && (self.anywhere || loopback) { Ok(()) } else { Err(Reason::NotAuthorized) }
-    }
-
-    fn publish(&self, _: &Identity, _: &str) -> bool {
-        true
-    }
-
-    fn subscribe(&self, _: &Identity, _: &str) -> bool {
-        true
-    }
-
-    fn enhanced(&self, _: &str) -> Result<Box<dyn EnhancedAuth>, Reason> {
-        Err(Reason::BadAuthenticationMethod)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::broker::ports::Door;
-
-    #[test]
-    fn who_is_let_in_without_an_account() {
-        let cases = [
-            (Anonymous { anywhere: false, nowhere: false }, "127.0.0.1:5", true),
-            (Anonymous { anywhere: false, nowhere: false }, "[::1]:5", true),
-            (Anonymous { anywhere: false, nowhere: false }, "[::ffff:127.0.0.1]:5", true),
-            (Anonymous { anywhere: false, nowhere: false }, "192.0.2.1:5", false),
-            (Anonymous { anywhere: true, nowhere: false }, "192.0.2.1:5", true),
-            (Anonymous { anywhere: false, nowhere: true }, "127.0.0.1:5", false),
-        ];
-        for (auth, peer, allowed) in cases {
-            let door = Door::tcp(peer.parse().unwrap());
-            let version = crate::mqtt::Version::V5;
-            let who = Credentials { version, client_id: "c", username: None, password: None, door: &door };
-            assert_eq!(auth.connect(&who).is_ok(), allowed, "{auth:?} {peer}");
-        }
-    }
-}
+pub use anonymous::Anonymous;
+pub use chain::{Accounts, OpenError, Reloaded};

@@ -98,7 +98,7 @@ impl Broker {
         let done = self.carry_out(handle, &mut session, effects, now, scratch);
         if !done.ended {
             // DISCONNECT may have changed it.
-            self.tell_expiry(handle, session.expiry_s());
+            self.tell_expiry(handle, session.expiry_s(), handle.user());
             self.park(handle, session, scratch);
         }
         done.lsn
@@ -137,6 +137,7 @@ impl Broker {
             created_at: handle.created_at,
             epoch: handle.epoch(),
             pending: false,
+            user: handle.user(),
         }
     }
 
@@ -164,6 +165,7 @@ impl Broker {
             created_at: handle.created_at,
             epoch: handle.epoch(),
             pending: false,
+            user: handle.user(),
         };
         Some(self.journal.append(&[Change::Session(&record)]))
     }
@@ -257,6 +259,7 @@ impl Broker {
             created_at: handle.created_at,
             epoch: handle.epoch(),
             pending: false,
+            user: handle.user(),
         })
     }
 

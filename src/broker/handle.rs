@@ -6,6 +6,7 @@ use super::ports::{BoxFuture, Epoch, Revision, SessionNo};
 use super::remote::expiry::ToldExpiry;
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
+use crate::session::SessionUser;
 use crate::telemetry::Whose;
 use crate::telemetry::losses::Account;
 use hashbrown::HashMap;
@@ -49,6 +50,7 @@ pub struct Handle {
     /// Under which deadline it is watched ([`super::dormant::Dormant`]), milliseconds; 0 = none.
     watched: AtomicU64,
     attached: Mutex<Option<Box<Attached>>>,
+    user: Mutex<SessionUser>,
     account: Account,
 }
 
@@ -76,6 +78,7 @@ impl Handle {
             disowned: AtomicBool::new(false),
             watched: AtomicU64::new(0),
             attached: Mutex::new(None),
+            user: Mutex::default(),
             account: Account::default(),
         }
     }
@@ -93,6 +96,16 @@ impl Handle {
     /// A connection has the session now, or (`None`) has left it.
     pub fn set_attached(&self, attached: Option<Attached>) {
         *self.attached.lock() = attached.map(Box::new);
+    }
+
+    /// Whose session it is.
+    pub fn user(&self) -> SessionUser {
+        self.user.lock().clone()
+    }
+
+    /// From now on it is this user's; whose it was.
+    pub fn set_user(&self, user: SessionUser) -> SessionUser {
+        std::mem::replace(&mut *self.user.lock(), user)
     }
 
     /// Whether the journal has, or had, a record of the session.

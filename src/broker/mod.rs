@@ -15,6 +15,7 @@ pub mod router;
 mod bridges;
 mod dormant;
 mod ending;
+mod owning;
 mod purge;
 pub mod receiving;
 mod recover;
@@ -32,8 +33,8 @@ pub use sys::Sys;
 pub use totals::publish_cluster;
 
 use crate::session;
-use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
+use crate::telemetry::{Metrics, Repeats};
 use bridges::Bridges;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
@@ -74,6 +75,8 @@ pub struct Limits {
     pub write_timeout_ms: u64,
     /// Bytes of large packets that arrive, all connections together.
     pub arriving_bytes: usize,
+    /// Whether a client gets the session of its client identifier whosever that is.
+    pub client_id_theft: bool,
 }
 
 impl Default for Limits {
@@ -91,6 +94,7 @@ impl Default for Limits {
             packet_timeout_ms: 600_000,
             write_timeout_ms: 60_000,
             arriving_bytes: 256 << 20,
+            client_id_theft: false,
         }
     }
 }
@@ -141,6 +145,8 @@ pub struct Broker {
     receiving: Receiving,
     /// Sessions that connections take from each other.
     rivals: Rivals,
+    /// Refusals of sessions of other users, as the log has told them.
+    thefts: Repeats,
     next_session: AtomicU64,
     draining: AtomicBool,
     me: Weak<Broker>,

@@ -16,8 +16,8 @@ use super::subscribe::{Added, subscriber};
 use super::{Broker, Limits, Ports};
 use crate::clock::Time;
 use crate::session::{Session, Will};
-use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
+use crate::telemetry::{Metrics, Repeats};
 use crate::topic::Filter;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -49,6 +49,7 @@ impl Broker {
             dormant: Dormant::default(),
             receiving: Receiving::new(limits.arriving_bytes),
             rivals: Rivals::default(),
+            thefts: Repeats::default(),
             next_session: AtomicU64::new(recovered.next_session.max(1)),
             draining: AtomicBool::new(false),
             me: me.clone(),
@@ -80,7 +81,7 @@ impl Broker {
 
     fn recover_session(&self, r: RecoveredSession, hold: &Option<Arc<OrderHold>>, now: Time) -> Arc<Handle> {
         let record = r.record;
-        let (pending, epoch) = (record.pending, record.epoch);
+        let (pending, epoch, user) = (record.pending, record.epoch, record.user);
         let will = record.will.map(will_of);
         let steps = r.outbound.into_iter().filter_map(|(packet_id, seq, state)| {
             Some((packet_id, NonZeroU64::new(seq)?, state == OutboundState::Released))
@@ -99,6 +100,7 @@ impl Broker {
         let handle = Arc::new(Handle::new(record.no, record.client_id, true, record.created_at, mailbox));
         handle.set_recorded();
         handle.set_epoch(epoch);
+        handle.set_user(user);
         self.next_session.fetch_max(record.no + 1, Ordering::Relaxed);
         self.registry.insert(handle.clone());
         self.metrics.sessions.of(SessionState::Dormant).add(1);

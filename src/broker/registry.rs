@@ -109,6 +109,8 @@ pub enum Claim {
     Elsewhere,
     /// Refused for this reason.
     Refused(Reason),
+    /// It is another user's; the log says so.
+    NotTheirs,
 }
 
 impl Broker {
@@ -133,14 +135,20 @@ impl Broker {
                         let sessions = &self.metrics.sessions;
                         sessions.of(SessionState::Dormant).sub(1);
                         sessions.of(SessionState::Active).add(1);
+                        // It may have become another user's since it was looked at.
+                        if !self.may_have_session(&handle.client_id, &handle.user(), &settings.user) {
+                            self.park(&handle, session, scratch);
+                            return Claim::NotTheirs;
+                        }
                         // Its timers may be due this very moment: the client is late then, not we. Not if it was made for it.
                         let fresh = handle.take_fresh();
                         let over = !fresh && self.run_timers(&handle, &mut session, now, scratch);
                         if !over && (fresh || !settings.clean_start) {
+                            self.inherit(&handle, &settings.user);
                             return Claim::Granted { handle, session, present: !fresh };
                         }
                         if !over && self.remote.is_some() && handle.durable == (settings.expiry_s > 0) {
-                            let new = self.replace(&handle, now);
+                            let new = self.replace(&handle, settings, now);
                             // First: what the cluster says is this node's must be in its journal after a crash in between.
                             claimant.recorded = self.save_connected(&new, settings);
                             let ended = self.end_dormant(&handle, &mut session, now, scratch);
@@ -165,6 +173,9 @@ impl Broker {
                 Entry::Occupied(e) => {
                     let handle = e.get().clone();
                     drop(map);
+                    if !self.may_have_session(&handle.client_id, &handle.user(), &settings.user) {
+                        return Claim::NotTheirs;
+                    }
                     if handle.mailbox.online() {
                         self.metrics.takeovers.inc();
                     }
@@ -179,6 +190,7 @@ impl Broker {
                     let mailbox = Mailbox::new(Place::Attached, VecDeque::new(), 0);
                     let no = self.new_session_no();
                     let handle = Arc::new(Handle::new(no, settings.client_id.clone(), durable, now, mailbox));
+                    handle.set_user(settings.user.clone());
                     e.insert(handle.clone());
                     self.metrics.sessions.of(SessionState::Active).add(1);
                     return Claim::Granted {
@@ -192,12 +204,14 @@ impl Broker {
     }
 
     /// Puts a new session in the place of `old`, which ends by a clean start. In the cluster it has the same record.
-    fn replace(&self, old: &Arc<Handle>, now: Time) -> Arc<Handle> {
+    fn replace(&self, old: &Arc<Handle>, settings: &Settings, now: Time) -> Arc<Handle> {
         let mailbox = Mailbox::new(Place::Attached, VecDeque::new(), 0);
         let no = self.new_session_no();
         let handle = Arc::new(Handle::new(no, old.client_id.clone(), old.durable, now, mailbox));
         handle.set_epoch(old.epoch());
-        handle.expiry.is_told(old.expiry.by_store());
+        let (expiry_s, user) = old.expiry.by_store();
+        handle.expiry.is_told(expiry_s, &user);
+        handle.set_user(settings.user.clone());
         old.disown();
         // The old one no longer counts itself out when it ends: the new one takes its place there too.
         self.registry.insert(handle.clone());

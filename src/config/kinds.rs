@@ -325,6 +325,140 @@ impl Kind for AddressOrOff {
     }
 }
 
+macro_rules! choice {
+    ($(#[$doc:meta])+ $name:ident { $($(#[$variant_doc:meta])+ $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])+ $variant,)+ }
+
+        impl Kind for $name {
+            type Value = $name;
+
+            fn expects() -> String {
+                [$($text),+].join(" or ")
+            }
+
+            fn parse(text: &str) -> Option<$name> {
+                match text {
+                    $($text => Some($name::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+/// A way to find out who a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// A file of users and passwords.
+    Password,
+    /// Tokens.
+    Jwt,
+    /// Certificates that clients show.
+    Certificate,
+    /// A server that is asked.
+    Http,
+}
+
+impl AuthMethod {
+    /// All of them, in the order in which they are asked unless somebody says another.
+    pub const ALL: &'static [AuthMethod] =
+        &[AuthMethod::Certificate, AuthMethod::Password, AuthMethod::Jwt, AuthMethod::Http];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            AuthMethod::Password => "password",
+            AuthMethod::Jwt => "jwt",
+            AuthMethod::Certificate => "certificate",
+            AuthMethod::Http => "http",
+        }
+    }
+}
+
+/// Methods in the order in which they are asked, or `auto`: `None`.
+pub struct AuthChain;
+
+impl Kind for AuthChain {
+    type Value = Option<Vec<AuthMethod>>;
+
+    fn expects() -> String {
+        let names: Vec<_> = AuthMethod::ALL.iter().map(|m| m.name()).collect();
+        format!("auto, or a list of different ones of: {}", names.join(", "))
+    }
+
+    fn parse(text: &str) -> Option<Option<Vec<AuthMethod>>> {
+        if text == "auto" {
+            return Some(None);
+        }
+        let mut chain = Vec::new();
+        for name in text.split(',') {
+            let method = *AuthMethod::ALL.iter().find(|m| m.name() == name.trim())?;
+            (!chain.contains(&method)).then(|| chain.push(method))?;
+        }
+        Some(Some(chain))
+    }
+}
+
+choice! {
+    /// Where in a CONNECT a token is.
+    TokenPlace {
+        /// In the password.
+        Password = "password",
+        /// In the user name.
+        Username = "username",
+    }
+}
+
+choice! {
+    /// Which name in a client's certificate is its user's.
+    CertificateName {
+        /// None: certificates are no accounts.
+        Off = "off",
+        /// The subject's common name.
+        CommonName = "common_name",
+        /// The first DNS name.
+        Dns = "dns",
+        /// The first URI.
+        Uri = "uri",
+        /// The whole subject.
+        Subject = "subject",
+    }
+}
+
+choice! {
+    /// Who gets the session of a client identifier.
+    ClientIdTheft {
+        /// The user that has it.
+        Refuse = "refuse",
+        /// Whoever comes with the client identifier.
+        Allow = "allow",
+    }
+}
+
+/// A URL of scheme http or https; empty: `None`.
+pub struct UrlOrNone;
+
+impl Kind for UrlOrNone {
+    type Value = Option<String>;
+
+    fn expects() -> String {
+        "a URL of scheme http or https, such as https://accounts.example.org/mqtt".to_owned()
+    }
+
+    fn parse(text: &str) -> Option<Option<String>> {
+        if text.is_empty() {
+            return Some(None);
+        }
+        let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"))?;
+        let host = rest.split(['/', '?']).next().unwrap_or_default();
+        // A name and a password in it would be in every log line that has the URL.
+        let valid = !host.is_empty() && !host.contains('@') && text.chars().all(|c| c.is_ascii_graphic());
+        valid.then(|| Some(text.to_owned()))
+    }
+}
+
 /// A directory.
 pub struct Directory;
 
@@ -381,29 +515,6 @@ impl Kind for LogFilter {
         let known = |d: &str| d.contains(['=', ':']) || LEVELS.contains(&d.trim());
         (text.split(',').all(known) && text.parse::<Targets>().is_ok()).then(|| text.to_owned())
     }
-}
-
-macro_rules! choice {
-    ($(#[$doc:meta])+ $name:ident { $($(#[$variant_doc:meta])+ $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_doc])+ $variant,)+ }
-
-        impl Kind for $name {
-            type Value = $name;
-
-            fn expects() -> String {
-                [$($text),+].join(" or ")
-            }
-
-            fn parse(text: &str) -> Option<$name> {
-                match text {
-                    $($text => Some($name::$variant),)+
-                    _ => None,
-                }
-            }
-        }
-    };
 }
 
 choice! {

@@ -4,6 +4,7 @@
 //! is found and reported at once, with where it came from. This module never reads an option for anybody: other
 //! modules are handed their section.
 
+mod accounts;
 mod kinds;
 mod listener_kinds;
 mod listeners;
@@ -13,12 +14,16 @@ pub mod reference;
 mod sources;
 mod units;
 
-pub use kinds::{Advertised, ClientCertificates, LogFormat, ProxyProtocol, Secret, StorageType};
+pub use kinds::{
+    Advertised, AuthMethod, CertificateName, ClientCertificates, ClientIdTheft, LogFormat, ProxyProtocol,
+    Secret, StorageType, TokenPlace,
+};
 pub use listener_kinds::{ListenerType, MqttVersions, Network, Origins};
 pub use listeners::Listeners;
 pub use options::{
-    Audit, Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listener, Log, Node, Publish,
-    Retained, Runtime, Session, Shutdown, Storage, Sys,
+    Accounts, Audit, Auth, AuthCertificate, AuthHttp, AuthJwt, AuthPassword, Cluster, ClusterNode,
+    ClusterTls, Etcd, Http, Limits, Listener, Log, Node, Publish, Retained, Runtime, Session, Shutdown,
+    Storage, Sys,
 };
 pub use problem::{Problem, Problems};
 pub use sources::{Flag, Sources};
@@ -60,6 +65,8 @@ pub struct Config {
     pub listeners: Listeners,
     /// Who may connect.
     pub auth: Auth,
+    /// How it is found out who they are.
+    pub accounts: Accounts,
     /// The admin HTTP endpoint.
     pub http: Http,
     /// The audit log.
@@ -123,6 +130,7 @@ impl Config {
         let node = Node::take(reader);
         let listeners = Listeners::take(reader);
         let auth = Auth::take(reader);
+        let accounts = Accounts::take(reader);
         let http = Http::take(reader);
         let audit = Audit::take(reader);
         let limits = Limits::take(reader);
@@ -141,6 +149,7 @@ impl Config {
             node: node?,
             listeners: listeners?,
             auth: auth?,
+            accounts: accounts?,
             http: http?,
             audit: audit?,
             limits: limits?,
@@ -161,12 +170,14 @@ impl Config {
     /// What no single option can tell.
     fn check(&self, reader: &mut sources::Reader) {
         self.listeners.check(reader);
+        self.check_accounts(reader);
         if self.auth.allow_anonymous.is_none()
+            && !self.accounts.any()
             && let Some((name, address)) = self.listeners.beyond_loopback()
         {
             let why = format!(
                 "{address} (listeners.{name}.address) can be reached from other machines, and there are no accounts: \
-                 set auth.allow_anonymous to true to let everybody in"
+                 set auth.password.file, or auth.allow_anonymous to true to let everybody in"
             );
             reader.refuse("auth.allow_anonymous", &why);
         }
@@ -212,14 +223,6 @@ impl Config {
             let why = "a node of a cluster keeps its sessions on disk: others rely on what it acknowledged; use redb";
             reader.refuse("storage.type", why);
         }
-    }
-}
-
-impl Auth {
-    /// Whether clients may connect without credentials: as set, else yes (a checked configuration with `auto` listens
-    /// on loopback only).
-    pub fn anonymous(&self) -> bool {
-        self.allow_anonymous.unwrap_or(true)
     }
 }
 

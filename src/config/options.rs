@@ -1,9 +1,10 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
 use super::kinds::{
-    Address, AddressOrOff, AddressesOrAuto, ClientCertificates, Count, Directory, Endpoints, FileOrNone,
-    HostPortOrAuto, HostPortOrNone, Kind, LogFilter, LogFormat, NodeId, Prefix, ProxyProtocol, SecondsOrOff,
-    SecretOrNone, Size, Span, StorageType, Switch, SwitchOrAuto, Text,
+    Address, AddressOrOff, AddressesOrAuto, AuthChain, CertificateName, ClientCertificates, ClientIdTheft,
+    Count, Directory, Endpoints, FileOrNone, HostPortOrAuto, HostPortOrNone, Kind, LogFilter, LogFormat,
+    NodeId, Prefix, ProxyProtocol, SecondsOrOff, SecretOrNone, Size, Span, StorageType, Switch, SwitchOrAuto,
+    Text, TokenPlace, UrlOrNone,
 };
 use super::listener_kinds::{
     CountOrOff, Files, ListenerTypeOrAuto, Networks, OriginList, SizeOrOff, UrlPath, VersionList,
@@ -97,6 +98,19 @@ pub struct Cluster {
     pub tls: ClusterTls,
 }
 
+/// Ways to find out who a client is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accounts {
+    /// A file of users and passwords.
+    pub password: AuthPassword,
+    /// Tokens.
+    pub jwt: AuthJwt,
+    /// Client certificates.
+    pub certificate: AuthCertificate,
+    /// A server that is asked.
+    pub http: AuthHttp,
+}
+
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
@@ -171,9 +185,75 @@ options! {
 
     /// Who may connect.
     Auth = "auth" {
-        /// Whether clients may connect without credentials. auto = yes, but the broker then refuses to start on
-        /// addresses beyond loopback. With false nobody can connect: there are no accounts yet.
+        /// Whether clients may connect without an account. auto = no if there is a way to have one (auth.password.file and others);
+        /// else yes, but the broker then refuses to start on addresses beyond loopback. A client that shows a user name is never let in
+        /// anonymously where there are accounts.
         "allow_anonymous" allow_anonymous: SwitchOrAuto = "auto",
+        /// How it is found out who a client is: methods in the order in which they are asked. The first that says yes or no decides.
+        /// auto = all that are configured.
+        "chain" chain: AuthChain = "auto",
+        /// What becomes of a client that comes with the client identifier of another user's session. refuse = it is refused with 0x87
+        /// (MQTT 3: 0x05); allow = it gets the session.
+        "client_id_theft" client_id_theft: ClientIdTheft = "refuse",
+    }
+
+    /// A file of users and their passwords. berth passwd writes it; files of mosquitto_passwd are accepted.
+    AuthPassword = "auth.password" {
+        /// The file: a line for each user, user:hash. Others than its owner and group must not be able to read it. When it changes, it
+        /// counts within a second, and clients whose user was removed or changed are disconnected.
+        "file" file: FileOrNone = "",
+        /// Passwords that are checked at a time, on threads of their own. Each check takes 19 MiB of memory and tens of
+        /// milliseconds. 0 = one per core.
+        "parallel" parallel: Count<usize, 0, 1024> = "0",
+        /// Passwords that may wait to be checked. More clients are refused with 0x89 (MQTT 3: 0x03).
+        "queue" queue: Count<usize, 1, 1_000_000> = "10000",
+        /// The same of one address (of IPv6: one /64 network). Addresses have their turns one after another. Clients behind one
+        /// address that all come at once need more.
+        "queue_per_address" queue_per_address: Count<usize, 1, 1_000_000> = "100",
+    }
+
+    /// Tokens (JSON Web Tokens) in place of passwords. The kind of a key fixes the algorithm: a shared secret HS256, RSA RS256, P-256
+    /// ES256, Ed25519 EdDSA. A token must expire (exp); then the connection ends with 0xA0. Files are read again when they change.
+    AuthJwt = "auth.jwt" {
+        /// Public keys as a PEM file, or a shared secret of at least 32 bytes, which others must not be able to read.
+        "key_file" key_file: FileOrNone = "",
+        /// A JSON Web Key Set. Tokens name a key of it by kid.
+        "jwks_file" jwks_file: FileOrNone = "",
+        /// Where clients put the token: password or username.
+        "from" from: TokenPlace = "password",
+        /// The claim with the user's name.
+        "user_claim" user_claim: Text = "sub",
+        /// Whom tokens must be for (aud). Empty = anybody.
+        "audience" audience: Text = "",
+        /// Who must have issued them (iss). Empty = anybody with the key.
+        "issuer" issuer: Text = "",
+        /// By how much the clocks of issuer and broker may differ.
+        "skew" skew: Span<0, 600_000> = "30s",
+    }
+
+    /// Certificates that clients show at the TLS handshake.
+    AuthCertificate = "auth.certificate" {
+        /// Which name in a client's certificate is its user's: common_name, dns (the first DNS name), uri (the first URI), subject (the
+        /// whole, such as CN=sensor-7,O=Example). off = certificates are no accounts.
+        "name" name: CertificateName = "off",
+    }
+
+    /// A server of yours that says who clients are (docs/accounts.md). It is asked with a POST; whatever goes wrong, nobody is let in by it.
+    AuthHttp = "auth.http" {
+        /// Where it is. Over http:// passwords are readable on the way.
+        "url" url: UrlOrNone = "",
+        /// How long it may take to answer. After that the client is refused with 0x88 (MQTT 3: 0x03).
+        "timeout" timeout: Span<10, 60_000> = "2s",
+        /// Questions at a time; further clients wait, within the same time.
+        "parallel" parallel: Count<usize, 1, 1024> = "64",
+        /// Answers that are remembered. 0 = none.
+        "cache" cache: Count<usize, 0, 10_000_000> = "10000",
+        /// For how long.
+        "cache_ttl" cache_ttl: Span<0, 86_400_000> = "30s",
+        /// File with a bearer token that is sent along. Others must not be able to read it. Read again when it changes.
+        "token_file" token_file: FileOrNone = "",
+        /// PEM file of the authority that signed the server's certificate. Without it the system's authorities count.
+        "ca_file" ca_file: FileOrNone = "",
     }
 
     /// Admin HTTP: /health, /ready, /cluster/status, /metrics and /api/v1/ (berth ctl). Without tokens /api/v1/ answers programs on this

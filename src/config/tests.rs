@@ -25,7 +25,8 @@ fn every_default_is_valid() {
     assert_eq!(config.limits.max_keep_alive, None);
     assert_eq!(config.sys.interval, Some(Duration::from_secs(10)));
     assert_eq!(config.storage.kind, StorageType::Redb);
-    assert!(config.auth.anonymous());
+    assert_eq!((config.auth.allow_anonymous, config.accounts.any()), (None, false));
+    assert_eq!(config.auth.client_id_theft, ClientIdTheft::Refuse);
 }
 
 #[test]
@@ -107,12 +108,35 @@ fn anonymous_beyond_loopback_must_be_asked_for() {
         let problems = Config::from_pairs(&[("listeners.tcp.address", address)]).unwrap_err().0;
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].key, "auth.allow_anonymous");
-        for (allow, expected) in [("true", true), ("false", false)] {
-            let pairs = [("listeners.tcp.address", address), ("auth.allow_anonymous", allow)];
-            assert_eq!(Config::from_pairs(&pairs).unwrap().auth.anonymous(), expected);
+        for decided in [
+            ("auth.allow_anonymous", "true"),
+            ("auth.allow_anonymous", "false"),
+            ("auth.password.file", "users"),
+        ] {
+            assert!(Config::from_pairs(&[("listeners.tcp.address", address), decided]).is_ok());
         }
     }
     assert!(Config::from_pairs(&[("listeners.tcp.address", "127.8.8.8:1,[::1]:1")]).is_ok());
+}
+
+#[test]
+fn the_chain_has_what_is_configured_and_nothing_else() {
+    let file = ("auth.password.file", "users");
+    for (pairs, refused) in [
+        (&[][..], false),
+        (&[file], false),
+        (&[("auth.chain", "password"), file], false),
+        (&[("auth.chain", "password")], true),
+        (&[("auth.chain", "jwt,password"), file, ("auth.jwt.key_file", "key")], false),
+        (&[("auth.chain", "jwt"), file, ("auth.jwt.key_file", "key")], true),
+        (&[("auth.certificate.name", "uri"), file], false),
+        (&[("auth.chain", "certificate"), ("auth.certificate.name", "off")], true),
+    ] {
+        let problems = Config::from_pairs(pairs).err().map_or(Vec::new(), |p| p.0);
+        assert_eq!(problems.iter().any(|p| p.key == "auth.chain"), refused, "{pairs:?}: {problems:?}");
+    }
+    assert!(Config::from_pairs(&[("auth.chain", "password,password"), file]).is_err());
+    assert!(Config::from_pairs(&[("auth.chain", "pasword"), file]).is_err());
 }
 
 #[test]

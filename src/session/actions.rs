@@ -172,6 +172,10 @@ pub enum CloseCause {
     Evicted,
     /// An operator ended it.
     Kicked,
+    /// What let the client in holds no more: its account is gone or has another password.
+    AccountChanged,
+    /// What let the client in was for a time, which is over.
+    AccountExpired,
     /// The broker shuts down.
     ShuttingDown,
     /// The broker leaves the cluster, and another node has the session.
@@ -195,6 +199,8 @@ impl CloseCause {
             CloseCause::Refused(r) => Some(r),
             CloseCause::TakenOver | CloseCause::Evicted => Some(Reason::SessionTakenOver),
             CloseCause::Kicked => Some(Reason::AdministrativeAction),
+            CloseCause::AccountChanged => Some(Reason::NotAuthorized),
+            CloseCause::AccountExpired => Some(Reason::MaximumConnectTime),
             CloseCause::ShuttingDown => Some(Reason::ServerShuttingDown),
             CloseCause::HandedOver => Some(Reason::ServerMoved),
             CloseCause::NotServing => Some(Reason::ServerBusy),

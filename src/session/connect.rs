@@ -1,6 +1,7 @@
 //! What a CONNECT asks for, and what the server grants (MQTT 5.0 sections 3.1 and 3.2).
 
 use super::Limits;
+use super::SessionUser;
 use super::actions::Token;
 use super::lifecycle::Will;
 use super::limits::ANNOUNCED_PACKET_MAX;
@@ -42,8 +43,8 @@ pub struct Settings {
     pub topic_alias_maximum: u16,
     /// Whether reason strings are welcome.
     pub problem_information: bool,
-    /// User name.
-    pub username: Option<Box<str>>,
+    /// The user, once it is known who the client is.
+    pub user: SessionUser,
     /// The will.
     pub will: Option<Will>,
     /// The server's limits.
@@ -54,8 +55,7 @@ impl Settings {
     /// Checks a CONNECT against the server's limits. `assign` makes a client identifier if the client sent none.
     ///
     /// # Errors
-    /// The reason for CONNACK: 0x85 for an empty identifier of an MQTT 3 client that wants a persistent session, 0x8C
-    /// for an authentication method (none is built in), 0x9B for a will above the maximum QoS, 0x90 for one whose topic has
+    /// The reason for CONNACK: 0x85 for an empty identifier of an MQTT 3 client that wants a persistent session, 0x9B for a will above the maximum QoS, 0x90 for one whose topic has
     /// too many levels.
     pub fn negotiate(
         c: &Connect<'_>,
@@ -65,9 +65,6 @@ impl Settings {
         let assigned = c.client_id.is_empty();
         if assigned && (c.version == Version::V31 || (c.version == Version::V311 && !c.clean_start)) {
             return Err(Reason::ClientIdentifierNotValid);
-        }
-        if c.authentication_method.is_some() {
-            return Err(Reason::BadAuthenticationMethod);
         }
         if c.will.as_ref().is_some_and(|w| w.qos > limits.maximum_qos) {
             return Err(Reason::QoSNotSupported);
@@ -93,7 +90,7 @@ impl Settings {
             maximum_packet_size: c.maximum_packet_size.unwrap_or(u32::MAX),
             topic_alias_maximum: c.topic_alias_maximum,
             problem_information: c.request_problem_information,
-            username: c.username.map(Into::into),
+            user: SessionUser::Unknown,
             will: c.will.as_ref().map(|w| Will {
                 message: Message::new(Parts {
                     topic: w.topic,

@@ -14,6 +14,7 @@ mod outbound;
 mod packet_ids;
 #[cfg(test)]
 mod tests;
+mod user;
 
 pub use actions::{
     Actions, CloseCause, Delivery, Effect, Extra, Failure, FilterRequest, Input, Leftover, Loss, Outcome,
@@ -21,6 +22,7 @@ pub use actions::{
 };
 pub use connect::Settings;
 pub use limits::Limits;
+pub use user::SessionUser;
 
 use crate::clock::Time;
 use crate::mqtt::packet::Packet;

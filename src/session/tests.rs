@@ -24,7 +24,7 @@ fn settings(version: Version, quota: u16) -> Settings {
         maximum_packet_size: u32::MAX,
         topic_alias_maximum: 0,
         problem_information: true,
-        username: None,
+        user: SessionUser::Unknown,
         will: None,
         limits: Limits { receive_maximum: 2, ..Limits::default() },
     }

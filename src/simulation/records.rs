@@ -5,6 +5,7 @@ use super::*;
 use crate::broker::operate::OperateError;
 use crate::broker::ports::{Claim, ClaimOutcome, Expected, Index, IndexEvent, SessionOwner};
 use crate::mqtt::{QoS, client};
+use crate::session::SessionUser;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Wake};
 
@@ -41,7 +42,12 @@ fn an_eviction_counts_before_the_record_that_comes_after_it() {
         assert!(connected(&cluster, &mut old).is_some());
         let (node, client_id) = (cluster.name(0), Arc::from("s"));
         let broker = cluster.broker(0).unwrap();
-        let session = SessionOwner { owner: cluster.id(1).unwrap(), epoch: 2, expiry_s: EXPIRY_S };
+        let session = SessionOwner {
+            owner: cluster.id(1).unwrap(),
+            epoch: 2,
+            expiry_s: EXPIRY_S,
+            user: SessionUser::Unknown,
+        };
         // The pages of a snapshot.
         broker.begin_snapshot();
         broker.apply(
@@ -71,6 +77,7 @@ fn a_session_that_is_at_neither_end_of_a_move_is_not_unknown() {
         expected: Expected::Absent,
         epoch: 1,
         expiry_s: EXPIRY_S,
+        user: SessionUser::Unknown,
         evict: None,
     };
     let claimed =

@@ -9,6 +9,7 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
 use crate::mqtt::{Message, QoS};
+use crate::session::SessionUser;
 use proptest::prelude::*;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -360,6 +361,11 @@ pub(super) fn record(no: SessionNo, by: u16) -> SessionRecord {
         created_at: Time(no),
         epoch: if by & 32 == 0 { 0 } else { u64::from(by) << 20 },
         pending: by & 64 != 0,
+        user: match by >> 7 & 3 {
+            0 => SessionUser::Unknown,
+            1 => SessionUser::Anonymous,
+            _ => SessionUser::Named(format!("user-{by}").into()),
+        },
     }
 }
 

@@ -11,6 +11,7 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
+use crate::session::SessionUser;
 use crate::storage::model::{message, recipient, record};
 use proptest::prelude::*;
 
@@ -185,6 +186,7 @@ pub(super) fn session_of_version_1(no: u64) -> (Vec<u8>, SessionRecord) {
         created_at: Time(1),
         epoch: 0,
         pending: false,
+        user: SessionUser::Unknown,
     };
     (row, record)
 }
@@ -200,5 +202,24 @@ fn sessions_of_version_1_are_lifted() {
     unknown[1] |= 4;
     assert_eq!(decode_session(9, &unknown), Err(RecordError::Value("flags")), "version 1 had no such flag");
     let row = encoded(|out| put_session(out, &SessionRecord { epoch: 300, pending: true, ..record.clone() }));
-    assert_eq!((&row[..2], &row[14..16]), (&[2, 7][..], &[0xAC, 2][..]));
+    assert_eq!((&row[..2], &row[14..16]), (&[3, 7][..], &[0xAC, 2][..]));
+}
+
+#[test]
+fn sessions_of_version_2_are_nobodys_in_particular() {
+    let (_, record) = session_of_version_1(9);
+    let record = SessionRecord { epoch: 300, pending: true, ..record };
+    let mut row = encoded(|out| put_session(out, &record));
+    row[0] = 2;
+    assert_eq!(decode_session(9, &row), Ok(record.clone()));
+    row[1] |= 8;
+    assert_eq!(decode_session(9, &row), Err(RecordError::Value("flags")), "version 2 had no such flag");
+    for user in [SessionUser::Unknown, SessionUser::Anonymous, SessionUser::Named("alice".into())] {
+        let record = SessionRecord { user, ..record.clone() };
+        let row = encoded(|out| put_session(out, &record));
+        assert_eq!(decode_session(9, &row), Ok(record));
+        for cut in 0..row.len() {
+            assert!(decode_session(9, &row[..cut]).is_err(), "{cut}");
+        }
+    }
 }

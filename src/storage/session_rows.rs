@@ -6,16 +6,19 @@ use super::wire::{Input, put_text, put_u32, put_u64, put_varint};
 use crate::broker::ports::{SessionNo, SessionRecord, SubscriptionRecord, WillRecord};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
+use crate::session::SessionUser;
 use std::sync::Arc;
 
-/// Versions of session records. Version 2 adds the epoch and whether the claim is under way.
-pub(super) const SESSION_ROWS: Chain = Chain::new(1, &[to_version_2]);
+/// Versions of session records. Version 2 adds the epoch and whether the claim is under way, version 3 the user.
+pub(super) const SESSION_ROWS: Chain = Chain::new(1, &[to_version_2, to_version_3]);
 /// Versions of subscriptions. Version 2 adds the publishes that they are younger than.
 pub(super) const SUBSCRIPTION_ROWS: Chain = Chain::new(1, &[subscription_to_version_2]);
 
 const DISCONNECTED: u8 = 1;
 const WILL: u8 = 2;
 const PENDING: u8 = 4;
+/// The user is known: its name follows the client identifier, empty if it is anonymous.
+const USER: u8 = 8;
 
 /// Where version 2 has the epoch: behind version, flags, expiry and time of making.
 const EPOCH_AT: usize = 1 + 1 + 4 + 8;
@@ -25,7 +28,8 @@ pub(super) fn put_session(out: &mut Vec<u8>, record: &SessionRecord) {
     let flag = |flag, set| if set { flag } else { 0 };
     let flags = flag(DISCONNECTED, record.disconnected_at.is_some())
         | flag(WILL, record.will.is_some())
-        | flag(PENDING, record.pending);
+        | flag(PENDING, record.pending)
+        | flag(USER, record.user.written().is_some());
     out.extend_from_slice(&[SESSION_ROWS.current(), flags]);
     put_u32(out, record.expiry_s);
     put_u64(out, record.created_at.0);
@@ -34,6 +38,9 @@ pub(super) fn put_session(out: &mut Vec<u8>, record: &SessionRecord) {
         put_u64(out, at.0);
     }
     put_text(out, &record.client_id);
+    if let Some(user) = record.user.written() {
+        put_text(out, user);
+    }
     if let Some(will) = &record.will {
         put_u32(out, will.delay_s);
         out.push(u8::from(will.message_expiry_s.is_some()));
@@ -76,13 +83,22 @@ fn to_version_2(row: &[u8]) -> Result<Vec<u8>, RecordError> {
     Ok(row)
 }
 
+/// From version 2: only the version changes, and nobody knew a user.
+fn to_version_3(row: &[u8]) -> Result<Vec<u8>, RecordError> {
+    match row {
+        [_, flags, ..] if flags & !(DISCONNECTED | WILL | PENDING) != 0 => Err(RecordError::Value("flags")),
+        [_, rest @ ..] => Ok([&[3], rest].concat()),
+        [] => Err(RecordError::Truncated),
+    }
+}
+
 /// Decodes the record of session `no`.
 pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord, RecordError> {
     let row = SESSION_ROWS.lift(row)?;
     let mut input = Input::new(&row);
     input.u8()?;
     let flags = input.u8()?;
-    if flags > DISCONNECTED | WILL | PENDING {
+    if flags > DISCONNECTED | WILL | PENDING | USER {
         return Err(RecordError::Value("flags"));
     }
     let expiry_s = input.u32()?;
@@ -90,6 +106,8 @@ pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord,
     let epoch = input.varint()?;
     let disconnected_at = if flags & DISCONNECTED != 0 { Some(Time(input.u64()?)) } else { None };
     let client_id = Arc::from(input.text()?);
+    let user = if flags & USER != 0 { Some(input.text()?) } else { None };
+    let user = SessionUser::read(user);
     let will = if flags & WILL != 0 {
         let delay_s = input.u32()?;
         let expires = input.u8()?;
@@ -101,7 +119,7 @@ pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord,
     };
     input.end()?;
     let pending = flags & PENDING != 0;
-    Ok(SessionRecord { no, client_id, expiry_s, disconnected_at, will, created_at, epoch, pending })
+    Ok(SessionRecord { no, client_id, expiry_s, disconnected_at, will, created_at, epoch, pending, user })
 }
 
 /// Decodes the subscription to `filter`.

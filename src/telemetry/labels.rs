@@ -135,11 +135,45 @@ label! {
 }
 
 label! {
+    /// What was decided about a client that wants to connect.
+    AuthDecision = "outcome" {
+        /// Let in, as a user.
+        Accepted = "accepted",
+        /// Let in without an account.
+        Anonymous = "anonymous",
+        /// Refused: it showed nothing, and may not come anonymously.
+        NoCredentials = "no_credentials",
+        /// Refused: no method knows its user.
+        UnknownUser = "unknown_user",
+        /// Refused: the password of its user is another.
+        WrongPassword = "wrong_password",
+        /// Refused: its token, or what it proved in an exchange, is not valid.
+        InvalidProof = "invalid_proof",
+        /// Refused by the HTTP hook.
+        Hook = "hook_refused",
+        /// Refused: too many wait for a decision.
+        Busy = "busy",
+        /// Refused: what has to decide does not answer.
+        Unavailable = "unavailable",
+    }
+}
+
+label! {
     /// What became of certificates that were read again.
     Reload = "outcome" {
         /// They are in use.
         Done = "done",
         /// They cannot be used: the old ones stay in use.
+        Failed = "failed",
+    }
+}
+
+label! {
+    /// How reading a file again went.
+    ReloadResult = "result" {
+        /// What it says counts.
+        Ok = "ok",
+        /// It is wrong or cannot be read: what it said before counts.
         Failed = "failed",
     }
 }

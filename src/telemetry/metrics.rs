@@ -215,6 +215,18 @@ metrics! {
         "Connections ended because their client's certificate was revoked, or its authority is not trusted any more.";
     connects_refused: Family<RefuseReason, Counter> = "berth_connects_refused_total", count,
         "CONNECT packets refused, by reason.";
+    client_id_thefts: Counter = "berth_client_id_thefts_total", count,
+        "CONNECT packets refused because the session of their client identifier is another user's.";
+    auth_decisions: Family<AuthDecision, Counter> = "berth_auth_decisions_total", count,
+        "Decisions about clients that want to connect, by outcome: accepted, or why not.";
+    password_checks_waiting: Gauge = "berth_password_checks_waiting", count,
+        "Passwords that wait to be checked.";
+    password_check_seconds: Histogram = "berth_password_check_seconds", seconds,
+        "Time a check of a password takes, without waiting.";
+    account_reloads: Family<ReloadResult, Counter> = "berth_account_reloads_total", count,
+        "Files of accounts and keys that were read again because they had changed, by result.";
+    accounts_withdrawn: Counter = "berth_accounts_withdrawn_total", count,
+        "Connections ended because their account was removed or changed.";
     takeovers: Counter = "berth_takeovers_total", count,
         "Connections closed because their client connected again.";
     sessions: Family<SessionState, Gauge> = "berth_sessions", count,

@@ -5,7 +5,9 @@ mod labels;
 pub mod logs;
 pub mod losses;
 pub mod metrics;
+mod repeats;
 
 pub use cells::{Counter, Family, Gauge, Histogram, Label};
 pub use losses::{About, Loss, Whose};
 pub use metrics::Metrics;
+pub use repeats::{REPEATS_MAX, Repeats};

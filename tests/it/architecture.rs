@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("telemetry", &["clock", "config", "names"]),
     ("mqtt", &["clock"]),
     ("topic", &["clock", "mqtt"]),
-    ("session", &["clock", "telemetry", "mqtt", "topic"]),
+    ("session", &["clock", "names", "telemetry", "mqtt", "topic"]),
     ("broker", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session"]),
     ("storage", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
     ("cluster", &["clock", "config", "names", "telemetry", "mqtt", "topic", "session", "broker"]),
@@ -55,7 +55,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["clock", "telemetry", "mqtt", "topic", "session", "broker", "storage", "cluster", "auth"],
     ),
     ("ctl", &["clock", "names", "secret_file"]),
-    ("cli", &["config", "ctl"]),
+    ("cli", &["auth", "config", "ctl"]),
     ("lib", &[]),
     ("main", &[]),
 ];

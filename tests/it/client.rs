@@ -77,6 +77,8 @@ pub struct Dial {
     pub receive_maximum: u16,
     pub keep_alive_s: u16,
     pub will: Option<Will>,
+    pub username: Option<String>,
+    pub password: Option<Vec<u8>>,
 }
 
 impl Dial {
@@ -91,6 +93,8 @@ impl Dial {
             receive_maximum: u16::MAX,
             keep_alive_s: 0,
             will: None,
+            username: None,
+            password: None,
         }
     }
 
@@ -151,6 +155,13 @@ impl Dial {
         self
     }
 
+    /// With this user name and password.
+    #[must_use]
+    pub fn user(mut self, name: &str, password: &str) -> Dial {
+        (self.username, self.password) = (Some(name.to_owned()), Some(password.as_bytes().to_vec()));
+        self
+    }
+
     /// CONNECT as bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let mut properties = Vec::new();
@@ -180,8 +191,8 @@ impl Dial {
             properties: &properties,
             client_id: &self.client_id,
             will,
-            username: None,
-            password: None,
+            username: self.username.as_deref(),
+            password: self.password.as_deref(),
         };
         client::connect(&mut out, &connect);
         out

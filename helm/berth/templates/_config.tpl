@@ -111,13 +111,31 @@ key: {{ .keyKey }}
 {{- toYaml $listeners }}
 {{- end }}
 
+{{/* Whether clients may connect without an account: true, false or auto. */}}
+{{- define "berth.allowAnonymous" -}}
+{{- if kindIs "invalid" .Values.auth.allowAnonymous }}
+{{- ternary "true" "auto" (empty .Values.auth.existingSecret) }}
+{{- else }}
+{{- .Values.auth.allowAnonymous }}
+{{- end }}
+{{- end }}
+
 {{/* What the chart itself sets, with the user's config over it, as YAML. */}}
 {{- define "berth.config" -}}
+{{- $auth := dict "allow_anonymous" (include "berth.allowAnonymous" .) }}
+{{- if .Values.auth.existingSecret }}
+{{- $dir := "/run/secrets/berth/accounts" }}
+{{- with .Values.auth.usersKey }}{{ $_ := set $auth "password" (dict "file" (printf "%s/%s" $dir .)) }}{{ end }}
+{{- $jwt := dict }}
+{{- with .Values.auth.jwtKey }}{{ $_ := set $jwt "key_file" (printf "%s/%s" $dir .) }}{{ end }}
+{{- with .Values.auth.jwksKey }}{{ $_ := set $jwt "jwks_file" (printf "%s/%s" $dir .) }}{{ end }}
+{{- if $jwt }}{{ $_ := set $auth "jwt" $jwt }}{{ end }}
+{{- end }}
 {{- $base := dict
   "listeners" (dict "tcp" (dict "address" "0.0.0.0:1883"))
   "http" (dict "address" "0.0.0.0:8081")
   "storage" (dict "dir" "/var/lib/berth")
-  "auth" (dict "allow_anonymous" .Values.auth.allowAnonymous)
+  "auth" $auth
   "shutdown" (dict "timeout" (printf "%ds" (int .Values.drain.timeoutSeconds))) }}
 {{- range $name, $listener := include "berth.listeners" . | fromYaml }}
 {{- $_ := set $base.listeners $name $listener }}
@@ -259,6 +277,12 @@ key: {{ .keyKey }}
     secretName: {{ .Values.listeners.certificate.clientCaSecret }}
     defaultMode: 0440
 {{- end }}
+{{- with .Values.auth.existingSecret }}
+- name: accounts
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
 {{- if .Values.cluster.enabled }}
 {{- with .Values.peers.tls.existingSecret }}
 - name: peer-tls
@@ -290,6 +314,11 @@ key: {{ .keyKey }}
 {{- if include "berth.listenersAskClients" . }}
 - name: listeners-clients
   mountPath: /run/secrets/berth/listener-clients
+  readOnly: true
+{{- end }}
+{{- if .Values.auth.existingSecret }}
+- name: accounts
+  mountPath: /run/secrets/berth/accounts
   readOnly: true
 {{- end }}
 {{- if .Values.cluster.enabled }}

@@ -95,6 +95,12 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if and .Values.auth.existingSecret (not (or .Values.auth.usersKey .Values.auth.jwtKey .Values.auth.jwksKey)) }}
+{{- fail "auth.existingSecret: say what is in it: auth.usersKey, auth.jwtKey or auth.jwksKey" }}
+{{- end }}
+{{- if and (not .Values.auth.existingSecret) (or .Values.auth.usersKey .Values.auth.jwtKey .Values.auth.jwksKey) }}
+{{- fail "auth.usersKey, auth.jwtKey, auth.jwksKey: keys of auth.existingSecret, which is not set" }}
+{{- end }}
 {{- $config := include "berth.config" . | fromYaml }}
 {{- if hasKey $config "Error" }}
 {{- fail (printf "config cannot be merged: %s" $config.Error) }}

@@ -3,6 +3,7 @@
 use super::{LISTED_MAX, listed};
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
+use crate::broker::ports::Account;
 use crate::clock::Time;
 use crate::session::Will;
 use serde::{Deserialize, Serialize};
@@ -165,6 +166,8 @@ pub struct Attached {
     pub expiry_s: u32,
     /// Its will.
     pub will: Option<WillInfo>,
+    /// What let its client in.
+    pub account: Arc<Account>,
 }
 
 /// A session among those with the smallest client identifiers so far.

@@ -1,9 +1,10 @@
 //! From CONNECT to CONNACK: who the client is, which session it gets, and what must be durable before it is told.
 
+use super::exchange::Exchange;
 use super::{Link, Open, State, Waiting};
 use crate::broker::handle::Handle;
 use crate::broker::inspect::{Attached, Connection, WillInfo};
-use crate::broker::ports::{Credentials, Identity, Lsn};
+use crate::broker::ports::{Account, BoxFuture, Credentials, Decision, Identity, Lsn, Verdict};
 use crate::broker::publish::STALLED;
 use crate::broker::remote::sessions::Run;
 use crate::broker::{Broker, Claim, Claimant};
@@ -13,14 +14,14 @@ use crate::mqtt::encode::{self, ConnAck};
 use crate::mqtt::packet::Connect;
 use crate::mqtt::{Reason, Version};
 use crate::names::shown;
-use crate::session::{CloseCause, Effect, Failure, Loss, Session, Settings};
+use crate::session::{CloseCause, Effect, Failure, Loss, Session, SessionUser, Settings};
 use crate::telemetry::metrics::{ErrorType, RefuseReason};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{self, Poll, Waker};
 
 /// Bytes of a CONNACK without properties.
-const REFUSAL_BYTES: u32 = 5;
+pub(super) const REFUSAL_BYTES: u32 = 5;
 
 /// How much longer than the procedure that brings the session a connection waits for it, milliseconds.
 const BRINGING_GRACE_MS: u64 = 2_000;
@@ -31,15 +32,23 @@ const CONNACK_BYTES_MAX: u32 = 256;
 /// A client between CONNECT and CONNACK.
 #[derive(Debug)]
 pub(super) struct Connecting {
-    settings: Settings,
-    deadline: Time,
+    pub(super) settings: Settings,
+    /// What let it in, once something has.
+    account: Arc<Account>,
+    /// Of enhanced authentication: the method, and what CONNACK says to the client.
+    pub(super) proof: Option<(Box<str>, Vec<u8>)>,
+    pub(super) deadline: Time,
     /// When the ends of sessions that a clean start replaced are durable.
     ended: Lsn,
-    step: Step,
+    pub(super) step: Step,
 }
 
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
+    /// The authorizer decides who the client is.
+    Deciding(Deciding),
+    /// The client shows who it is, in several steps.
+    Exchanging(Exchange),
     /// The session has to be brought to this node.
     Bringing(Arc<Run>),
     /// Another connection has to leave the session first.
@@ -49,8 +58,17 @@ enum Step {
     Done,
 }
 
+/// A decision that takes its time.
+pub(super) struct Deciding(BoxFuture<Verdict>);
+
+impl std::fmt::Debug for Deciding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Deciding")
+    }
+}
+
 #[derive(Debug)]
-struct Granted {
+pub(super) struct Granted {
     handle: Arc<Handle>,
     session: Box<Session>,
     present: bool,
@@ -73,16 +91,28 @@ impl Connecting {
     pub fn deadline(&self) -> Option<Time> {
         Some(self.deadline)
     }
+
+    /// A client that shows who it is in several steps.
+    pub fn exchanging(settings: Settings, exchange: Exchange, deadline: Time) -> Connecting {
+        let step = Step::Exchanging(exchange);
+        Connecting { settings, account: Arc::default(), proof: None, deadline, ended: 0, step }
+    }
+
+    /// Whether the client is to say something.
+    pub fn listens(&self) -> bool {
+        matches!(self.step, Step::Exchanging(_))
+    }
 }
 
 impl Link {
     pub(super) fn connect(&mut self, c: &Connect<'_>, waker: &Waker, now: Time, cx: &mut super::Context) {
+        let door = self.door.clone();
         let who = Credentials {
             version: c.version,
             client_id: c.client_id,
             username: c.username,
             password: c.password,
-            door: &self.door,
+            door: &door,
         };
         let limits = self.session_limits();
         let assign = || assigned_id(&self.broker, now);
@@ -102,17 +132,26 @@ impl Link {
             self.said = true;
             Err(Reason::ServerUnavailable.into())
         } else if let Some(method) = c.authentication_method {
-            // No exchange can begin while no method is built in; the port says 0x8C.
-            let refused = self.broker.authorizer.enhanced(method).err();
-            Err(refused.unwrap_or(Reason::BadAuthenticationMethod).into())
+            return self.begin_exchange(c, method, &who, limits, waker, now, cx);
         } else {
-            Settings::negotiate(c, limits, assign)
-                .and_then(|s| self.broker.authorizer.connect(&who).map(|()| s))
-                .map_err(Failure::from)
-                .and_then(|s| self.may_have(&s).map(|()| s))
+            Settings::negotiate(c, limits, assign).map_err(Failure::from)
         };
-        let settings = match settings {
-            Ok(settings) => settings,
+        let begun = settings.and_then(|settings| match self.broker.authorizer.connect(&who) {
+            Decision::Now(verdict) => {
+                self.said |= verdict.is_err();
+                self.let_in(settings, verdict?, now)
+            }
+            Decision::Later(decision) => Ok(Connecting {
+                settings,
+                account: Arc::default(),
+                proof: None,
+                deadline: now.plus_ms(self.broker.limits.connect_timeout_ms),
+                ended: 0,
+                step: Step::Deciding(Deciding(decision)),
+            }),
+        });
+        let connecting = match begun {
+            Ok(connecting) => connecting,
             Err(_) if c.maximum_packet_size.is_some_and(|max| max < REFUSAL_BYTES) => {
                 self.state = State::Closed;
                 return;
@@ -123,7 +162,22 @@ impl Link {
                 return self.refuse_saying(c.version, c.client_id, &failure, max, cx);
             }
         };
-        tracing::debug!(peer = %self.door.peer, client = %shown(&settings.client_id), version = ?settings.version, "CONNECT");
+        self.state = State::Connecting(Box::new(connecting));
+        self.poll_connecting(waker, now, cx);
+    }
+
+    /// A client is who its account says: looks for its session.
+    pub(super) fn let_in(
+        &self,
+        mut settings: Settings,
+        account: Arc<Account>,
+        now: Time,
+    ) -> Result<Connecting, Failure> {
+        settings.user = SessionUser::of(account.user.as_ref());
+        self.may_have(&settings, &account)?;
+        tracing::debug!(
+            peer = %self.door.peer, client = %shown(&settings.client_id), version = ?settings.version, user = %settings.user, "CONNECT"
+        );
         let mut wait = self.broker.limits.connect_timeout_ms;
         let step = match self.broker.bring_here(&settings) {
             Some(run) => {
@@ -133,18 +187,16 @@ impl Link {
             }
             None => Step::Claiming(Claimant::default()),
         };
-        let deadline = now.plus_ms(wait);
-        self.state = State::Connecting(Box::new(Connecting { settings, deadline, ended: 0, step }));
-        self.poll_connecting(waker, now, cx);
+        Ok(Connecting { settings, account, proof: None, deadline: now.plus_ms(wait), ended: 0, step })
     }
 
     /// Whether a client that was let in may have its will, and can be told what it is granted.
-    fn may_have(&self, s: &Settings) -> Result<(), Failure> {
+    fn may_have(&self, s: &Settings, account: &Arc<Account>) -> Result<(), Failure> {
         if (s.expiry_s > 0 || s.will.is_some()) && self.broker.journal.stalled() {
             return Err(Failure::new(Reason::ServerUnavailable, STALLED));
         }
         if let Some(will) = &s.will {
-            let who = self.identity(s);
+            let who = self.identity(s, account);
             if !self.broker.may_publish(&who, will.message.topic()) {
                 return Err(Reason::NotAuthorized.into());
             }
@@ -171,8 +223,13 @@ impl Link {
     }
 
     /// Who a client with these settings is.
-    fn identity(&self, s: &Settings) -> Identity {
-        Identity { client_id: s.client_id.clone(), username: s.username.clone(), door: self.door.clone() }
+    fn identity(&self, s: &Settings, account: &Arc<Account>) -> Identity {
+        Identity {
+            client_id: s.client_id.clone(),
+            username: account.user.clone(),
+            door: self.door.clone(),
+            account: account.clone(),
+        }
     }
 
     pub(super) fn poll_connecting(&mut self, waker: &Waker, now: Time, cx: &mut super::Context) {
@@ -183,6 +240,31 @@ impl Link {
                 return self.refuse_connecting(Reason::ServerUnavailable, now, cx);
             }
             match std::mem::replace(&mut c.step, Step::Done) {
+                Step::Deciding(mut decision) => {
+                    match decision.0.as_mut().poll(&mut task::Context::from_waker(waker)) {
+                        Poll::Ready(Ok(account)) => {
+                            let settings = c.settings.clone();
+                            let max =
+                                if settings.problem_information { settings.maximum_packet_size } else { 0 };
+                            match self.let_in(settings, account, now) {
+                                Ok(connecting) => self.state = State::Connecting(Box::new(connecting)),
+                                Err(failure) => return self.refuse_failed(&failure, max, cx),
+                            }
+                        }
+                        Poll::Ready(Err(reason)) => {
+                            self.said = true;
+                            return self.refuse_connecting(reason, now, cx);
+                        }
+                        Poll::Pending => {
+                            c.step = Step::Deciding(decision);
+                            return;
+                        }
+                    }
+                }
+                Step::Exchanging(exchange) => {
+                    c.step = Step::Exchanging(exchange);
+                    return;
+                }
                 Step::Bringing(run) => match run.outcome.poll(waker) {
                     Some(Ok(())) => c.step = Step::Claiming(Claimant::default()),
                     Some(Err(reason)) => {
@@ -211,6 +293,10 @@ impl Link {
                             None => return self.refuse_connecting(Reason::ServerUnavailable, now, cx),
                         },
                         Claim::Refused(reason) => return self.refuse_connecting(reason, now, cx),
+                        Claim::NotTheirs => {
+                            self.said = true;
+                            return self.refuse_connecting(Reason::NotAuthorized, now, cx);
+                        }
                         Claim::Granted { handle, session, present } => {
                             let recorded = claimant.recorded();
                             let recorded =
@@ -236,8 +322,13 @@ impl Link {
     fn open_session(&mut self, granted: Granted, now: Time, cx: &mut super::Context) {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
         let Granted { handle, mut session, present } = granted;
-        let settings = c.settings;
-        encode::connack(cx.actions.packet(), settings.version, &settings.connack(present));
+        let (settings, account, proof) = (c.settings, c.account, c.proof);
+        let mut connack = settings.connack(present);
+        if let Some((method, data)) = &proof {
+            connack.authentication_method = Some(method);
+            connack.authentication_data = Some(data).filter(|d| !d.is_empty()).map(Vec::as_slice);
+        }
+        encode::connack(cx.actions.packet(), settings.version, &connack);
         self.broker.metrics.connections_total.inc();
         tracing::debug!(client = %shown(&settings.client_id), present, "connected");
         session.attach(&settings, now, &mut cx.actions);
@@ -249,14 +340,19 @@ impl Link {
             },
             expiry_s: session.expiry_s(),
             will: session.will().map(WillInfo::of),
+            account: account.clone(),
         }));
+        // It may have been withdrawn while the client was on its way: whoever withdraws it looks at who is connected.
+        if !self.broker.holds(&account) {
+            handle.mailbox.close(CloseCause::AccountChanged, &mut cx.scratch.wakes);
+        }
         for packet_id in self.broker.publishes_under_way(handle.no) {
             session.still_under_way(packet_id);
         }
         self.state = State::Open(Box::new(Open {
             session,
             handle,
-            identity: self.identity(&settings),
+            identity: self.identity(&settings, &account),
             version: settings.version,
             maximum_packet_size: settings.limits.maximum_packet_size,
             cache: Default::default(),
@@ -267,6 +363,8 @@ impl Link {
             closing: None,
             leave: None,
             muted: self.ended || self.broken,
+            method: proof.map(|(method, _)| method),
+            exchange: None,
         }));
         self.run_effects(now, cx);
     }
@@ -287,7 +385,7 @@ impl Link {
                 self.broker.drop_fresh(&c.settings.client_id, now);
                 return;
             }
-            Step::Done => return,
+            Step::Deciding(_) | Step::Exchanging(_) | Step::Done => return,
         };
         let Granted { handle, mut session, present } = granted;
         if present {
@@ -309,12 +407,18 @@ impl Link {
         self.refuse(version, &client_id, reason, cx);
     }
 
+    /// Refuses a client that was let in and cannot have what it asks for.
+    pub(super) fn refuse_failed(&mut self, failure: &Failure, max: u32, cx: &mut super::Context) {
+        let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
+        self.refuse_saying(c.settings.version, &c.settings.client_id, failure, max, cx);
+    }
+
     fn refuse(&mut self, version: Version, client_id: &str, reason: Reason, cx: &mut super::Context) {
         self.refuse_saying(version, client_id, &reason.into(), 0, cx);
     }
 
     /// Refuses a client and tells it why in words, if the CONNACK has at most `max` bytes then.
-    fn refuse_saying(
+    pub(super) fn refuse_saying(
         &mut self,
         version: Version,
         client_id: &str,
@@ -399,6 +503,6 @@ impl Link {
 }
 
 /// An identifier for a client that sent none: unique among all that this broker ever assigned.
-fn assigned_id(broker: &Broker, now: Time) -> Arc<str> {
+pub(super) fn assigned_id(broker: &Broker, now: Time) -> Arc<str> {
     Arc::from(format!("auto-{:x}-{:x}", now.as_millis(), broker.new_session_no()))
 }

@@ -7,6 +7,7 @@ mod arriving;
 mod connect;
 mod drive;
 mod effects;
+mod exchange;
 mod open;
 mod terms;
 mod waiting;
@@ -121,6 +122,9 @@ struct Open {
     leave: Option<Box<Leave>>,
     /// The client gets nothing more: nothing is taken out of the mailbox for it.
     muted: bool,
+    /// How it showed who it is, if by enhanced authentication; and again, if it is doing so.
+    method: Option<Box<str>>,
+    exchange: Option<Box<exchange::Exchange>>,
 }
 
 /// Retained messages still to be sent.
@@ -235,6 +239,10 @@ impl Link {
             let rest = &bytes[used..];
             let (version, maximum) = match &self.state {
                 State::Open(o) => (Some(o.version), o.maximum_packet_size),
+                // Only MQTT 5 has exchanges.
+                State::Connecting(_) => {
+                    (Some(Version::V5), self.session_limits().maximum_packet_size.min(CONNECT_BYTES_MAX))
+                }
                 _ => (None, self.session_limits().maximum_packet_size.min(CONNECT_BYTES_MAX)),
             };
             let frame =
@@ -265,7 +273,8 @@ impl Link {
                     && cx.actions.answers() < ANSWER_BYTES_MAX
                     && (o.waiting.is_empty() || !self.broker.publishers_pause())
             }
-            State::Connecting(_) | State::Leaving(_) | State::Closed => false,
+            State::Connecting(c) => c.listens(),
+            State::Leaving(_) | State::Closed => false,
         }
     }
 
@@ -273,7 +282,7 @@ impl Link {
     fn wants_read(&self, cx: &Context) -> bool {
         match &self.state {
             State::Fresh(_) => !self.waits_for_room(),
-            State::Connecting(_) => self.partial.is_empty(),
+            State::Connecting(c) => c.listens() || self.partial.is_empty(),
             State::Open(o) => {
                 o.closing.is_none()
                     && cx.actions.answers() < ANSWER_BYTES_MAX
@@ -345,7 +354,8 @@ impl Link {
                 // Nobody waits any more for a client that has closed its side to say something.
                 let keep_alive = o.session.next_timeout().filter(|_| !self.ended);
                 let arriving = self.arriving.as_ref().map(|a| a.deadline).filter(|_| !self.ended);
-                [waiting, keep_alive, arriving, self.look_at()].into_iter().flatten().min()
+                let account = o.identity.account.expires_at;
+                [waiting, keep_alive, arriving, account, self.look_at()].into_iter().flatten().min()
             }
             State::Leaving(l) => Some(l.deadline),
             State::Closed => None,

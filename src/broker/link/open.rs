@@ -8,13 +8,21 @@ use crate::broker::ending::delivery;
 use crate::clock::Time;
 use crate::mqtt::packet::Packet;
 use crate::mqtt::{QoS, Reason};
-use crate::session::{Delivery, Input, Loss, Outcome};
+use crate::session::{CloseCause, Delivery, Input, Loss, Outcome};
 use std::task::Waker;
 
 impl Link {
     pub(super) fn packet(&mut self, packet: Packet<'_>, waker: &Waker, now: Time, cx: &mut Context) {
         match (&mut self.state, packet) {
             (State::Fresh(_), Packet::Connect(c)) => self.connect(&c, waker, now, cx),
+            (State::Connecting(_), Packet::Auth(a)) => self.exchange_goes_on(&a, waker, now, cx),
+            // Nobody is connected yet.
+            (State::Connecting(_), Packet::Disconnect(_)) => {
+                self.abandon(now, cx);
+                self.state = State::Closed;
+            }
+            (State::Connecting(_), _) => self.refuse_connecting(Reason::ProtocolError, now, cx),
+            (State::Open(open), Packet::Auth(a)) if open.method.is_some() => self.reauthenticate(&a, now, cx),
             (State::Open(open), packet) => {
                 if let Packet::Publish(p) = &packet {
                     self.counts.publishes_in[p.qos as usize] += 1;
@@ -34,6 +42,10 @@ impl Link {
         let State::Open(open) = &mut self.state else { return };
         if open.closing.is_some() {
             return; // until its owner has tried to write the goodbye
+        }
+        if open.leave.is_none() && open.identity.account.expires_at.is_some_and(|at| at <= now) {
+            open.leave = Some(Leave::new(CloseCause::AccountExpired, None, None));
+            open.muted = true;
         }
         open.give_durable(&self.broker, now, cx);
         self.run_effects(now, cx);

@@ -1,5 +1,7 @@
 //! Who may do what.
 
+use super::tasks::BoxFuture;
+use crate::clock::Time;
 use crate::mqtt::{Reason, Version};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,7 +38,7 @@ pub struct CertificateNames {
 }
 
 /// Who a client says it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Credentials<'a> {
     /// Version of its protocol.
     pub version: Version,
@@ -47,7 +49,47 @@ pub struct Credentials<'a> {
     /// Password.
     pub password: Option<&'a [u8]>,
     /// How it came.
-    pub door: &'a Door,
+    pub door: &'a Arc<Door>,
+}
+
+impl std::fmt::Debug for Credentials<'_> {
+    /// Without the password, and without the user name, which may be a token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("client_id", &self.client_id).finish_non_exhaustive()
+    }
+}
+
+/// What is known of a client that was let in, besides its client identifier and its door.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Its user; `None` = it was let in anonymously, whatever user name it gave.
+    pub user: Option<Arc<str>>,
+    /// The groups that the user is in.
+    pub groups: Box<[Arc<str>]>,
+    /// What its token says it may do.
+    pub claims: Option<Box<AccessClaims>>,
+    /// Until when this holds; `None` = without end.
+    pub expires_at: Option<Time>,
+    /// What let it in, and which state of that: nothing but the authorizer knows what it means.
+    pub mark: AccountMark,
+}
+
+/// What an authorizer keeps with an account, to know later whether it still holds ([`Authorizer::holds`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AccountMark {
+    /// What let the client in; 0 = nothing that can change.
+    pub source: u32,
+    /// Which state of that.
+    pub version: u64,
+}
+
+/// Topic filters in a client's token: what it may do, and nothing else. `None` = the token does not speak of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccessClaims {
+    /// Where it may publish.
+    pub publish: Option<Vec<Arc<str>>>,
+    /// To what it may subscribe.
+    pub subscribe: Option<Vec<Arc<str>>>,
 }
 
 /// What a client is, once let in.
@@ -55,19 +97,34 @@ pub struct Credentials<'a> {
 pub struct Identity {
     /// Client identifier.
     pub client_id: Arc<str>,
-    /// User name.
-    pub username: Option<Box<str>>,
+    /// Its user: the name that was verified, never one that an anonymous client only claims.
+    pub username: Option<Arc<str>>,
     /// How it came.
     pub door: Arc<Door>,
+    /// What else is known of it.
+    pub account: Arc<Account>,
+}
+
+/// Whether a client may connect: its account, or the reason for CONNACK. Why it was refused is in the authorizer's log, never in the answer.
+pub type Verdict = Result<Arc<Account>, Reason>;
+
+/// The answer to a CONNECT.
+pub enum Decision {
+    /// At once.
+    Now(Verdict),
+    /// When this has completed.
+    Later(BoxFuture<Verdict>),
 }
 
 /// Decides who may connect, publish and subscribe.
 pub trait Authorizer: Send + Sync + 'static {
     /// Whether the client may connect.
-    ///
-    /// # Errors
-    /// The reason for CONNACK.
-    fn connect(&self, who: &Credentials<'_>) -> Result<(), Reason>;
+    fn connect(&self, who: &Credentials<'_>) -> Decision;
+
+    /// Whether what let a client in still does.
+    fn holds(&self, _account: &Account) -> bool {
+        true
+    }
 
     /// Whether `who` may publish to `topic`.
     fn publish(&self, who: &Identity, topic: &str) -> bool;
@@ -75,11 +132,11 @@ pub trait Authorizer: Send + Sync + 'static {
     /// Whether `who` may subscribe to `filter` (without its `$share/<group>/`).
     fn subscribe(&self, who: &Identity, filter: &str) -> bool;
 
-    /// Starts enhanced authentication (MQTT 5.0 section 4.12) with the method a CONNECT names.
+    /// Starts enhanced authentication (MQTT 5.0 section 4.12) with the method that a CONNECT names.
     ///
     /// # Errors
     /// 0x8C if there is no such method.
-    fn enhanced(&self, method: &str) -> Result<Box<dyn EnhancedAuth>, Reason>;
+    fn enhanced(&self, method: &str, who: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason>;
 }
 
 /// One exchange of an enhanced authentication method.
@@ -94,7 +151,7 @@ pub enum AuthStep {
     /// Send AUTH 0x18 with this data and wait for the client's.
     Continue(Vec<u8>),
     /// The client is who it says; this data goes into CONNACK or AUTH 0x00.
-    Accept(Vec<u8>),
+    Accept(Vec<u8>, Arc<Account>),
     /// Refused.
     Refuse(Reason),
 }

@@ -5,6 +5,7 @@ use super::journal::StoreKnown;
 use super::tasks::BoxFuture;
 use crate::clock::Time;
 use crate::mqtt::Message;
+use crate::session::SessionUser;
 use std::sync::Arc;
 
 /// The coordination store did not answer in time, or this node may not write to it now. The request may have been carried
@@ -33,6 +34,8 @@ pub struct Claim {
     pub epoch: Epoch,
     /// Session expiry interval of the new record, seconds.
     pub expiry_s: u32,
+    /// Whose the session is.
+    pub user: SessionUser,
     /// Write `evictions/<node>/<client>` for this node as well: the session is taken over its head.
     pub evict: Option<Arc<str>>,
 }
@@ -117,9 +120,9 @@ pub trait Coordinator: Send + Sync + 'static {
     /// not anybody waits; completes then.
     fn release(&self, client_id: &str, epoch: Epoch) -> BoxFuture<()>;
 
-    /// The session lasts so long after its end of connection, seconds: changes the record if it is this node's at `epoch`. Tried until
-    /// the store has answered; completes then.
-    fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) -> BoxFuture<()>;
+    /// The session lasts so long after its end of connection, seconds, and is this user's: changes the record if it is this node's at
+    /// `epoch`. Tried until the store has answered; completes then.
+    fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32, user: SessionUser) -> BoxFuture<()>;
 
     /// Adds and removes routes. Completes with the revision at which all of them are written; tried until the store has
     /// answered. Calls are carried out in order.

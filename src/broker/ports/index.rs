@@ -1,6 +1,7 @@
 //! What every node knows of the cluster: the coordination store's content as events, in the order of its revisions.
 
 use crate::mqtt::Message;
+use crate::session::SessionUser;
 use std::fmt;
 use std::sync::Arc;
 
@@ -118,6 +119,8 @@ pub struct SessionOwner {
     pub epoch: Epoch,
     /// Session expiry interval, seconds; 0 = there is no state behind the connection.
     pub expiry_s: u32,
+    /// Whose it is.
+    pub user: SessionUser,
 }
 
 /// A session's record as read, with what is needed to replace it.

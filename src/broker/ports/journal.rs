@@ -4,6 +4,7 @@ use super::index::{Epoch, Incarnation, MemberId, MessageId, Revision, Timeline};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
+use crate::session::SessionUser;
 use smallvec::SmallVec;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -75,6 +76,8 @@ pub struct SessionRecord {
     pub epoch: Epoch,
     /// The claim is under way: void unless the cluster names this node as the owner under `epoch`.
     pub pending: bool,
+    /// Whose it is.
+    pub user: SessionUser,
 }
 
 /// A will waiting for its connection to be lost.

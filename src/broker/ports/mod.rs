@@ -9,7 +9,10 @@ mod journal;
 mod peers;
 mod tasks;
 
-pub use auth::{AuthStep, Authorizer, CertificateNames, Credentials, Door, EnhancedAuth, Identity};
+pub use auth::{
+    AccessClaims, Account, AccountMark, AuthStep, Authorizer, CertificateNames, Credentials, Decision, Door,
+    EnhancedAuth, Identity, Verdict,
+};
 pub use cluster_time::ClusterTime;
 pub use coordinator::{
     Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, TooLarge, Unavailable,

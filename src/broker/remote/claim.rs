@@ -16,7 +16,7 @@ use crate::broker::publish::Scratch;
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use crate::names::shown;
-use crate::session::{Session, Settings};
+use crate::session::{Session, SessionUser, Settings};
 use crate::telemetry::metrics::{ClaimResult, SessionState};
 use futures_util::future::{Either, select};
 use std::collections::VecDeque;
@@ -45,6 +45,7 @@ struct Claiming {
     client_id: Arc<str>,
     clean_start: bool,
     expiry_s: u32,
+    user: SessionUser,
     deadline: Time,
 }
 
@@ -71,13 +72,16 @@ impl Broker {
             run.outcome.set(Err(Reason::ServerUnavailable));
             return Some(run);
         };
-        let run = remote.sessions.begin(&settings.client_id);
+        // Whoever may not have what is brought for another must not be able to stop that either.
+        let may = |before: &SessionUser| self.limits.client_id_theft || before.lets(&settings.user);
+        let run = remote.sessions.begin(&settings.client_id, &settings.user, may);
         let claiming = Claiming {
             run: run.clone(),
             procedure,
             client_id: settings.client_id.clone(),
             clean_start: settings.clean_start,
             expiry_s: settings.expiry_s,
+            user: settings.user.clone(),
             deadline: remote.now().plus_ms(remote.limits.takeover_timeout_ms),
             broker,
             remote: remote.clone(),
@@ -110,7 +114,7 @@ impl Claiming {
         if result.is_ok()
             && let Some(handle) = self.broker.session(&self.client_id)
         {
-            self.broker.tell_expiry(&handle, self.expiry_s);
+            self.broker.tell_expiry(&handle, self.expiry_s, self.user.clone());
             remote.expiry_told(&handle, self.deadline).await;
         }
         remote.metrics.claims_waiting.sub(1);
@@ -153,6 +157,7 @@ impl Claiming {
                 return Err(self.too_late(record.as_ref()));
             }
             if let Some(handle) = self.broker.session(&self.client_id) {
+                self.check_user(&handle.user())?;
                 // Made for an earlier CONNECT that asked for less: no journal keeps it.
                 let too_little = handle.is_fresh() && !handle.durable && self.expiry_s > 0;
                 if too_little && self.broker.drop_fresh(&self.client_id, self.remote.now()) {
@@ -192,6 +197,15 @@ impl Claiming {
                 Step::Refused(reason) => return Err(reason),
             }
         }
+    }
+
+    /// Refuses the session of another user.
+    fn check_user(&self, of: &SessionUser) -> Result<(), Reason> {
+        if self.broker.may_have_session(&self.client_id, of, &self.user) {
+            return Ok(());
+        }
+        self.run.say();
+        Err(Reason::NotAuthorized)
     }
 
     /// The epoch of a session that nobody has: above that of the last one that ended here, since the removal of its record may
@@ -247,6 +261,7 @@ impl Claiming {
         let no = broker.new_session_no();
         let handle = Arc::new(Handle::new(no, self.client_id.clone(), durable, now, mailbox));
         handle.set_epoch(epoch);
+        handle.set_user(self.user.clone());
         handle.set_fresh();
         if durable && let Some(lsn) = broker.save_pending(&handle) {
             // Void unless the cluster names this node: what it names must not be missing after a crash.
@@ -257,12 +272,13 @@ impl Claiming {
             expected,
             epoch,
             expiry_s: self.expiry_s,
+            user: self.user.clone(),
             evict: over.map(|o| o.node.clone()),
         };
         match self.remote.claim_certainly(claim).await {
             ClaimOutcome::Granted(at) => {
                 broker.knows(at);
-                handle.expiry.is_told(self.expiry_s);
+                handle.expiry.is_told(self.expiry_s, &self.user);
                 broker.registry_insert(&handle);
                 tracing::debug!(client = %shown(&self.client_id), epoch, at, "session claimed");
                 if let Some(holder) = over {
@@ -303,6 +319,9 @@ impl Claiming {
 
     /// There is a record.
     async fn replace(&self, owner: Owner) -> Step {
+        if let Err(reason) = self.check_user(&owner.session.user) {
+            return Step::Refused(reason);
+        }
         let epoch = owner.session.epoch + 1;
         let stateless = self.clean_start || owner.session.expiry_s == 0;
         if owner.holder == self.remote.me {

@@ -317,10 +317,11 @@ impl Broker {
                 }
             };
             let client_id = handle.client_id.clone();
-            let claim = Claim { client_id, expected, epoch, expiry_s, evict: None };
+            let user = handle.user();
+            let claim = Claim { client_id, expected, epoch, expiry_s, user: user.clone(), evict: None };
             if let ClaimOutcome::Granted(_) = remote.claim_certainly(claim).await {
                 handle.set_epoch(epoch);
-                handle.expiry.is_told(expiry_s);
+                handle.expiry.is_told(expiry_s, &user);
                 return Fate::Stays;
             }
         }

@@ -1,6 +1,7 @@
 //! The state of a session on its way to another node: a stream of pieces, one with its record, then one for each message. It is
 //! cut into parts anywhere. Version 3 adds to subscriptions what they are younger than. From version 4 on no moment is handed over, the
-//! nodes' clocks being different: a message has the time that it has left, a session its age. Who reads nothing newer gets version 2 or 3.
+//! nodes' clocks being different: a message has the time that it has left, a session its age. Version 5 adds whose the session is. Who
+//! reads nothing newer gets an older version.
 
 use crate::broker::ports::{
     MessageId, OutboundState, Recipient, Seq, SessionRecord, Stored, SubscriptionRecord, WillRecord,
@@ -9,18 +10,21 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
+use crate::session::SessionUser;
 use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The newest version that this program reads and writes.
-pub(super) const VERSION: u8 = 4;
+pub(super) const VERSION: u8 = 5;
 /// The oldest.
 const OLDEST: u8 = 2;
 /// The first that says what subscriptions are younger than.
 const WITH_YOUNG: u8 = 3;
 /// The first without moments.
 const WITHOUT_MOMENTS: u8 = 4;
+/// The first that says whose the session is.
+const WITH_USER: u8 = 5;
 const HEAD: u8 = 1;
 const MESSAGE: u8 = 2;
 
@@ -127,6 +131,9 @@ fn write_head(w: &mut Writer<'_>, head: &Head) {
         w.out.put_u8(u8::from(*state == OutboundState::Released));
     });
     w.list(&head.seen, |w, id| w.id(*id));
+    if w.format.0 >= WITH_USER {
+        w.option(r.user.written(), |w, user| w.text(user));
+    }
 }
 
 fn write_message(w: &mut Writer<'_>, s: &Stored) {
@@ -312,7 +319,7 @@ impl<'a> Reader<'a> {
 
     fn head(&mut self) -> Option<Head> {
         let (client_id, expiry_s, gone_ms) = (self.text()?.into(), self.u32()?, self.u64()?);
-        let record = SessionRecord {
+        let mut record = SessionRecord {
             no: 0,
             client_id,
             expiry_s,
@@ -324,29 +331,30 @@ impl<'a> Reader<'a> {
             },
             epoch: self.u64()?,
             pending: false,
+            user: SessionUser::Unknown,
         };
-        Some(Head {
-            record,
-            gone_ms,
-            subscriptions: self.list(|r| {
-                Some(SubscriptionRecord {
-                    filter: r.text()?.into(),
-                    options: SubscribeOptions::from_bits(r.u8()?)?,
-                    subscription_id: r.option(Reader::u32)?,
-                    older: match r.format.0 {
-                        ..WITH_YOUNG => Vec::new(),
-                        _ => r.list(|r| Some((r.u64()?, r.u64()?)))?,
-                    },
-                })
-            })?,
-            inbound: self.list(Reader::u16)?,
-            outbound: self.list(|r| {
-                let (id, seq) = (r.u16()?, r.u64()?);
-                let state = if r.flag()? { OutboundState::Released } else { OutboundState::Sent };
-                Some((id, seq, state))
-            })?,
-            seen: self.list(Reader::id)?,
-        })
+        let subscriptions = self.list(|r| {
+            Some(SubscriptionRecord {
+                filter: r.text()?.into(),
+                options: SubscribeOptions::from_bits(r.u8()?)?,
+                subscription_id: r.option(Reader::u32)?,
+                older: match r.format.0 {
+                    ..WITH_YOUNG => Vec::new(),
+                    _ => r.list(|r| Some((r.u64()?, r.u64()?)))?,
+                },
+            })
+        })?;
+        let inbound = self.list(Reader::u16)?;
+        let outbound = self.list(|r| {
+            let (id, seq) = (r.u16()?, r.u64()?);
+            let state = if r.flag()? { OutboundState::Released } else { OutboundState::Sent };
+            Some((id, seq, state))
+        })?;
+        let seen = self.list(Reader::id)?;
+        if self.format.0 >= WITH_USER {
+            record.user = SessionUser::read(self.option(Reader::text)?);
+        }
+        Some(Head { record, gone_ms, subscriptions, inbound, outbound, seen })
     }
 
     fn stored(&mut self) -> Option<Stored> {
@@ -386,6 +394,7 @@ mod tests {
                 created_at: Time(1),
                 epoch: 4,
                 pending: false,
+                user: SessionUser::Named("alice".into()),
             },
             gone_ms: 5,
             subscriptions: vec![SubscriptionRecord {
@@ -444,7 +453,7 @@ mod tests {
 
     #[test]
     fn an_older_program_gets_what_it_reads() {
-        for (reads, gets) in [(0, 2), (2, 2), (3, 3), (4, 4), (9, 4), (1 << 20, 4)] {
+        for (reads, gets) in [(0, 2), (2, 2), (3, 3), (4, 4), (5, 5), (9, 5), (1 << 20, 5)] {
             let format = Format::for_reader(reads);
             let mut bytes = encode_head(&head(), format, SENT);
             encode_message(&mut bytes, &stored(), format, SENT);
@@ -452,6 +461,9 @@ mod tests {
             let mut arriving = Arriving::default();
             arriving.add(&bytes);
             let mut expected = head();
+            if gets < WITH_USER {
+                expected.record.user = SessionUser::Unknown;
+            }
             if gets < WITH_YOUNG {
                 expected.subscriptions.iter_mut().for_each(|s| s.older.clear());
             }

@@ -125,7 +125,7 @@ impl Broker {
                 if *changed {
                     self.save(handle, &session);
                 }
-                self.tell_expiry(handle, session.expiry_s());
+                self.tell_expiry(handle, session.expiry_s(), handle.user());
                 self.park(handle, session, &mut Scratch::default());
             }
         }
@@ -220,7 +220,7 @@ impl Remote {
         let named = self.sessions.named.lock();
         for c in candidates {
             if let Some(s) = named.get(&c.handle.client_id) {
-                c.handle.expiry.is_told(s.expiry_s);
+                c.handle.expiry.is_told(s.expiry_s, &s.user);
             }
         }
     }

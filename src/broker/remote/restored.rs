@@ -160,11 +160,12 @@ impl Broker {
             };
             let expected = found.clone().map_or(Expected::Absent, Expected::Read);
             let client_id = handle.client_id.clone();
-            let claim = Claim { client_id, expected, epoch, expiry_s, evict: None };
+            let user = handle.user();
+            let claim = Claim { client_id, expected, epoch, expiry_s, user: user.clone(), evict: None };
             match remote.claim_certainly(claim).await {
                 ClaimOutcome::Granted(_) => {
                     handle.set_epoch(epoch);
-                    handle.expiry.is_told(expiry_s);
+                    handle.expiry.is_told(expiry_s, &user);
                     return (true, found);
                 }
                 ClaimOutcome::Found(other) => found = other,
@@ -183,8 +184,9 @@ impl Remote {
         let Some(owner) = self.owner_certainly(client_id).await else { return };
         if owner.holder == self.me && self.of_the_backup(&owner) && owner.session.expiry_s > 0 {
             let expiry_s = owner.session.expiry_s;
+            let user = owner.session.user.clone();
             let (client_id, expected) = (client_id.clone(), Expected::Read(owner));
-            let claim = Claim { client_id, expected, epoch: DISCLAIMED, expiry_s, evict: None };
+            let claim = Claim { client_id, expected, epoch: DISCLAIMED, expiry_s, user, evict: None };
             // If it finds another record, somebody has claimed the session.
             self.claim_certainly(claim).await;
         }

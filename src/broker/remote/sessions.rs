@@ -15,6 +15,7 @@ use crate::broker::ports::{
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use crate::names::shown;
+use crate::session::SessionUser;
 use futures_util::future::{Either, select};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -41,6 +42,8 @@ pub struct Run {
     pub outcome: Arc<Once<Result<(), Reason>>>,
     /// The log has said why it was refused.
     said: AtomicBool,
+    /// Whose CONNECT it is.
+    user: SessionUser,
 }
 
 impl Run {
@@ -205,11 +208,18 @@ impl Sessions {
         format!("{me}/{}", self.correlations.fetch_add(1, Ordering::Relaxed)).into()
     }
 
-    /// A CONNECT has come: all earlier ones with this client identifier are superseded.
-    pub(super) fn begin(&self, client_id: &Arc<str>) -> Arc<Run> {
-        let run = Arc::new(Run::default());
+    /// A CONNECT has come: an earlier one with this client identifier is superseded, if it may be.
+    pub(super) fn begin(
+        &self,
+        client_id: &Arc<str>,
+        user: &SessionUser,
+        supersedes: impl FnOnce(&SessionUser) -> bool,
+    ) -> Arc<Run> {
+        let run = Arc::new(Run { user: user.clone(), ..Run::default() });
         let before = self.runs.lock().insert(client_id.clone(), run.clone());
-        if let Some(before) = before {
+        if let Some(before) = before
+            && supersedes(&before.user)
+        {
             before.outcome.set(Err(Reason::SessionTakenOver));
         }
         run

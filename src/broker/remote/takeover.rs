@@ -113,6 +113,7 @@ impl Broker {
             }
         };
         let (no, expiry_s, since) = (incoming.no, incoming.head.record.expiry_s, incoming.since);
+        let user = incoming.head.record.user.clone();
         let hold = Arc::new(OrderHold::default());
         let (handle, routed) = self.settle_in(remote, incoming, owner, &hold);
         if !self.ready(remote, trip, routed).await {
@@ -124,6 +125,7 @@ impl Broker {
             expected: Expected::Read(owner.clone()),
             epoch: handle.epoch(),
             expiry_s,
+            user: user.clone(),
             evict: None,
         };
         match remote.claim_certainly(claim).await {
@@ -131,7 +133,7 @@ impl Broker {
                 self.knows(at);
                 // Its client came before it was on its way: what was not due then is not due now.
                 handle.mailbox.put_off(remote.now().since_ms(since));
-                handle.expiry.is_told(expiry_s);
+                handle.expiry.is_told(expiry_s, &user);
                 self.registry_insert(&handle);
                 self.save_parked(&handle);
                 self.watch_parked(&handle);
@@ -318,6 +320,7 @@ impl Broker {
         mailbox.hold_order(hold.clone());
         let handle = Arc::new(Handle::new(no, record.client_id, true, record.created_at, mailbox));
         handle.set_epoch(owner.session.epoch + 1);
+        handle.set_user(record.user);
         handle.set_recorded();
         let (mut added, mut routes) = (Added::default(), Vec::new());
         let mut subscriptions = handle.subscriptions.lock();

@@ -6,6 +6,7 @@ use crate::broker::ports::{
 };
 use crate::broker::remote::level::Level;
 use crate::clock::Time;
+use crate::session::SessionUser;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -113,7 +114,7 @@ impl Coordinator for FakeStore {
         Box::pin(std::future::pending())
     }
 
-    fn expiry(&self, _: &str, _: Epoch, _: u32) -> BoxFuture<()> {
+    fn expiry(&self, _: &str, _: Epoch, _: u32, _: SessionUser) -> BoxFuture<()> {
         Box::pin(std::future::pending())
     }
 

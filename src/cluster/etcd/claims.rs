@@ -12,6 +12,7 @@ use crate::broker::ports::{
 };
 use crate::clock;
 use crate::names::shown;
+use crate::session::SessionUser;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ClaimResult;
 use etcd_client::{Compare, CompareOp, GetResponse, Txn, TxnOp, TxnOpResponse};
@@ -94,7 +95,12 @@ impl Claims {
         }
         let session = self.keys.session(&claim.client_id);
         let mut keys = vec![session.clone()];
-        let record = SessionOwner { owner: self.me.clone(), epoch: claim.epoch, expiry_s: claim.expiry_s };
+        let record = SessionOwner {
+            owner: self.me.clone(),
+            epoch: claim.epoch,
+            expiry_s: claim.expiry_s,
+            user: claim.user.clone(),
+        };
         let value = records::write(&SessionRecord::new(&record));
         let change = Change::set(0, session.as_bytes(), &value);
         let mut bytes = 3 * session.len() + value.len();
@@ -236,21 +242,27 @@ impl Claims {
         }
     }
 
-    /// Changes the expiry in the record of a session if it is this node's at `epoch`. Tried until etcd answers.
-    pub async fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) {
-        while let Err(Unavailable(why)) = self.try_expiry(client_id, epoch, expiry_s).await {
+    /// Changes expiry and user in the record of a session if it is this node's at `epoch`. Tried until etcd answers.
+    pub async fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32, user: SessionUser) {
+        while let Err(Unavailable(why)) = self.try_expiry(client_id, epoch, expiry_s, &user).await {
             tracing::debug!(client = %shown(client_id), %why, "the expiry of a session waits for etcd");
             tokio::time::sleep(RETRY).await;
         }
     }
 
-    async fn try_expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) -> Result<(), Unavailable> {
+    async fn try_expiry(
+        &self,
+        client_id: &str,
+        epoch: Epoch,
+        expiry_s: u32,
+        user: &SessionUser,
+    ) -> Result<(), Unavailable> {
         let Some(owner) = self.owner(client_id).await? else { return Ok(()) };
         if owner.session.epoch != epoch || owner.holder != self.me {
             return Ok(());
         }
         // This process's own, whoever claimed it: it sees to it that the expiry is right.
-        let record = SessionOwner { owner: self.me.clone(), epoch, expiry_s };
+        let record = SessionOwner { owner: self.me.clone(), epoch, expiry_s, user: user.clone() };
         if owner.session == record {
             return Ok(());
         }
@@ -300,9 +312,9 @@ pub fn compare_revision(key: impl Into<Vec<u8>>, revision: Revision) -> Compare 
     Compare::mod_revision(key, CompareOp::Equal, i64::try_from(revision).unwrap_or(i64::MAX))
 }
 
-/// The values that a process writes for its sessions at an epoch, whatever their expiry, lie between these two.
+/// The values that a process writes for its sessions at an epoch, whatever their expiry and user, lie between these two.
 fn written_by(me: &MemberId, epoch: Epoch) -> (Vec<u8>, Vec<u8>) {
-    let record = SessionOwner { owner: me.clone(), epoch, expiry_s: 0 };
+    let record = SessionOwner { owner: me.clone(), epoch, expiry_s: 0, user: SessionUser::Unknown };
     let mut from = records::write(&SessionRecord::new(&record));
     let expiry = br#","expiry":"#;
     let at = from.windows(expiry.len()).rposition(|part| part == expiry).unwrap_or(from.len());
@@ -329,14 +341,19 @@ mod tests {
     #[test]
     fn the_values_of_one_process_and_epoch_are_a_range() {
         let me = MemberId { node: "a".into(), incarnation: 5 };
-        let value = |node: &str, incarnation, epoch, expiry_s| {
-            let owner = MemberId { node: node.into(), incarnation };
-            records::write(&SessionRecord::new(&SessionOwner { owner, epoch, expiry_s }))
+        let of = |node: &str, incarnation, epoch, expiry_s, user: Option<&str>| {
+            let (owner, user) = (MemberId { node: node.into(), incarnation }, SessionUser::read(user));
+            records::write(&SessionRecord::new(&SessionOwner { owner, epoch, expiry_s, user }))
         };
+        let value = |node, incarnation, epoch, expiry_s| of(node, incarnation, epoch, expiry_s, None);
         let (from, to) = written_by(&me, 3);
         for expiry in [0, 1, 9, 60, u32::MAX] {
             let value = value("a", 5, 3, expiry);
             assert!(from < value && value < to);
+            for user in ["", "alice", "\"", "\u{10ffff}"] {
+                let value = of("a", 5, 3, expiry, Some(user));
+                assert!(from < value && value < to, "{user}");
+            }
         }
         for other in [value("a", 5, 4, 0), value("a", 5, 31, 7), value("a", 51, 3, 7), value("aa", 5, 3, 7)] {
             assert!(other <= from || to <= other);

@@ -20,6 +20,7 @@ use crate::broker::ports::{
 };
 use crate::clock::Time;
 use crate::mqtt::Message;
+use crate::session::SessionUser;
 use crate::telemetry::Metrics;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -309,9 +310,9 @@ impl Coordinator for EtcdCoordinator {
         })
     }
 
-    fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) -> BoxFuture<()> {
+    fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32, user: SessionUser) -> BoxFuture<()> {
         let (claims, client_id) = (self.claims.clone(), client_id.to_owned());
-        let told = tokio::spawn(async move { claims.expiry(&client_id, epoch, expiry_s).await });
+        let told = tokio::spawn(async move { claims.expiry(&client_id, epoch, expiry_s, user).await });
         Box::pin(async move {
             if told.await.is_err() {
                 std::future::pending().await // the process is stopping

@@ -1,6 +1,7 @@
 //! The values of `members/`, `custody/`, `journals/` and `sessions/`: compact JSON with `"v":1`.
 
 use crate::broker::ports::{Custody, Epoch, Incarnation, Member, MemberId, SessionOwner, Stamped};
+use crate::session::SessionUser;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::sync::Arc;
@@ -276,18 +277,23 @@ pub struct SessionRecord {
     pub epoch: Epoch,
     /// Session expiry interval, seconds; 0 = there is no state behind the connection.
     pub expiry: u32,
+    /// Whose it is: missing = unknown, empty = anonymous. The last field, so that the values of one owner and epoch are a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 impl SessionRecord {
     /// The record of `session`.
     pub fn new(session: &SessionOwner) -> SessionRecord {
-        let SessionOwner { owner, epoch, expiry_s } = session;
-        SessionRecord { v: VALUE_VERSION, owner: owner.clone(), epoch: *epoch, expiry: *expiry_s }
+        let SessionOwner { owner, epoch, expiry_s, user } = session;
+        let user = user.written().map(str::to_owned);
+        SessionRecord { v: VALUE_VERSION, owner: owner.clone(), epoch: *epoch, expiry: *expiry_s, user }
     }
 
     /// What the broker knows of it.
     pub fn session(&self) -> SessionOwner {
-        SessionOwner { owner: self.owner.clone(), epoch: self.epoch, expiry_s: self.expiry }
+        let user = SessionUser::read(self.user.as_deref());
+        SessionOwner { owner: self.owner.clone(), epoch: self.epoch, expiry_s: self.expiry, user }
     }
 }
 
@@ -334,10 +340,15 @@ mod tests {
 
     #[test]
     fn values_are_read_as_they_were_written() {
-        let owner = SessionOwner { owner: me(), epoch: 3, expiry_s: 60 };
-        let text = write(&SessionRecord::new(&owner));
-        assert_eq!(std::str::from_utf8(&text).unwrap(), r#"{"v":1,"owner":"a@b@7","epoch":3,"expiry":60}"#);
-        assert_eq!(read::<SessionRecord>(b"k", &text).unwrap().session(), owner);
+        for (user, written) in
+            [(None, ""), (Some(""), r#","user":"""#), (Some("al\"ice"), r#","user":"al\"ice""#)]
+        {
+            let owner = SessionOwner { owner: me(), epoch: 3, expiry_s: 60, user: SessionUser::read(user) };
+            let text = write(&SessionRecord::new(&owner));
+            let expected = format!(r#"{{"v":1,"owner":"a@b@7","epoch":3,"expiry":60{written}}}"#);
+            assert_eq!(std::str::from_utf8(&text).unwrap(), expected);
+            assert_eq!(read::<SessionRecord>(b"k", &text).unwrap().session(), owner);
+        }
 
         let custody = CustodyRecord::own(&me(), u64::MAX - 1);
         let text = write(&custody);

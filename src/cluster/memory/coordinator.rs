@@ -7,6 +7,7 @@ use crate::broker::ports::{
     Revision, RouteChange, StoreKnown, Unavailable,
 };
 use crate::clock::Time;
+use crate::session::SessionUser;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -137,13 +138,17 @@ impl Coordinator for MemoryCoordinator {
         certain(wait)
     }
 
-    fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32) -> BoxFuture<()> {
+    fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32, user: SessionUser) -> BoxFuture<()> {
         let (done, wait) = oneshot::channel();
         let (store, process, client_id) = (self.store.clone(), self.process.clone(), client_id.to_owned());
         let lane = self.session_lane(&client_id).clone();
         let _ = lane.send(Box::pin(async move {
             let me = &process.id;
-            store.persist(&process, |space, _| ((), space.set_expiry(me, &client_id, epoch, expiry_s))).await;
+            store
+                .persist(&process, |space, _| {
+                    ((), space.set_expiry(me, &client_id, epoch, expiry_s, user.clone()))
+                })
+                .await;
             let _ = done.send(());
         }));
         certain(wait)

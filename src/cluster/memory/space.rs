@@ -5,6 +5,7 @@ use crate::broker::ports::{
     Claim, ClaimOutcome, Custody, Epoch, Expected, Incarnation, IndexEvent, Member, MemberId, Owner, Retain,
     RetainOutcome, RetainedRecord, Revision, Route, RouteChange, SessionOwner, Timeline, generation_of,
 };
+use crate::session::SessionUser;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -174,7 +175,12 @@ impl Space {
             return (ClaimOutcome::Found(found), Vec::new());
         }
         let revision = self.next();
-        let session = SessionOwner { owner: me.clone(), epoch: claim.epoch, expiry_s: claim.expiry_s };
+        let session = SessionOwner {
+            owner: me.clone(),
+            epoch: claim.epoch,
+            expiry_s: claim.expiry_s,
+            user: claim.user.clone(),
+        };
         self.sessions.insert(claim.client_id.clone(), (session.clone(), revision));
         let client_id = claim.client_id.clone();
         let event = IndexEvent::Session { client_id: client_id.clone(), session: Some(session), revision };
@@ -187,20 +193,21 @@ impl Space {
         (ClaimOutcome::Granted(revision), events)
     }
 
-    /// Changes the expiry of a session if it is `me`'s at `epoch`.
+    /// Changes expiry and user of a session if it is `me`'s at `epoch`.
     pub(super) fn set_expiry(
         &mut self,
         me: &MemberId,
         client_id: &str,
         epoch: Epoch,
         expiry_s: u32,
+        user: SessionUser,
     ) -> Vec<IndexEvent> {
         let theirs = |o: &Owner| o.session.epoch == epoch && o.holder == *me;
         if !self.owner(client_id).is_some_and(|o| theirs(&o)) {
             return Vec::new();
         }
         let (revision, client_id) = (self.next(), Arc::<str>::from(client_id));
-        let session = SessionOwner { owner: me.clone(), epoch, expiry_s };
+        let session = SessionOwner { owner: me.clone(), epoch, expiry_s, user };
         self.sessions.insert(client_id.clone(), (session.clone(), revision));
         vec![IndexEvent::Session { client_id, session: Some(session), revision }]
     }

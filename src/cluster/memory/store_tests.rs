@@ -8,6 +8,7 @@ use crate::broker::ports::{
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
+use crate::session::SessionUser;
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -92,7 +93,14 @@ impl Stage {
     }
 
     fn claim(&self, node: &Node, client: &str, expected: Expected, epoch: u64) -> Option<ClaimOutcome> {
-        let claim = Claim { client_id: client.into(), expected, epoch, expiry_s: 60, evict: None };
+        let claim = Claim {
+            client_id: client.into(),
+            expected,
+            epoch,
+            expiry_s: 60,
+            user: SessionUser::Unknown,
+            evict: None,
+        };
         self.sim.wait(node.coordinator.claim(claim), 60_000).unwrap().ok()
     }
 
@@ -117,6 +125,7 @@ fn one_claim_of_two_wins_and_the_loser_learns_of_the_winner() {
                 expected: Expected::Absent,
                 epoch: 1,
                 expiry_s: 0,
+                user: SessionUser::Unknown,
                 evict: None,
             };
             n.coordinator.claim(claim)

@@ -7,10 +7,10 @@ use super::medium::{Backend, Medium};
 use super::recover::{Garbage, Scan, ScanError, scan};
 use super::schema::{
     KEYS_RESERVE, LOG, META, META_CREATED, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, META_SCHEMA,
-    SCHEMA, SCHEMA_RESTORED, SESSIONS, SETTLED, SUBSCRIPTIONS,
+    SCHEMA, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
 use super::starts;
-use crate::broker::ports::{Stamped, StoreKnown};
+use crate::broker::ports::Stamped;
 use crate::clock;
 use crate::storage::error::OpenError;
 use crate::storage::random_name;
@@ -228,8 +228,8 @@ fn read_meta(path: &Path, db: &Database) -> Result<u64, OpenError> {
         Err(error) => Err(failed(error.into())),
     };
     let schema = get(META_SCHEMA)?.ok_or_else(|| foreign("it is another program's database"))?;
-    if schema > SCHEMA_RESTORED {
-        return Err(OpenError::NewerSchema { path: path.to_owned(), found: schema, known: SCHEMA_RESTORED });
+    if schema > SCHEMA {
+        return Err(OpenError::NewerSchema { path: path.to_owned(), found: schema, known: SCHEMA });
     }
     get(META_CREATED)?.ok_or_else(|| foreign("it does not say when it was made"))
 }
@@ -257,7 +257,7 @@ fn claim(db: &Database, keys: u64, scan: &Scan, stamped: Option<Stamped>) -> Res
     let txn = transaction(db)?;
     {
         let mut meta = txn.open_table(META)?;
-        meta.insert(META_SCHEMA, schema_of(scan.recovered.store))?;
+        meta.insert(META_SCHEMA, SCHEMA)?;
         meta.insert(META_JOURNAL, scan.recovered.journal)?;
         meta.insert(META_KEYS_RESERVED, keys)?;
         meta.insert(META_NEXT_SESSION, scan.recovered.next_session)?;
@@ -267,11 +267,6 @@ fn claim(db: &Database, keys: u64, scan: &Scan, stamped: Option<Stamped>) -> Res
     }
     txn.commit()?;
     Ok(())
-}
-
-/// The schema of a journal that knows this of the coordination store.
-pub(super) fn schema_of(store: StoreKnown) -> u64 {
-    if store.timeline.generation > 0 { SCHEMA_RESTORED } else { SCHEMA }
 }
 
 /// Deletes rows that nobody needs, some at a time.

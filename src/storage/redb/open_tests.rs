@@ -1,9 +1,7 @@
 //! Files that must not be opened, and damage of all kinds: a clear error or a valid state, never a panic.
 
 use super::crash_tests::{open, try_open};
-use super::schema::{
-    LOG, META, META_JOURNAL, META_SCHEMA, SCHEMA_RESTORED, SESSIONS, SETTLED, SUBSCRIPTIONS,
-};
+use super::schema::{LOG, META, META_JOURNAL, META_SCHEMA, SCHEMA, SESSIONS, SETTLED, SUBSCRIPTIONS};
 use super::testdisk::{Dice, TestDisk};
 use super::{JOURNAL_FILE, RedbJournal, RedbOptions};
 use crate::broker::ports::{Journal, OutboundState, Recovered, StoreKnown, Timeline};
@@ -102,10 +100,10 @@ fn other_files_are_refused_and_left_alone() {
 fn a_newer_schema_is_refused() {
     let dir = a_journal();
     tamper(dir.path(), |txn| {
-        txn.open_table(META).unwrap().insert(META_SCHEMA, SCHEMA_RESTORED + 1).unwrap();
+        txn.open_table(META).unwrap().insert(META_SCHEMA, SCHEMA + 1).unwrap();
     });
     let error = refused(dir.path());
-    assert!(matches!(error, OpenError::NewerSchema { found: 4, known: 3, .. }), "{error:?}");
+    assert!(matches!(error, OpenError::NewerSchema { found: 5, known: 4, .. }), "{error:?}");
 }
 
 #[test]
@@ -260,18 +258,20 @@ fn damage_never_panics() {
     println!("{opened} files opened, {refused} refused");
 }
 
-/// A program that knows no generations would take new processes for older ones: it refuses the file by the number of its schema.
+/// A program that knows no users would give sessions to anybody, and one that knows no generations would take new processes for
+/// older ones: both refuse the file by the number of its schema.
 #[test]
-fn only_a_journal_of_a_restored_store_is_of_the_newer_schema() {
-    let dir = a_journal();
-    for (generation, schema) in [(0, 2), (1, 3), (2, 3)] {
+fn an_older_journal_is_of_the_newest_schema_from_its_first_start_on() {
+    for (schema, generation) in [(2, 0), (3, 1), (SCHEMA, 0), (SCHEMA, 2)] {
+        let dir = a_journal();
+        tamper(dir.path(), |txn| {
+            txn.open_table(META).unwrap().insert(META_SCHEMA, schema).unwrap();
+        });
         let (journal, _) = open_in(dir.path()).unwrap();
         let timeline = Timeline { generation, name: generation };
         journal.know(StoreKnown { timeline, revision: 9, mark: 0 });
         drop(journal);
-        assert_eq!(meta(dir.path(), META_SCHEMA), Some(schema));
-        drop(open_in(dir.path()).unwrap());
-        assert_eq!(meta(dir.path(), META_SCHEMA), Some(schema), "opening it changes nothing");
+        assert_eq!(meta(dir.path(), META_SCHEMA), Some(SCHEMA), "{schema}, generation {generation}");
     }
 }
 
@@ -346,7 +346,7 @@ fn a_file_of_schema_1_is_taken_over_whole() {
     assert_ne!(name, 0);
     append(&*journal, &[Op::Settle { seq: 10, session: 3 }, Op::Session(three.record.clone())]);
     drop(journal);
-    assert_eq!((meta(dir.path(), META_SCHEMA), meta(dir.path(), META_JOURNAL)), (Some(2), Some(name)));
+    assert_eq!((meta(dir.path(), META_SCHEMA), meta(dir.path(), META_JOURNAL)), (Some(SCHEMA), Some(name)));
     let (_, again) = open_in(dir.path()).unwrap();
     assert_eq!((again.journal, &again.sessions[1], &again.sessions[0].record), (name, four, &three.record));
     assert!(again.sessions[0].outbound.is_empty());

@@ -5,11 +5,10 @@ use redb::TableDefinition;
 /// The layout of tables that this program writes. A program that knows only lesser ones refuses the file.
 ///
 /// 2 has the rows of a cluster and [`META_JOURNAL`]; a file of 1 becomes one of 2 when it is opened.
-pub(super) const SCHEMA: u64 = 2;
-
-/// The layout of a journal that was compared with a restored store: incarnations have a generation, of which a program that knows
-/// only lesser ones would make too little. Otherwise as [`SCHEMA`].
-pub(super) const SCHEMA_RESTORED: u64 = 3;
+///
+/// 4 has the users of sessions, which a program that knows only lesser ones would give to anybody. In 3 incarnations may have a
+/// generation: it was compared with a restored store.
+pub(super) const SCHEMA: u64 = 4;
 
 /// Facts about the journal, by the names below.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");

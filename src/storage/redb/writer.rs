@@ -3,10 +3,10 @@
 
 use super::apply::{Scratch, apply};
 use super::batch::Batch;
-use super::open::{panic_text, schema_of, transaction};
+use super::open::{panic_text, transaction};
 use super::schema::{
-    KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION, META_POSITION, META_SCHEMA,
-    META_STORE_GENERATION, META_STORE_MARK, META_STORE_NAME, META_STORE_REVISION,
+    KEYS_RESERVE, META, META_KEYS_RESERVED, META_NEXT_SESSION, META_POSITION, META_STORE_GENERATION,
+    META_STORE_MARK, META_STORE_NAME, META_STORE_REVISION,
 };
 use super::shared::Shared;
 use super::stats::Commit;
@@ -245,12 +245,11 @@ impl Writer {
     }
 }
 
-/// Writes what is known of the coordination store, with the schema that this needs.
+/// Writes what is known of the coordination store.
 fn put_known(meta: &mut Table<'_, &'static str, u64>, known: StoreKnown) -> Result<(), redb::Error> {
     meta.insert(META_STORE_REVISION, known.revision)?;
     meta.insert(META_STORE_MARK, known.mark)?;
     if known.timeline.generation > 0 {
-        meta.insert(META_SCHEMA, schema_of(known))?;
         meta.insert(META_STORE_GENERATION, known.timeline.generation)?;
         meta.insert(META_STORE_NAME, known.timeline.name)?;
     }

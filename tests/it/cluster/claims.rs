@@ -6,10 +6,11 @@ use berth::broker::ports::{Claim, ClaimOutcome, Coordinator, Expected, Owner, Ro
 use berth::cluster::etcd::client::kv;
 use berth::cluster::etcd::records::{self, CustodyRecord};
 use berth::cluster::older::mark_of;
+use berth::session::SessionUser;
 use futures_util::future::join_all;
 
 fn claim(client: &str, expected: Expected, epoch: u64) -> Claim {
-    Claim { client_id: client.into(), expected, epoch, expiry_s: 60, evict: None }
+    Claim { client_id: client.into(), expected, epoch, expiry_s: 60, user: SessionUser::Unknown, evict: None }
 }
 
 fn found(outcome: ClaimOutcome) -> Owner {

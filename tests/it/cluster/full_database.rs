@@ -8,6 +8,7 @@ use crate::wait;
 use berth::broker::ports::{Claim, ClaimOutcome, Coordinator, Expected};
 use berth::clock;
 use berth::mqtt::{QoS, Reason};
+use berth::session::SessionUser;
 
 #[test]
 fn clients_go_on_with_a_full_database_and_everything_is_made_up_for_when_there_is_room() {
@@ -106,8 +107,14 @@ fn a_session_that_is_on_its_way_when_the_database_becomes_full_arrives() {
     runtime().block_on(async {
         let a = Node::start(etcd.endpoints(), "a").await;
         let b = Node::start(etcd.endpoints(), "b").await;
-        let claim =
-            |expected, epoch| Claim { client_id: "moves".into(), expected, epoch, expiry_s: 60, evict: None };
+        let claim = |expected, epoch| Claim {
+            client_id: "moves".into(),
+            expected,
+            epoch,
+            expiry_s: 60,
+            user: SessionUser::Unknown,
+            evict: None,
+        };
         let made = a.coordinator.claim(claim(Expected::Absent, 1)).await.unwrap();
         assert!(matches!(made, ClaimOutcome::Granted(_)), "{made:?}");
         let frozen = b.coordinator.owner("moves").await.unwrap().unwrap();

@@ -11,6 +11,7 @@ use berth::cluster::etcd::keys::Keys;
 use berth::cluster::etcd::member::{Membership, Standing};
 use berth::cluster::etcd::records::{self, MemberRecord, SessionRecord};
 use berth::cluster::etcd::register::RegisterError;
+use berth::session::SessionUser;
 use etcd_client::{KeyValue, Txn, TxnOp};
 use std::time::Duration;
 
@@ -95,7 +96,7 @@ impl Node {
     /// Makes this process the owner of sessions.
     pub async fn own(&self, clients: &[&str], expiry_s: u32) {
         for client in clients {
-            let session = SessionOwner { owner: self.me(), epoch: 1, expiry_s };
+            let session = SessionOwner { owner: self.me(), epoch: 1, expiry_s, user: SessionUser::Unknown };
             let value = records::write(&SessionRecord::new(&session));
             assert!(self.write(&self.membership.fence(), &self.keys.session(client), &value).await);
         }

@@ -11,6 +11,7 @@ use berth::clock;
 use berth::cluster::etcd::client::kv;
 use berth::mqtt::message::Parts;
 use berth::mqtt::{Message, QoS};
+use berth::session::SessionUser;
 use futures_util::future::join_all;
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ async fn churn(node: &Node, random: &mut Random, steps: usize, seq: &mut u64) {
                     expected: Expected::Absent,
                     epoch: 1,
                     expiry_s: 60,
+                    user: SessionUser::Unknown,
                     evict: random.chance(20).then(|| "elsewhere".into()),
                 };
                 let claimed = node.coordinator.claim(claim);
@@ -304,6 +306,7 @@ fn a_snapshot_of_many_pages() {
             expected: Expected::Absent,
             epoch: 1,
             expiry_s: 1,
+            user: SessionUser::Unknown,
             evict: None,
         };
         join_all((0..25_000).map(|i| a.coordinator.claim(claim(i)))).await;

@@ -58,7 +58,8 @@ pub fn packet(version: Version, words: &[String]) -> Result<Vec<u8>, String> {
         "AUTH" => {
             let code = args.reason()?;
             let method = args.take("auth_method").unwrap_or("");
-            client::auth(&mut out, code, method, None, None);
+            let data = args.take("auth_data").map(|text| text.as_bytes());
+            client::auth(&mut out, code, method, data, None);
         }
         other => return Err(format!("unknown packet {other}")),
     }

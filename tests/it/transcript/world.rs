@@ -5,7 +5,9 @@
 
 use super::gated::GatedJournal;
 use berth::broker::link::{Broken, Driven, Read, Socket};
-use berth::broker::ports::{Authorizer, Credentials, Door, EnhancedAuth, Identity, Recovered};
+use berth::broker::ports::{
+    Account, AuthStep, Authorizer, Credentials, Decision, Door, EnhancedAuth, Identity, Recovered,
+};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
 use berth::mqtt::{Reason, Version, frame_len};
@@ -128,13 +130,32 @@ impl Flag {
 /// Everybody may do everything, save `mallory`, and save `secret/…`.
 struct Doorman;
 
+/// A method that asks one question: whoever answers with a name is that user, but for `mallory`.
+struct Riddle {
+    asked: bool,
+}
+
+impl EnhancedAuth for Riddle {
+    fn step(&mut self, data: Option<&[u8]>) -> AuthStep {
+        let text = String::from_utf8_lossy(data.unwrap_or_default()).into_owned();
+        if !std::mem::replace(&mut self.asked, true) {
+            return AuthStep::Continue(format!("{text}, who are you?").into_bytes());
+        }
+        if text == "mallory" {
+            return AuthStep::Refuse(Reason::BadUserNameOrPassword);
+        }
+        let account = Account { user: Some(text.as_str().into()), ..Account::default() };
+        AuthStep::Accept(format!("welcome, {text}").into_bytes(), Arc::new(account))
+    }
+}
+
 impl Authorizer for Doorman {
-    fn connect(&self, who: &Credentials<'_>) -> Result<(), Reason> {
-        match who.username {
+    fn connect(&self, who: &Credentials<'_>) -> Decision {
+        Decision::Now(match who.username {
             Some("mallory") => Err(Reason::BadUserNameOrPassword),
             Some("eve") => Err(Reason::NotAuthorized),
-            _ => Ok(()),
-        }
+            name => Ok(Arc::new(Account { user: name.map(Arc::from), ..Account::default() })),
+        })
     }
 
     fn publish(&self, _: &Identity, topic: &str) -> bool {
@@ -145,8 +166,12 @@ impl Authorizer for Doorman {
         !filter.starts_with("secret/")
     }
 
-    fn enhanced(&self, _: &str) -> Result<Box<dyn EnhancedAuth>, Reason> {
-        Err(Reason::BadAuthenticationMethod)
+    fn enhanced(&self, method: &str, _: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {
+        if method == "RIDDLE" {
+            Ok(Box::new(Riddle { asked: false }))
+        } else {
+            Err(Reason::BadAuthenticationMethod)
+        }
     }
 }
 
