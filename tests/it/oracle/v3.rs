@@ -78,11 +78,11 @@ const LENIENT: &[Lenient] = &[
     },
 ];
 
-/// They want passwords to be text (binary in section 3.1.3.5), and check topic filters, which our decoder leaves to the
-/// session.
+/// They want passwords to be text (binary in section 3.1.3.5), do not know bridges, which say so in the protocol level, and check topic
+/// filters, which our decoder leaves to the session.
 fn refuses_wrongly(packet: &Packet<'_>) -> bool {
     match packet {
-        Packet::Connect(c) => c.password.is_some_and(|p| std::str::from_utf8(p).is_err()),
+        Packet::Connect(c) => c.bridge || c.password.is_some_and(|p| std::str::from_utf8(p).is_err()),
         Packet::Subscribe(s) => s.filters().any(|f| TopicFilter::new(f.filter).is_err()),
         Packet::Unsubscribe(u) => u.filters().any(|f| TopicFilter::new(f).is_err()),
         _ => false,
