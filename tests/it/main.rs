@@ -21,6 +21,7 @@ mod hostile;
 mod hung_disk;
 mod kill;
 mod kill_rumqttc;
+mod listeners;
 mod load;
 mod long_names;
 mod malformed;
