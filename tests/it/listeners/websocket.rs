@@ -93,8 +93,9 @@ fn what_is_no_upgrade_gets_an_answer_in_words() {
             "{request}: {text}"
         );
     }
-    let counted = broker.metric("berth_turned_away_total{reason=\"websocket\"}");
-    assert_eq!(counted, cases.len() as f64);
+    wait::until_true("all refused ones are counted", || {
+        broker.metric("berth_turned_away_total{reason=\"websocket\"}") == cases.len() as f64
+    });
     assert_eq!(broker.log().matches("kind=WebSocket").count(), 1);
 }
 
