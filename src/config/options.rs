@@ -122,7 +122,7 @@ options! {
         "id" id: NodeId = "auto",
     }
 
-    /// Where clients connect. There may be any number of listeners by any names, listeners.<name>, all with the options that
+    /// Where clients connect. There may be any number of listeners by any names, listeners.NAME, all with the options that
     /// are listed here for listeners.tcp, which is there without being named. A name has up to 32 of the characters a-z 0-9 _ -.
     /// Limits that are off are those of the section limits.
     Listener = "listeners.tcp" {

@@ -132,8 +132,15 @@ impl<T: Transport> Connection<T> {
             return Poll::Ready(());
         }
         let parting = self.parting.as_ref().map(Parting::deadline);
-        let throttle = self.throttle.as_ref().and_then(|t| t.closed_until());
-        let deadline = [self.link.next_timeout(), parting, throttle].into_iter().flatten().min();
+        let mut throttle = self.throttle.as_ref().and_then(|t| t.closed_until());
+        let mut next = self.link.next_timeout();
+        if throttle.is_some() {
+            // What is due already waits for what the client has sent, which is not read now.
+            let now = clock::now();
+            next = next.filter(|due| *due > now);
+            throttle = throttle.filter(|opens| *opens > now);
+        }
+        let deadline = [next, parting, throttle].into_iter().flatten().min();
         self.arm(cx, sleep.as_mut(), deadline)
     }
 
@@ -184,11 +191,15 @@ impl<T: Transport> Connection<T> {
             self.silenced = !serves;
             self.transport.flush(cx.waker());
             // Whoever is to leave is heard to the end.
-            let throttle = if self.link.leaves() { None } else { self.throttle.as_deref_mut() };
+            let leaves = self.link.leaves();
+            let throttle = if leaves { None } else { self.throttle.as_deref_mut() };
             let mut turn = Turn { transport: &mut self.transport, waker: cx.waker(), throttle, now };
             let driven = self.link.drive(&mut turn, read, cx.waker(), now, context);
             if self.throttle.is_some() {
                 self.count_messages(cx, now);
+                if !leaves && self.link.leaves() {
+                    cx.waker().wake_by_ref();
+                }
             }
             if self.entrance.is_some() && !self.link.fresh() {
                 self.entrance = None;

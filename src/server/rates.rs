@@ -22,7 +22,7 @@ pub(super) struct Bucket {
 impl Bucket {
     /// A full one.
     pub(super) fn new(per_s: u64, now: Time) -> Bucket {
-        let per_s = i64::try_from(per_s).unwrap_or(i64::MAX).min(i64::MAX / (4 * PARTS)).max(1);
+        let per_s = i64::try_from(per_s).unwrap_or(i64::MAX).clamp(1, i64::MAX / (4 * PARTS));
         Bucket { per_s, parts: per_s * PARTS, at: now }
     }
 

@@ -203,7 +203,14 @@ impl Dial {
     /// # Errors
     /// If the connection cannot be made or is lost.
     pub fn try_connect(&self, to: SocketAddr) -> io::Result<(Client, In)> {
-        let mut client = Client::raw(to, self.version)?;
+        self.try_connect_over(Client::raw(to, self.version)?)
+    }
+
+    /// The same over a connection on which nothing was said.
+    ///
+    /// # Errors
+    /// If it is lost.
+    pub fn try_connect_over(&self, mut client: Client) -> io::Result<(Client, In)> {
         client.send(&self.bytes())?;
         let answer = client.try_recv()?;
         if let In::ConnAck { present, .. } = &answer {
@@ -235,9 +242,15 @@ impl Dial {
     }
 }
 
+/// What lies between MQTT and the socket, such as TLS.
+pub trait Cover: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Cover for T {}
+
 /// A connection.
 pub struct Client {
     stream: TcpStream,
+    cover: Option<Box<dyn Cover>>,
     version: Version,
     buffer: Vec<u8>,
     /// Packets that came while another was waited for.
@@ -267,7 +280,8 @@ impl Client {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let (buffer, stash) = (Vec::new(), VecDeque::new());
-        Ok(Client { stream, version, buffer, stash, next_id: 0, present: false, server_reference: None })
+        let (cover, next_id, present, server_reference) = (None, 0, false, None);
+        Ok(Client { stream, cover, version, buffer, stash, next_id, present, server_reference })
     }
 
     /// Sends bytes.
@@ -275,7 +289,16 @@ impl Client {
     /// # Errors
     /// If the connection is lost.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+        match &mut self.cover {
+            Some(cover) => cover.write_all(bytes).and_then(|()| cover.flush()),
+            None => self.stream.write_all(bytes),
+        }
+    }
+
+    /// With something between MQTT and the socket.
+    pub fn under(mut self, cover: Box<dyn Cover>) -> Client {
+        self.cover = Some(cover);
+        self
     }
 
     /// The socket.
@@ -309,10 +332,17 @@ impl Client {
                 Err(e) => panic!("berth sent nonsense: {e}"),
             }
             let mut chunk = [0; 16 * 1024];
-            match self.stream.read(&mut chunk) {
+            let read = match &mut self.cover {
+                Some(cover) => cover.read(&mut chunk),
+                None => self.stream.read(&mut chunk),
+            };
+            match read {
                 Ok(0) => return Ok(In::Closed),
                 Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
-                Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(In::Closed),
+                // Also if TLS ended without close_notify.
+                Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
+                    return Ok(In::Closed);
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }

@@ -22,6 +22,7 @@ mod hostile;
 mod hung_disk;
 mod kill;
 mod kill_rumqttc;
+mod listeners;
 mod load;
 mod long_names;
 mod malformed;

@@ -49,7 +49,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: u16, why: impl Into<String>) -> Answer {
+    fn answer(status: u16, why: impl Into<String>) -> Answer {
         Answer::Refuse(Refusal { status, why: why.into() })
     }
 
@@ -80,13 +80,13 @@ pub fn judge(bytes: &[u8], welcome: &Welcome) -> Answer {
     let length = match request.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if bytes.len() >= UPGRADE_BYTES_MAX => {
-            return Refusal::new(431, format!("the request has more than {UPGRADE_BYTES_MAX} bytes"));
+            return Refusal::answer(431, format!("the request has more than {UPGRADE_BYTES_MAX} bytes"));
         }
         Ok(httparse::Status::Partial) => return Answer::Incomplete,
         Err(httparse::Error::TooManyHeaders) => {
-            return Refusal::new(431, format!("the request has more than {UPGRADE_HEADERS_MAX} headers"));
+            return Refusal::answer(431, format!("the request has more than {UPGRADE_HEADERS_MAX} headers"));
         }
-        Err(_) => return Refusal::new(400, "this is not HTTP/1.1: MQTT comes here over WebSocket"),
+        Err(_) => return Refusal::answer(400, "this is not HTTP/1.1: MQTT comes here over WebSocket"),
     };
     let request =
         Request { path: request.path.unwrap_or_default(), headers: request.headers, method: request.method };
@@ -120,46 +120,46 @@ impl Request<'_> {
             (None, _) => Ok(None),
             (Some(header), None) => match std::str::from_utf8(header.value) {
                 Ok(value) => Ok(Some(value.trim())),
-                Err(_) => Err(Refusal::new(400, format!("the header {name} is no text"))),
+                Err(_) => Err(Refusal::answer(400, format!("the header {name} is no text"))),
             },
-            (Some(_), Some(_)) => Err(Refusal::new(400, format!("the header {name} is there twice"))),
+            (Some(_), Some(_)) => Err(Refusal::answer(400, format!("the header {name} is there twice"))),
         }
     }
 
     fn accept(&self, welcome: &Welcome) -> Result<String, Answer> {
         let path = self.path.split('?').next().unwrap_or_default();
         if path != welcome.path {
-            return Err(Refusal::new(
+            return Err(Refusal::answer(
                 404,
                 format!("nothing is here: MQTT over WebSocket is at {}", welcome.path),
             ));
         }
         if self.method != Some("GET") {
-            return Err(Refusal::new(400, "MQTT over WebSocket begins with a GET request"));
+            return Err(Refusal::answer(400, "MQTT over WebSocket begins with a GET request"));
         }
         let asks = |header, word: &str| self.list(header).any(|w| w.eq_ignore_ascii_case(word));
         if !asks("Upgrade", "websocket") || !asks("Connection", "upgrade") {
             let why = "MQTT is spoken here over WebSocket: connect with a client of MQTT over WebSocket";
-            return Err(Refusal::new(426, why));
+            return Err(Refusal::answer(426, why));
         }
         if self.one("Sec-WebSocket-Version")? != Some("13") {
-            return Err(Refusal::new(426, "version 13 of WebSocket is spoken here (RFC 6455)"));
+            return Err(Refusal::answer(426, "version 13 of WebSocket is spoken here (RFC 6455)"));
         }
         let key = self.one("Sec-WebSocket-Key")?;
         let key = key.filter(|k| BASE64_STANDARD.decode(k).is_ok_and(|bytes| bytes.len() == 16));
         let Some(key) = key else {
-            return Err(Refusal::new(400, "Sec-WebSocket-Key is not the base64 of 16 bytes"));
+            return Err(Refusal::answer(400, "Sec-WebSocket-Key is not the base64 of 16 bytes"));
         };
         let host = self.one("Host")?;
         if let Some(origin) = self.one("Origin")?
             && !allowed(origin, host.unwrap_or_default(), welcome)
         {
             let why = "pages of this origin may not connect: the listener's allowed_origins says which may";
-            return Err(Refusal::new(403, why));
+            return Err(Refusal::answer(403, why));
         }
         let offered: Vec<&str> = self.list("Sec-WebSocket-Protocol").collect();
         let Some(subprotocol) = SUBPROTOCOLS.iter().find(|p| offered.contains(p)) else {
-            return Err(Refusal::new(
+            return Err(Refusal::answer(
                 400,
                 "the subprotocol mqtt is not offered (Sec-WebSocket-Protocol: mqtt)",
             ));
