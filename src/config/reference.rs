@@ -13,9 +13,9 @@ pub fn yaml() -> String {
     for section in SECTIONS {
         out.push('\n');
         let mut indent = String::new();
-        // A section inside the one before goes on in it: YAML allows each key once.
-        let inside = section.path.strip_prefix(before).is_some_and(|rest| rest.starts_with('.'));
-        let open = if inside { before.split('.').count() } else { 0 };
+        // A section beside or inside the one before goes on where that is: YAML allows each key once.
+        let both = section.path.split('.').zip(before.split('.'));
+        let open = both.take_while(|(part, same)| part == same).count();
         for (depth, part) in section.path.split('.').enumerate() {
             if depth == open {
                 comment(&mut out, &indent, section.doc);

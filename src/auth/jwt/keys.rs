@@ -158,8 +158,11 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     (found == tag).then(|| rest.split_at_checked(len))?
 }
 
-/// SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7): object identifier, its parameter if that is one too, and the key.
-fn spki(der: &[u8]) -> Option<(&[u8], Option<&[u8]>, &[u8])> {
+/// Object identifier of a key's kind, its parameter if that is one too, and the key.
+type Spki<'a> = (&'a [u8], Option<&'a [u8]>, &'a [u8]);
+
+/// SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7).
+fn spki(der: &[u8]) -> Option<Spki<'_>> {
     let (info, _) = element(der, SEQUENCE)?;
     let (algorithm, rest) = element(info, SEQUENCE)?;
     let (id, parameters) = element(algorithm, OBJECT_ID)?;
