@@ -1,5 +1,6 @@
 //! The composition root: what is started in which order, and stopped in which.
 
+mod access;
 mod cluster;
 mod desk;
 mod files;
@@ -10,6 +11,7 @@ mod status;
 mod tasks;
 
 use crate::auth::Anonymous;
+use crate::auth::acl::{Access, AclError};
 use crate::broker::ports::{Recovered, Stamped};
 use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
@@ -57,6 +59,9 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
+    /// The rules of what clients may do cannot be used.
+    #[error(transparent)]
+    Rules(#[from] AclError),
     /// The journal cannot be opened.
     #[error("storage.dir: {0}")]
     Journal(#[from] OpenError),
@@ -104,6 +109,8 @@ pub fn run(config: Config, on_fork: OnFork) -> Result<(), RunError> {
 struct Node {
     config: Config,
     broker: Arc<Broker>,
+    /// What clients may do.
+    access: Arc<Access>,
     journal: JournalKind,
     /// Its place in a cluster; `None` = it is alone.
     member: Option<Member>,
@@ -115,7 +122,8 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let stop = Arc::new(Notify::new());
 
-    // What can be refused is opened first, so that a wrong address leaves the journal alone.
+    // What can be refused is opened first, so that a wrong file or address leaves the journal alone.
+    let access = Arc::new(access::open(&config.acl)?);
     let listeners = config
         .listeners
         .tcp
@@ -181,11 +189,13 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let auth =
         Anonymous { anywhere: config.auth.allow_anonymous == Some(true), nowhere: !config.auth.anonymous() };
     let cluster = member.as_ref().map(Member::ports);
-    let ports = Ports { journal: journal.port(), authorizer: Arc::new(auth), cluster };
+    let ports =
+        Ports { journal: journal.port(), authorizer: Arc::new(auth), permissions: access.clone(), cluster };
     let broker = Broker::new(limits::of(config), ports, metrics.clone(), recovered, clock::now());
     let node = Arc::new(Node {
         config: config.clone(),
         broker: broker.clone(),
+        access: access.clone(),
         journal,
         member,
         metrics: metrics.clone(),
@@ -210,6 +220,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let mut tasks = vec![
         tokio::spawn(tasks::timers(broker.clone())),
         tokio::spawn(tasks::housekeeping(broker.clone(), config.sys.interval, started)),
+        tokio::spawn(access::follow(access, metrics.clone())),
     ];
     if let Some(interval) = config.sys.interval {
         tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));

@@ -51,7 +51,7 @@ pub(super) async fn housekeeping(broker: Arc<Broker>, interval: Option<Duration>
     }
 }
 
-fn ticker(every: Duration) -> tokio::time::Interval {
+pub(super) fn ticker(every: Duration) -> tokio::time::Interval {
     let mut ticker = tokio::time::interval(every);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticker

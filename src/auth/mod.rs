@@ -1,6 +1,11 @@
-//! Who may do what. Accounts and access lists are still to come: everyone who is let in may do everything.
+//! Who may do what. Accounts are still to come; what whoever is let in may do is in [`acl`].
 
-use crate::broker::ports::{Authorizer, Credentials, EnhancedAuth, Identity};
+pub mod acl;
+mod network;
+
+pub use network::Network;
+
+use crate::broker::ports::{Authorizer, Credentials, EnhancedAuth};
 use crate::mqtt::Reason;
 use std::net::IpAddr;
 
@@ -20,14 +25,6 @@ impl Authorizer for Anonymous {
             IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
         };
         if !self.nowhere && (self.anywhere || loopback) { Ok(()) } else { Err(Reason::NotAuthorized) }
-    }
-
-    fn publish(&self, _: &Identity, _: &str) -> bool {
-        true
-    }
-
-    fn subscribe(&self, _: &Identity, _: &str) -> bool {
-        true
     }
 
     fn enhanced(&self, _: &str) -> Result<Box<dyn EnhancedAuth>, Reason> {

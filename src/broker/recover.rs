@@ -40,6 +40,7 @@ impl Broker {
             metrics,
             journal: ports.journal,
             authorizer: ports.authorizer,
+            permissions: ports.permissions,
             remote,
             registry: Registry::default(),
             router: Router::default(),

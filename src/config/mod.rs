@@ -11,9 +11,9 @@ pub mod reference;
 mod sources;
 mod units;
 
-pub use kinds::{Advertised, LogFormat, Secret, StorageType};
+pub use kinds::{AclDefault, Advertised, LogFormat, Secret, StorageType};
 pub use options::{
-    Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish, Retained,
+    Acl, Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish, Retained,
     Runtime, Session, Shutdown, Storage, Sys, Tcp,
 };
 pub use problem::{Problem, Problems};
@@ -56,6 +56,8 @@ pub struct Config {
     pub listeners: Listeners,
     /// Who may connect.
     pub auth: Auth,
+    /// What clients may do.
+    pub acl: Acl,
     /// The admin HTTP endpoint.
     pub http: Http,
     /// Limits per connection and in total.
@@ -117,6 +119,7 @@ impl Config {
         let node = Node::take(reader);
         let tcp = Tcp::take(reader);
         let auth = Auth::take(reader);
+        let acl = Acl::take(reader);
         let http = Http::take(reader);
         let limits = Limits::take(reader);
         let session = Session::take(reader);
@@ -134,6 +137,7 @@ impl Config {
             node: node?,
             listeners: Listeners { tcp: tcp? },
             auth: auth?,
+            acl: acl?,
             http: http?,
             limits: limits?,
             session: session?,
@@ -160,6 +164,9 @@ impl Config {
                  set auth.allow_anonymous to true to let everybody in"
             );
             reader.refuse("auth.allow_anonymous", &why);
+        }
+        if self.acl.file.is_some() && self.acl.mosquitto_file.is_some() {
+            reader.refuse("acl.mosquitto_file", "acl.file is set as well: only one of them can count");
         }
         if self.cluster.node.enabled {
             self.check_cluster(reader);

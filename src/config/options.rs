@@ -1,7 +1,7 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
 use super::kinds::{
-    Address, AddressOrOff, Addresses, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto,
+    AclDefault, Address, AddressOrOff, Addresses, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto,
     HostPortOrNone, Kind, LogFilter, LogFormat, NodeId, Prefix, SecondsOrOff, SecretOrNone, Size, Span,
     StorageType, Switch, SwitchOrAuto, Text,
 };
@@ -125,6 +125,20 @@ options! {
         /// Whether clients may connect without credentials. auto = yes, but the broker then refuses to start on
         /// addresses beyond loopback. With false nobody can connect: there are no accounts yet.
         "allow_anonymous" allow_anonymous: SwitchOrAuto = "auto",
+    }
+
+    /// What clients may do: rules from a file (docs/permissions.md). The file is looked at twice a second; a faulty one changes
+    /// nothing, and the log says what is wrong with it.
+    Acl = "acl" {
+        /// File with an ordered list of rules, of which the first that matches decides.
+        "file" file: FileOrNone = "",
+        /// An ACL file of mosquitto's in place of it; its lines mean what they mean to mosquitto.
+        "mosquitto_file" mosquitto_file: FileOrNone = "",
+        /// What holds where no rule says anything: allow, deny, or auto = everything is allowed while there are no rules, and nothing
+        /// once there is one. However this is set, only rules and acl.admin_group give access to $SYS once there are rules.
+        "default" default: AclDefault = "auto",
+        /// The group whose members may read $SYS where no rule says otherwise.
+        "admin_group" admin_group: Text = "admins",
     }
 
     /// Admin HTTP: /health, /ready, /cluster/status and /metrics; /api/v1/ (berth ctl) for this machine only. It has no authentication.

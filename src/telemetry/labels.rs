@@ -167,6 +167,22 @@ label! {
         Refused = "refused",
         /// Its session ended while it was queued.
         SessionEnded = "session_ended",
+        /// The client may not read its topic.
+        NotAllowed = "not_allowed",
+    }
+}
+
+label! {
+    /// What a client may not do.
+    Denied = "kind" {
+        /// Publish.
+        Publish = "publish",
+        /// Subscribe.
+        Subscribe = "subscribe",
+        /// Be given a message.
+        Deliver = "deliver",
+        /// Leave a will, or have it published.
+        Will = "will",
     }
 }
 

@@ -77,6 +77,7 @@ pub struct Dial {
     pub receive_maximum: u16,
     pub keep_alive_s: u16,
     pub will: Option<Will>,
+    pub username: Option<String>,
 }
 
 impl Dial {
@@ -91,6 +92,7 @@ impl Dial {
             receive_maximum: u16::MAX,
             keep_alive_s: 0,
             will: None,
+            username: None,
         }
     }
 
@@ -123,6 +125,13 @@ impl Dial {
     #[must_use]
     pub fn clean(mut self) -> Dial {
         self.clean = true;
+        self
+    }
+
+    /// Under a user name, without a password.
+    #[must_use]
+    pub fn user(mut self, name: &str) -> Dial {
+        self.username = Some(name.to_owned());
         self
     }
 
@@ -180,7 +189,7 @@ impl Dial {
             properties: &properties,
             client_id: &self.client_id,
             will,
-            username: None,
+            username: self.username.as_deref(),
             password: None,
         };
         client::connect(&mut out, &connect);

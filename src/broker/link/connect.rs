@@ -138,7 +138,7 @@ impl Link {
         }
         if let Some(will) = &s.will {
             let who = self.identity(s);
-            if !self.broker.may_publish(&who, will.message.topic()) {
+            if !self.broker.may_leave(&who, &will.message) {
                 return Err(Reason::NotAuthorized.into());
             }
             // Nobody can be told any more when it is due.
@@ -165,7 +165,12 @@ impl Link {
 
     /// Who a client with these settings is.
     fn identity(&self, s: &Settings) -> Identity {
-        Identity { client_id: s.client_id.clone(), username: s.username.clone(), door: self.door.clone() }
+        Identity {
+            client_id: s.client_id.clone(),
+            username: s.username.clone(),
+            groups: Arc::from([]),
+            door: self.door.clone(),
+        }
     }
 
     pub(super) fn poll_connecting(&mut self, waker: &Waker, now: Time, cx: &mut super::Context) {
@@ -246,10 +251,13 @@ impl Link {
         for packet_id in self.broker.publishes_under_way(handle.no) {
             session.still_under_way(packet_id);
         }
+        let identity = Arc::new(self.identity(&settings));
+        handle.rights.set_who(identity.clone());
         self.state = State::Open(Box::new(Open {
             session,
             handle,
-            identity: self.identity(&settings),
+            judged: self.broker.restricted(&identity),
+            identity,
             version: settings.version,
             maximum_packet_size: settings.limits.maximum_packet_size,
             cache: Default::default(),

@@ -57,23 +57,19 @@ pub struct Identity {
     pub client_id: Arc<str>,
     /// User name.
     pub username: Option<Box<str>>,
+    /// Groups that the user belongs to.
+    pub groups: Arc<[Box<str>]>,
     /// How it came.
     pub door: Arc<Door>,
 }
 
-/// Decides who may connect, publish and subscribe.
+/// Decides who may connect.
 pub trait Authorizer: Send + Sync + 'static {
     /// Whether the client may connect.
     ///
     /// # Errors
     /// The reason for CONNACK.
     fn connect(&self, who: &Credentials<'_>) -> Result<(), Reason>;
-
-    /// Whether `who` may publish to `topic`.
-    fn publish(&self, who: &Identity, topic: &str) -> bool;
-
-    /// Whether `who` may subscribe to `filter` (without its `$share/<group>/`).
-    fn subscribe(&self, who: &Identity, filter: &str) -> bool;
 
     /// Starts enhanced authentication (MQTT 5.0 section 4.12) with the method a CONNECT names.
     ///

@@ -7,6 +7,7 @@ mod history;
 mod index;
 mod journal;
 mod peers;
+mod permissions;
 mod tasks;
 
 pub use auth::{AuthStep, Authorizer, CertificateNames, Credentials, Door, EnhancedAuth, Identity};
@@ -28,4 +29,5 @@ pub use peers::{
     Answer, Answers, Frame, GroupTry, Inbox, LinkClock, LinkState, LinkStatus, PeerClock, PeerError, Peers,
     Report, Request, Response, RetainedProgress, SaidClock,
 };
+pub use permissions::{Ask, By, Permissions, Ruling, Unrestricted};
 pub use tasks::{BoxFuture, Tasks};

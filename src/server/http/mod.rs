@@ -2,10 +2,12 @@
 //! port, and `/api/v1/`, which is for programs on this machine. There is no authentication; by default it listens on loopback.
 
 mod access;
+mod acl;
 mod api;
 mod bounded;
 mod status;
 
+pub use acl::{AclChange, AclEdited, AclOperator, AclPage, ShownRule};
 pub use api::{Answer, ApiError, Draining, Forgotten};
 pub use bounded::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_MAX};
 pub use status::{
@@ -34,7 +36,7 @@ use tokio::net::TcpListener;
 const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// What the server shows and passes on; implemented by the composition root.
-pub trait Operator: Send + Sync + 'static {
+pub trait Operator: AclOperator {
     /// Whether the node serves clients.
     ///
     /// # Errors

@@ -5,10 +5,12 @@
 
 use super::gated::GatedJournal;
 use berth::broker::link::{Broken, Driven, Read, Socket};
-use berth::broker::ports::{Authorizer, Credentials, Door, EnhancedAuth, Identity, Recovered};
+use berth::broker::ports::{
+    Ask, Authorizer, By, Credentials, Door, EnhancedAuth, Identity, Permissions, Recovered, Ruling,
+};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
-use berth::mqtt::{Reason, Version, frame_len};
+use berth::mqtt::{QoS, Reason, Version, frame_len};
 use berth::telemetry::Metrics;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -137,16 +139,32 @@ impl Authorizer for Doorman {
         }
     }
 
-    fn publish(&self, _: &Identity, topic: &str) -> bool {
-        !topic.starts_with("secret/")
-    }
-
-    fn subscribe(&self, _: &Identity, filter: &str) -> bool {
-        !filter.starts_with("secret/")
-    }
-
     fn enhanced(&self, _: &str) -> Result<Box<dyn EnhancedAuth>, Reason> {
         Err(Reason::BadAuthenticationMethod)
+    }
+}
+
+/// Nobody may do anything below `secret/`; below `plain/` nothing is above QoS 1, and nothing is retained.
+impl Permissions for Doorman {
+    fn restricts(&self) -> bool {
+        true
+    }
+
+    fn version(&self, _: &Identity) -> u64 {
+        1
+    }
+
+    fn ruling(&self, _: &Identity, ask: &Ask<'_>) -> Ruling {
+        let retained = matches!(ask, Ask::Publish { retain: true, .. });
+        let limited = ask.path().starts_with("plain/");
+        if ask.path().starts_with("secret/") || (limited && retained) {
+            return Ruling::deny(By::Default);
+        }
+        Ruling::allow(if limited { QoS::AtLeastOnce } else { QoS::ExactlyOnce }, By::Default)
+    }
+
+    fn shown(&self, _: &By) -> Option<String> {
+        None
     }
 }
 
@@ -398,6 +416,11 @@ impl Client {
 }
 
 fn start(limits: Limits, journal: &Arc<GatedJournal>, recovered: Recovered, now: Time) -> Arc<Broker> {
-    let ports = Ports { journal: journal.clone(), cluster: None, authorizer: Arc::new(Doorman) };
+    let ports = Ports {
+        journal: journal.clone(),
+        cluster: None,
+        authorizer: Arc::new(Doorman),
+        permissions: Arc::new(Doorman),
+    };
     Broker::new(limits, ports, Arc::new(Metrics::new()), recovered, now)
 }
