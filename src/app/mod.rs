@@ -1,6 +1,7 @@
 //! The composition root: what is started in which order, and stopped in which.
 
 mod access;
+mod bans;
 mod cluster;
 mod desk;
 mod files;
@@ -12,6 +13,7 @@ mod tasks;
 
 use crate::auth::Anonymous;
 use crate::auth::acl::{Access, AclError};
+use crate::auth::bans::{BanError, Bans};
 use crate::broker::ports::{Recovered, Stamped};
 use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
@@ -62,6 +64,9 @@ pub enum RunError {
     /// The rules of what clients may do cannot be used.
     #[error(transparent)]
     Rules(#[from] AclError),
+    /// The list of bans cannot be used.
+    #[error(transparent)]
+    Bans(#[from] BanError),
     /// The journal cannot be opened.
     #[error("storage.dir: {0}")]
     Journal(#[from] OpenError),
@@ -111,6 +116,8 @@ struct Node {
     broker: Arc<Broker>,
     /// What clients may do.
     access: Arc<Access>,
+    /// Who may not connect.
+    bans: Arc<Bans>,
     journal: JournalKind,
     /// Its place in a cluster; `None` = it is alone.
     member: Option<Member>,
@@ -174,6 +181,8 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     };
     let looked_at = compared.looked_at;
     let (journal, mut recovered, stamped) = begin_journal(compared.found, joining.is_some()).await?;
+    let bans = Arc::new(bans::open(config)?);
+    metrics.bans.set(bans.list(clock::now()).len() as u64);
 
     let mut member = None;
     if let Some(joining) = joining {
@@ -189,13 +198,19 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let auth =
         Anonymous { anywhere: config.auth.allow_anonymous == Some(true), nowhere: !config.auth.anonymous() };
     let cluster = member.as_ref().map(Member::ports);
-    let ports =
-        Ports { journal: journal.port(), authorizer: Arc::new(auth), permissions: access.clone(), cluster };
+    let ports = Ports {
+        journal: journal.port(),
+        authorizer: Arc::new(auth),
+        permissions: access.clone(),
+        bans: bans.clone(),
+        cluster,
+    };
     let broker = Broker::new(limits::of(config), ports, metrics.clone(), recovered, clock::now());
     let node = Arc::new(Node {
         config: config.clone(),
         broker: broker.clone(),
         access: access.clone(),
+        bans: bans.clone(),
         journal,
         member,
         metrics: metrics.clone(),

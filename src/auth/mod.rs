@@ -1,6 +1,7 @@
 //! Who may do what. Accounts are still to come; what whoever is let in may do is in [`acl`].
 
 pub mod acl;
+pub mod bans;
 mod network;
 
 pub use network::Network;

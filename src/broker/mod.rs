@@ -105,6 +105,8 @@ pub struct Ports {
     pub authorizer: Arc<dyn Authorizer>,
     /// What whoever is let in may do.
     pub permissions: Arc<dyn Permissions>,
+    /// Who may not connect.
+    pub bans: Arc<dyn ports::Bans>,
     /// The other nodes; `None` = this node is alone.
     pub cluster: Option<ClusterPorts>,
 }
@@ -131,6 +133,7 @@ pub struct Broker {
     pub(crate) journal: Arc<dyn Journal>,
     authorizer: Arc<dyn Authorizer>,
     permissions: Arc<dyn Permissions>,
+    bans: Arc<dyn ports::Bans>,
     /// What this node knows of and does with the others; `None` = it is alone.
     pub(crate) remote: Option<Arc<Remote>>,
     registry: Registry,

@@ -41,6 +41,7 @@ impl Broker {
             journal: ports.journal,
             authorizer: ports.authorizer,
             permissions: ports.permissions,
+            bans: ports.bans,
             remote,
             registry: Registry::default(),
             router: Router::default(),

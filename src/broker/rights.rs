@@ -77,14 +77,14 @@ impl Rights {
 }
 
 impl Inner {
-    /// Forgets what was decided by other rules; the client, if anything is restricted for it.
-    fn restricted(&mut self, broker: &Broker) -> Option<Arc<Identity>> {
-        let who = self.who.clone()?;
-        let version = broker.permissions.version(&who);
+    /// Whether anything is restricted for the client. What was decided by other rules is forgotten.
+    fn restricted(&mut self, broker: &Broker) -> bool {
+        let Some(who) = &self.who else { return false };
+        let version = broker.permissions.version(who);
         if version != self.version {
             *self = Inner { who: self.who.take(), version, ..Inner::default() };
         }
-        (version > 0).then_some(who)
+        version > 0
     }
 }
 
@@ -97,9 +97,17 @@ impl Broker {
     /// The highest QoS at which the client of a session may be given a message on `topic`; `None` = it may not. A client that has
     /// not been here is not known: it is judged when it comes.
     pub(super) fn may_receive(&self, handle: &Handle, topic: &str) -> Limit {
+        if !self.permissions.restricts() {
+            return Some(QoS::ExactlyOnce);
+        }
         let mut rights = handle.rights.0.lock();
-        let Some(who) = rights.restricted(self) else { return Some(QoS::ExactlyOnce) };
-        rights.receive.of(topic, || self.permissions.ruling(&who, &Ask::Receive { topic }).max_qos)
+        let restricted = rights.restricted(self);
+        let Inner { who: Some(who), receive, .. } = &mut *rights else { return Some(QoS::ExactlyOnce) };
+        if !restricted {
+            return Some(QoS::ExactlyOnce);
+        }
+        let who: &Identity = who;
+        receive.of(topic, || self.permissions.ruling(who, &Ask::Receive { topic }).max_qos)
     }
 
     /// Whether the client of a session may publish `message`.
@@ -108,10 +116,18 @@ impl Broker {
         if !published_by_clients(topic) {
             return false;
         }
+        if !self.permissions.restricts() {
+            return true;
+        }
         let mut rights = handle.rights.0.lock();
-        let Some(who) = rights.restricted(self) else { return true };
-        let limits = rights.publish.of(topic, || {
-            [false, true].map(|retain| self.permissions.ruling(&who, &Ask::Publish { topic, retain }).max_qos)
+        let restricted = rights.restricted(self);
+        let Inner { who: Some(who), publish, .. } = &mut *rights else { return true };
+        if !restricted {
+            return true;
+        }
+        let who: &Identity = who;
+        let limits = publish.of(topic, || {
+            [false, true].map(|retain| self.permissions.ruling(who, &Ask::Publish { topic, retain }).max_qos)
         });
         limits[usize::from(message.retain())].is_some_and(|max| message.qos() <= max)
     }

@@ -13,8 +13,8 @@ mod units;
 
 pub use kinds::{AclDefault, Advertised, LogFormat, Secret, StorageType};
 pub use options::{
-    Acl, Auth, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish, Retained,
-    Runtime, Session, Shutdown, Storage, Sys, Tcp,
+    Acl, Auth, Bans, Cluster, ClusterNode, ClusterTls, Etcd, Http, Limits, Listeners, Log, Node, Publish,
+    Retained, Runtime, Session, Shutdown, Storage, Sys, Tcp,
 };
 pub use problem::{Problem, Problems};
 pub use sources::{Flag, Sources};
@@ -58,6 +58,8 @@ pub struct Config {
     pub auth: Auth,
     /// What clients may do.
     pub acl: Acl,
+    /// Clients that may not connect.
+    pub bans: Bans,
     /// The admin HTTP endpoint.
     pub http: Http,
     /// Limits per connection and in total.
@@ -120,6 +122,7 @@ impl Config {
         let tcp = Tcp::take(reader);
         let auth = Auth::take(reader);
         let acl = Acl::take(reader);
+        let bans = Bans::take(reader);
         let http = Http::take(reader);
         let limits = Limits::take(reader);
         let session = Session::take(reader);
@@ -138,6 +141,7 @@ impl Config {
             listeners: Listeners { tcp: tcp? },
             auth: auth?,
             acl: acl?,
+            bans: bans?,
             http: http?,
             limits: limits?,
             session: session?,

@@ -141,6 +141,16 @@ options! {
         "admin_group" admin_group: Text = "admins",
     }
 
+    /// Clients that may not connect (berth ctl bans). Kept in bans.json in storage.dir.
+    Bans = "bans" {
+        /// A client ID that connects more often than this within bans.flapping_window is banned for bans.flapping_ban. 0 = never.
+        "flapping_connects" flapping_connects: Count<u32, 0, 1_000_000> = "0",
+        /// See bans.flapping_connects.
+        "flapping_window" flapping_window: Span<1_000, 86_400_000> = "1m",
+        /// See bans.flapping_connects.
+        "flapping_ban" flapping_ban: Span<1_000, 86_400_000> = "5m",
+    }
+
     /// Admin HTTP: /health, /ready, /cluster/status and /metrics; /api/v1/ (berth ctl) for this machine only. It has no authentication.
     Http = "http" {
         /// Where to listen.

@@ -266,7 +266,7 @@ fn judged(answer: &Value) -> String {
 }
 
 fn changed(answer: &Value) -> String {
-    format!("changed: {} rules are in force\n", word(&answer["rules"]))
+    format!("changed; rules in force: {}\n", word(&answer["rules"]))
 }
 
 /// Who would lose what, and how to do it all the same.

@@ -1,6 +1,7 @@
 //! `berth ctl`: asks a running broker through its admin HTTP, and shows what it says as a table or as JSON.
 
 mod acl;
+mod bans;
 mod client;
 mod input;
 mod show;
@@ -70,6 +71,9 @@ enum Command {
     /// What clients may do
     #[command(subcommand)]
     Acl(acl::AclCommand),
+    /// Clients that may not connect
+    #[command(subcommand)]
+    Bans(bans::BansCommand),
     /// Where publishes go
     #[command(subcommand)]
     Routes(RoutesCommand),
@@ -223,6 +227,7 @@ fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
             (client.ask("DELETE", &path, "/api/v1/kick", &json!({ "client": id }))?, show::kicked)
         }
         Command::Acl(command) => acl::ask(command, client, &mut names)?,
+        Command::Bans(command) => bans::ask(command, client, &mut names)?,
         Command::Routes(RoutesCommand::Show { topic }) => {
             let topic = names.take(topic)?;
             let path = format!("/api/v1/routes?topic={}", escaped(&topic));

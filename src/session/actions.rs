@@ -172,6 +172,8 @@ pub enum CloseCause {
     Evicted,
     /// An operator ended it.
     Kicked,
+    /// Its client was banned.
+    Banned,
     /// The broker shuts down.
     ShuttingDown,
     /// The broker leaves the cluster, and another node has the session.
@@ -194,7 +196,8 @@ impl CloseCause {
             CloseCause::PacketTimeout | CloseCause::WriteTimeout => Some(Reason::QuotaExceeded),
             CloseCause::Refused(r) => Some(r),
             CloseCause::TakenOver | CloseCause::Evicted => Some(Reason::SessionTakenOver),
-            CloseCause::Kicked => Some(Reason::AdministrativeAction),
+            // 0x8A is for CONNACK only (section 3.14.2.1).
+            CloseCause::Kicked | CloseCause::Banned => Some(Reason::AdministrativeAction),
             CloseCause::ShuttingDown => Some(Reason::ServerShuttingDown),
             CloseCause::HandedOver => Some(Reason::ServerMoved),
             CloseCause::NotServing => Some(Reason::ServerBusy),

@@ -63,7 +63,7 @@ pub use wire::Wire;
 
 use crate::auth::Anonymous;
 use crate::broker::ports::{
-    ClusterTime, Coordinator, Journal, Member, MemberId, Recovered, Tasks, Unrestricted,
+    ClusterTime, Coordinator, Journal, Member, MemberId, NoBans, Recovered, Tasks, Unrestricted,
 };
 use crate::broker::publish::Scratch;
 use crate::broker::{Broker, ClusterPorts, Limits, Ports};
@@ -200,6 +200,7 @@ impl Cluster {
             journal: node.journal.clone(),
             authorizer: Arc::new(Anonymous { anywhere: true, nowhere: false }),
             permissions: Arc::new(Unrestricted),
+            bans: Arc::new(NoBans),
             cluster: Some(ClusterPorts {
                 coordinator: coordinator.clone(),
                 peers: peers.clone(),

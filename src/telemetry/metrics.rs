@@ -223,6 +223,8 @@ metrics! {
         "Messages not delivered to a receiver, by reason; counted once per receiver.";
     publishes_refused: Family<PublishRefusal, Counter> = "berth_publishes_refused_total", count,
         "QoS 1 and 2 PUBLISH packets that were not accepted, by reason.";
+    bans: Gauge = "berth_bans", count,
+        "Bans in force, by client ID, user or address.";
     denied: Family<Denied, Counter> = "berth_acl_denied_total", count,
         "What clients wanted to do, or were to be given, and may not, by kind; a message once per receiver.";
     acl_rules: Gauge = "berth_acl_rules", count,

@@ -10,6 +10,7 @@ mod tests;
 mod tree;
 mod yaml;
 
+pub(in crate::auth) use edit::replace;
 pub use edit::{Edit, EditError, Planned};
 pub use list::RULES_MAX;
 pub use mosquitto::LINES_MAX;

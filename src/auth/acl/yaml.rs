@@ -241,7 +241,7 @@ impl Entries<'_> {
     }
 }
 
-/// A rule on one line: what it does and its topics first, then its other keys as they come.
+/// A rule on one line: what it does and its topics first, then its other keys, in one order whatever the file has.
 fn shown(entries: &[(String, usize, Node)]) -> String {
     let value = |node: &Node| match &node.value {
         Value::List(items) => {
@@ -254,18 +254,13 @@ fn shown(entries: &[(String, usize, Node)]) -> String {
         Value::Text(text) => text.clone(),
         _ => String::new(),
     };
-    let mut line = String::new();
-    for (key, _, node) in entries.iter().filter(|(key, _, _)| matches!(&**key, "allow" | "deny")) {
-        line = format!("{key} {}", value(node));
-    }
-    for (_, _, node) in entries.iter().filter(|(key, _, _)| key == "topics") {
-        line += &format!(" {}", value(node));
-    }
-    for (key, _, node) in entries.iter().filter(|(key, _, _)| !matches!(&**key, "allow" | "deny" | "topics"))
-    {
-        line += &format!(" {key}={}", value(node));
-    }
-    line
+    let in_order = KEYS.iter().filter_map(|key| entries.iter().find(|(name, _, _)| name == key));
+    let words = in_order.map(|(key, _, node)| match &**key {
+        "allow" | "deny" => format!("{key} {}", value(node)),
+        "topics" => value(node),
+        _ => format!("{key}={}", value(node)),
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// An entry as a block of YAML, its first line with `- `; every line is indented by `indent` spaces.

@@ -100,8 +100,10 @@ impl Link {
             Err(refused.unwrap_or(Reason::BadAuthenticationMethod).into())
         } else {
             Settings::negotiate(c, limits, assign)
-                .and_then(|s| self.broker.authorizer.connect(&who).map(|()| s))
                 .map_err(Failure::from)
+                .and_then(|s| self.not_banned(s, now))
+                .and_then(|s| self.broker.authorizer.connect(&who).map(|()| s).map_err(Failure::from))
+                .and_then(|s| self.not_too_often(s, now))
                 .and_then(|s| self.may_have(&s).map(|()| s))
         };
         let settings = match settings {
@@ -111,6 +113,8 @@ impl Link {
                 return;
             }
             Err(failure) => {
+                // The log has said whom a ban refuses.
+                self.said |= failure.reason == Reason::Banned;
                 let max =
                     if c.request_problem_information { c.maximum_packet_size.unwrap_or(u32::MAX) } else { 0 };
                 return self.refuse_saying(c.version, c.client_id, &failure, max, cx);
@@ -129,6 +133,22 @@ impl Link {
         let deadline = now.plus_ms(wait);
         self.state = State::Connecting(Box::new(Connecting { settings, deadline, ended: 0, step }));
         self.poll_connecting(waker, now, cx);
+    }
+
+    /// Refuses a client that is banned, before anything is checked of it that costs more.
+    fn not_banned(&self, s: Settings, now: Time) -> Result<Settings, Failure> {
+        match self.broker.bans.banned(&self.identity(&s), now) {
+            Some(why) => Err(Failure::new(Reason::Banned, why)),
+            None => Ok(s),
+        }
+    }
+
+    /// Counts the connects of a client that was let in, and bans one that connects too often.
+    fn not_too_often(&self, s: Settings, now: Time) -> Result<Settings, Failure> {
+        match self.broker.bans.connects(&self.identity(&s), now) {
+            Some(why) => Err(Failure::new(Reason::Banned, why)),
+            None => Ok(s),
+        }
     }
 
     /// Whether a client that was let in may have its will, and can be told what it is granted.
@@ -253,6 +273,10 @@ impl Link {
         }
         let identity = Arc::new(self.identity(&settings));
         handle.rights.set_who(identity.clone());
+        // Whoever is banned while it connects is found by nobody else.
+        if self.broker.bans.banned(&identity, now).is_some() {
+            handle.mailbox.close(CloseCause::Banned, &mut cx.scratch.wakes);
+        }
         self.state = State::Open(Box::new(Open {
             session,
             handle,

@@ -1,6 +1,7 @@
 //! What the broker needs from outside: a few small traits, implemented in `storage`, `cluster` and `auth`.
 
 mod auth;
+mod bans;
 mod cluster_time;
 mod coordinator;
 mod history;
@@ -11,6 +12,7 @@ mod permissions;
 mod tasks;
 
 pub use auth::{AuthStep, Authorizer, CertificateNames, Credentials, Door, EnhancedAuth, Identity};
+pub use bans::{Bans, NoBans};
 pub use cluster_time::ClusterTime;
 pub use coordinator::{
     Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, TooLarge, Unavailable,

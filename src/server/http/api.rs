@@ -144,6 +144,7 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         .route("/node/drain", post(drain))
         .route("/cluster/forget/{node}", post(forget))
         .merge(super::acl::router())
+        .merge(super::bans::router())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 

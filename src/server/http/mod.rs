@@ -4,11 +4,13 @@
 mod access;
 mod acl;
 mod api;
+mod bans;
 mod bounded;
 mod status;
 
 pub use acl::{AclChange, AclEdited, AclOperator, AclPage, ShownRule};
 pub use api::{Answer, ApiError, Draining, Forgotten};
+pub use bans::{BanList, BanOperator, BanOrder, Banned, ShownBan, UnbanOrder};
 pub use bounded::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_MAX};
 pub use status::{
     ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
@@ -36,7 +38,7 @@ use tokio::net::TcpListener;
 const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// What the server shows and passes on; implemented by the composition root.
-pub trait Operator: AclOperator {
+pub trait Operator: AclOperator + BanOperator {
     /// Whether the node serves clients.
     ///
     /// # Errors

@@ -32,6 +32,20 @@ impl AclOperator for Fake {
     }
 }
 
+impl BanOperator for Fake {
+    fn bans(&self) -> Result<BanList, ApiError> {
+        Ok(BanList::default())
+    }
+
+    fn ban(&self, order: BanOrder) -> Answer<Banned> {
+        Box::pin(async move { Err(ApiError::Conflict(order.name)) })
+    }
+
+    fn unban(&self, order: UnbanOrder) -> Answer<Banned> {
+        Box::pin(async move { Err(ApiError::Unknown(order.name)) })
+    }
+}
+
 impl Operator for Fake {
     fn ready(&self) -> Result<(), String> {
         if self.0.load(Ordering::Relaxed) {

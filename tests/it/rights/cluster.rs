@@ -113,7 +113,7 @@ fn what_is_denied_is_denied_on_every_node() {
 
 /// The topics of what has come.
 fn taken(client: &mut Client) -> Vec<String> {
-    client.patience(std::time::Duration::from_millis(500));
+    client.patience(std::time::Duration::from_secs(2));
     let mut topics = Vec::new();
     while let Ok(packet) = client.try_recv() {
         if let In::Publish(p) = packet {

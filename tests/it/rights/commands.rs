@@ -87,7 +87,7 @@ fn rules_are_added_moved_and_removed() {
     assert_eq!((&answer["changed"], &answer["losing_total"]), (&false.into(), &1.into()), "{answer}");
     bob.publish("b", "still", AtLeastOnce);
     assert_eq!(bob.receive().text(), "still");
-    assert_eq!(ctl(broker.http, &[&first[..], &["--yes"]].concat()).ok(), "changed: 1 rules are in force\n");
+    assert_eq!(ctl(broker.http, &[&first[..], &["--yes"]].concat()).ok(), "changed; rules in force: 1\n");
     // It holds at once.
     let mut eve = Dial::v5("eve").connect(broker.mqtt);
     assert_eq!(eve.publish_with("b", b"", AtLeastOnce, false), Reason::NotAuthorized);

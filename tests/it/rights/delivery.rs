@@ -194,7 +194,7 @@ fn a_will_is_judged_again_when_it_is_due() {
     let mut broker = rules.start();
     let mut watcher = subscribed(&Dial::v5("watcher"), &broker, "#", AtLeastOnce);
     let dying = Dial::v5("dying").expiry(60).will("bye/dying", "x", 0).connect(broker.mqtt);
-    let slow = Dial::v5("slow").expiry(60).will("bye/slow", "x", 1).connect(broker.mqtt);
+    let slow = Dial::v5("slow").expiry(60).will("bye/slow", "x", 5).connect(broker.mqtt);
     let fine = Dial::v4("fine").will("fine/gone", "x", 0).connect(broker.mqtt);
     drop(slow);
     wait::until_true("it is gone", || broker.metric("mqtt_connections_active") == 3.0);

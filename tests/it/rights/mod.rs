@@ -1,5 +1,6 @@
 //! What clients may do: rules from a file, in every version of the protocol, on one node and on three.
 
+mod bans;
 mod cluster;
 mod commands;
 mod delivery;
@@ -76,5 +77,5 @@ pub fn topics_until(client: &mut Client, end: &str) -> Vec<String> {
 
 /// Whether the connection has seen its end.
 pub fn is_open(client: &mut Client) -> bool {
-    client.send(&[0xC0, 0]).is_ok() && client.wait_for("PINGRESP", |p| Some(*p == In::PingResp))
+    client.send(&[0xC0, 0]).is_ok() && client.wait_for("PINGRESP", |p| (*p == In::PingResp).then_some(true))
 }

@@ -6,7 +6,7 @@
 use super::gated::GatedJournal;
 use berth::broker::link::{Broken, Driven, Read, Socket};
 use berth::broker::ports::{
-    Ask, Authorizer, By, Credentials, Door, EnhancedAuth, Identity, Permissions, Recovered, Ruling,
+    Ask, Authorizer, By, Credentials, Door, EnhancedAuth, Identity, NoBans, Permissions, Recovered, Ruling,
 };
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
@@ -144,7 +144,7 @@ impl Authorizer for Doorman {
     }
 }
 
-/// Nobody may do anything below `secret/`; below `plain/` nothing is above QoS 1, and nothing is retained.
+/// Nobody may do anything below `secret/`; below `limited/` nothing is above QoS 1, and nothing is retained.
 impl Permissions for Doorman {
     fn restricts(&self) -> bool {
         true
@@ -156,7 +156,7 @@ impl Permissions for Doorman {
 
     fn ruling(&self, _: &Identity, ask: &Ask<'_>) -> Ruling {
         let retained = matches!(ask, Ask::Publish { retain: true, .. });
-        let limited = ask.path().starts_with("plain/");
+        let limited = ask.path().starts_with("limited/");
         if ask.path().starts_with("secret/") || (limited && retained) {
             return Ruling::deny(By::Default);
         }
@@ -421,6 +421,7 @@ fn start(limits: Limits, journal: &Arc<GatedJournal>, recovered: Recovered, now:
         cluster: None,
         authorizer: Arc::new(Doorman),
         permissions: Arc::new(Doorman),
+        bans: Arc::new(NoBans),
     };
     Broker::new(limits, ports, Arc::new(Metrics::new()), recovered, now)
 }
