@@ -189,7 +189,7 @@ fn a_faulty_file_is_refused_with_rule_line_and_key() {
         ("rule:\n  - x\n".to_owned(), "line 1, rule: unknown key"),
         ("- x\n".to_owned(), "line 1: expected a table with the key rules"),
         ("rules:\n  - \"a\n".to_owned(), "not a valid YAML file"),
-        ("rules: []\nrules: []\n".to_owned(), "line 2: the key rules is here twice"),
+        ("rules: []\nrules: []\n".to_owned(), "line 2: not a valid YAML file: the key rules is here twice"),
         (rule("deny: all"), "rule 2 (line 4), topics: missing"),
         (rule("topics: x"), "rule 2 (line 4): expected either allow or deny"),
         (rule("allow: all\ndeny: all\ntopics: x"), "rule 2 (line 4): expected either allow or deny"),
