@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use berth::auth::Anonymous;
-use berth::broker::ports::{Door, Recovered};
+use berth::broker::ports::{Door, NoBans, Recovered, Unrestricted};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports};
 use berth::clock::Time;
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
@@ -23,6 +23,8 @@ fn broker() -> Arc<Broker> {
         journal: MemoryJournal::new(MemoryOptions::default()),
         cluster: None,
         authorizer: Arc::new(Anonymous { anywhere: false, nowhere: false }),
+        permissions: Arc::new(Unrestricted),
+        bans: Arc::new(NoBans),
     };
     Broker::new(Limits::default(), ports, Arc::new(Metrics::new()), Recovered::default(), NOW)
 }

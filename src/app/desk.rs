@@ -62,7 +62,7 @@ impl Desk {
         self.drain.notified().await;
     }
 
-    fn running(&self) -> Result<&Arc<Node>, ApiError> {
+    pub(super) fn running(&self) -> Result<&Arc<Node>, ApiError> {
         self.node.get().ok_or_else(|| ApiError::Unavailable(self.starting()))
     }
 

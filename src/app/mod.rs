@@ -1,5 +1,7 @@
 //! The composition root: what is started in which order, and stopped in which.
 
+mod access;
+mod bans;
 mod cluster;
 mod desk;
 mod files;
@@ -9,6 +11,8 @@ mod limits;
 mod status;
 mod tasks;
 
+use crate::auth::acl::{Access, AclError};
+use crate::auth::bans::{BanError, Bans};
 use crate::auth::{self, Accounts};
 use crate::broker::ports::{Recovered, Stamped};
 use crate::broker::{Broker, Ports, publish_cluster};
@@ -16,7 +20,7 @@ use crate::clock;
 use crate::cluster::etcd::journals::Begun;
 use crate::config::{Config, ListenerType, OnFork};
 use crate::server::crowd::Crowd;
-use crate::server::http::{self, Access, Audit, AuditError, HttpServer, Shared, Tokens, TokensError};
+use crate::server::http::{self, Audit, AuditError, HttpServer, Shared, Tokens, TokensError};
 use crate::server::listener::{self, Hall, Listener};
 use crate::server::parting::Partings;
 use crate::storage::OpenError;
@@ -60,6 +64,12 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
+    /// The rules of what clients may do cannot be used.
+    #[error(transparent)]
+    Rules(#[from] AclError),
+    /// The list of bans cannot be used.
+    #[error(transparent)]
+    Bans(#[from] BanError),
     /// The journal cannot be opened.
     #[error("storage.dir: {0}")]
     Journal(#[from] OpenError),
@@ -116,6 +126,10 @@ pub fn run(config: Config, on_fork: OnFork) -> Result<(), RunError> {
 struct Node {
     config: Config,
     broker: Arc<Broker>,
+    /// What clients may do.
+    access: Arc<Access>,
+    /// Who may not connect.
+    bans: Arc<Bans>,
     journal: JournalKind,
     /// Its place in a cluster; `None` = it is alone.
     member: Option<Member>,
@@ -132,7 +146,9 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         stop: Arc::new(Notify::new()),
     };
 
-    // What can be refused is opened first, so that a wrong address leaves the journal alone.
+    // What can be refused is opened first, so that a wrong file or address leaves the journal alone.
+    let access = access::open(&config.acl)?.heeding_tokens(config.accounts.tell_rights());
+    let access = Arc::new(access);
     let listeners = config
         .listeners
         .opened()
@@ -144,7 +160,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     };
     let tokens =
         Tokens::read(config.http.admin_token_file.as_deref(), config.http.read_token_file.as_deref())?;
-    let access = Access::new(tokens, config.http.open_metrics);
+    let callers = http::Access::new(tokens, config.http.open_metrics);
     let audit = Audit::open(config.audit.file.clone())?;
     let mut joining = None;
     let cluster = &config.cluster.node;
@@ -161,7 +177,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let http_task = http.map(|server| {
         tracing::info!(address = %server.local_addr(), "admin HTTP listens");
         let stop = http_stop.clone();
-        let shared = Shared { source: desk.clone(), metrics: metrics.clone(), access, audit };
+        let shared = Shared { source: desk.clone(), metrics: metrics.clone(), access: callers, audit };
         tokio::spawn(server.run(shared, async move { stop.notified().await }))
     });
     let found = tokio::select! {
@@ -187,6 +203,8 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     };
     let looked_at = compared.looked_at;
     let (journal, mut recovered, stamped) = begin_journal(compared.found, joining.is_some()).await?;
+    let bans = Arc::new(bans::open(config)?);
+    metrics.bans.set(bans.list(clock::now()).len() as u64);
 
     let mut member = None;
     if let Some(joining) = joining {
@@ -200,11 +218,19 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         }
     }
     let cluster = member.as_ref().map(Member::ports);
-    let ports = Ports { journal: journal.port(), authorizer: accounts.clone(), cluster };
+    let ports = Ports {
+        journal: journal.port(),
+        authorizer: accounts.clone(),
+        permissions: access.clone(),
+        bans: bans.clone(),
+        cluster,
+    };
     let broker = Broker::new(limits::of(config), ports, metrics.clone(), recovered, clock::now());
     let node = Arc::new(Node {
         config: config.clone(),
         broker: broker.clone(),
+        access: access.clone(),
+        bans: bans.clone(),
         journal,
         member,
         metrics: metrics.clone(),
@@ -229,6 +255,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let mut tasks = vec![
         tokio::spawn(tasks::timers(broker.clone())),
         tokio::spawn(tasks::housekeeping(broker.clone(), config.sys.interval, started)),
+        tokio::spawn(access::follow(access, metrics.clone())),
     ];
     if let Some(interval) = config.sys.interval {
         tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));

@@ -72,7 +72,7 @@ pub(super) async fn accounts(accounts: Arc<Accounts>, broker: Arc<Broker>) {
     }
 }
 
-fn ticker(every: Duration) -> tokio::time::Interval {
+pub(super) fn ticker(every: Duration) -> tokio::time::Interval {
     let mut ticker = tokio::time::interval(every);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticker

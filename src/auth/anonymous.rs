@@ -1,6 +1,6 @@
 //! Clients without an account: who of them is let in.
 
-use crate::broker::ports::{Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Identity};
+use crate::broker::ports::{Account, Authorizer, Credentials, Decision, Door, EnhancedAuth};
 use crate::mqtt::Reason;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -29,14 +29,6 @@ impl Authorizer for Anonymous {
     fn connect(&self, who: &Credentials<'_>) -> Decision {
         let account = || Arc::new(Account::default());
         Decision::Now(if self.lets_in(who.door) { Ok(account()) } else { Err(Reason::NotAuthorized) })
-    }
-
-    fn publish(&self, _: &Identity, _: &str) -> bool {
-        true
-    }
-
-    fn subscribe(&self, _: &Identity, _: &str) -> bool {
-        true
     }
 
     fn enhanced(&self, _: &str, _: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {

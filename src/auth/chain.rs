@@ -9,9 +9,7 @@ use super::password::{self, Checker, Passwords};
 use super::scram;
 use super::secret::FileError;
 use super::{Anonymous, certificate};
-use crate::broker::ports::{
-    Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Identity, Verdict,
-};
+use crate::broker::ports::{Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Verdict};
 use crate::config::{self, AuthMethod};
 use crate::mqtt::Reason;
 use crate::names::shown;
@@ -232,14 +230,6 @@ impl Authorizer for Accounts {
         let mark = account.mark;
         let method = self.0.methods.iter().find(|(source, _)| *source == mark.source);
         method.is_none_or(|(_, method)| method.holds(account, mark.version))
-    }
-
-    fn publish(&self, _: &Identity, _: &str) -> bool {
-        true
-    }
-
-    fn subscribe(&self, _: &Identity, _: &str) -> bool {
-        true
     }
 
     fn enhanced(&self, method: &str, who: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {

@@ -1,12 +1,15 @@
-//! Who a client is: methods that know accounts, asked in order (docs/decisions/0026-accounts.md). What a client may do once it is let in is
-//! still to come: everyone may do everything.
+//! Who a client is: methods that know accounts, asked in order (docs/decisions/0026-accounts.md); and what it may do once it is let in:
+//! rules in [`acl`], and who may not come at all in [`bans`].
 
+pub mod acl;
 pub mod anonymous;
+pub mod bans;
 pub mod certificate;
 pub mod chain;
 pub mod http;
 pub mod jwt;
 pub mod method;
+mod network;
 pub mod passwd;
 pub mod password;
 pub mod scram;
@@ -14,3 +17,4 @@ pub mod secret;
 
 pub use anonymous::Anonymous;
 pub use chain::{Accounts, OpenError, Reloaded};
+pub use network::Network;

@@ -116,6 +116,10 @@ impl Broker {
         let record = self.record(handle, session);
         let origin =
             Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
+        if !self.will_is_due(handle, message) {
+            self.journal.append(&[Change::Session(&record)]);
+            return;
+        }
         self.metrics.wills_published.inc();
         let routed = self.publish(message, &origin, &mut Cache::default(), scratch);
         scratch.will = routed.as_ref().ok().and_then(|r| r.ticket.clone());
@@ -212,10 +216,11 @@ impl Broker {
         self.routes_removed(subscriptions.keys(), handle.durable);
         let mut on_disk: VecDeque<Seq> = VecDeque::new();
         let mut begun: HashSet<Seq> = HashSet::new();
+        let ended = Loss::SessionEnded;
         for l in session.take_leftovers() {
             match (l.delivery, l.seq) {
-                (Some(d), _) => self.hand_on(handle, &d, l.begun, now, scratch),
-                (None, Some(seq)) if l.released => self.settle(handle, seq.get()),
+                (Some(d), _) => self.hand_on(handle, &d, l.begun, ended, now, scratch),
+                (None, Some(seq)) if l.released => self.settle(handle, seq.get(), ended),
                 (None, Some(seq)) => {
                     begun.insert(seq.get());
                     on_disk.push_back(seq.get());
@@ -224,7 +229,7 @@ impl Broker {
             }
         }
         for d in queue {
-            self.hand_on(handle, &d, false, now, scratch);
+            self.hand_on(handle, &d, false, ended, now, scratch);
         }
         on_disk.extend(backlog);
         self.metrics.shared_subscriptions.sub(shared);
@@ -240,7 +245,7 @@ impl Broker {
             self.hand_on_from_journal(HandOn { from: handle.clone(), seqs: on_disk, begun, now });
             return lsn;
         }
-        on_disk.into_iter().for_each(|seq| self.settle(handle, seq));
+        on_disk.into_iter().for_each(|seq| self.settle(handle, seq, ended));
         let lsn = self.forget(handle, tombstone.as_ref());
         self.release(handle, lsn, tombstone);
         lsn
@@ -312,15 +317,16 @@ impl Broker {
             let mut scratch = Scratch::default();
             for s in found {
                 let begun = job.begun.contains(&s.seq);
-                broker.hand_on(&job.from, &delivery(s), begun, job.now, &mut scratch);
+                let ended = Loss::SessionEnded;
+                broker.hand_on(&job.from, &delivery(s), begun, ended, job.now, &mut scratch);
             }
             broker.hand_on_from_journal(job);
         };
         self.journal.read(session, batch, Box::new(done));
     }
 
-    fn settle(&self, handle: &Handle, seq: Seq) {
-        self.metrics.lost(handle.whose(), Loss::SessionEnded, 1);
+    fn settle(&self, handle: &Handle, seq: Seq, why: Loss) {
+        self.metrics.lost(handle.whose(), why, 1);
         self.settle_row(seq, handle.no);
     }
 
@@ -339,15 +345,24 @@ impl Broker {
         known.then(|| self.append_end(Change::SessionEnd { session: handle.no }, tombstone))
     }
 
-    /// Gives a message of an ended session to another member of its shared subscription, or drops it.
-    fn hand_on(&self, from: &Handle, d: &Delivery, begun: bool, now: Time, scratch: &mut Scratch) {
+    /// Gives a message that a session does not get, because it has ended or for another loss `why`, to another member of its shared
+    /// subscription, or drops it.
+    pub(super) fn hand_on(
+        &self,
+        from: &Handle,
+        d: &Delivery,
+        begun: bool,
+        why: Loss,
+        now: Time,
+        scratch: &mut Scratch,
+    ) {
         let begun_exactly_once = begun && d.qos == QoS::ExactlyOnce;
         let may = !begun_exactly_once && d.qos > QoS::AtMostOnce && !d.message.expired(now);
         let handed = d.shared().filter(|_| may).and_then(|name| self.hand_to_member(from, d, name, scratch));
         let Some(given) = handed else {
             return match d.seq {
-                Some(seq) => self.settle(from, seq.get()),
-                None => self.metrics.lost(from.whose(), Loss::SessionEnded, 1),
+                Some(seq) => self.settle(from, seq.get(), why),
+                None => self.metrics.lost(from.whose(), why, 1),
             };
         };
         if given {
@@ -371,7 +386,7 @@ impl Broker {
         // No session freezes between the look at it and its mailbox.
         let _inside = self.remote.as_ref().map(|r| r.gate.enter());
         let group = self.router.group(&Filter::parse(name).ok()?, name);
-        let member = group.and_then(|g| g.pick(from.no));
+        let member = group.and_then(|g| self.pick(&g, from.no, d.message.topic()));
         match member.map(|m| (m.handle.mailbox.rank(), m)) {
             Some((Rank::Online | Rank::Dormant, member)) => {
                 let target = Broker::target_of(&member);

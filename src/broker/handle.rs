@@ -4,6 +4,7 @@ use super::inspect::Attached;
 use super::mailbox::Mailbox;
 use super::ports::{BoxFuture, Epoch, Revision, SessionNo};
 use super::remote::expiry::ToldExpiry;
+use super::rights::Rights;
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::session::SessionUser;
@@ -41,6 +42,8 @@ pub struct Handle {
     pub mailbox: Mailbox,
     /// Its subscriptions.
     pub subscriptions: Mutex<Subscriptions>,
+    /// Who its client is, and what that may do.
+    pub rights: Rights,
     /// How long it lasts, as the cluster's store has it.
     pub expiry: ToldExpiry,
     epoch: AtomicU64,
@@ -71,6 +74,7 @@ impl Handle {
             created_at,
             mailbox,
             subscriptions,
+            rights: Rights::default(),
             expiry: ToldExpiry::default(),
             epoch: AtomicU64::new(0),
             recorded: AtomicBool::new(false),

@@ -22,6 +22,7 @@ mod recover;
 mod refusals;
 pub mod registry;
 mod retain;
+pub mod rights;
 pub mod rivals;
 mod subscribe;
 mod sys;
@@ -38,7 +39,7 @@ use crate::telemetry::{Metrics, Repeats};
 use bridges::Bridges;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
-use ports::{Authorizer, ClusterTime, Coordinator, Journal, Peers, SessionNo, Tasks};
+use ports::{Authorizer, ClusterTime, Coordinator, Journal, Peers, Permissions, SessionNo, Tasks};
 use receiving::Receiving;
 use registry::Registry;
 use remote::{Remote, RemoteLimits};
@@ -104,8 +105,12 @@ impl Default for Limits {
 pub struct Ports {
     /// Where state is kept.
     pub journal: Arc<dyn Journal>,
-    /// Who may do what.
+    /// Who may connect.
     pub authorizer: Arc<dyn Authorizer>,
+    /// What whoever is let in may do.
+    pub permissions: Arc<dyn Permissions>,
+    /// Who may not connect.
+    pub bans: Arc<dyn ports::Bans>,
     /// The other nodes; `None` = this node is alone.
     pub cluster: Option<ClusterPorts>,
 }
@@ -131,6 +136,8 @@ pub struct Broker {
     pub metrics: Arc<Metrics>,
     pub(crate) journal: Arc<dyn Journal>,
     authorizer: Arc<dyn Authorizer>,
+    permissions: Arc<dyn Permissions>,
+    bans: Arc<dyn ports::Bans>,
     /// What this node knows of and does with the others; `None` = it is alone.
     pub(crate) remote: Option<Arc<Remote>>,
     registry: Registry,
@@ -192,11 +199,6 @@ impl Broker {
     /// Topics with a retained message, and their bytes.
     pub fn retained(&self) -> (usize, usize) {
         (self.retained.len(), self.retained.bytes())
-    }
-
-    /// Whether a client may publish to `topic`: what is below `$SYS` is the broker's, but for what bridges say of themselves.
-    fn may_publish(&self, who: &ports::Identity, topic: &str) -> bool {
-        (!sys::is_own(topic) || bridges::is_state(topic)) && self.authorizer.publish(who, topic)
     }
 
     /// Whether this node may serve clients.

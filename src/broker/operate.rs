@@ -2,7 +2,7 @@
 //! each other for the figures of `$SYS/cluster` in the same way.
 
 use super::Broker;
-use super::inspect::{SessionDetails, SessionPage, SessionQuery, Unanswered, listed};
+use super::inspect::{Judged, Question, SessionDetails, SessionPage, SessionQuery, Unanswered, listed};
 use super::ports::{BoxFuture, MemberId, Request, Response};
 use super::remote::Remote;
 use super::totals::{Figures, Totals};
@@ -33,6 +33,8 @@ pub enum Command {
         /// Client identifier.
         client_id: String,
     },
+    /// Say whether a client of yours may do something.
+    Judge(Question),
     /// Tell what you count.
     Figures,
     /// You lead: tell what all nodes count.
@@ -56,6 +58,11 @@ pub enum Reply {
         known: bool,
         /// Whether it had a connection, which is told to close.
         closed: bool,
+    },
+    /// Whether the client may.
+    Judged {
+        /// Missing if it does not know the client.
+        judged: Option<Box<Judged>>,
     },
     /// What it counts.
     Figures(Figures),
@@ -135,6 +142,7 @@ impl Broker {
                 let known = closed || self.session(&client_id).is_some_and(|h| h.mailbox.present());
                 Reply::Kicked { known, closed }
             }
+            Command::Judge(question) => Reply::Judged { judged: self.judge_here(&question).map(Box::new) },
             Command::Figures => Reply::Figures(self.figures()),
             Command::Totals => Reply::Totals { totals: self.remote.as_ref().and_then(|r| r.totals.of(r)) },
         }
@@ -178,6 +186,23 @@ impl Broker {
         Box::pin(async move {
             let Some(remote) = remote else { return Err(OperateError::NoSession(client_id)) };
             remote.find_session(client_id).await
+        })
+    }
+
+    /// Whether a client may do something: by what the node that has it knows of it, else by what is asked.
+    pub fn judge(&self, question: Question) -> BoxFuture<Judged> {
+        let here = self.judge_here(&question);
+        let (known, judged) = (here.is_some(), here.unwrap_or_else(|| self.judge_as(&question, None)));
+        let remote = self.remote.clone().filter(|_| !known);
+        Box::pin(async move {
+            let Some(remote) = remote else { return judged };
+            for node in remote.others() {
+                let asked = remote.command(&node, &Command::Judge(question.clone())).await;
+                if let Ok(Reply::Judged { judged: Some(theirs) }) = asked {
+                    return *theirs;
+                }
+            }
+            judged
         })
     }
 

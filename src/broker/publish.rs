@@ -226,8 +226,9 @@ impl Broker {
             matched |= self.to_target(message, t, way, scratch);
         }
         for group in &matches.groups {
-            if let Some(m) = group.pick(0) {
-                matched |= self.to_target(message, &Broker::target_of(&m), way, scratch);
+            match self.pick(group, 0, message.topic()) {
+                Some(m) => matched |= self.to_target(message, &Broker::target_of(&m), way, scratch),
+                None => self.nobody_may(group),
             }
         }
         matched

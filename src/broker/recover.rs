@@ -40,6 +40,8 @@ impl Broker {
             metrics,
             journal: ports.journal,
             authorizer: ports.authorizer,
+            permissions: ports.permissions,
+            bans: ports.bans,
             remote,
             registry: Registry::default(),
             router: Router::default(),

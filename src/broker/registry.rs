@@ -236,6 +236,20 @@ impl Broker {
         true
     }
 
+    /// Closes the connections of all clients that are banned `now`; returns how many.
+    pub fn end_banned(&self, now: Time) -> usize {
+        let (mut ended, mut wakes) = (0, Wakes::default());
+        self.registry.for_each(|handle| {
+            let online = handle.mailbox.online();
+            let who = handle.rights.who().filter(|_| online);
+            if who.is_some_and(|who| self.bans.banned(&who, now).is_some()) {
+                handle.mailbox.close(CloseCause::Banned, &mut wakes);
+                ended += 1;
+            }
+        });
+        ended
+    }
+
     /// Messages waiting in all mailboxes.
     pub fn queued_messages(&self) -> u64 {
         let mut n = 0;

@@ -83,11 +83,14 @@ impl Broker {
                     continue;
                 }
             };
-            if let Some(reason) = self.refuses(who, &filter, name, &subscriptions) {
-                answered.codes.push(reason);
-                continue;
-            }
-            let s = subscriber(handle, &filter, name, f.options, id);
+            let options = match self.granted(who, &filter, name, f.options, &subscriptions) {
+                Ok(options) => options,
+                Err(reason) => {
+                    answered.codes.push(reason);
+                    continue;
+                }
+            };
+            let s = subscriber(handle, &filter, name, options, id);
             let target = (retains || sys::is_own(filter.filter)).then(|| Broker::target_of(&s));
             let is_new = self.add(&mut subscriptions, &filter, name, s, id, &mut added);
             routes.push((name.clone(), is_new));
@@ -98,19 +101,19 @@ impl Broker {
             if handle.durable {
                 let subscription = SubscriptionRecord {
                     filter: name.clone(),
-                    options: f.options,
+                    options,
                     subscription_id: id,
                     older: self.older_than(handle, name, is_new && filter.share.is_none()),
                 };
                 let change = Change::Subscribe { session: handle.no, subscription: &subscription };
                 answered.lsn = Some(self.journal.append(&[change]));
             }
-            answered.codes.push(match f.options.qos {
+            answered.codes.push(match options.qos {
                 QoS::AtMostOnce => Reason::Success,
                 QoS::AtLeastOnce => Reason::GrantedQoS1,
                 QoS::ExactlyOnce => Reason::GrantedQoS2,
             });
-            let wanted = match f.options.retain_handling {
+            let wanted = match options.retain_handling {
                 RetainHandling::Send => true,
                 RetainHandling::SendIfNew => is_new,
                 RetainHandling::DoNotSend => false,
@@ -128,18 +131,20 @@ impl Broker {
         answered
     }
 
-    fn refuses(
+    /// The options with which a subscription is granted, or why it is not.
+    fn granted(
         &self,
         who: &Identity,
         filter: &Filter<'_>,
         name: &str,
+        options: SubscribeOptions,
         subscriptions: &Subscriptions,
-    ) -> Option<Reason> {
-        if !self.authorizer.subscribe(who, filter.filter) {
-            return Some(Reason::NotAuthorized);
+    ) -> Result<SubscribeOptions, Reason> {
+        let max = self.may_subscribe(who, filter.filter).ok_or(Reason::NotAuthorized)?;
+        if subscriptions.len() >= self.limits.subscriptions && !subscriptions.contains_key(name) {
+            return Err(Reason::QuotaExceeded);
         }
-        let full = subscriptions.len() >= self.limits.subscriptions && !subscriptions.contains_key(name);
-        full.then_some(Reason::QuotaExceeded)
+        Ok(SubscribeOptions { qos: options.qos.min(max), ..options })
     }
 
     /// Puts a subscription into the router and the session's own list; true if it is new.
@@ -211,6 +216,10 @@ impl Broker {
         let found = self.found(request, now);
         let mut lsn = None;
         for f in found.iter().filter(|f| f.message.qos() > QoS::AtMostOnce) {
+            if self.may_receive(&t.handle, f.message.topic()).is_none() {
+                self.not_allowed(&t.handle);
+                continue;
+            }
             let sent = self.send_found(request, f, |m| self.deliver_one(m, t, true, scratch));
             lsn = lsn.max(sent.flatten().flatten());
         }

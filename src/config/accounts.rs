@@ -28,6 +28,11 @@ impl Accounts {
         !self.configured().is_empty()
     }
 
+    /// Whether a method may say what a client may do, besides who it is.
+    pub fn tell_rights(&self) -> bool {
+        [AuthMethod::Jwt, AuthMethod::Http].into_iter().any(|method| self.is_configured(method))
+    }
+
     /// The methods that have what they need.
     pub fn configured(&self) -> Vec<AuthMethod> {
         AuthMethod::ALL.iter().copied().filter(|m| self.is_configured(*m)).collect()

@@ -558,3 +558,15 @@ choice! {
         Required = "required",
     }
 }
+
+choice! {
+    /// What holds where no rule says anything.
+    AclDefault {
+        /// Everything is allowed while there are no rules, nothing once there are.
+        Auto = "auto",
+        /// It is allowed.
+        Allow = "allow",
+        /// It is denied.
+        Deny = "deny",
+    }
+}

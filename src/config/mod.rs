@@ -15,13 +15,13 @@ mod sources;
 mod units;
 
 pub use kinds::{
-    Advertised, AuthMethod, CertificateName, ClientCertificates, ClientIdTheft, LogFormat, ProxyProtocol,
-    Secret, StorageType, TokenPlace,
+    AclDefault, Advertised, AuthMethod, CertificateName, ClientCertificates, ClientIdTheft, LogFormat,
+    ProxyProtocol, Secret, StorageType, TokenPlace,
 };
 pub use listener_kinds::{ListenerType, MqttVersions, Network, Origins};
 pub use listeners::Listeners;
 pub use options::{
-    Accounts, Audit, Auth, AuthCertificate, AuthHttp, AuthJwt, AuthPassword, Cluster, ClusterNode,
+    Accounts, Acl, Audit, Auth, AuthCertificate, AuthHttp, AuthJwt, AuthPassword, Bans, Cluster, ClusterNode,
     ClusterTls, Etcd, Http, Limits, Listener, Log, Node, Publish, Retained, Runtime, Session, Shutdown,
     Storage, Sys,
 };
@@ -67,6 +67,10 @@ pub struct Config {
     pub auth: Auth,
     /// How it is found out who they are.
     pub accounts: Accounts,
+    /// What clients may do.
+    pub acl: Acl,
+    /// Clients that may not connect.
+    pub bans: Bans,
     /// The admin HTTP endpoint.
     pub http: Http,
     /// The audit log.
@@ -131,6 +135,8 @@ impl Config {
         let listeners = Listeners::take(reader);
         let auth = Auth::take(reader);
         let accounts = Accounts::take(reader);
+        let acl = Acl::take(reader);
+        let bans = Bans::take(reader);
         let http = Http::take(reader);
         let audit = Audit::take(reader);
         let limits = Limits::take(reader);
@@ -150,6 +156,8 @@ impl Config {
             listeners: listeners?,
             auth: auth?,
             accounts: accounts?,
+            acl: acl?,
+            bans: bans?,
             http: http?,
             audit: audit?,
             limits: limits?,
@@ -180,6 +188,9 @@ impl Config {
                  set auth.password.file, or auth.allow_anonymous to true to let everybody in"
             );
             reader.refuse("auth.allow_anonymous", &why);
+        }
+        if self.acl.file.is_some() && self.acl.mosquitto_file.is_some() {
+            reader.refuse("acl.mosquitto_file", "acl.file is set as well: only one of them can count");
         }
         if self.cluster.node.enabled {
             self.check_cluster(reader);

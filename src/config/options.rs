@@ -1,10 +1,10 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
 use super::kinds::{
-    Address, AddressOrOff, AddressesOrAuto, AuthChain, CertificateName, ClientCertificates, ClientIdTheft,
-    Count, Directory, Endpoints, FileOrNone, HostPortOrAuto, HostPortOrNone, Kind, LogFilter, LogFormat,
-    NodeId, Prefix, ProxyProtocol, SecondsOrOff, SecretOrNone, Size, Span, StorageType, Switch, SwitchOrAuto,
-    Text, TokenPlace, UrlOrNone,
+    AclDefault, Address, AddressOrOff, AddressesOrAuto, AuthChain, CertificateName, ClientCertificates,
+    ClientIdTheft, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto, HostPortOrNone, Kind, LogFilter,
+    LogFormat, NodeId, Prefix, ProxyProtocol, SecondsOrOff, SecretOrNone, Size, Span, StorageType, Switch,
+    SwitchOrAuto, Text, TokenPlace, UrlOrNone,
 };
 use super::listener_kinds::{
     CountOrOff, Files, ListenerTypeOrAuto, Networks, OriginList, SizeOrOff, UrlPath, VersionList,
@@ -254,6 +254,30 @@ options! {
         "token_file" token_file: FileOrNone = "",
         /// PEM file of the authority that signed the server's certificate. Without it the system's authorities count.
         "ca_file" ca_file: FileOrNone = "",
+    }
+
+    /// What clients may do: rules from a file (docs/permissions.md). The file is looked at twice a second; a faulty one changes
+    /// nothing, and the log says what is wrong with it.
+    Acl = "acl" {
+        /// File with an ordered list of rules, of which the first that matches decides.
+        "file" file: FileOrNone = "",
+        /// An ACL file of mosquitto's in place of it; its lines mean what they mean to mosquitto.
+        "mosquitto_file" mosquitto_file: FileOrNone = "",
+        /// What holds where no rule says anything: allow, deny, or auto = everything is allowed while there are no rules, and nothing
+        /// once there is one. However this is set, only rules and acl.admin_group give access to $SYS once there are rules.
+        "default" default: AclDefault = "auto",
+        /// The group whose members may read $SYS where no rule says otherwise.
+        "admin_group" admin_group: Text = "admins",
+    }
+
+    /// Clients that may not connect (berth ctl bans). Kept in bans.json in storage.dir.
+    Bans = "bans" {
+        /// A client ID that connects more often than this within bans.flapping_window is banned for bans.flapping_ban. 0 = never.
+        "flapping_connects" flapping_connects: Count<u32, 0, 1_000_000> = "0",
+        /// See bans.flapping_connects.
+        "flapping_window" flapping_window: Span<1_000, 86_400_000> = "1m",
+        /// See bans.flapping_connects.
+        "flapping_ban" flapping_ban: Span<1_000, 86_400_000> = "5m",
     }
 
     /// Admin HTTP: /health, /ready, /cluster/status, /metrics and /api/v1/ (berth ctl). Without tokens /api/v1/ answers programs on this

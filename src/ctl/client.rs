@@ -49,6 +49,13 @@ pub(super) enum Failure {
     },
     /// A name cannot be taken from standard input. Says why.
     Name(String),
+    /// It has to be confirmed first.
+    Unconfirmed {
+        /// What the broker says of it.
+        answer: Value,
+        /// The same in words, safe for a terminal.
+        words: String,
+    },
     /// A node that was to end has not.
     StillThere {
         /// Where.
@@ -78,7 +85,7 @@ impl fmt::Display for Failure {
             Failure::Refused { status: 400 | 404 | 409, error } => f.write_str(error),
             Failure::Refused { status: 503, error } => write!(f, "not now (503): {error}"),
             Failure::Refused { status, error } => write!(f, "the broker failed ({status}): {error}"),
-            Failure::Name(why) => f.write_str(why),
+            Failure::Name(why) | Failure::Unconfirmed { words: why, .. } => f.write_str(why),
             Failure::StillThere { url } => write!(
                 f,
                 "the broker at {url} still runs after {} minutes: its log says what it waits for, SIGTERM ends it at once",
@@ -163,6 +170,11 @@ impl Client {
 
     pub(super) fn post(&self, path: &str) -> Result<Value, Failure> {
         self.request("POST", path, "")
+    }
+
+    /// A question or command in the body.
+    pub(super) fn post_json(&self, path: &str, asked: &Value) -> Result<Value, Failure> {
+        self.request("POST", path, &asked.to_string())
     }
 
     /// A question whose names may be of any length: `method` and `path`, or the same as `asked` in the body of a POST to

@@ -1,5 +1,7 @@
 //! `berth ctl`: asks a running broker through its admin HTTP, and shows what it says as a table or as JSON.
 
+mod acl;
+mod bans;
 mod client;
 mod input;
 mod show;
@@ -70,6 +72,12 @@ enum Command {
     /// Sessions of clients
     #[command(subcommand)]
     Sessions(SessionsCommand),
+    /// What clients may do
+    #[command(subcommand)]
+    Acl(acl::AclCommand),
+    /// Clients that may not connect
+    #[command(subcommand)]
+    Bans(bans::BansCommand),
     /// Where publishes go
     #[command(subcommand)]
     Routes(RoutesCommand),
@@ -173,6 +181,14 @@ pub fn run(ctl: &Ctl) -> u8 {
             let _ = std::io::stdout().write_all(text.as_bytes());
             0
         }
+        Err(Failure::Unconfirmed { answer, .. }) if ctl.json => {
+            let _ = std::io::stdout().write_all(pretty(&answer).as_bytes());
+            EXIT_FAILED
+        }
+        Err(Failure::Unconfirmed { words, .. }) => {
+            let _ = writeln!(std::io::stderr(), "berth ctl: {words}");
+            EXIT_FAILED
+        }
         Err(why) => complain(&why.to_string(), exit_code(&ctl.command, &why)),
     }
 }
@@ -218,6 +234,8 @@ fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
             let path = format!("/api/v1/sessions/{}", escaped(&id));
             (client.ask("DELETE", &path, "/api/v1/kick", &json!({ "client": id }))?, show::kicked)
         }
+        Command::Acl(command) => acl::ask(command, client, &mut names)?,
+        Command::Bans(command) => bans::ask(command, client, &mut names)?,
         Command::Routes(RoutesCommand::Show { topic }) => {
             let topic = names.take(topic)?;
             let path = format!("/api/v1/routes?topic={}", escaped(&topic));

@@ -176,6 +176,8 @@ pub enum CloseCause {
     AccountChanged,
     /// What let the client in was for a time, which is over.
     AccountExpired,
+    /// Its client was banned.
+    Banned,
     /// The broker shuts down.
     ShuttingDown,
     /// The broker leaves the cluster, and another node has the session.
@@ -198,7 +200,8 @@ impl CloseCause {
             CloseCause::PacketTimeout | CloseCause::WriteTimeout => Some(Reason::QuotaExceeded),
             CloseCause::Refused(r) => Some(r),
             CloseCause::TakenOver | CloseCause::Evicted => Some(Reason::SessionTakenOver),
-            CloseCause::Kicked => Some(Reason::AdministrativeAction),
+            // 0x8A is for CONNACK only (section 3.14.2.1).
+            CloseCause::Kicked | CloseCause::Banned => Some(Reason::AdministrativeAction),
             CloseCause::AccountChanged => Some(Reason::NotAuthorized),
             CloseCause::AccountExpired => Some(Reason::MaximumConnectTime),
             CloseCause::ShuttingDown => Some(Reason::ServerShuttingDown),

@@ -151,6 +151,8 @@ impl Session {
             } else if conn.write_publish(&delivery, 0, false, now, out) {
                 out.effects.push(Effect::Sent(QoS::AtMostOnce));
             }
+            // The journal has it if it was queued at a higher QoS than the client may have now.
+            out.effects.extend(delivery.seq.map(|seq| Effect::Settle { seq }));
         } else if self.outbound.ready.is_empty() && self.has_quota() {
             self.send(delivery, now, out);
         } else {
@@ -173,7 +175,35 @@ impl Session {
         while self.has_quota()
             && let Some(delivery) = self.outbound.ready.pop_front()
         {
-            self.send(delivery, now, out);
+            match delivery.qos {
+                QoS::AtMostOnce => self.deliver(delivery, now, out),
+                QoS::AtLeastOnce | QoS::ExactlyOnce => self.send(delivery, now, out),
+            }
+        }
+    }
+
+    /// Has `judge` look at what waits for the client's room, and says whether it was sent on an earlier connection. What it returns
+    /// takes the place of the message; a message of which it returns nothing is not sent, and settled by the judge.
+    pub fn judge_again(&mut self, mut judge: impl FnMut(Delivery, bool) -> Option<Delivery>) {
+        let Outbound { inflight, held, ready, .. } = &mut self.outbound;
+        let waiting: Vec<u16> = inflight.iter().filter(|e| e.held).map(|e| e.packet_id).collect();
+        for packet_id in waiting {
+            let Some(entry) = inflight.get_mut(packet_id) else { continue };
+            match entry.delivery.take().and_then(|d| judge(d, true)) {
+                Some(d) => (entry.qos, entry.delivery) = (d.qos, Some(d)),
+                None => {
+                    inflight.remove(packet_id);
+                    *held -= 1;
+                }
+            }
+        }
+        *ready = std::mem::take(ready).into_iter().filter_map(|d| judge(d, false)).collect();
+    }
+
+    /// Sends what is ready while the client has room, which it may have since [`Session::judge_again`].
+    pub fn send_more(&mut self, now: Time, out: &mut Actions) {
+        if self.conn.as_ref().is_some_and(|c| !c.closed) {
+            self.send_ready(now, out);
         }
     }
 

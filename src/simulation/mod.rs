@@ -62,7 +62,9 @@ pub use client::{Got, SimClient};
 pub use wire::Wire;
 
 use crate::auth::Anonymous;
-use crate::broker::ports::{ClusterTime, Coordinator, Journal, Member, MemberId, Recovered, Tasks};
+use crate::broker::ports::{
+    ClusterTime, Coordinator, Journal, Member, MemberId, NoBans, Recovered, Tasks, Unrestricted,
+};
 use crate::broker::publish::Scratch;
 use crate::broker::{Broker, ClusterPorts, Limits, Ports};
 use crate::clock::Time;
@@ -197,6 +199,8 @@ impl Cluster {
         let ports = Ports {
             journal: node.journal.clone(),
             authorizer: Arc::new(Anonymous { anywhere: true, nowhere: false }),
+            permissions: Arc::new(Unrestricted),
+            bans: Arc::new(NoBans),
             cluster: Some(ClusterPorts {
                 coordinator: coordinator.clone(),
                 peers: peers.clone(),

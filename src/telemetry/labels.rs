@@ -89,8 +89,10 @@ label! {
         Version = "unsupported_version",
         /// A client identifier that cannot be used (0x85).
         ClientId = "client_id",
-        /// The client may not connect, or not by this authentication method (0x86, 0x87, 0x8A, 0x8C).
+        /// The client may not connect, or not by this authentication method (0x86, 0x87, 0x8C).
         NotAuthorized = "not_authorized",
+        /// The client is banned (0x8A).
+        Banned = "banned",
         /// The broker is starting, stopping, or cannot write its journal (0x88, 0x89, 0x8B).
         Unavailable = "unavailable",
         /// Anything else that the specification forbids in a CONNECT.
@@ -104,7 +106,8 @@ impl RefuseReason {
         match code {
             0x84 => RefuseReason::Version,
             0x85 => RefuseReason::ClientId,
-            0x86 | 0x87 | 0x8A | 0x8C => RefuseReason::NotAuthorized,
+            0x86 | 0x87 | 0x8C => RefuseReason::NotAuthorized,
+            0x8A => RefuseReason::Banned,
             0x88 | 0x89 | 0x8B => RefuseReason::Unavailable,
             0x97 | 0x9F => RefuseReason::Quota,
             _ => RefuseReason::Other,
@@ -233,6 +236,22 @@ label! {
         Refused = "refused",
         /// Its session ended while it was queued.
         SessionEnded = "session_ended",
+        /// The client may not read its topic.
+        NotAllowed = "not_allowed",
+    }
+}
+
+label! {
+    /// What a client may not do.
+    Denied = "kind" {
+        /// Publish.
+        Publish = "publish",
+        /// Subscribe.
+        Subscribe = "subscribe",
+        /// Be given a message.
+        Deliver = "deliver",
+        /// Leave a will, or have it published.
+        Will = "will",
     }
 }
 

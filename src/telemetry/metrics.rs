@@ -243,6 +243,14 @@ metrics! {
         "Messages not delivered to a receiver, by reason; counted once per receiver.";
     publishes_refused: Family<PublishRefusal, Counter> = "berth_publishes_refused_total", count,
         "QoS 1 and 2 PUBLISH packets that were not accepted, by reason.";
+    bans: Gauge = "berth_bans", count,
+        "Bans in force, by client ID, user or address.";
+    denied: Family<Denied, Counter> = "berth_acl_denied_total", count,
+        "What clients wanted to do, or were to be given, and may not, by kind; a message once per receiver.";
+    acl_rules: Gauge = "berth_acl_rules", count,
+        "Rules of acl.file, or lines of acl.mosquitto_file, in force.";
+    acl_reload_failures: Counter = "berth_acl_reload_failures_total", count,
+        "Changes of the file of rules that were not taken, because it was faulty or could not be read.";
     shared_redeliveries: Counter = "berth_shared_redeliveries_total", count,
         "Messages given to another member of a shared subscription because the first one's session ended.";
     wills_published: Counter = "berth_wills_published_total", count,

@@ -28,10 +28,10 @@ fn documented(n: usize, to: SocketAddr) -> String {
 }
 
 /// A mosquitto that bridges; killed when dropped. Its log is shown if the test fails.
-struct Bridge {
+pub struct Bridge {
     child: Child,
     /// Where it serves its own clients.
-    address: SocketAddr,
+    pub address: SocketAddr,
     log: PathBuf,
     _dir: TempDir,
 }
@@ -47,7 +47,8 @@ impl Bridge {
         ))
     }
 
-    fn start(connection: &str) -> Bridge {
+    /// A mosquitto with these lines of configuration.
+    pub fn start(connection: &str) -> Bridge {
         let dir = TempDir::new().unwrap();
         let address = crate::broker::free_address();
         let (conf, log) = (dir.path().join("mosquitto.conf"), dir.path().join("log"));

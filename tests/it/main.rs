@@ -32,6 +32,7 @@ mod oracle;
 mod parting;
 mod random;
 mod recovery;
+mod rights;
 mod rumqttc_client;
 mod sessions;
 mod simulation;

@@ -120,6 +120,15 @@ key: {{ .keyKey }}
 {{- end }}
 {{- end }}
 
+{{/* The ConfigMap with the rules of what clients may do. Empty without rules. */}}
+{{- define "berth.aclConfigMap" -}}
+{{- if .Values.acl.existingConfigMap }}
+{{- .Values.acl.existingConfigMap }}
+{{- else if .Values.acl.rules }}
+{{- include "berth.fullname" . }}-acl
+{{- end }}
+{{- end }}
+
 {{/* What the chart itself sets, with the user's config over it, as YAML. */}}
 {{- define "berth.config" -}}
 {{- $auth := dict "allow_anonymous" (include "berth.allowAnonymous" .) }}
@@ -139,6 +148,9 @@ key: {{ .keyKey }}
   "shutdown" (dict "timeout" (printf "%ds" (int .Values.drain.timeoutSeconds))) }}
 {{- range $name, $listener := include "berth.listeners" . | fromYaml }}
 {{- $_ := set $base.listeners $name $listener }}
+{{- end }}
+{{- if include "berth.aclConfigMap" . }}
+{{- $_ := set $base "acl" (dict "file" "/etc/berth-acl/acl.yaml") }}
 {{- end }}
 {{- if .Values.cluster.enabled }}
 {{- $cluster := dict "enabled" true "name" (include "berth.clusterName" .) "peer_address" (printf "0.0.0.0:%d" (int .Values.peers.port)) }}

@@ -1,7 +1,9 @@
 //! What an operator may know of the sessions, routes and retained messages of this node: bounded looks that change nothing.
 
+mod rights;
 mod sessions;
 
+pub use rights::{Action, Judged, Losing, Question};
 pub use sessions::{
     Attached, Connection, SessionDetails, SessionPage, SessionQuery, SessionState, SessionSummary,
     SubscriptionInfo, Unanswered, WillInfo,

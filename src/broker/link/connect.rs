@@ -134,7 +134,11 @@ impl Link {
         } else if let Some(method) = c.authentication_method {
             return self.begin_exchange(c, method, &who, limits, waker, now, cx);
         } else {
-            Settings::negotiate(c, limits, assign).map_err(Failure::from)
+            Settings::negotiate(c, limits, assign).map_err(Failure::from).and_then(|s| {
+                // Before anything is checked that costs more. Its user is not known yet, only whom it claims to be.
+                let claimed = Account { user: c.username.map(Arc::from), ..Account::default() };
+                self.not_banned(&self.identity(&s, &Arc::new(claimed)), now).map(|()| s)
+            })
         };
         let begun = settings.and_then(|settings| match self.broker.authorizer.connect(&who) {
             Decision::Now(verdict) => {
@@ -157,6 +161,8 @@ impl Link {
                 return;
             }
             Err(failure) => {
+                // The log has said whom a ban refuses.
+                self.said |= failure.reason == Reason::Banned;
                 let max =
                     if c.request_problem_information { c.maximum_packet_size.unwrap_or(u32::MAX) } else { 0 };
                 return self.refuse_saying(c.version, c.client_id, &failure, max, cx);
@@ -174,6 +180,9 @@ impl Link {
         now: Time,
     ) -> Result<Connecting, Failure> {
         settings.user = SessionUser::of(account.user.as_ref());
+        let who = self.identity(&settings, &account);
+        self.not_banned(&who, now)?;
+        self.not_too_often(&who, now)?;
         self.may_have(&settings, &account)?;
         tracing::debug!(
             peer = %self.door.peer, client = %shown(&settings.client_id), version = ?settings.version, user = %settings.user, "CONNECT"
@@ -190,6 +199,16 @@ impl Link {
         Ok(Connecting { settings, account, proof: None, deadline: now.plus_ms(wait), ended: 0, step })
     }
 
+    /// Refuses a client that is banned.
+    fn not_banned(&self, who: &Identity, now: Time) -> Result<(), Failure> {
+        self.broker.bans.banned(who, now).map_or(Ok(()), |why| Err(Failure::new(Reason::Banned, why)))
+    }
+
+    /// Counts the connects of a client that was let in, and bans one that connects too often.
+    fn not_too_often(&self, who: &Identity, now: Time) -> Result<(), Failure> {
+        self.broker.bans.connects(who, now).map_or(Ok(()), |why| Err(Failure::new(Reason::Banned, why)))
+    }
+
     /// Whether a client that was let in may have its will, and can be told what it is granted.
     fn may_have(&self, s: &Settings, account: &Arc<Account>) -> Result<(), Failure> {
         if (s.expiry_s > 0 || s.will.is_some()) && self.broker.journal.stalled() {
@@ -197,7 +216,7 @@ impl Link {
         }
         if let Some(will) = &s.will {
             let who = self.identity(s, account);
-            if !self.broker.may_publish(&who, will.message.topic()) {
+            if !self.broker.may_leave(&who, &will.message) {
                 return Err(Reason::NotAuthorized.into());
             }
             // Nobody can be told any more when it is due.
@@ -349,10 +368,17 @@ impl Link {
         for packet_id in self.broker.publishes_under_way(handle.no) {
             session.still_under_way(packet_id);
         }
+        let identity = Arc::new(self.identity(&settings, &account));
+        handle.rights.set_who(identity.clone());
+        // Whoever is banned while it connects is found by nobody else.
+        if self.broker.bans.banned(&identity, now).is_some() {
+            handle.mailbox.close(CloseCause::Banned, &mut cx.scratch.wakes);
+        }
         self.state = State::Open(Box::new(Open {
             session,
             handle,
-            identity: self.identity(&settings, &account),
+            judged: self.broker.restricted(&identity),
+            identity,
             version: settings.version,
             maximum_packet_size: settings.limits.maximum_packet_size,
             cache: Default::default(),

@@ -12,7 +12,7 @@ use crate::clock::Time;
 use crate::mqtt::{Message, Reason};
 use crate::names::shown;
 use crate::session::{Actions, Effect, Input, Loss, Outcome, Token};
-use crate::telemetry::metrics::ErrorType;
+use crate::telemetry::metrics::{Denied, ErrorType};
 use smallvec::SmallVec;
 
 impl Link {
@@ -160,7 +160,8 @@ impl Open {
         scratch: &mut Scratch,
     ) -> Result<Routed, Outcome> {
         let topic = message.topic();
-        if !broker.may_publish(&self.identity, topic) {
+        if !broker.may_publish(&self.handle, message) {
+            broker.metrics.denied.of(Denied::Publish).inc();
             broker.metrics.lost(self.handle.whose(), Loss::NotAuthorized, 1);
             return Err(Outcome::Denied(Reason::NotAuthorized));
         }

@@ -2,7 +2,7 @@
 
 use super::connect::{Connecting, REFUSAL_BYTES, Step, assigned_id};
 use super::{Context, Link, Open, State};
-use crate::broker::ports::{Account, AuthStep, Credentials, EnhancedAuth};
+use crate::broker::ports::{Account, AuthStep, Credentials, EnhancedAuth, Identity};
 use crate::clock::Time;
 use crate::mqtt::encode;
 use crate::mqtt::packet::{Auth, Connect};
@@ -169,7 +169,10 @@ impl Open {
             attached.account = account.clone();
             self.handle.set_attached(Some(attached));
         }
-        self.identity.account = account;
+        self.identity = Arc::new(Identity { account, ..Identity::clone(&self.identity) });
+        self.handle.rights.set_who(self.identity.clone());
+        // What waits for the client's room is judged by what holds for it now.
+        self.judged = u64::MAX;
         Ok(())
     }
 }

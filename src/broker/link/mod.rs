@@ -107,7 +107,9 @@ enum State {
 struct Open {
     session: Box<Session>,
     handle: Arc<Handle>,
-    identity: Identity,
+    identity: Arc<Identity>,
+    /// The version of the rules by which the session's deliveries were judged.
+    judged: u64,
     version: Version,
     maximum_packet_size: u32,
     cache: Cache,

@@ -48,8 +48,9 @@ impl Link {
             open.muted = true;
         }
         open.give_durable(&self.broker, now, cx);
+        let judges = open.judges(&self.broker, now, cx);
         self.run_effects(now, cx);
-        self.pump(waker, now, cx);
+        self.pump(judges, waker, now, cx);
         let State::Open(open) = &mut self.state else { return };
         open.waiting.wait(&*self.broker.journal, waker);
         if !open.waiting.is_empty() {
@@ -58,8 +59,8 @@ impl Link {
         open.handle.mailbox.set_load(open.session.load() + open.local.len());
     }
 
-    /// Moves deliveries to the client while it takes them.
-    fn pump(&mut self, waker: &Waker, now: Time, cx: &mut Context) {
+    /// Moves deliveries to the client while it takes them; those that it may not have are left out if somebody `judges`.
+    fn pump(&mut self, judges: bool, waker: &Waker, now: Time, cx: &mut Context) {
         loop {
             let State::Open(open) = &mut self.state else { return };
             if open.leave.is_some() {
@@ -76,13 +77,24 @@ impl Link {
             }
             // Nothing was taken before: there may be more.
             let loaded = taken.loaded.is_some();
-            if let Some(found) = taken.loaded {
+            if let Some(mut found) = taken.loaded {
+                if judges {
+                    let each = found.into_iter();
+                    let permitted = |d| self.broker.permitted(&open.handle, d, true, now, &mut cx.scratch);
+                    found = each.filter_map(permitted).collect();
+                }
                 open.session.handle(Input::Loaded(found), now, &mut cx.actions);
             }
             let before = open.local.len();
             while open.wants_deliveries(cx)
-                && let Some(d) = open.local.pop_front()
+                && let Some(mut d) = open.local.pop_front()
             {
+                if judges {
+                    match self.broker.permitted(&open.handle, d, false, now, &mut cx.scratch) {
+                        Some(permitted) => d = permitted,
+                        None => continue,
+                    }
+                }
                 open.session.handle(Input::Deliver(d), now, &mut cx.actions);
             }
             let moved = before - open.local.len();
@@ -108,6 +120,20 @@ impl Open {
             && !self.muted
             && cx.actions.unsent() < WIRE_BYTES_MAX
             && self.session.wants_deliveries()
+    }
+
+    /// Whether what is delivered has to be judged. If the rules have changed, what waits for the client's room is judged anew.
+    fn judges(&mut self, broker: &Broker, now: Time, cx: &mut Context) -> bool {
+        let version = broker.restricted(&self.identity);
+        if version != self.judged {
+            self.judged = version;
+            if version > 0 {
+                let (handle, scratch) = (&self.handle, &mut cx.scratch);
+                self.session.judge_again(|d, begun| broker.permitted(handle, d, begun, now, scratch));
+                self.session.send_more(now, &mut cx.actions);
+            }
+        }
+        version > 0
     }
 
     /// Gives the answers that the journal allows, and refuses those that have waited too long.
@@ -172,10 +198,18 @@ impl Open {
                 continue;
             };
             let (t, session) = (&request.target, &mut self.session);
+            let Some(max) = broker.may_receive(&self.handle, found.message.topic()) else {
+                broker.not_allowed(&self.handle);
+                continue;
+            };
             let given = broker.send_found(request, &found, |message| {
                 let d = Delivery {
                     seq: None,
-                    qos: message.qos().min(t.qos).min(if t.handle.durable { QoS::AtMostOnce } else { t.qos }),
+                    qos: message.qos().min(t.qos).min(max).min(if t.handle.durable {
+                        QoS::AtMostOnce
+                    } else {
+                        t.qos
+                    }),
                     retain: true,
                     extra: t.extra.clone(),
                     message: message.clone(),

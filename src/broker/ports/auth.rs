@@ -116,7 +116,7 @@ pub enum Decision {
     Later(BoxFuture<Verdict>),
 }
 
-/// Decides who may connect, publish and subscribe.
+/// Decides who may connect.
 pub trait Authorizer: Send + Sync + 'static {
     /// Whether the client may connect.
     fn connect(&self, who: &Credentials<'_>) -> Decision;
@@ -125,12 +125,6 @@ pub trait Authorizer: Send + Sync + 'static {
     fn holds(&self, _account: &Account) -> bool {
         true
     }
-
-    /// Whether `who` may publish to `topic`.
-    fn publish(&self, who: &Identity, topic: &str) -> bool;
-
-    /// Whether `who` may subscribe to `filter` (without its `$share/<group>/`).
-    fn subscribe(&self, who: &Identity, filter: &str) -> bool;
 
     /// Starts enhanced authentication (MQTT 5.0 section 4.12) with the method that a CONNECT names.
     ///

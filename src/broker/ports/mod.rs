@@ -1,18 +1,21 @@
 //! What the broker needs from outside: a few small traits, implemented in `storage`, `cluster` and `auth`.
 
 mod auth;
+mod bans;
 mod cluster_time;
 mod coordinator;
 mod history;
 mod index;
 mod journal;
 mod peers;
+mod permissions;
 mod tasks;
 
 pub use auth::{
     AccessClaims, Account, AccountMark, AuthStep, Authorizer, CertificateNames, Credentials, Decision, Door,
     EnhancedAuth, Identity, Verdict,
 };
+pub use bans::{Bans, NoBans};
 pub use cluster_time::ClusterTime;
 pub use coordinator::{
     Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, TooLarge, Unavailable,
@@ -31,4 +34,5 @@ pub use peers::{
     Answer, Answers, Frame, GroupTry, Inbox, LinkClock, LinkState, LinkStatus, PeerClock, PeerError, Peers,
     Report, Request, Response, RetainedProgress, SaidClock,
 };
+pub use permissions::{Ask, By, Permissions, Ruling, Unrestricted};
 pub use tasks::{BoxFuture, Tasks};

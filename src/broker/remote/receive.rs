@@ -99,7 +99,10 @@ impl Broker {
             self.metrics.duplicates_dropped.inc();
             return true;
         }
-        let Some(member) = group.pick(0) else { return false };
+        let Some(member) = self.pick(group, 0, frame.message.topic()) else {
+            self.nobody_may(group);
+            return false;
+        };
         let handle = &member.handle;
         match groups::fit(handle.mailbox.rank(), handle.durable, ask.queue, frame.matched_at) {
             Fit::Yes => {

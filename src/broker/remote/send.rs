@@ -266,7 +266,10 @@ impl Broker {
             plan.served.push(open.name.clone());
             return Fit::Yes;
         }
-        let Some(member) = group.pick(0) else { return Fit::No };
+        let Some(member) = self.pick(group, 0, message.topic()) else {
+            self.nobody_may(group);
+            return Fit::No;
+        };
         let fit = groups::fit(member.handle.mailbox.rank(), member.handle.durable, queue, way.matched_at);
         match fit {
             Fit::Yes => {

@@ -126,13 +126,18 @@ impl Group {
     /// The member that takes the next message: online before dormant before moving, then the least loaded, then in turn.
     /// `except` is left out (it is ending).
     pub fn pick(&self, except: u64) -> Option<Subscriber> {
+        self.pick_among(except, |_| true)
+    }
+
+    /// The same, among those members that `may` have it.
+    pub fn pick_among(&self, except: u64, may: impl Fn(&Subscriber) -> bool) -> Option<Subscriber> {
         let members = self.members.lock();
         let n = members.len();
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         let best = |among: usize| {
             (0..among)
                 .map(|i| &members[start.wrapping_add(i) % n])
-                .filter(|m| m.handle.no != except)
+                .filter(|m| m.handle.no != except && may(m))
                 .map(|m| ((m.handle.mailbox.rank(), m.handle.mailbox.load()), m))
                 .min_by_key(|(rank, _)| *rank)
         };

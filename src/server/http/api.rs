@@ -116,7 +116,7 @@ struct OfClient {
 }
 
 /// What is asked: in the query of a GET, or as JSON in the body of a POST, where names may be of any length.
-struct Asked<T>(T);
+pub(super) struct Asked<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Asked<T> {
     type Rejection = ApiError;
@@ -153,6 +153,8 @@ pub(super) fn orders() -> Router<Arc<Shared>> {
         .route("/kick", post(kick_named))
         .route("/node/drain", post(drain))
         .route("/cluster/forget/{node}", post(forget))
+        .merge(super::acl::router())
+        .merge(super::bans::router())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
@@ -254,11 +256,11 @@ fn bounded(limit: Option<usize>) -> Result<usize, ApiError> {
     }
 }
 
-async fn answer<T: Serialize>(asked: Answer<T>) -> Response {
+pub(super) async fn answer<T: Serialize>(asked: Answer<T>) -> Response {
     done(asked.await)
 }
 
-fn done<T: Serialize>(outcome: Result<T, ApiError>) -> Response {
+pub(super) fn done<T: Serialize>(outcome: Result<T, ApiError>) -> Response {
     match outcome {
         Ok(found) => Json(found).into_response(),
         Err(error) => error.into_response(),

@@ -2,15 +2,19 @@
 //! machine. With tokens, all of them ask for one (`/metrics` unless it is open), from wherever. `/health` and `/ready` never do.
 
 mod access;
+mod acl;
 mod api;
 mod audit;
+mod bans;
 mod bounded;
 mod status;
 mod tokens;
 
 pub use access::Access;
+pub use acl::{AclChange, AclEdited, AclOperator, AclPage, ShownRule};
 pub use api::{Answer, ApiError, Draining, Forgotten};
 pub use audit::{Audit, AuditError};
+pub use bans::{BanList, BanOperator, BanOrder, Banned, ShownBan, UnbanOrder};
 pub use bounded::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_MAX};
 pub use status::{
     ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
@@ -40,7 +44,7 @@ use tokio::net::TcpListener;
 const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// What the server shows and passes on; implemented by the composition root.
-pub trait Operator: Send + Sync + 'static {
+pub trait Operator: AclOperator + BanOperator {
     /// Whether the node serves clients.
     ///
     /// # Errors

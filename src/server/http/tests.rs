@@ -1,5 +1,5 @@
 use super::*;
-use crate::broker::inspect::{SessionState, SessionSummary};
+use crate::broker::inspect::{Judged, Question, SessionState, SessionSummary};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -14,6 +14,36 @@ struct Slow {
     begun: Notify,
     may_end: Notify,
     ended: Notify,
+}
+
+impl AclOperator for Fake {
+    fn acl_rules(&self, after: usize, limit: usize) -> Result<AclPage, ApiError> {
+        // Says what it was asked.
+        Err(ApiError::Conflict(format!("rules after {after}, {limit}")))
+    }
+
+    fn acl_judge(&self, question: Question) -> Answer<Judged> {
+        Box::pin(async move { Err(ApiError::Unknown(format!("{} {}", question.client, question.topic))) })
+    }
+
+    fn acl_change(&self, change: AclChange) -> Answer<AclEdited> {
+        let rules = usize::from(matches!(change, AclChange::Add { at: Some(7), yes: true, .. }));
+        Box::pin(async move { Ok(AclEdited { changed: true, rules, ..AclEdited::default() }) })
+    }
+}
+
+impl BanOperator for Fake {
+    fn bans(&self) -> Result<BanList, ApiError> {
+        Ok(BanList::default())
+    }
+
+    fn ban(&self, order: BanOrder) -> Answer<Banned> {
+        Box::pin(async move { Err(ApiError::Conflict(order.name)) })
+    }
+
+    fn unban(&self, order: UnbanOrder) -> Answer<Banned> {
+        Box::pin(async move { Err(ApiError::Unknown(order.name)) })
+    }
 }
 
 impl Operator for Fake {

@@ -33,6 +33,8 @@ pub enum Loss {
     OtherNode,
     /// The client may not publish there.
     NotAuthorized,
+    /// The client may not be given the message.
+    NotAllowed,
     /// Too many publishes wait for other nodes.
     HeldMessages(u64),
     /// The same: bytes.
@@ -62,7 +64,7 @@ pub enum Loss {
 }
 
 /// How many kinds there are.
-pub(super) const KINDS: usize = 26;
+pub(super) const KINDS: usize = 27;
 
 /// How loudly a loss is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +116,7 @@ impl Loss {
             Loss::JournalFailing => 23,
             Loss::BridgeState(_) => 24,
             Loss::JournalStalled => 25,
+            Loss::NotAllowed => 26,
         }
     }
 
@@ -126,6 +129,7 @@ impl Loss {
             Loss::Offline => Counted::Message(DropReason::Offline),
             Loss::Refused => Counted::Message(DropReason::Refused),
             Loss::SessionEnded => Counted::Message(DropReason::SessionEnded),
+            Loss::NotAllowed => Counted::Message(DropReason::NotAllowed),
             Loss::Journal(_) | Loss::JournalStalled | Loss::OtherNode => {
                 Counted::Publish(PublishRefusal::Journal)
             }
@@ -158,7 +162,9 @@ impl Loss {
 
     pub(super) fn level(self) -> Level {
         match self {
-            Loss::Expired | Loss::Offline | Loss::SessionEnded | Loss::NotAuthorized => Level::Info,
+            Loss::Expired | Loss::Offline | Loss::SessionEnded | Loss::NotAuthorized | Loss::NotAllowed => {
+                Level::Info
+            }
             _ => Level::Warn,
         }
     }
@@ -191,6 +197,7 @@ impl Loss {
             | Loss::SessionEnded
             | Loss::OtherNode
             | Loss::NotAuthorized
+            | Loss::NotAllowed
             | Loss::LinkDown => return None,
         };
         Some(format!("{name}={value}"))

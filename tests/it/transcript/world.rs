@@ -6,11 +6,12 @@
 use super::gated::GatedJournal;
 use berth::broker::link::{Broken, Driven, Read, Socket};
 use berth::broker::ports::{
-    Account, AuthStep, Authorizer, Credentials, Decision, Door, EnhancedAuth, Identity, Recovered,
+    Account, Ask, AuthStep, Authorizer, By, Credentials, Decision, Door, EnhancedAuth, Identity, NoBans,
+    Permissions, Recovered, Ruling,
 };
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
-use berth::mqtt::{Reason, Version, frame_len};
+use berth::mqtt::{QoS, Reason, Version, frame_len};
 use berth::telemetry::Metrics;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -158,20 +159,36 @@ impl Authorizer for Doorman {
         })
     }
 
-    fn publish(&self, _: &Identity, topic: &str) -> bool {
-        !topic.starts_with("secret/")
-    }
-
-    fn subscribe(&self, _: &Identity, filter: &str) -> bool {
-        !filter.starts_with("secret/")
-    }
-
     fn enhanced(&self, method: &str, _: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {
         if method == "RIDDLE" {
             Ok(Box::new(Riddle { asked: false }))
         } else {
             Err(Reason::BadAuthenticationMethod)
         }
+    }
+}
+
+/// Nobody may do anything below `secret/`; below `limited/` nothing is above QoS 1, and nothing is retained.
+impl Permissions for Doorman {
+    fn restricts(&self) -> bool {
+        true
+    }
+
+    fn version(&self, _: &Identity) -> u64 {
+        1
+    }
+
+    fn ruling(&self, _: &Identity, ask: &Ask<'_>) -> Ruling {
+        let retained = matches!(ask, Ask::Publish { retain: true, .. });
+        let limited = ask.path().starts_with("limited/");
+        if ask.path().starts_with("secret/") || (limited && retained) {
+            return Ruling::deny(By::Default);
+        }
+        Ruling::allow(if limited { QoS::AtLeastOnce } else { QoS::ExactlyOnce }, By::Default)
+    }
+
+    fn shown(&self, _: &By) -> Option<String> {
+        None
     }
 }
 
@@ -423,6 +440,12 @@ impl Client {
 }
 
 fn start(limits: Limits, journal: &Arc<GatedJournal>, recovered: Recovered, now: Time) -> Arc<Broker> {
-    let ports = Ports { journal: journal.clone(), cluster: None, authorizer: Arc::new(Doorman) };
+    let ports = Ports {
+        journal: journal.clone(),
+        cluster: None,
+        authorizer: Arc::new(Doorman),
+        permissions: Arc::new(Doorman),
+        bans: Arc::new(NoBans),
+    };
     Broker::new(limits, ports, Arc::new(Metrics::new()), recovered, now)
 }

@@ -1,0 +1,178 @@
+//! The rules of what clients may do: read at the start, and again whenever their file changes.
+
+use super::Node;
+use super::desk::Desk;
+use super::tasks::ticker;
+use crate::auth::acl::{Access, AclError, Edit, EditError, Look, Otherwise, Source};
+use crate::broker::inspect::{Judged, Question};
+use crate::config::{Acl, AclDefault};
+use crate::names::shown;
+use crate::server::http::{AclChange, AclEdited, AclOperator, AclPage, Answer, ApiError, ShownRule};
+use crate::telemetry::Metrics;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Reads the rules that the configuration names.
+pub(super) fn open(config: &Acl) -> Result<Access, AclError> {
+    let source = match (&config.file, &config.mosquitto_file) {
+        (Some(file), _) => Source::Yaml(file.clone()),
+        (None, Some(file)) => Source::Mosquitto(file.clone()),
+        (None, None) => Source::Nowhere,
+    };
+    let otherwise = match config.default {
+        AclDefault::Auto => Otherwise::Auto,
+        AclDefault::Allow => Otherwise::Allow,
+        AclDefault::Deny => Otherwise::Deny,
+    };
+    let access = Access::open(source, otherwise, &config.admin_group)?;
+    if let Some(file) = access.source().path() {
+        let rules = access.rules();
+        let otherwise = if rules.allows_otherwise() { "allowed" } else { "denied" };
+        tracing::info!(file = %file.display(), rules = rules.shown().len(), otherwise, "access rules read");
+    }
+    Ok(access)
+}
+
+/// Takes the file as often as it changes.
+pub(super) async fn follow(access: Arc<Access>, metrics: Arc<Metrics>) {
+    metrics.acl_rules.set(access.rules().shown().len() as u64);
+    if access.source().path().is_none() {
+        return;
+    }
+    let mut look = ticker(LOOK);
+    loop {
+        look.tick().await;
+        let (access, metrics) = (access.clone(), metrics.clone());
+        // A file may be on a disk that hangs.
+        let looked = tokio::task::spawn_blocking(move || told(&access, access.look(), &metrics)).await;
+        if looked.is_err() {
+            tracing::error!("the look at the access rules failed: it is tried again");
+        }
+    }
+}
+
+/// Tells what a look at the file found.
+pub(super) fn told(access: &Access, look: Look, metrics: &Metrics) {
+    let file = access.source().path().unwrap_or(Path::new(""));
+    match look {
+        Look::Same => {}
+        Look::Changed(c) => {
+            metrics.acl_rules.set(c.rules as u64);
+            let otherwise = if access.rules().allows_otherwise() { "allowed" } else { "denied" };
+            tracing::info!(
+                file = %file.display(),
+                rules = c.rules,
+                added = c.added,
+                removed = c.removed,
+                otherwise,
+                "access rules changed"
+            );
+        }
+        Look::Kept(error) => {
+            metrics.acl_reload_failures.inc();
+            tracing::error!(%error, "access rules not changed: those before stay in force");
+        }
+    }
+}
+
+impl AclOperator for Desk {
+    fn acl_rules(&self, after: usize, limit: usize) -> Result<AclPage, ApiError> {
+        let access = &self.running()?.access;
+        let rules = access.rules();
+        let all = rules.shown();
+        let total = all.len();
+        let page: Vec<ShownRule> = all
+            .into_iter()
+            .filter(|(number, _)| *number > after)
+            .take(limit + 1)
+            .map(|(number, rule)| ShownRule { number, rule })
+            .collect();
+        let more = page.len() > limit;
+        let page: Vec<ShownRule> = page.into_iter().take(limit).collect();
+        let source = match access.source() {
+            Source::Nowhere => "",
+            Source::Yaml(_) => "acl.file",
+            Source::Mosquitto(_) => "acl.mosquitto_file",
+        };
+        Ok(AclPage {
+            source,
+            file: access.source().path().map(|p| p.display().to_string()).unwrap_or_default(),
+            otherwise_allowed: rules.allows_otherwise(),
+            next: page.last().filter(|_| more).map(|r| r.number),
+            rules: page,
+            total,
+        })
+    }
+
+    fn acl_judge(&self, question: Question) -> Answer<Judged> {
+        let asked = self.running().and_then(|node| {
+            question
+                .check()
+                .map_err(|e| ApiError::Invalid(format!("\"{}\": {e}", shown(&question.topic))))?;
+            if question.qos > 2 {
+                return Err(ApiError::Invalid(format!("qos={}: it must be 0, 1 or 2", question.qos)));
+            }
+            Ok(node.broker.judge(question))
+        });
+        Box::pin(async move { Ok(asked?.await) })
+    }
+
+    fn acl_change(&self, change: AclChange) -> Answer<AclEdited> {
+        let node = self.running().cloned();
+        Box::pin(async move {
+            let node = node?;
+            let changed = tokio::task::spawn_blocking(move || changed(&node, change)).await;
+            changed.map_err(|e| ApiError::Unavailable(e.to_string()))?
+        })
+    }
+}
+
+/// Changes the file of rules, unless that has to be confirmed.
+fn changed(node: &Node, change: AclChange) -> Result<AclEdited, ApiError> {
+    if node.member.is_some() {
+        let why = "each node of a cluster has a file of its own: change acl.file on every node, each takes it as it is saved";
+        return Err(ApiError::Conflict(why.to_owned()));
+    }
+    let (edit, yes) = match change {
+        AclChange::Add { rule, at, yes } => (Edit::Add { rule: rule.to_string(), at }, yes),
+        AclChange::Remove { number } => (Edit::Remove { number }, true),
+        AclChange::Move { number, to } => (Edit::Move { number, to }, true),
+    };
+    let access = &node.access;
+    let planned = access.plan(&edit)?;
+    let next = planned.rules();
+    let rules = next.shown().len();
+    if planned.turns_to_deny() && !yes {
+        let (losing, losing_total) = node.broker.losing(next, |who| next.may_publish_somewhere(who));
+        return Ok(AclEdited { changed: false, rules, losing, losing_total });
+    }
+    let look = access.carry_out(&planned)?;
+    let kept = matches!(look, Look::Kept(_));
+    told(access, look, &node.metrics);
+    if kept {
+        return Err(ApiError::Unavailable(
+            "the file was changed and cannot be read again: see the log".to_owned(),
+        ));
+    }
+    tracing::info!(?edit, "an operator changed the access rules");
+    Ok(AclEdited { changed: true, rules, ..AclEdited::default() })
+}
+
+impl From<EditError> for ApiError {
+    fn from(error: EditError) -> ApiError {
+        match &error {
+            EditError::NoSuchRule { .. } => ApiError::Unknown(error.to_string()),
+            EditError::Rule(_) => ApiError::Invalid(error.to_string()),
+            EditError::Io { .. } => ApiError::Unavailable(error.to_string()),
+            EditError::NoFile
+            | EditError::Mosquitto(_)
+            | EditError::File { .. }
+            | EditError::Layout(_)
+            | EditError::Raced(_) => ApiError::Conflict(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! What clients may do: an ordered list of rules from a file, or an ACL file of mosquitto's. The file is looked at again while the
+//! broker runs; a faulty one changes nothing.
+
+mod claims;
+mod edit;
+mod list;
+mod mosquitto;
+mod pattern;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod yaml;
+
+pub(in crate::auth) use edit::replace;
+pub use edit::{Edit, EditError, Planned};
+pub use list::RULES_MAX;
+pub use mosquitto::LINES_MAX;
+pub use yaml::{Fault, RULE_ITEMS_MAX};
+
+use crate::broker::ports::{Ask, By, Identity, Permissions, Ruling};
+use crate::mqtt::QoS;
+use hashbrown::HashMap;
+use list::List;
+use mosquitto::Lines;
+use parking_lot::{Mutex, RwLock};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The largest file of rules, bytes.
+pub const ACL_FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// What holds where no rule says anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Otherwise {
+    /// Everything is allowed while there is no rule, nothing once there is one.
+    #[default]
+    Auto,
+    /// It is allowed.
+    Allow,
+    /// It is denied.
+    Deny,
+}
+
+/// Where rules come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// From nowhere: there are none.
+    Nowhere,
+    /// From a YAML file.
+    Yaml(PathBuf),
+    /// From an ACL file of mosquitto's.
+    Mosquitto(PathBuf),
+}
+
+impl Source {
+    /// The file.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Source::Nowhere => None,
+            Source::Yaml(path) | Source::Mosquitto(path) => Some(path),
+        }
+    }
+
+    fn key(&self) -> &'static str {
+        match self {
+            Source::Mosquitto(_) => "acl.mosquitto_file",
+            Source::Nowhere | Source::Yaml(_) => "acl.file",
+        }
+    }
+}
+
+/// Rules that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AclError {
+    /// The file cannot be read.
+    #[error("cannot read {path:?} ({key}): {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Its option.
+        key: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something is wrong in the file.
+    #[error("{path:?} ({key}): {fault}")]
+    Faulty {
+        /// The file.
+        path: PathBuf,
+        /// Its option.
+        key: &'static str,
+        /// What and where.
+        fault: Fault,
+    },
+}
+
+/// All rules at one time.
+#[derive(Debug)]
+pub struct RuleSet {
+    rules: Rules,
+    otherwise: Otherwise,
+    admin_group: Box<str>,
+}
+
+#[derive(Debug)]
+enum Rules {
+    List(List),
+    Lines(Lines),
+}
+
+impl RuleSet {
+    /// Reads rules as `source` has them.
+    fn parse(source: &Source, text: &str, otherwise: Otherwise, admin_group: &str) -> Result<RuleSet, Fault> {
+        let rules = match source {
+            Source::Mosquitto(_) => Rules::Lines(Lines::parse(text)?),
+            Source::Nowhere | Source::Yaml(_) => Rules::List(List::new(yaml::rules(text)?)),
+        };
+        Ok(RuleSet { rules, otherwise, admin_group: admin_group.into() })
+    }
+
+    fn none(otherwise: Otherwise, admin_group: &str) -> RuleSet {
+        RuleSet { rules: Rules::List(List::default()), otherwise, admin_group: admin_group.into() }
+    }
+
+    /// Whether there is no rule.
+    pub fn is_empty(&self) -> bool {
+        match &self.rules {
+            Rules::List(list) => list.rules().is_empty(),
+            Rules::Lines(lines) => lines.is_empty(),
+        }
+    }
+
+    /// Whether anything can be denied.
+    pub fn restricts(&self) -> bool {
+        !self.is_empty() || self.otherwise == Otherwise::Deny
+    }
+
+    /// What holds where no rule says anything.
+    pub fn allows_otherwise(&self) -> bool {
+        self.otherwise == Otherwise::Allow || !self.restricts()
+    }
+
+    /// Every rule by its number (a mosquitto file's by its line), on one line.
+    pub fn shown(&self) -> Vec<(usize, String)> {
+        match &self.rules {
+            Rules::List(list) => {
+                list.rules().iter().enumerate().map(|(at, r)| (at + 1, r.shown.clone())).collect()
+            }
+            Rules::Lines(lines) => lines.shown(),
+        }
+    }
+
+    /// Whether some rule may allow `who` to publish anywhere.
+    pub fn may_publish_somewhere(&self, who: &Identity) -> bool {
+        match &self.rules {
+            _ if self.allows_otherwise() => true,
+            Rules::List(list) => list.may_publish_somewhere(who),
+            Rules::Lines(lines) => lines.may_publish_somewhere(who),
+        }
+    }
+}
+
+impl Permissions for RuleSet {
+    fn restricts(&self) -> bool {
+        RuleSet::restricts(self)
+    }
+
+    fn version(&self, _: &Identity) -> u64 {
+        u64::from(RuleSet::restricts(self))
+    }
+
+    fn ruling(&self, who: &Identity, ask: &Ask<'_>) -> Ruling {
+        if !self.restricts() {
+            return Ruling::allow(QoS::ExactlyOnce, By::NoRules);
+        }
+        let said = match &self.rules {
+            Rules::List(list) => list.ruling(who, ask),
+            Rules::Lines(lines) => lines.ruling(who, ask),
+        };
+        if let Some(ruling) = said {
+            return ruling;
+        }
+        if ask.reads() && ask.path().split('/').next() == Some("$SYS") {
+            let admin = who.account.groups.iter().any(|group| **group == *self.admin_group);
+            return if admin {
+                Ruling::allow(QoS::ExactlyOnce, By::Admins)
+            } else {
+                Ruling::deny(By::Admins)
+            };
+        }
+        if self.allows_otherwise() {
+            Ruling::allow(QoS::ExactlyOnce, By::Default)
+        } else {
+            Ruling::deny(By::Default)
+        }
+    }
+
+    fn shown(&self, by: &By) -> Option<String> {
+        let (By::Rule { number } | By::Line { line: number }) = by else { return None };
+        RuleSet::shown(self).into_iter().find(|(n, _)| n == number).map(|(_, rule)| rule)
+    }
+}
+
+/// What a file was like when it was read last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Stamp> {
+        let m = std::fs::metadata(path)?;
+        Ok(Stamp {
+            device: m.dev(),
+            inode: m.ino(),
+            bytes: m.len(),
+            modified: (m.mtime(), m.mtime_nsec()),
+            changed: (m.ctime(), m.ctime_nsec()),
+        })
+    }
+}
+
+/// What a look at the file found.
+#[derive(Debug)]
+pub enum Look {
+    /// Nothing new.
+    Same,
+    /// Other rules hold from now on.
+    Changed(Changes),
+    /// The file cannot be used; the rules stay as they were.
+    Kept(AclError),
+}
+
+/// How rules differ from those before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// How many there are now.
+    pub rules: usize,
+    /// How many were not there before.
+    pub added: usize,
+    /// How many are not there any more.
+    pub removed: usize,
+}
+
+impl Changes {
+    fn between(before: &RuleSet, after: &RuleSet) -> Changes {
+        let (old, new) = (before.shown(), after.shown());
+        let mut balance: HashMap<&str, i64> = HashMap::new();
+        old.iter().for_each(|(_, rule)| *balance.entry(rule).or_default() -= 1);
+        new.iter().for_each(|(_, rule)| *balance.entry(rule).or_default() += 1);
+        let sum = |sign: i64| balance.values().map(|n| (n * sign).max(0)).sum::<i64>();
+        let count = |n: i64| usize::try_from(n).unwrap_or(0);
+        Changes { rules: new.len(), added: count(sum(1)), removed: count(sum(-1)) }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    stamp: Option<Stamp>,
+    /// The file could not be read, as the log has been told.
+    unreadable: bool,
+}
+
+/// The rules that hold now.
+#[derive(Debug)]
+pub struct Access {
+    source: Source,
+    otherwise: Otherwise,
+    admin_group: Box<str>,
+    current: RwLock<Arc<RuleSet>>,
+    /// See [`Permissions::version`].
+    version: AtomicU64,
+    /// How often rules have been put in force.
+    changes: AtomicU64,
+    /// Held while the file is read or edited.
+    seen: Mutex<Seen>,
+    /// Clients may have tokens that say what they may do.
+    tokens: bool,
+}
+
+impl Access {
+    /// Reads the rules.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is faulty.
+    pub fn open(source: Source, otherwise: Otherwise, admin_group: &str) -> Result<Access, AclError> {
+        let access = Access {
+            current: RwLock::new(Arc::new(RuleSet::none(otherwise, admin_group))),
+            source,
+            otherwise,
+            admin_group: admin_group.into(),
+            version: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+            seen: Mutex::new(Seen::default()),
+            tokens: false,
+        };
+        let mut seen = access.seen.lock();
+        let rules = match access.source.path() {
+            Some(_) => access.read(&mut seen)?,
+            None => access.rules(),
+        };
+        access.put(rules);
+        drop(seen);
+        Ok(access)
+    }
+
+    /// The same; whether clients may have tokens that say what they may do.
+    pub fn heeding_tokens(self, tokens: bool) -> Access {
+        Access { tokens, ..self }
+    }
+
+    /// Where the rules come from.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The rules that hold now.
+    pub fn rules(&self) -> Arc<RuleSet> {
+        self.current.read().clone()
+    }
+
+    /// Looks whether the file has changed, and takes it then.
+    pub fn look(&self) -> Look {
+        let Some(path) = self.source.path() else { return Look::Same };
+        let mut seen = self.seen.lock();
+        match Stamp::of(path) {
+            Ok(stamp) if seen.stamp == Some(stamp) => Look::Same,
+            Err(_) if seen.unreadable => Look::Same,
+            _ => self.take(&mut seen),
+        }
+    }
+
+    /// Takes the file whether it has changed or not.
+    pub fn reload(&self) -> Look {
+        match self.source.path() {
+            Some(_) => self.take(&mut self.seen.lock()),
+            None => Look::Same,
+        }
+    }
+
+    fn take(&self, seen: &mut Seen) -> Look {
+        match self.read(seen) {
+            Ok(rules) => {
+                let changes = Changes::between(&self.rules(), &rules);
+                self.put(rules);
+                Look::Changed(changes)
+            }
+            Err(error) => Look::Kept(error),
+        }
+    }
+
+    /// The rules in the file.
+    fn read(&self, seen: &mut Seen) -> Result<Arc<RuleSet>, AclError> {
+        let path = self.source.path().unwrap_or(Path::new(""));
+        let key = self.source.key();
+        let unreadable = |source| AclError::Unreadable { path: path.to_owned(), key, source };
+        // Before its content: what changes in between is found by the next look.
+        let stamp = Stamp::of(path);
+        seen.unreadable = stamp.is_err();
+        seen.stamp = stamp.as_ref().ok().copied();
+        let text = stamp.and_then(|_| read_bounded(path)).map_err(unreadable)?;
+        let rules = RuleSet::parse(&self.source, &text, self.otherwise, &self.admin_group)
+            .map_err(|fault| AclError::Faulty { path: path.to_owned(), key, fault })?;
+        Ok(Arc::new(rules))
+    }
+
+    fn put(&self, rules: Arc<RuleSet>) {
+        let mut current = self.current.write();
+        let version = if rules.restricts() { self.changes.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
+        *current = rules;
+        // Under the lock: whoever sees the new version finds the new rules.
+        self.version.store(version, Ordering::Release);
+    }
+}
+
+impl Permissions for Access {
+    fn restricts(&self) -> bool {
+        self.tokens || self.version.load(Ordering::Acquire) > 0
+    }
+
+    fn version(&self, who: &Identity) -> u64 {
+        // What a token says does not change, but what it does not speak of may.
+        self.version.load(Ordering::Acquire) + u64::from(who.account.claims.is_some())
+    }
+
+    fn ruling(&self, who: &Identity, ask: &Ask<'_>) -> Ruling {
+        claims::ruling(who, ask).unwrap_or_else(|| self.rules().ruling(who, ask))
+    }
+
+    fn shown(&self, by: &By) -> Option<String> {
+        Permissions::shown(&*self.rules(), by)
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(ACL_FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > ACL_FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("it has more than {ACL_FILE_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}

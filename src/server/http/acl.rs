@@ -1,0 +1,123 @@
+//! `/api/v1/acl`: the rules of what clients may do.
+
+use super::Shared;
+use super::api::{Answer, ApiError, Asked, answer, done};
+use crate::broker::inspect::{Judged, Losing, Question};
+use axum::Router;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Rules of one page.
+const PAGE: usize = 1000;
+
+/// Some of the rules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AclPage {
+    /// The option that names their file: `acl.file`, `acl.mosquitto_file`, or nothing.
+    pub source: &'static str,
+    /// The file.
+    pub file: String,
+    /// Whether what no rule is about is allowed.
+    pub otherwise_allowed: bool,
+    /// The rules in their order; of a mosquitto file, its lines.
+    pub rules: Vec<ShownRule>,
+    /// How many there are.
+    pub total: usize,
+    /// There are more: ask again with this as `after`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<usize>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ShownRule {
+    /// Its number, from 1; of a mosquitto file the line.
+    pub number: usize,
+    /// The rule on one line.
+    pub rule: String,
+}
+
+/// What to do with the rules, which are counted from 1.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
+pub enum AclChange {
+    /// Put a rule in.
+    Add {
+        /// The rule, with the keys of the file.
+        rule: serde_json::Value,
+        /// The number it gets; missing = behind all others.
+        #[serde(default)]
+        at: Option<usize>,
+        /// Also if it is the first, so that whatever no rule allows is denied from then on.
+        #[serde(default)]
+        yes: bool,
+    },
+    /// Take a rule out.
+    Remove {
+        /// Its number.
+        number: usize,
+    },
+    /// Give a rule another place.
+    Move {
+        /// Its number.
+        number: usize,
+        /// The number it gets.
+        to: usize,
+    },
+}
+
+/// What became of a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AclEdited {
+    /// Whether it was made.
+    pub changed: bool,
+    /// How many rules there are, or would be.
+    pub rules: usize,
+    /// It was not made, because it has to be confirmed with `yes`: who would lose what, some of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub losing: Vec<Losing>,
+    /// How many would.
+    pub losing_total: usize,
+}
+
+/// What an operator asks and orders about rules; implemented by the composition root.
+pub trait AclOperator: Send + Sync + 'static {
+    /// The rules after number `after`, `limit` of them.
+    ///
+    /// # Errors
+    /// If the node has not started yet.
+    fn acl_rules(&self, after: usize, limit: usize) -> Result<AclPage, ApiError>;
+
+    /// Whether a client may do something, and which rule says so.
+    fn acl_judge(&self, question: Question) -> Answer<Judged>;
+
+    /// Changes the file of rules.
+    fn acl_change(&self, change: AclChange) -> Answer<AclEdited>;
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct After {
+    #[serde(default)]
+    after: usize,
+}
+
+/// The routes below `/api/v1`.
+pub(super) fn router() -> Router<Arc<Shared>> {
+    Router::new().route("/acl", get(rules)).route("/acl/change", post(change)).route("/ask/acl", post(judge))
+}
+
+async fn rules(State(shared): State<Arc<Shared>>, Asked(After { after }): Asked<After>) -> Response {
+    done(shared.source.acl_rules(after, PAGE))
+}
+
+async fn judge(State(shared): State<Arc<Shared>>, Asked(question): Asked<Question>) -> Response {
+    answer(shared.source.acl_judge(question)).await
+}
+
+async fn change(State(shared): State<Arc<Shared>>, Asked(change): Asked<AclChange>) -> Response {
+    answer(shared.source.acl_change(change)).await
+}
