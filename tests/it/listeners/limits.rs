@@ -51,7 +51,8 @@ fn a_client_that_sends_more_is_read_more_slowly_and_not_cut_off() {
     let server = pki.server("broker");
     let files = [("cert_file", &*server.0.file), ("key_file", &*server.1.file)];
     let config = tls_config(&pki.ca(), None);
-    let cases: [(&str, &[(&str, &str)], usize, usize, u64); 5] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], usize, usize, u64);
+    let cases: [Case<'_>; 5] = [
         ("tcp", &[("max_message_rate", "100")], 300, 10, 1_700),
         ("tls", &[("max_message_rate", "100")], 300, 10, 1_700),
         ("ws", &[("max_message_rate", "100")], 300, 10, 1_700),
