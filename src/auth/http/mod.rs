@@ -208,8 +208,9 @@ fn understood(body: &[u8], request: &Request) -> Result<Checked, String> {
         Said::Allow => {}
     }
     let user = answer.user.as_deref().or(request.username.as_ref().map(|name| name.as_str()));
-    let user =
-        user.filter(|u| is_foreign_name(u)).ok_or("the HTTP hook allows a client without the name of its user")?;
+    let user = user
+        .filter(|u| is_foreign_name(u))
+        .ok_or("the HTTP hook allows a client without the name of its user")?;
     if !answer.groups.iter().all(|g| is_name(g)) {
         return Err("the HTTP hook's answer has a group with a name that is none".to_owned());
     }

@@ -30,7 +30,11 @@ fn connect_from(from: IpAddr, dial: &Dial, to: SocketAddr) -> Client {
 fn wrong_passwords_of_one_address_keep_nobody_else_out() {
     let files = Files::new();
     files.user("alice", "right");
-    let broker = files.setup().set("auth.password.parallel", "1").set("auth.password.queue_per_address", &WAITING.to_string()).start();
+    let broker = files
+        .setup()
+        .set("auth.password.parallel", "1")
+        .set("auth.password.queue_per_address", &WAITING.to_string())
+        .start();
     let attacker: IpAddr = "127.0.0.66".parse().unwrap();
     let connecting = |n: usize| {
         // Half of them with a user that is known.
