@@ -19,8 +19,9 @@ use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
 use crate::cluster::etcd::journals::Begun;
 use crate::config::{Config, ListenerType, OnFork};
+use crate::secret_file::FileError;
 use crate::server::crowd::Crowd;
-use crate::server::http::{self, Audit, AuditError, HttpServer, Shared, Tokens, TokensError};
+use crate::server::http::{self, Audit, AuditError, HttpServer, Shared, Tokens};
 use crate::server::listener::{self, Hall, Listener};
 use crate::server::parting::Partings;
 use crate::storage::OpenError;
@@ -81,7 +82,7 @@ pub enum RunError {
     Http(#[from] http::BindError),
     /// The files of admin HTTP's tokens cannot be used.
     #[error(transparent)]
-    Tokens(#[from] TokensError),
+    Tokens(FileError),
     /// The audit log cannot be written.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -159,7 +160,8 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         None => None,
     };
     let tokens =
-        Tokens::read(config.http.admin_token_file.as_deref(), config.http.read_token_file.as_deref())?;
+        Tokens::read(config.http.admin_token_file.as_deref(), config.http.read_token_file.as_deref())
+            .map_err(RunError::Tokens)?;
     let callers = http::Access::new(tokens, config.http.open_metrics);
     let audit = Audit::open(config.audit.file.clone())?;
     let mut joining = None;

@@ -1,8 +1,8 @@
 //! What a method of authentication is: it says yes, no, or that a client is not its own.
 
-use super::secret::FileError;
 use crate::broker::ports::{Account, Credentials, Door};
 use crate::mqtt::{Reason, Version};
+use crate::secret_file::FileError;
 use crate::telemetry::metrics::AuthDecision;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;

@@ -13,7 +13,6 @@ mod network;
 pub mod passwd;
 pub mod password;
 pub mod scram;
-pub mod secret;
 
 pub use anonymous::Anonymous;
 pub use chain::{Accounts, OpenError, Reloaded};

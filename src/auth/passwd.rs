@@ -3,7 +3,7 @@
 use super::password::hash::Hash;
 use super::password::scram::ScramKeys;
 use super::password::users::{self, User};
-use super::secret::SECRET_FILE_MAX;
+use crate::secret_file::SECRET_FILE_MAX;
 use clap::Args;
 use rustix::fs::FlockOperation;
 use rustix::termios::{LocalModes, OptionalActions, isatty, tcgetattr, tcsetattr};

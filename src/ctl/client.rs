@@ -1,6 +1,6 @@
 //! As much of HTTP/1.1 as the broker's admin pages need: one request per connection.
 
-use crate::secret_file;
+use crate::secret_file::{Privacy, WatchedFile};
 use serde_json::Value;
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -144,7 +144,9 @@ impl Client {
     /// # Errors
     /// Why the file cannot be used.
     pub(super) fn with_token_of(self, file: &Path) -> Result<Client, String> {
-        let (text, _) = secret_file::read(file).map_err(|error| format!("--token-file: {error}"))?;
+        let bytes =
+            WatchedFile::new("--token-file", file, Privacy::Secret).read().map_err(|e| e.to_string())?;
+        let text = String::from_utf8_lossy(&bytes);
         let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
         let token = line.and_then(|line| line.split_whitespace().next_back());
         match token.filter(|token| token.bytes().all(|b| b.is_ascii_graphic())) {

@@ -6,10 +6,10 @@ mod connection;
 
 use super::method::{Checked, Method, Refusal, Request};
 use super::password::users::{is_foreign_name, is_name};
-use super::secret::{FileError, Privacy, WatchedFile};
 use crate::broker::ports::{AccessClaims, Account, AccountMark};
 use crate::clock::{self, Time};
 use crate::config::AuthHttp;
+use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::metrics::AuthDecision;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

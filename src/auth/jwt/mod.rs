@@ -4,10 +4,10 @@ pub mod keys;
 pub mod token;
 
 use super::method::{Checked, Method, Refusal, Request};
-use super::secret::{FileError, Privacy, WatchedFile};
 use crate::broker::ports::{Account, AccountMark};
 use crate::clock;
 use crate::config::{AuthJwt, TokenPlace};
+use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::metrics::AuthDecision;
 use futures_util::future::BoxFuture;
 use keys::Key;

@@ -6,9 +6,9 @@ pub mod scram;
 pub mod users;
 
 use super::method::{Checked, Method, Refusal, Request};
-use super::secret::{FileError, Privacy, WatchedFile};
 use crate::broker::ports::{Account, AccountMark};
 use crate::clock;
+use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::AuthDecision;
 use foldhash::fast::RandomState;

@@ -2,7 +2,7 @@
 
 use super::hash::Hash;
 use super::scram::ScramKeys;
-use crate::auth::secret::{FileError, WatchedFile};
+use crate::secret_file::{FileError, WatchedFile};
 use hashbrown::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -140,7 +140,7 @@ impl Users {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::secret::Privacy;
+    use crate::secret_file::Privacy;
     use foldhash::fast::RandomState;
     use std::path::Path;
 

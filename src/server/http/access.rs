@@ -92,6 +92,14 @@ impl Access {
         (caller(name, Some(granted)), refused)
     }
 
+    /// Takes in changes of the tokens' files, for ever.
+    pub(super) async fn watch(&self) {
+        match &self.tokens {
+            Some(tokens) => tokens.watch().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// How many refusals are to be named in a line now; `None` = none of them.
     fn to_say(&self, now: Time) -> Option<u64> {
         let mut refused = self.refused.lock();

@@ -20,7 +20,7 @@ pub use status::{
     ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
     NodeStatus, Status, UnreachedBy,
 };
-pub use tokens::{Tokens, TokensError};
+pub use tokens::Tokens;
 
 use crate::broker::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};
 use crate::broker::operate::{Kicked, Located};
@@ -143,7 +143,8 @@ impl HttpServer {
             stop.await;
             let _ = stopping.send(());
         };
-        let service = router(Arc::new(shared)).into_make_service_with_connect_info::<access::Peer>();
+        let shared = Arc::new(shared);
+        let service = router(shared.clone()).into_make_service_with_connect_info::<access::Peer>();
         let serve =
             axum::serve(Bounded::new(self.listener, self.idle_max), service).with_graceful_shutdown(signal);
         let overdue = async move {
@@ -157,6 +158,7 @@ impl HttpServer {
                 }
             }
             () = overdue => {}
+            () = shared.access.watch() => {}
         }
     }
 }

@@ -1,14 +1,15 @@
 //! Bearer tokens (RFC 6750): who may read at admin HTTP, and who may change something. They come from files, which are read again when
 //! they have changed.
 
-use crate::clock::{self, Time};
-use crate::secret_file::{self, FileVersion, SecretFileError};
+use crate::secret_file::{FileError, Privacy, WatchedFile};
 use parking_lot::Mutex;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use zeroize::Zeroizing;
 
-/// How often it is looked whether a file has changed, milliseconds.
-const LOOK_MS: u64 = 500;
+/// Between two looks whether a file has changed.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Bytes that a token has at least.
 const TOKEN_BYTES_MIN: usize = 16;
@@ -32,53 +33,21 @@ impl Role {
     }
 }
 
-/// The files of tokens cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TokensError {
-    /// A file cannot be read.
-    #[error("{option}: {source}")]
-    File {
-        /// The option that names the file.
-        option: &'static str,
-        /// Why.
-        source: SecretFileError,
-    },
-    /// A line of a file is no token.
-    #[error("{option}: {path:?} line {line}: {why}")]
-    Line {
-        /// The option that names the file.
-        option: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-}
-
 #[derive(PartialEq, Eq)]
 struct Token {
     name: Arc<str>,
     role: Role,
-    secret: Box<str>,
+    secret: Zeroizing<String>,
 }
 
 struct Source {
-    option: &'static str,
-    path: PathBuf,
+    file: WatchedFile,
     role: Role,
-    version: Option<FileVersion>,
     tokens: Vec<Token>,
 }
 
-struct Known {
-    sources: Vec<Source>,
-    looked: Time,
-}
-
 /// The tokens that count now.
-pub struct Tokens(Mutex<Known>);
+pub struct Tokens(Mutex<Vec<Source>>);
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -91,53 +60,48 @@ impl Tokens {
     ///
     /// # Errors
     /// If a file cannot be read, or holds no token, or a line that is none.
-    pub fn read(admin: Option<&Path>, read: Option<&Path>) -> Result<Option<Tokens>, TokensError> {
+    pub fn read(admin: Option<&Path>, read: Option<&Path>) -> Result<Option<Tokens>, FileError> {
         let files =
             [("http.admin_token_file", admin, Role::Admin), ("http.read_token_file", read, Role::Read)];
         let mut sources = Vec::new();
         for (option, path, role) in files {
             if let Some(path) = path {
-                let (tokens, version) = load(option, path, role)?;
-                sources.push(Source { option, path: path.to_owned(), role, version: Some(version), tokens });
+                let file = WatchedFile::new(option, path, Privacy::Secret);
+                let tokens = load(&file, role)?;
+                sources.push(Source { file, role, tokens });
             }
         }
-        let known = Known { sources, looked: clock::now() };
-        Ok((!known.sources.is_empty()).then(|| Tokens(Mutex::new(known))))
+        Ok((!sources.is_empty()).then(|| Tokens(Mutex::new(sources))))
     }
 
     /// Whose token this is, and what its holder may do.
     pub fn check(&self, presented: &str) -> Option<(Arc<str>, Role)> {
-        let mut known = self.0.lock();
-        known.look(clock::now());
         let mut found = None;
         // All are compared, so that the time tells nothing of where one begins to differ, or which it is.
-        for token in known.sources.iter().flat_map(|s| &s.tokens) {
+        for token in self.0.lock().iter().flat_map(|s| &s.tokens) {
             if same(token.secret.as_bytes(), presented.as_bytes()) {
                 found = Some((token.name.clone(), token.role));
             }
         }
         found
     }
-}
 
-impl Known {
-    /// Reads what has changed; a file that cannot be used leaves what was read before in force.
-    fn look(&mut self, now: Time) {
-        if now.since_ms(self.looked) < LOOK_MS {
-            return;
+    /// Reads files again when they have changed, for ever.
+    pub(super) async fn watch(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.look();
         }
-        self.looked = now;
-        for source in &mut self.sources {
-            let version = FileVersion::of(&source.path);
-            if version == source.version {
-                continue;
-            }
-            source.version = version;
-            match load(source.option, &source.path, source.role) {
-                Ok((tokens, version)) => {
-                    (source.tokens, source.version) = (tokens, Some(version));
-                    let (option, count) = (source.option, source.tokens.len());
-                    tracing::info!(option, count, "tokens of admin HTTP read again");
+    }
+
+    /// Reads what has changed; a file that cannot be used leaves what was read before in force.
+    fn look(&self) {
+        for source in self.0.lock().iter_mut().filter(|source| source.file.has_changed()) {
+            match load(&source.file, source.role) {
+                Ok(tokens) => {
+                    let (file, count) = (source.file.path(), tokens.len());
+                    tracing::info!(?file, count, "tokens of admin HTTP read again");
+                    source.tokens = tokens;
                 }
                 Err(error) => {
                     tracing::error!(%error, "tokens of admin HTTP cannot be read again; those of before stay")
@@ -147,9 +111,9 @@ impl Known {
     }
 }
 
-fn load(option: &'static str, path: &Path, role: Role) -> Result<(Vec<Token>, FileVersion), TokensError> {
-    let (text, version) = secret_file::read(path).map_err(|source| TokensError::File { option, source })?;
-    let wrong = |line, why| TokensError::Line { option, path: path.to_owned(), line, why };
+fn load(file: &WatchedFile, role: Role) -> Result<Vec<Token>, FileError> {
+    let bytes = file.read()?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| file.content("what is in it is no text"))?;
     let mut tokens = Vec::new();
     for (at, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -159,22 +123,18 @@ fn load(option: &'static str, path: &Path, role: Role) -> Result<(Vec<Token>, Fi
         let (name, secret) = line.split_once(char::is_whitespace).unwrap_or((role.name(), line));
         let secret = secret.trim_start();
         if !secret.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(wrong(
-                at + 1,
-                "expected TOKEN or NAME TOKEN, the token of ASCII characters without spaces",
-            ));
+            let why = "expected TOKEN or NAME TOKEN, the token of ASCII characters without spaces";
+            return Err(file.line(at + 1, why));
         }
         if secret.len() < TOKEN_BYTES_MIN {
-            return Err(wrong(
-                at + 1,
-                "the token is shorter than 16 characters: make one with openssl rand -hex 32",
-            ));
+            let why = "the token is shorter than 16 characters: make one with openssl rand -hex 32";
+            return Err(file.line(at + 1, why));
         }
-        tokens.push(Token { name: name.into(), role, secret: secret.into() });
+        tokens.push(Token { name: name.into(), role, secret: Zeroizing::new(secret.to_owned()) });
     }
     match tokens.is_empty() {
-        true => Err(wrong(1, "there is no token: make one with openssl rand -hex 32")),
-        false => Ok((tokens, version)),
+        true => Err(file.content("there is no token in it: make one with openssl rand -hex 32")),
+        false => Ok(tokens),
     }
 }
 
@@ -188,6 +148,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::fs::OpenOptionsExt;
+    use std::path::PathBuf;
 
     fn file(dir: &Path, name: &str, text: &str) -> PathBuf {
         use std::io::Write;
@@ -224,7 +185,7 @@ mod tests {
     fn files_that_hold_no_tokens() {
         let dir = tempfile::tempdir().unwrap();
         for (text, said) in [
-            ("", "line 1: there is no token"),
+            ("", "there is no token"),
             ("# only\n", "there is no token"),
             ("short\n", "line 1: the token is shorter"),
             ("alice short\n", "shorter than 16"),
@@ -243,12 +204,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "t", "aaaaaaaaaaaaaaaaaaaa");
         let tokens = Tokens::read(Some(&path), None).unwrap().unwrap();
-        let later = |ms| tokens.0.lock().look(clock::now().plus_ms(ms));
+        // A change counts once it has settled: at the second look.
+        let look = || (0..2).for_each(|_| tokens.look());
         file(dir.path(), "t", "short");
-        later(LOOK_MS);
+        look();
         assert!(tokens.check("aaaaaaaaaaaaaaaaaaaa").is_some(), "the tokens of before stay");
         file(dir.path(), "t", "bbbbbbbbbbbbbbbbbbbb");
-        later(3 * LOOK_MS);
+        look();
         assert!(tokens.check("aaaaaaaaaaaaaaaaaaaa").is_none());
         assert!(tokens.check("bbbbbbbbbbbbbbbbbbbb").is_some());
     }
