@@ -94,7 +94,7 @@ fn all_problems_are_reported_at_once_with_their_origin() {
             .to_owned(),
         "  log.level = \"loud\": expected one of off, error".to_owned(),
         "(from flag --log-level)".to_owned(),
-        "  listeners.tcp.address = \"nowhere\": expected an IP address and a port".to_owned(),
+        "  listeners.tcp.address = \"nowhere\": expected auto, or an IP address and a port".to_owned(),
         "(from flag --set)".to_owned(),
     ];
     for part in expected {

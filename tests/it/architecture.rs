@@ -38,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "clock",
             "config",
             "names",
+            "secret_file",
             "telemetry",
             "mqtt",
             "topic",

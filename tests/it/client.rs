@@ -1,9 +1,12 @@
 //! A small blocking MQTT client on the broker's own codec: typed packets, everything visible, nothing automatic but what is
 //! asked for.
 
+mod received;
+
 use berth::mqtt::client::{self, AckKind, ServerPacket};
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
-use berth::mqtt::{Properties, Property, QoS, Reason, Version, frame_len};
+use berth::mqtt::{Property, QoS, Reason, Version, frame_len};
+use received::owned;
 use socket2::{Domain, Socket, Type};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -570,35 +573,5 @@ fn options(qos: QoS) -> SubscribeOptions {
         no_local: false,
         retain_as_published: false,
         retain_handling: RetainHandling::Send,
-    }
-}
-
-fn texts(properties: Properties<'_>) -> Vec<String> {
-    properties.iter().map(|p| format!("{p:?}")).collect()
-}
-
-fn owned(packet: ServerPacket<'_>) -> In {
-    match packet {
-        ServerPacket::ConnAck(c) => {
-            In::ConnAck { present: c.session_present, reason: c.reason, properties: texts(c.properties) }
-        }
-        ServerPacket::Publish(p) => In::Publish(Received {
-            topic: p.topic.to_owned(),
-            payload: p.payload.to_vec(),
-            qos: p.qos,
-            retain: p.retain,
-            dup: p.dup,
-            packet_id: p.packet_id,
-            properties: texts(p.properties),
-        }),
-        ServerPacket::PubAck(a) => In::PubAck(a.packet_id, a.reason),
-        ServerPacket::PubRec(a) => In::PubRec(a.packet_id, a.reason),
-        ServerPacket::PubRel(a) => In::PubRel(a.packet_id),
-        ServerPacket::PubComp(a) => In::PubComp(a.packet_id, a.reason),
-        ServerPacket::SubAck(s) => In::SubAck(s.packet_id, s.codes.to_vec()),
-        ServerPacket::UnsubAck(s) => In::UnsubAck(s.packet_id, s.codes.to_vec()),
-        ServerPacket::PingResp => In::PingResp,
-        ServerPacket::Disconnect(d) => In::Disconnect(d.reason),
-        ServerPacket::Auth(_) => In::Auth,
     }
 }

@@ -125,7 +125,8 @@ impl Open {
     ) -> Result<(), Failure> {
         let method = self.method.clone().unwrap_or_default();
         if a.method != Some(&*method) {
-            return Err(Failure::new(Reason::BadAuthenticationMethod, OTHER_METHOD));
+            // 0x8C is not for DISCONNECT (section 3.14.2.1).
+            return Err(Failure::new(Reason::ProtocolError, OTHER_METHOD));
         }
         let mut exchange = match (a.reason, self.exchange.take()) {
             (Reason::ReAuthenticate, _) => {

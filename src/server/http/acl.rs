@@ -1,10 +1,12 @@
 //! `/api/v1/acl`: the rules of what clients may do.
 
 use super::Shared;
-use super::api::{Answer, ApiError, Asked, answer, done};
+use super::api::{Answer, ApiError, Asked, answer, carry_out, done};
+use super::audit::{Caller, Order};
 use crate::broker::inspect::{Judged, Losing, Question};
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
@@ -105,9 +107,14 @@ struct After {
     after: usize,
 }
 
-/// The routes below `/api/v1`.
-pub(super) fn router() -> Router<Arc<Shared>> {
-    Router::new().route("/acl", get(rules)).route("/acl/change", post(change)).route("/ask/acl", post(judge))
+/// The routes below `/api/v1` that only ask.
+pub(super) fn asks() -> Router<Arc<Shared>> {
+    Router::new().route("/acl", get(rules)).route("/ask/acl", post(judge))
+}
+
+/// The routes below `/api/v1` that change something.
+pub(super) fn orders() -> Router<Arc<Shared>> {
+    Router::new().route("/acl/change", post(change))
 }
 
 async fn rules(State(shared): State<Arc<Shared>>, Asked(After { after }): Asked<After>) -> Response {
@@ -118,6 +125,16 @@ async fn judge(State(shared): State<Arc<Shared>>, Asked(question): Asked<Questio
     answer(shared.source.acl_judge(question)).await
 }
 
-async fn change(State(shared): State<Arc<Shared>>, Asked(change): Asked<AclChange>) -> Response {
-    answer(shared.source.acl_change(change)).await
+async fn change(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    Asked(change): Asked<AclChange>,
+) -> Response {
+    let subject = match &change {
+        AclChange::Add { rule, .. } => format!("add {rule}"),
+        AclChange::Remove { number } => format!("remove rule {number}"),
+        AclChange::Move { number, to } => format!("move rule {number} to {to}"),
+    };
+    let changed = shared.source.acl_change(change);
+    carry_out(shared, caller, Order { action: "acl change", subject }, StatusCode::OK, changed).await
 }

@@ -143,6 +143,8 @@ pub(super) fn asks() -> Router<Arc<Shared>> {
         .route("/ask/session", post(show_named))
         .route("/ask/routes", post(show_routes))
         .route("/ask/retained", post(list_retained))
+        .merge(super::acl::asks())
+        .merge(super::bans::asks())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
@@ -153,8 +155,8 @@ pub(super) fn orders() -> Router<Arc<Shared>> {
         .route("/kick", post(kick_named))
         .route("/node/drain", post(drain))
         .route("/cluster/forget/{node}", post(forget))
-        .merge(super::acl::router())
-        .merge(super::bans::router())
+        .merge(super::acl::orders())
+        .merge(super::bans::orders())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
@@ -230,7 +232,7 @@ async fn forget(
 }
 
 /// Carries an order out and writes it down; the answer has the status `done` if that went well.
-async fn carry_out<T: Serialize>(
+pub(super) async fn carry_out<T: Serialize>(
     shared: Arc<Shared>,
     caller: Caller,
     order: Order,

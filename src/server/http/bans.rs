@@ -1,9 +1,11 @@
 //! `/api/v1/bans`: clients that may not connect.
 
 use super::Shared;
-use super::api::{Answer, ApiError, Asked, answer, done};
+use super::api::{Answer, ApiError, Asked, carry_out, done};
+use super::audit::{Caller, Order};
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
@@ -84,19 +86,36 @@ pub trait BanOperator: Send + Sync + 'static {
     fn unban(&self, order: UnbanOrder) -> Answer<Banned>;
 }
 
-/// The routes below `/api/v1`.
-pub(super) fn router() -> Router<Arc<Shared>> {
-    Router::new().route("/bans", get(list)).route("/bans/add", post(add)).route("/bans/remove", post(remove))
+/// The routes below `/api/v1` that only ask.
+pub(super) fn asks() -> Router<Arc<Shared>> {
+    Router::new().route("/bans", get(list))
+}
+
+/// The routes below `/api/v1` that change something.
+pub(super) fn orders() -> Router<Arc<Shared>> {
+    Router::new().route("/bans/add", post(add)).route("/bans/remove", post(remove))
 }
 
 async fn list(State(shared): State<Arc<Shared>>) -> Response {
     done(shared.source.bans())
 }
 
-async fn add(State(shared): State<Arc<Shared>>, Asked(order): Asked<BanOrder>) -> Response {
-    answer(shared.source.ban(order)).await
+async fn add(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    Asked(ban): Asked<BanOrder>,
+) -> Response {
+    let order = Order { action: "ban add", subject: format!("{} {}", ban.kind, ban.name) };
+    let banned = shared.source.ban(ban);
+    carry_out(shared, caller, order, StatusCode::OK, banned).await
 }
 
-async fn remove(State(shared): State<Arc<Shared>>, Asked(order): Asked<UnbanOrder>) -> Response {
-    answer(shared.source.unban(order)).await
+async fn remove(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    Asked(ban): Asked<UnbanOrder>,
+) -> Response {
+    let order = Order { action: "ban remove", subject: format!("{} {}", ban.kind, ban.name) };
+    let ended = shared.source.unban(ban);
+    carry_out(shared, caller, order, StatusCode::OK, ended).await
 }

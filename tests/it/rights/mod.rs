@@ -24,13 +24,17 @@ const USERS: [&str; 8] = ["root", "eve", "bob", "nobody", "u", "v", "+", "monito
 /// The password as mosquitto writes it in its older files, which costs little to check.
 const HASH: &str = "$6$dHdlbHZlIGJ5dGVz$X7OpsZWUajxGhmDys9l1Ab0leQ25vOkLoqvRCf3xuWVYL8lTfKdwNIJSR9ITGUqdCrn/dc9UkiKkhJnC0E0PNA==";
 
-/// Puts the users into a folder: the options that tell a broker of them.
-pub fn accounts(dir: &Path) -> [(&'static str, String); 2] {
+/// Puts the users into a folder: the options that tell a broker of them. Whose a session was does not matter to these tests.
+pub fn accounts(dir: &Path) -> [(&'static str, String); 3] {
     let path = dir.join("users");
     let lines: String = USERS.iter().map(|user| format!("{user}:{HASH}\n")).collect();
     std::fs::write(&path, lines).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    [("auth.password.file", path.to_str().unwrap().to_owned()), ("auth.allow_anonymous", "true".to_owned())]
+    [
+        ("auth.password.file", path.to_str().unwrap().to_owned()),
+        ("auth.allow_anonymous", "true".to_owned()),
+        ("auth.client_id_theft", "allow".to_owned()),
+    ]
 }
 
 /// A setup with the users.
