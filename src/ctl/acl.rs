@@ -301,7 +301,7 @@ fn confirm(answer: &Value) -> String {
         if more > 0 {
             text += &format!("  and {more} more\n");
         }
-        text += &names.note();
+        text += names.note();
     } else {
         text += "\nno session that is known here loses anything now\n";
     }

@@ -132,13 +132,15 @@ impl<T: Transport> Connection<T> {
             return Poll::Ready(());
         }
         let parting = self.parting.as_ref().map(Parting::deadline);
-        let mut throttle = self.throttle.as_ref().and_then(|t| t.closed_until());
+        let now = clock::now();
+        if self.throttle.as_mut().is_some_and(|t| t.opened(now)) {
+            cx.waker().wake_by_ref();
+        }
+        let throttle = self.throttle.as_ref().and_then(|t| t.closed_until());
         let mut next = self.link.next_timeout();
         if throttle.is_some() {
             // What is due already waits for what the client has sent, which is not read now.
-            let now = clock::now();
             next = next.filter(|due| *due > now);
-            throttle = throttle.filter(|opens| *opens > now);
         }
         let deadline = [next, parting, throttle].into_iter().flatten().min();
         self.arm(cx, sleep.as_mut(), deadline)

@@ -116,6 +116,11 @@ impl Throttle {
         std::mem::take(&mut self.uncounted)
     }
 
+    /// Whether a pause is over that was not known to be: there may be something to read.
+    pub(super) fn opened(&mut self, now: Time) -> bool {
+        self.closed_until.take_if(|until| *until <= now).is_some()
+    }
+
     /// Until when nothing is read, if nothing is.
     pub(super) fn closed_until(&self) -> Option<Time> {
         self.closed_until
@@ -170,6 +175,10 @@ mod tests {
         assert_eq!(throttle.room(START), 64);
         throttle.came(64, START);
         throttle.count(12, START);
+        assert_eq!((throttle.room(START), throttle.closed_until()), (0, Some(START.plus_ms(301))));
+        // Told once, so that whoever reads nothing all the same is not woken for ever.
+        assert!(!throttle.opened(START.plus_ms(300)) && throttle.opened(START.plus_ms(301)));
+        assert!(!throttle.opened(START.plus_ms(301)) && throttle.closed_until().is_none());
         assert_eq!((throttle.room(START), throttle.closed_until()), (0, Some(START.plus_ms(301))));
         assert_eq!(throttle.room(START.plus_ms(301)), 64);
         assert_eq!(throttle.closed_until(), None);

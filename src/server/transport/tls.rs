@@ -262,7 +262,7 @@ fn process(
         }
         used += discard;
         if let Some(error) = failed {
-            alerts(session, &mut incoming[used..], outgoing);
+            alerts(session, outgoing);
             return Err(error);
         }
         if let Some(state) = done {
@@ -271,10 +271,10 @@ fn process(
     }
 }
 
-/// Takes what a failed connection still has to say.
-fn alerts(session: &mut UnbufferedServerConnection, incoming: &mut [u8], outgoing: &mut Backlog) {
+/// Takes what a failed connection still has to say. What came is not shown to it again: it would fail once more.
+fn alerts(session: &mut UnbufferedServerConnection, outgoing: &mut Backlog) {
     loop {
-        match session.process_tls_records(incoming).state {
+        match session.process_tls_records(&mut []).state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 if encode(&mut data, outgoing).is_err() {
                     return;
