@@ -18,10 +18,15 @@ const RULES: [&str; 8] = [
 
 const VERSIONS: [Version; 3] = [Version::V31, Version::V311, Version::V5];
 
+/// Client, user, topic, QoS, RETAIN, whether it may.
+type Publish<'a> = (&'a str, Option<&'a str>, &'a str, QoS, bool, bool);
+
+/// Client, user, filter, QoS asked for, what is granted.
+type Subscribe<'a> = (&'a str, Option<&'a str>, &'a str, QoS, Option<u8>);
+
 #[test]
 fn a_publish_that_is_denied_is_told_so_and_reaches_nobody() {
-    // Client, user, topic, QoS, RETAIN, whether it may.
-    let table: &[(&str, Option<&str>, &str, QoS, bool, bool)] = &[
+    let table: &[Publish<'_>] = &[
         ("c", None, "open/x", ExactlyOnce, true, true),
         ("c", None, "secret/x", AtLeastOnce, false, false),
         ("c", None, "secret/x", ExactlyOnce, false, false),
@@ -75,8 +80,7 @@ fn a_publish_that_is_denied_is_told_so_and_reaches_nobody() {
 
 #[test]
 fn a_subscription_is_granted_lowered_or_refused() {
-    // Client, user, filter, QoS asked for, what is granted.
-    let table: &[(&str, Option<&str>, &str, QoS, Option<u8>)] = &[
+    let table: &[Subscribe<'_>] = &[
         ("c", None, "open/#", ExactlyOnce, Some(2)),
         ("c", None, "open/+/x", AtLeastOnce, Some(1)),
         ("c", None, "$share/g/open/#", ExactlyOnce, Some(2)),
