@@ -207,7 +207,7 @@ class Changes(Release):
                 continue
             done = self.sh(command, check=False)
             self.assertEqual(done.returncode, 0, f"{command}: {done.stderr}")
-        self.assertIn("there are no accounts yet. Whoever reaches the MQTT port may connect", plain)
+        self.assertIn("clients need no account. Whoever reaches the MQTT port may connect", plain)
         self.assertNotIn("Service is of type", plain)
         self.assertIn("the Service is of type LoadBalancer: that may be more than this Kubernetes cluster", notes("service.type=LoadBalancer"))
         self.assertIn("nobody can connect", notes("auth.allowAnonymous=false"))

@@ -71,9 +71,9 @@ key: {{ .keyKey }}
 {{/* Names of the listeners beside tcp, separated by blanks. */}}
 {{- define "berth.listenerNames" -}}
 {{- $names := list }}
-{{- range $name := list "tls" "ws" "wss" }}
-{{- if (index $.Values.listeners $name).enabled }}{{ $names = append $names $name }}{{ end }}
-{{- end }}
+{{- if .Values.listeners.tls.enabled }}{{ $names = append $names "tls" }}{{ end }}
+{{- if .Values.listeners.ws.enabled }}{{ $names = append $names "ws" }}{{ end }}
+{{- if .Values.listeners.wss.enabled }}{{ $names = append $names "wss" }}{{ end }}
 {{- join " " $names }}
 {{- end }}
 
