@@ -268,10 +268,13 @@ impl Link {
         }
     }
 
-    /// Whether CONNECT had its time, and what a standstill may have taken of it besides: bytes that are no CONNECT, however many
-    /// there are, win no more.
-    fn overdue(&self, now: Time) -> bool {
-        matches!(&self.state, State::Fresh(deadline) if deadline.plus_ms(STANDSTILL_MS) <= now)
+    /// Whether CONNECT had its time, and what is needed besides to read what came while the broker may have stood still: bytes that are
+    /// no CONNECT, however many there are, win no more.
+    fn overdue(&mut self, now: Time) -> bool {
+        if !matches!(&self.state, State::Fresh(deadline) if *deadline <= now) {
+            return false;
+        }
+        self.late_since.get_or_insert(now).plus_ms(STANDSTILL_MS) <= now
     }
 
     /// The client has said nothing more until `now`: ends the connection if that is too long.

@@ -71,6 +71,8 @@ pub struct Link {
     blocked: Option<Blocked>,
     /// Since when it is not read, if that has not been made up for yet.
     unread_since: Option<Time>,
+    /// Since when it is known that CONNECT did not come in time, while there may be more to read.
+    late_since: Option<Time>,
     /// Bytes that its socket has taken, and of these those before it was looked last whether it had taken them.
     written_bytes: u64,
     looked_bytes: u64,
@@ -169,6 +171,7 @@ impl Link {
             broken: false,
             blocked: None,
             unread_since: None,
+            late_since: None,
             written_bytes: 0,
             looked_bytes: 0,
             sent: 0,
