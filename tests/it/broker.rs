@@ -2,13 +2,15 @@
 
 use crate::wait::{self, PATIENCE};
 use berth::clock;
+use rustix::event::{PollFd, PollFlags};
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -39,17 +41,34 @@ pub fn free_address() -> SocketAddr {
 struct Log {
     lines: Mutex<(Vec<String>, bool)>,
     grown: Condvar,
+    /// What the process writes into, to see whether there is more to read.
+    pipe: OnceLock<OwnedFd>,
 }
 
 impl Log {
-    fn follow(self: Arc<Log>, stderr: impl Read + Send + 'static) -> JoinHandle<()> {
+    fn follow(self: Arc<Log>, mut stderr: impl Read + AsFd + Send + 'static) -> JoinHandle<()> {
+        self.pipe.set(stderr.as_fd().try_clone_to_owned().unwrap()).unwrap();
         std::thread::spawn(move || {
-            for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
-                self.lines.lock().unwrap().0.push(String::from_utf8_lossy(&line).into_owned());
+            let (mut bytes, mut rest) = (vec![0; 64 * 1024], Vec::new());
+            loop {
+                let mut readable = [PollFd::new(&stderr, PollFlags::IN)];
+                if rustix::event::poll(&mut readable, None).is_err() {
+                    continue; // a signal
+                }
+                // Under the lock: whoever finds nothing to read there has all of it here.
+                let mut log = self.lines.lock().unwrap();
+                let n = stderr.read(&mut bytes).unwrap_or(0);
+                rest.extend_from_slice(&bytes[..n]);
+                while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                    let line: Vec<u8> = rest.drain(..=end).collect();
+                    log.0.push(String::from_utf8_lossy(&line[..end]).into_owned());
+                }
+                log.1 = n == 0;
                 self.grown.notify_all();
+                if n == 0 {
+                    return;
+                }
             }
-            self.lines.lock().unwrap().1 = true;
-            self.grown.notify_all();
         })
     }
 
@@ -75,8 +94,15 @@ impl Log {
         }
     }
 
+    /// Everything that the process has written so far.
     fn text(&self) -> String {
-        self.lines.lock().unwrap().0.join("\n")
+        let unread = || self.pipe.get().map_or(0, |pipe| rustix::io::ioctl_fionread(pipe).unwrap_or(0));
+        let deadline = wait::deadline();
+        let mut log = self.lines.lock().unwrap();
+        while !log.1 && unread() > 0 && clock::now() < deadline {
+            (log, _) = self.grown.wait_timeout(log, Duration::from_millis(50)).unwrap();
+        }
+        log.0.join("\n")
     }
 }
 
