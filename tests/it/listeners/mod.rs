@@ -76,6 +76,11 @@ fn connect_tls(dial: &Dial, to: SocketAddr, config: &Arc<ClientConfig>) -> io::R
     dial.try_connect_over(Client::over(socket, dial.version)?.under(Box::new(stream)))
 }
 
+/// Whether a client over TLS is let in: who is refused by TLS 1.3 may learn it after its own part of the handshake, or lose the connection.
+fn let_in_tls(dial: &Dial, to: SocketAddr, config: &Arc<ClientConfig>) -> bool {
+    matches!(connect_tls(dial, to, config), Ok((_, In::ConnAck { reason: Reason::Success, .. })))
+}
+
 /// A client over TLS that is let in.
 fn connected_tls(dial: &Dial, to: SocketAddr, config: &Arc<ClientConfig>) -> Client {
     let (client, answer) = connect_tls(dial, to, config).unwrap();
