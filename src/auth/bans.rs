@@ -1,10 +1,10 @@
 //! Banned clients: by client identifier, user or address, for a time or until they are allowed again; kept in a file. Clients that
 //! connect too often ban themselves.
 
-use super::Network;
 use super::acl::replace;
 use crate::broker::ports::{self, Identity};
 use crate::clock::Time;
+use crate::config::Network;
 use crate::names::shown;
 use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};

@@ -9,11 +9,9 @@ pub mod chain;
 pub mod http;
 pub mod jwt;
 pub mod method;
-mod network;
 pub mod passwd;
 pub mod password;
 pub mod scram;
 
 pub use anonymous::Anonymous;
 pub use chain::{Accounts, OpenError, Reloaded};
-pub use network::Network;

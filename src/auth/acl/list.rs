@@ -1,8 +1,8 @@
 //! The ordered list of rules: the first one that matches decides.
 
 use super::pattern::Pattern;
-use crate::auth::network::Network;
 use crate::broker::ports::{Ask, By, Identity, Ruling};
+use crate::config::Network;
 use crate::mqtt::QoS;
 use hashbrown::{HashMap, HashSet};
 

@@ -19,13 +19,13 @@ pub use yaml::{Fault, RULE_ITEMS_MAX};
 
 use crate::broker::ports::{Ask, By, Identity, Permissions, Ruling};
 use crate::mqtt::QoS;
+use crate::secret_file::Stamp;
 use hashbrown::HashMap;
 use list::List;
 use mosquitto::Lines;
 use parking_lot::{Mutex, RwLock};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,9 +39,9 @@ pub enum Otherwise {
     /// Everything is allowed while there is no rule, nothing once there is one.
     #[default]
     Auto,
-    /// It is allowed.
+    /// What no rule speaks of is allowed.
     Allow,
-    /// It is denied.
+    /// What no rule speaks of is denied.
     Deny,
 }
 
@@ -205,29 +205,6 @@ impl Permissions for RuleSet {
     }
 }
 
-/// What a file was like when it was read last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Stamp> {
-        let m = std::fs::metadata(path)?;
-        Ok(Stamp {
-            device: m.dev(),
-            inode: m.ino(),
-            bytes: m.len(),
-            modified: (m.mtime(), m.mtime_nsec()),
-            changed: (m.ctime(), m.ctime_nsec()),
-        })
-    }
-}
-
 /// What a look at the file found.
 #[derive(Debug)]
 pub enum Look {
@@ -312,7 +289,7 @@ impl Access {
         Ok(access)
     }
 
-    /// The same; whether clients may have tokens that say what they may do.
+    /// These rules, and before them what clients' tokens say they may do, if `tokens` says that they may have such.
     pub fn heeding_tokens(self, tokens: bool) -> Access {
         Access { tokens, ..self }
     }
@@ -331,7 +308,7 @@ impl Access {
     pub fn look(&self) -> Look {
         let Some(path) = self.source.path() else { return Look::Same };
         let mut seen = self.seen.lock();
-        match Stamp::of(path) {
+        match stamp_of(path) {
             Ok(stamp) if seen.stamp == Some(stamp) => Look::Same,
             Err(_) if seen.unreadable => Look::Same,
             _ => self.take(&mut seen),
@@ -363,7 +340,7 @@ impl Access {
         let key = self.source.key();
         let unreadable = |source| AclError::Unreadable { path: path.to_owned(), key, source };
         // Before its content: what changes in between is found by the next look.
-        let stamp = Stamp::of(path);
+        let stamp = stamp_of(path);
         seen.unreadable = stamp.is_err();
         seen.stamp = stamp.as_ref().ok().copied();
         let text = stamp.and_then(|_| read_bounded(path)).map_err(unreadable)?;
@@ -407,4 +384,8 @@ fn read_bounded(path: &Path) -> io::Result<String> {
         return Err(io::Error::other(format!("it has more than {ACL_FILE_BYTES_MAX} bytes")));
     }
     Ok(text)
+}
+
+fn stamp_of(path: &Path) -> io::Result<Stamp> {
+    std::fs::metadata(path).map(|m| Stamp::of(&m))
 }

@@ -3,7 +3,7 @@
 use super::list::{Actions, Effect, RULES_MAX, Rule, Who};
 use super::pattern::Pattern;
 use super::tree::{self, Node, Value};
-use crate::auth::network::Network;
+use crate::config::Network;
 use crate::mqtt::QoS;
 use hashbrown::HashSet;
 use std::fmt;
