@@ -46,7 +46,7 @@ pub enum FileError {
         /// Its permission bits.
         mode: u32,
     },
-    /// It is larger than any such file.
+    /// The file is larger than any such file.
     #[error("{path:?} ({option}) has more than {SECRET_FILE_MAX} bytes")]
     TooLarge {
         /// The option that names it.
@@ -80,7 +80,7 @@ pub enum FileError {
 
 /// Tells one content of a file from another without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -90,7 +90,8 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(m: &Metadata) -> Stamp {
+    /// What tells the file with this metadata.
+    pub fn of(m: &Metadata) -> Stamp {
         Stamp {
             device: m.dev(),
             inode: m.ino(),

@@ -74,7 +74,7 @@ impl Refusal {
 /// What a method says of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Checked {
-    /// It is who it says.
+    /// The client is who it says.
     Accept(Account),
     /// It is not.
     Refuse(Refusal),

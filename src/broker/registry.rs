@@ -109,7 +109,7 @@ pub enum Claim {
     Elsewhere,
     /// Refused for this reason.
     Refused(Reason),
-    /// It is another user's; the log says so.
+    /// The session is another user's; the log says so.
     NotTheirs,
 }
 

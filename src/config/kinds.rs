@@ -564,9 +564,9 @@ choice! {
     AclDefault {
         /// Everything is allowed while there are no rules, nothing once there are.
         Auto = "auto",
-        /// It is allowed.
+        /// What no rule speaks of is allowed.
         Allow = "allow",
-        /// It is denied.
+        /// What no rule speaks of is denied.
         Deny = "deny",
     }
 }

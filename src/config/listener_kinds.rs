@@ -1,9 +1,10 @@
 //! The kinds of values that options of listeners have.
 
 use super::kinds::Kind;
+use super::network::Network;
 use super::units::{parse_count, parse_size, show_size};
 use std::marker::PhantomData;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// What a listener speaks below MQTT.
@@ -148,38 +149,6 @@ impl Kind for OriginList {
     }
 }
 
-/// Addresses that are alike in their first bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    bits: u8,
-}
-
-impl Network {
-    fn parse(text: &str) -> Option<Network> {
-        let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address.parse::<IpAddr>().ok()?, Some(bits.parse::<u8>().ok()?)),
-            None => (text.parse::<IpAddr>().ok()?, None),
-        };
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.unwrap_or(most);
-        (bits <= most).then_some(Network { address, bits })
-    }
-
-    /// Whether `address` is one of them; one of IPv4 that is written as IPv6 counts as IPv4.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let (own, other) = match (self.address, address.to_canonical()) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => {
-                (u128::from(own.to_bits()) << 96, u128::from(other.to_bits()) << 96)
-            }
-            (IpAddr::V6(own), IpAddr::V6(other)) => (own.to_bits(), other.to_bits()),
-            _ => return false,
-        };
-        let unlike = (own ^ other).leading_zeros();
-        unlike >= u32::from(self.bits)
-    }
-}
-
 /// Networks, one or a list; empty: none.
 pub struct Networks;
 
@@ -194,7 +163,7 @@ impl Kind for Networks {
         if text.is_empty() {
             return Some(Vec::new());
         }
-        text.split(',').map(|network| Network::parse(network.trim())).collect()
+        text.split(',').map(|network| network.trim().parse::<Network>().ok()).collect()
     }
 }
 
@@ -296,11 +265,11 @@ mod tests {
             ("::1/128", "::1", true),
         ];
         for (network, address, expected) in cases {
-            let network = Network::parse(network).unwrap();
+            let network = network.parse::<Network>().unwrap();
             assert_eq!(network.contains(address.parse().unwrap()), expected, "{network:?} {address}");
         }
         for bad in ["", "10.0.0.0/33", "::/129", "10.0.0", "10.0.0.0/", "example.org", "10.0.0.0/-1"] {
-            assert_eq!(Network::parse(bad), None, "{bad}");
+            assert!(bad.parse::<Network>().is_err(), "{bad}");
         }
     }
 

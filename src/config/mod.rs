@@ -8,6 +8,7 @@ mod accounts;
 mod kinds;
 mod listener_kinds;
 mod listeners;
+mod network;
 pub mod options;
 mod problem;
 pub mod reference;
@@ -18,8 +19,9 @@ pub use kinds::{
     AclDefault, Advertised, AuthMethod, CertificateName, ClientCertificates, ClientIdTheft, LogFormat,
     ProxyProtocol, Secret, StorageType, TokenPlace,
 };
-pub use listener_kinds::{ListenerType, MqttVersions, Network, Origins};
+pub use listener_kinds::{ListenerType, MqttVersions, Origins};
 pub use listeners::Listeners;
+pub use network::{Network, NotANetwork};
 pub use options::{
     Accounts, Acl, Audit, Auth, AuthCertificate, AuthHttp, AuthJwt, AuthPassword, Bans, Cluster, ClusterNode,
     ClusterTls, Etcd, Http, Limits, Listener, Log, Node, Publish, Retained, Runtime, Session, Shutdown,

@@ -1,4 +1,4 @@
-//! Networks of IP addresses, as rules and bans name them.
+//! Networks of IP addresses, as options, rules and bans name them.
 
 use std::fmt;
 use std::net::IpAddr;

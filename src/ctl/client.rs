@@ -49,7 +49,7 @@ pub(super) enum Failure {
     },
     /// A name cannot be taken from standard input. Says why.
     Name(String),
-    /// It has to be confirmed first.
+    /// The change has to be confirmed first.
     Unconfirmed {
         /// What the broker says of it.
         answer: Value,

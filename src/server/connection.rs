@@ -56,7 +56,7 @@ struct Connection<T> {
     slowed: bool,
     /// Its CONNECT has not come yet.
     entrance: Option<Entrance>,
-    /// It counts as a connection.
+    /// The place among those that are counted.
     place: Option<Place>,
     /// Completes when its certificate has to be looked at again.
     trust: Option<Change>,

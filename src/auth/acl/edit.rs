@@ -71,7 +71,7 @@ pub enum EditError {
     /// Somebody else has changed it meanwhile.
     #[error("{0:?} (acl.file) has just been changed by somebody else: look at it, and try again")]
     Raced(PathBuf),
-    /// It cannot be read or written.
+    /// The file cannot be read or written.
     #[error("{path:?} (acl.file): {source}")]
     Io {
         /// The file.

@@ -15,7 +15,7 @@ pub(super) struct Pattern {
 /// Why a text is no pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PatternError {
-    /// It is no topic filter, whatever is put in for `%c` and `%u`.
+    /// The text is no topic filter, whatever is put in for `%c` and `%u`.
     #[error("{0}")]
     Topic(#[from] TopicError),
     /// Rules are about what is shared, not about who shares it.

@@ -59,7 +59,7 @@ enum Said {
     Ignore,
 }
 
-/// What it answers.
+/// What the hook answers.
 #[derive(Deserialize)]
 struct Answer {
     result: Said,

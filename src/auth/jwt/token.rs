@@ -68,7 +68,7 @@ impl<'a> Parts<'a> {
         Some(Parts { header, signed, payload, signature })
     }
 
-    /// Whether it is signed by one of `keys`, valid `now`, and as expected.
+    /// Whether a token is signed by one of `keys`, valid `now`, and as expected.
     ///
     /// # Errors
     /// Why not, for the log: nothing of the token.

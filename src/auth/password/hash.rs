@@ -78,10 +78,10 @@ pub enum HashError {
         "the password is in plain text, or its hash is of a kind that is not known: set it with `berth passwd`"
     )]
     Unknown,
-    /// It is cut off or has strange characters.
+    /// The hash is cut off or has strange characters.
     #[error("the {0} hash cannot be read")]
     Malformed(&'static str),
-    /// It costs more than is allowed.
+    /// The hash costs more to check than is allowed.
     #[error("the {0} hash asks for more work than is allowed ({1})")]
     TooCostly(&'static str, &'static str),
 }
@@ -133,7 +133,7 @@ impl Hash {
         }
     }
 
-    /// Whether it is of this password. Takes long, by design.
+    /// Whether the hash is of this password. Takes long, by design.
     pub fn is_of(&self, password: &[u8]) -> bool {
         match self {
             Hash::Argon2id { cost, salt, hash } => {

@@ -28,7 +28,7 @@ pub enum Ask<'a> {
 }
 
 impl Ask<'_> {
-    /// Whether it is about getting messages.
+    /// Whether the question is about getting messages.
     pub fn reads(&self) -> bool {
         !matches!(self, Ask::Publish { .. })
     }

@@ -52,7 +52,7 @@ impl Change {
         event.value.as_deref().map(|value| Change::set(event.revision, &event.key, value))
     }
 
-    /// Whether it is one of `events`.
+    /// Whether the change is one of `events`.
     pub fn is_among(self, events: &[RawEvent]) -> bool {
         events.iter().take_while(|e| e.revision <= self.revision).any(|e| Change::of(e) == Some(self))
     }

@@ -64,7 +64,7 @@ enum End {
     Broken(String),
     /// What came since is not to be had.
     Snapshot(String),
-    /// What it began with is not to be had, but all that came since is.
+    /// What the watch began with is not to be had, but all that came since is.
     Behind,
 }
 

@@ -74,11 +74,11 @@ pub enum AclChange {
 /// What became of a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct AclEdited {
-    /// Whether it was made.
+    /// Whether the change was made.
     pub changed: bool,
     /// How many rules there are, or would be.
     pub rules: usize,
-    /// It was not made, because it has to be confirmed with `yes`: who would lose what, some of them.
+    /// Who would lose what, some of them: the change was not made, because it has to be confirmed with `yes`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub losing: Vec<Losing>,
     /// How many would.
