@@ -4,6 +4,7 @@ use crate::wait::{self, PATIENCE};
 use berth::clock;
 use rustix::event::{PollFd, PollFlags};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,6 +37,13 @@ pub fn free_address() -> SocketAddr {
     panic!("no free port in {PORTS:?}");
 }
 
+/// Where what every process writes is kept as well, also that of processes which have ended: `BERTH_TEST_LOGS`, if it is set.
+pub fn logs_dir() -> Option<PathBuf> {
+    let dir = PathBuf::from(std::env::var_os("BERTH_TEST_LOGS")?);
+    std::fs::create_dir_all(&dir).unwrap();
+    Some(dir)
+}
+
 /// What the process wrote to standard error so far.
 #[derive(Default)]
 struct Log {
@@ -46,8 +54,9 @@ struct Log {
 }
 
 impl Log {
-    fn follow(self: Arc<Log>, mut stderr: impl Read + AsFd + Send + 'static) -> JoinHandle<()> {
+    fn follow(self: Arc<Log>, pid: u32, mut stderr: impl Read + AsFd + Send + 'static) -> JoinHandle<()> {
         self.pipe.set(stderr.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let mut copy = logs_dir().map(|dir| File::create(dir.join(format!("berth-{pid}.log"))).unwrap());
         std::thread::spawn(move || {
             let (mut bytes, mut rest) = (vec![0; 64 * 1024], Vec::new());
             loop {
@@ -59,6 +68,9 @@ impl Log {
                 let mut log = self.lines.lock().unwrap();
                 let n = stderr.read(&mut bytes).unwrap_or(0);
                 rest.extend_from_slice(&bytes[..n]);
+                if let Some(copy) = &mut copy {
+                    copy.write_all(&bytes[..n]).unwrap();
+                }
                 while let Some(end) = rest.iter().position(|b| *b == b'\n') {
                     let line: Vec<u8> = rest.drain(..=end).collect();
                     log.0.push(String::from_utf8_lossy(&line[..end]).into_owned());
@@ -213,7 +225,7 @@ impl Process {
             .spawn()
             .unwrap();
         let log = Arc::new(Log::default());
-        let follower = log.clone().follow(child.stderr.take().unwrap());
+        let follower = log.clone().follow(child.id(), child.stderr.take().unwrap());
         Process { child, log, follower: Some(follower), status: None }
     }
 

@@ -2,10 +2,12 @@
 //! each other. The format is described in `docs/history.md`: text, one JSON object a line, in the order in which things were
 //! seen; `BERTH_HISTORY=FILE` re-checks one.
 
+use crate::broker::logs_dir;
 use crate::checker;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Condvar, LazyLock, Mutex};
@@ -162,6 +164,11 @@ pub enum Event {
     Settled,
 }
 
+/// When things were seen, beside the logs of the processes ([`logs_dir`]): number, milliseconds since 1970, what.
+static TIMES: LazyLock<Option<File>> = LazyLock::new(|| {
+    Some(File::create(logs_dir()?.join(format!("history-{}.txt", std::process::id()))).unwrap())
+});
+
 /// Collects events from many threads.
 #[derive(Default)]
 pub struct History {
@@ -171,7 +178,13 @@ pub struct History {
 
 impl History {
     pub fn add(&self, event: Event) {
-        self.events.lock().unwrap().push(event);
+        let mut events = self.events.lock().unwrap();
+        if let Some(mut file) = TIMES.as_ref() {
+            let line = format!("{} {} {event:?}\n", events.len(), berth::clock::now().as_millis());
+            file.write_all(line.as_bytes()).unwrap();
+        }
+        events.push(event);
+        drop(events);
         self.grown.notify_all();
     }
 
