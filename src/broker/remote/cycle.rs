@@ -225,7 +225,9 @@ impl Broker {
         }
         let (known, current) = (remote.members.known(), remote.is_current(now));
         let gone = |origin| remote.members.is_over(origin) || (current && !known.contains(&origin));
-        remote.young.prune(|origin, seq| gone(origin) || remote.seen.all_past(origin, seq));
+        let others: Vec<_> =
+            known.iter().copied().filter(|origin| *origin != remote.me.incarnation).collect();
+        remote.young.prune(&others, |origin, seq| gone(origin) || remote.seen.all_past(origin, seq));
         let (forgotten, recorded) = remote.seen.overflow();
         if forgotten > 0 {
             self.metrics.seen_forgotten.add(forgotten as u64);

@@ -191,7 +191,7 @@ impl Inbox for Broker {
                 Some(id) => {
                     let key = (from.incarnation, id);
                     self.take_frame(remote, frame, key, None, answers, &mut cache, &mut scratch);
-                    remote.young.heard(id.origin, id.seq);
+                    remote.young.came(id.origin, id.seq);
                 }
                 None => {
                     let received = self.receive(remote, &frame, from.incarnation, &mut cache, &mut scratch);
@@ -221,7 +221,7 @@ impl Inbox for Broker {
     fn report(&self, from: &MemberId, report: Report) {
         let Some(remote) = &self.remote else { return };
         let highest = report.open.last().copied().max(report.low_water.checked_sub(1));
-        remote.young.heard(from.incarnation, highest.unwrap_or(0));
+        remote.young.reported(from.incarnation, report.applied, highest.unwrap_or(0));
         self.unsee_below(remote, from.incarnation, report.low_water, &report.open);
         for origin in &report.retired {
             self.unsee_below(remote, *origin, u64::MAX, &[]);

@@ -69,11 +69,7 @@ impl Broker {
     ) -> Option<Arc<Ticket>> {
         let remote = self.remote.as_ref()?;
         let young = wait.take_young();
-        let ticket = self.routed(remote, wait, requests, young.clone());
-        if ticket.is_none() {
-            self.grown_up(remote, young);
-        }
-        ticket
+        self.routed(remote, wait, requests, young)
     }
 
     fn routed(
@@ -87,6 +83,7 @@ impl Broker {
             requests.iter().filter(|r| !sys::is_own(&r.filter)).cloned().collect();
         let fresh = !requests.is_empty();
         if !fresh && wait.known().is_some_and(|r| r <= remote.all_applied()) {
+            self.grown_up(remote, young, None);
             return None;
         }
         let waits = &remote.metrics.suback_waits;
@@ -94,6 +91,7 @@ impl Broker {
         let known = wait.known().is_some();
         if !coordinator.reachable() || (!known && !coordinator.writable()) {
             waits.of(SubackWait::Skipped).inc();
+            self.grown_up(remote, young, Some(wait.clone()));
             self.read_again(remote, wait, requests);
             return None;
         }
@@ -107,29 +105,50 @@ impl Broker {
             let all = outcome == SubackWait::Done && remote.none_parked();
             remote.metrics.suback_waits.of(outcome).inc();
             if let Some(broker) = broker.upgrade() {
+                let unknown = (outcome != SubackWait::Done).then(|| routes.clone());
+                broker.grown_up(&remote, young, unknown);
                 if !all {
                     broker.read_again(&remote, routes, requests);
                 }
-                broker.grown_up(&remote, young);
             }
             ticket.keep(Kept::Done { matched: false });
         }));
         Some(given)
     }
 
-    /// SUBACK leaves for new subscriptions: from here on they are owed what is accepted, and nothing older.
-    fn grown_up(&self, remote: &Remote, young: Option<NewFilters>) {
+    /// SUBACK leaves for new subscriptions: from here on they are owed what is accepted, and nothing older. With `unknown`, the wait for
+    /// their routes, not all nodes may know of them.
+    fn grown_up(&self, remote: &Remote, young: Option<NewFilters>, unknown: Option<RouteWait>) {
         let Some(NewFilters { session, filters }) = young else { return };
-        let older = remote.under_way();
-        remote.young.acknowledged(session.no, &filters, &older);
-        if older.is_empty() || !session.durable {
-            return;
+        let older = match unknown {
+            None => remote.under_way(),
+            // Publishes of these are not matched by nodes that do not know: they are this node's own, or come from journals.
+            Some(_) => {
+                remote.under_way().iter().copied().filter(|(of, _)| !remote.may_not_know(*of)).collect()
+            }
+        };
+        remote.young.acknowledged(session.no, &filters, &older, unknown.is_none());
+        if session.durable {
+            let subscriptions = session.subscriptions.lock();
+            for (filter, s) in filters.iter().filter_map(|f| Some((f, subscriptions.get(f)?))) {
+                let (filter, options, subscription_id) = (filter.clone(), s.options, s.id);
+                let older = remote.older_than(session.no, &filter);
+                if !older.is_empty() {
+                    let subscription = SubscriptionRecord { filter, options, subscription_id, older };
+                    let change = Change::Subscribe { session: session.no, subscription: &subscription };
+                    self.journal.append(&[change]);
+                }
+            }
         }
-        let subscriptions = session.subscriptions.lock();
-        for (filter, s) in filters.iter().filter_map(|f| Some((f, subscriptions.get(f)?))) {
-            let (filter, options, subscription_id) = (filter.clone(), s.options, s.id);
-            let subscription = SubscriptionRecord { filter, options, subscription_id, older: older.to_vec() };
-            self.journal.append(&[Change::Subscribe { session: session.no, subscription: &subscription }]);
+        if let Some(wait) = unknown {
+            let broker = self.me.clone();
+            let tasks = remote.ports.tasks.clone();
+            tasks.spawn(Box::pin(async move {
+                let written = wait.written().await;
+                if let Some(remote) = broker.upgrade().as_ref().and_then(|b| b.remote.as_ref()) {
+                    remote.young.routed(session.no, &filters, written);
+                }
+            }));
         }
     }
 
@@ -158,6 +177,11 @@ impl Remote {
             return self.origins.next_seq().saturating_sub(1);
         }
         if self.members.is_superseded(origin) { u64::MAX } else { self.young.highest(origin) }
+    }
+
+    /// Whether an origin matches publishes itself, and not by this node's index.
+    fn may_not_know(&self, origin: Incarnation) -> bool {
+        origin != self.me.incarnation && !self.members.is_superseded(origin)
     }
 
     /// The highest number known of each origin, of those some of whose publishes may still come again.

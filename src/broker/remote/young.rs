@@ -3,8 +3,12 @@
 //!
 //! Names of one origin ascend, so two numbers tell what came first: the highest that was heard of when SUBACK left, and the
 //! publish's own. What is remembered goes as soon as all of it is done with everywhere.
+//!
+//! A SUBACK may leave before all nodes know of the subscription (G6). Such a node accepts publishes without it for a while, and may find it
+//! when it matches them again. From that node the subscription takes what comes in its turn, and nothing behind a newer one, until
+//! the node has reported that it knows the route, and is done with all that it had accepted by then.
 
-use crate::broker::ports::{Incarnation, MessageId, SessionNo};
+use crate::broker::ports::{Incarnation, MessageId, Revision, SessionNo};
 use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -14,11 +18,35 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// The highest number of each origin that a subscription is younger than.
 pub type Older = Arc<[(Incarnation, u64)]>;
 
+/// A subscription whose SUBACK has left before all nodes knew of it.
+#[derive(Debug, Default)]
+struct Unknown {
+    /// The revision at which its route was written, once that is known.
+    route: Option<Revision>,
+    /// The highest number of each origin that knows the route: what it has accepted later was matched with the route.
+    bounds: SmallVec<[(Incarnation, u64); 2]>,
+}
+
 #[derive(Debug)]
 struct Subscription {
     filter: Arc<str>,
     /// `None` until SUBACK: all that has been heard of is older.
     older: Option<Older>,
+    /// Some nodes may not know of it. Those that `older` names do.
+    unknown: Option<Unknown>,
+}
+
+fn find(numbers: &[(Incarnation, u64)], origin: Incarnation) -> Option<u64> {
+    numbers.iter().find(|(of, _)| *of == origin).map(|(_, seq)| *seq)
+}
+
+/// The highest numbers of one origin.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Of those that have come, or that a report has named.
+    any: AtomicU64,
+    /// Of those that have come.
+    came: AtomicU64,
 }
 
 /// See the module.
@@ -26,23 +54,52 @@ struct Subscription {
 pub struct Young {
     sessions: Mutex<HashMap<SessionNo, SmallVec<[Subscription; 1]>>>,
     len: AtomicUsize,
-    /// The highest number that came from other nodes, by origin.
-    heard: RwLock<HashMap<Incarnation, AtomicU64>>,
+    /// What other nodes have sent and said, by origin.
+    heard: RwLock<HashMap<Incarnation, Heard>>,
 }
 
 impl Young {
-    /// Publishes of `origin` up to `seq` have been heard of.
-    pub fn heard(&self, origin: Incarnation, seq: u64) {
-        if let Some(highest) = self.heard.read().get(&origin) {
-            highest.fetch_max(seq, Ordering::Relaxed);
+    fn note(&self, origin: Incarnation, note: impl Fn(&Heard)) {
+        if let Some(heard) = self.heard.read().get(&origin) {
+            return note(heard);
+        }
+        note(self.heard.write().entry(origin).or_default());
+    }
+
+    /// Publish `seq` of `origin` has come to this node.
+    pub fn came(&self, origin: Incarnation, seq: u64) {
+        self.note(origin, |heard| {
+            heard.any.fetch_max(seq, Ordering::Relaxed);
+            heard.came.fetch_max(seq, Ordering::Relaxed);
+        });
+    }
+
+    /// Process `origin` has reported that its index has come to `applied`, and that it has given the numbers up to `highest`. What it has
+    /// sent before has come.
+    pub fn reported(&self, origin: Incarnation, applied: Revision, highest: u64) {
+        self.note(origin, |heard| {
+            heard.any.fetch_max(highest, Ordering::Relaxed);
+        });
+        if self.is_empty() {
             return;
         }
-        self.heard.write().entry(origin).or_default().fetch_max(seq, Ordering::Relaxed);
+        let mut sessions = self.sessions.lock();
+        for s in sessions.values_mut().flatten() {
+            let (Some(older), Some(unknown)) = (&s.older, &mut s.unknown) else { continue };
+            let knows = unknown.route.is_some_and(|route| route <= applied);
+            if knows && find(older, origin).is_none() && find(&unknown.bounds, origin).is_none() {
+                unknown.bounds.push((origin, highest));
+            }
+        }
     }
 
     /// The highest number heard of an origin; 0 = none.
     pub fn highest(&self, origin: Incarnation) -> u64 {
-        self.heard.read().get(&origin).map_or(0, |highest| highest.load(Ordering::Relaxed))
+        self.heard.read().get(&origin).map_or(0, |heard| heard.any.load(Ordering::Relaxed))
+    }
+
+    fn highest_come(&self, origin: Incarnation) -> u64 {
+        self.heard.read().get(&origin).map_or(0, |heard| heard.came.load(Ordering::Relaxed))
     }
 
     /// Forgets what was heard of origins that are not among `known`.
@@ -60,24 +117,36 @@ impl Young {
         let mut sessions = self.sessions.lock();
         let of_session = sessions.entry(session).or_default();
         of_session.retain(|s| s.filter != *filter);
-        of_session.push(Subscription { filter: filter.clone(), older: None });
+        of_session.push(Subscription { filter: filter.clone(), older: None, unknown: None });
         self.len.store(sessions.len(), Ordering::Release);
     }
 
-    /// SUBACK leaves: the subscriptions take all that is newer than `older`.
-    pub fn acknowledged(&self, session: SessionNo, filters: &[Arc<str>], older: &Older) {
+    /// SUBACK leaves: the subscriptions take all that is newer than `older`. `known` = all nodes know of them; else only those that
+    /// `older` names do, and those that report it once [`Young::routed`] has said when the routes were written.
+    pub fn acknowledged(&self, session: SessionNo, filters: &[Arc<str>], older: &Older, known: bool) {
         let mut sessions = self.sessions.lock();
         let Some(of_session) = sessions.get_mut(&session) else { return };
         let meant = |s: &Subscription| s.older.is_none() && filters.contains(&s.filter);
-        if older.is_empty() {
+        if older.is_empty() && known {
             of_session.retain(|s| !meant(s));
         } else {
-            of_session.iter_mut().filter(|s| meant(s)).for_each(|s| s.older = Some(older.clone()));
+            for s in of_session.iter_mut().filter(|s| meant(s)) {
+                (s.older, s.unknown) = (Some(older.clone()), (!known).then(Unknown::default));
+            }
         }
         if of_session.is_empty() {
             sessions.remove(&session);
         }
         self.len.store(sessions.len(), Ordering::Release);
+    }
+
+    /// The routes of subscriptions that not all nodes knew of at their SUBACK are written at `revision`.
+    pub fn routed(&self, session: SessionNo, filters: &[Arc<str>], revision: Revision) {
+        let mut sessions = self.sessions.lock();
+        let of_session = sessions.get_mut(&session).into_iter().flatten();
+        for unknown in of_session.filter(|s| filters.contains(&s.filter)).filter_map(|s| s.unknown.as_mut()) {
+            unknown.route = Some(revision);
+        }
     }
 
     /// The filters of a session that are younger than a publish; `highest` is the highest number known of its origin.
@@ -89,9 +158,16 @@ impl Young {
     ) -> SmallVec<[Arc<str>; 1]> {
         let sessions = self.sessions.lock();
         let Some(of_session) = sessions.get(&session) else { return SmallVec::new() };
-        let is_younger = |s: &&Subscription| match &s.older {
-            Some(older) => older.iter().any(|(origin, seq)| *origin == id.origin && id.seq <= *seq),
-            None => id.seq <= highest(),
+        let is_younger = |s: &&Subscription| {
+            let Some(older) = &s.older else { return id.seq <= highest() };
+            match (find(older, id.origin), &s.unknown) {
+                (Some(seq), _) => id.seq <= seq,
+                (None, None) => false,
+                (None, Some(unknown)) => {
+                    let bound = find(&unknown.bounds, id.origin).unwrap_or(u64::MAX);
+                    id.seq <= bound.min(self.highest_come(id.origin))
+                }
+            }
         };
         of_session.iter().filter(is_younger).map(|s| s.filter.clone()).collect()
     }
@@ -99,16 +175,22 @@ impl Young {
     /// What a subscription of a session is younger than; `Some(None)` = its SUBACK has not left.
     pub fn of(&self, session: SessionNo, filter: &str) -> Option<Option<Older>> {
         let sessions = self.sessions.lock();
-        Some(sessions.get(&session)?.iter().find(|s| *s.filter == *filter)?.older.clone())
+        let s = sessions.get(&session)?.iter().find(|s| *s.filter == *filter)?;
+        let (Some(older), Some(unknown)) = (&s.older, &s.unknown) else { return Some(s.older.clone()) };
+        let heard = self.heard.read();
+        let others =
+            heard.iter().filter(|(origin, _)| find(older, **origin).is_none()).map(|(origin, heard)| {
+                let bound = find(&unknown.bounds, *origin).unwrap_or(u64::MAX);
+                (*origin, bound.min(heard.came.load(Ordering::Relaxed)))
+            });
+        Some(Some(older.iter().copied().chain(others).collect()))
     }
 
     /// A session has come with a subscription that is younger than publishes.
     pub fn add(&self, session: SessionNo, filter: &Arc<str>, older: Older) {
         let mut sessions = self.sessions.lock();
-        sessions
-            .entry(session)
-            .or_default()
-            .push(Subscription { filter: filter.clone(), older: Some(older) });
+        let s = Subscription { filter: filter.clone(), older: Some(older), unknown: None };
+        sessions.entry(session).or_default().push(s);
         self.len.store(sessions.len(), Ordering::Release);
     }
 
@@ -128,14 +210,20 @@ impl Young {
     }
 
     /// Forgets subscriptions that are younger than nothing that may still come: `done` says whether all publishes of an origin
-    /// up to a number are done with.
-    pub fn prune(&self, done: impl Fn(Incarnation, u64) -> bool) {
+    /// up to a number are done with; `origins` = all that there are but this process.
+    pub fn prune(&self, origins: &[Incarnation], done: impl Fn(Incarnation, u64) -> bool) {
         if self.is_empty() {
             return;
         }
         let mut sessions = self.sessions.lock();
         let over = |s: &Subscription| {
-            s.older.as_ref().is_some_and(|older| older.iter().all(|(origin, seq)| done(*origin, *seq)))
+            let Some(older) = &s.older else { return false };
+            let done_with = |origin: &Incarnation, unknown: &Unknown| {
+                find(older, *origin).is_some()
+                    || done(*origin, find(&unknown.bounds, *origin).unwrap_or(u64::MAX))
+            };
+            older.iter().all(|(origin, seq)| done(*origin, *seq))
+                && s.unknown.as_ref().is_none_or(|u| origins.iter().all(|origin| done_with(origin, u)))
         };
         sessions.retain(|_, of_session| {
             of_session.retain(|s| !over(s));
@@ -157,18 +245,18 @@ mod tests {
     fn a_subscription_is_younger_than_what_was_heard_of_before_its_suback() {
         let young = Young::default();
         let filter: Arc<str> = "t/#".into();
-        young.heard(7, 5);
-        young.heard(7, 3);
+        young.came(7, 5);
+        young.came(7, 3);
         assert_eq!((young.highest(7), young.highest(8)), (5, 0));
         young.begin(1, &filter);
         assert_eq!(young.younger(1, id(5), || 5).as_slice(), std::slice::from_ref(&filter));
         assert!(young.younger(1, id(6), || 5).is_empty() && young.younger(2, id(5), || 5).is_empty());
-        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([(7, 6)]));
+        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([(7, 6)]), true);
         assert_eq!(young.younger(1, id(6), || 9).as_slice(), std::slice::from_ref(&filter));
         assert!(young.younger(1, id(7), || 9).is_empty(), "accepted after SUBACK");
-        young.prune(|_, seq| seq < 6);
+        young.prune(&[7], |_, seq| seq < 6);
         assert!(!young.is_empty());
-        young.prune(|_, seq| seq <= 6);
+        young.prune(&[7], |_, seq| seq <= 6);
         assert!(young.is_empty());
     }
 
@@ -178,12 +266,42 @@ mod tests {
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         young.begin(1, &a);
         young.begin(1, &b);
-        young.acknowledged(1, std::slice::from_ref(&a), &Arc::from([]));
+        young.acknowledged(1, std::slice::from_ref(&a), &Arc::from([]), true);
         assert!(!young.is_empty(), "b waits");
         young.forget(1, Some("b"));
         assert!(young.is_empty());
         young.begin(1, &a);
         young.forget(1, None);
+        assert!(young.is_empty());
+    }
+
+    /// The node knew nothing of the subscription when it accepted 1 to 4, sent 2 to 4 all the same, and 1 when it matched it again.
+    #[test]
+    fn of_a_node_that_does_not_know_a_subscription_nothing_comes_behind_newer_ones() {
+        let young = Young::default();
+        let filter: Arc<str> = "t/#".into();
+        let takes = |seq: u64| young.younger(1, id(seq), || u64::MAX).is_empty();
+        young.begin(1, &filter);
+        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([(8, 3)]), false);
+        for seq in 2..5 {
+            assert!(takes(seq), "{seq} comes in its turn");
+            young.came(7, seq);
+        }
+        assert!(!takes(1) && takes(5));
+        young.routed(1, std::slice::from_ref(&filter), 100);
+        young.reported(7, 99, 6);
+        young.came(7, 9);
+        assert!(!takes(7), "it does not know the route yet");
+        young.reported(7, 100, 8);
+        young.reported(7, 101, 20);
+        assert!(!takes(7) && !takes(8));
+        assert!(takes(9), "accepted with the route, and matched again");
+        assert_eq!(young.of(1, "t/#").flatten().as_deref(), Some(&[(8, 3), (7, 8)][..]));
+        young.prune(&[7, 8], |origin, seq| origin == 8 || seq < 8);
+        assert!(!young.is_empty());
+        young.prune(&[7, 8, 9], |origin, seq| origin == 8 || (origin == 7 && seq <= 8));
+        assert!(!young.is_empty(), "nothing is known of 9");
+        young.prune(&[7, 8], |origin, seq| origin == 8 || seq <= 8);
         assert!(young.is_empty());
     }
 }
