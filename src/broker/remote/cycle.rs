@@ -380,10 +380,11 @@ impl Broker {
         remote.seen.journaled(id, seq, lsn, qos == QoS::ExactlyOnce);
     }
 
-    /// Whether a shared subscription was served with a publish that may have been here before.
-    pub(super) fn has_served(&self, way: &Way<'_>, group: &Group) -> bool {
+    /// Whether shared subscription `name` was served here with a publish that may have been here before; `group` = its members here, if
+    /// there are any still.
+    pub(super) fn has_served(&self, way: &Way<'_>, name: &str, group: Option<&Arc<Group>>) -> bool {
         let (Some(remote), Some(id)) = (&self.remote, way.id) else { return false };
-        remote.seen.served(id, &group.name, |no| group.has(no))
+        remote.seen.served(id, name, |no| group.is_some_and(|group| group.has(no)))
     }
 
     /// A session is done with a journaled message.

@@ -51,13 +51,25 @@ pub fn candidates<'a>(
     here.into_iter().chain(there).collect()
 }
 
-/// Chooses among `candidates` for `open`, those who have declined left out; `turn` is any number, different each time.
-pub fn choose<'a>(candidates: &[Candidate<'a>], open: &OpenGroup, turn: u64) -> Option<Choice<'a>> {
-    let there = candidates.iter().filter(|c| !c.away && !open.without.contains(c.node));
+/// Chooses among `candidates`, as of revision `at` of the index, for `open`, those who have declined left out; `turn` is any number,
+/// different each time. If all have declined, those count that have done so at this revision: members move, and each node may have
+/// been asked while none was there, though the group was never without one.
+pub fn choose<'a>(
+    candidates: &[Candidate<'a>],
+    open: &OpenGroup,
+    turn: u64,
+    at: Revision,
+) -> Option<Choice<'a>> {
+    let declined = |c: &Candidate<'_>, since: Revision| {
+        open.without.iter().any(|(node, at)| node == c.node && *at >= since)
+    };
+    let there = candidates.iter().filter(|c| !c.away && !declined(c, 0));
     if let Some(node) = weighted(there.clone().filter(|c| !open.tried.contains(c.node)), turn) {
         return Some(Choice { node, queue: false, away: false });
     }
-    if let Some(node) = weighted(there.filter(|c| c.persistent), turn) {
+    let anew = candidates.iter().filter(|c| !c.away && !declined(c, at));
+    let persistent = weighted(there.filter(|c| c.persistent), turn);
+    if let Some(node) = persistent.or_else(|| weighted(anew.filter(|c| c.persistent), turn)) {
         return Some(Choice { node, queue: true, away: false });
     }
     // What another process of that node has declined does not count.
@@ -133,17 +145,17 @@ mod tests {
         let mut counts: HashMap<&str, u32> = HashMap::new();
         let open = |tried: &[Arc<str>], without: &[Arc<str>]| OpenGroup {
             tried: tried.into(),
-            without: without.into(),
+            without: without.iter().map(|node| (node.clone(), 10)).collect(),
             ..OpenGroup::new("$share/g/t".into())
         };
         for turn in 0..400 {
-            let choice = choose(&c, &open(&[], &[]), turn).unwrap();
+            let choice = choose(&c, &open(&[], &[]), turn, 10).unwrap();
             assert!(!choice.queue && !choice.away);
             *counts.entry(choice.node).or_default() += 1;
         }
         assert_eq!(counts, HashMap::from([("a", 100), ("b", 300)]));
         let chosen = |among: &[Candidate<'_>], open: &OpenGroup| {
-            choose(among, open, 5).map(|c| (c.node.to_string(), c.queue, c.away))
+            choose(among, open, 5, 10).map(|c| (c.node.to_string(), c.queue, c.away))
         };
         let named = |node: &Arc<str>, queue, away| Some((node.to_string(), queue, away));
         assert_eq!(chosen(&c, &open(&n[1..2], &[])), named(&n[0], false, false));
@@ -156,6 +168,10 @@ mod tests {
         let declined = open(&n[2..], &n[2..]);
         assert_eq!(chosen(&both, &declined), named(&n[2], true, true), "another process of c is waited for");
         assert_eq!(chosen(&c[..1], &open(&n[..1], &[])), None);
+        let all = open(&n[..2], &n[..2]);
+        assert_eq!(chosen(&c[..2], &all), None);
+        let later = choose(&c[..2], &all, 5, 11).map(|c| (c.node.to_string(), c.queue, c.away));
+        assert_eq!(later, named(&n[1], true, false), "its persistent member may have come since");
         assert_eq!(chosen(&[], &open(&[], &[])), None);
     }
 

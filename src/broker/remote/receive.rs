@@ -94,11 +94,13 @@ impl Broker {
         way: &Way<'_>,
         scratch: &mut Scratch,
     ) -> bool {
-        let Some(group) = matches.groups.iter().find(|g| g.name == ask.name) else { return false };
-        if way.repeated && self.has_served(way, group) {
+        let group = matches.groups.iter().find(|g| g.name == ask.name);
+        // Whoever has had it may have left this node since, the last of its members here.
+        if way.repeated && self.has_served(way, &ask.name, group) {
             self.metrics.duplicates_dropped.inc();
             return true;
         }
+        let Some(group) = group else { return false };
         let Some(member) = self.pick(group, 0, frame.message.topic()) else {
             self.nobody_may(group);
             return false;

@@ -198,7 +198,7 @@ impl Broker {
             }
             return served;
         }
-        if way.repeated && here.is_some_and(|group| self.has_served(way, group)) {
+        if way.repeated && self.has_served(way, &open.name, here) {
             plan.served.push(open.name.clone());
             return true;
         }
@@ -206,7 +206,7 @@ impl Broker {
         loop {
             // By the publish's name: whoever sends it again after a crash asks the same node.
             let turn = way.id.map_or_else(|| remote.origins.turn(), origin::turn_of);
-            let choice = groups::choose(&candidates, open, turn);
+            let choice = groups::choose(&candidates, open, turn, way.matched_at);
             let Some(Choice { node, queue, away }) = choice.filter(|c| !(c.queue && way.id.is_none())) else {
                 self.not_served(way);
                 plan.served.push(open.name.clone());
@@ -237,7 +237,7 @@ impl Broker {
                 }
                 Fit::No => {
                     self.metrics.groups_declined.inc();
-                    open.declined_by(node, queue);
+                    open.declined_by(node, queue, way.matched_at);
                 }
             }
         }
@@ -262,7 +262,7 @@ impl Broker {
         plan: &mut Plan,
         scratch: &mut Scratch,
     ) -> Fit {
-        if way.repeated && self.has_served(way, group) {
+        if way.repeated && self.has_served(way, &open.name, Some(group)) {
             plan.served.push(open.name.clone());
             return Fit::Yes;
         }
@@ -448,7 +448,7 @@ impl Broker {
                 continue;
             }
             match open.at.clone() {
-                Some(node) if self.lost(remote, &node) => open.declined_by(&node, false),
+                Some(node) if self.lost(remote, &node) => open.declined_by(&node, false, way.matched_at),
                 Some(_) if open.away => open.open_again(),
                 Some(node) if view.asked.contains(&node) => continue,
                 // It answered that somebody has moved, or could not take the publish.

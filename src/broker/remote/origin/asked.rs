@@ -1,6 +1,6 @@
 //! What nodes are asked to do with a publish, and the shared subscriptions that nobody has served yet. Pure.
 
-use crate::broker::ports::{GroupTry, MemberId, Unserved};
+use crate::broker::ports::{GroupTry, MemberId, Revision, Unserved};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -42,8 +42,9 @@ pub struct OpenGroup {
     pub queue: bool,
     /// Whether it cannot be asked: it is waited for.
     pub away: bool,
-    /// Nodes without a persistent member to queue it for.
-    pub without: SmallVec<[Arc<str>; 2]>,
+    /// Nodes without a persistent member to queue it for, and the revision of the index at which each was asked: a member may have
+    /// come there since.
+    pub without: SmallVec<[(Arc<str>, Revision); 2]>,
     /// At QoS 2: the process that was asked. It may have served it, so nobody else is asked before it has said that it has not,
     /// or whoever speaks for it has.
     pub process: Option<MemberId>,
@@ -85,14 +86,16 @@ impl OpenGroup {
         GroupTry { name: self.name.clone(), queue: self.queue, tried: self.tried.to_vec() }
     }
 
-    /// A node has nobody for it; `queue`: not even a persistent member.
-    pub fn declined_by(&mut self, node: &Arc<str>, queue: bool) {
+    /// A node that was asked at this revision of the index has nobody for it; `queue`: not even a persistent member.
+    pub fn declined_by(&mut self, node: &Arc<str>, queue: bool, at: Revision) {
         if self.at.as_ref() == Some(node) {
             self.open_again();
         }
-        let declined = if queue { &mut self.without } else { &mut self.tried };
-        if !declined.contains(node) {
-            declined.push(node.clone());
+        if queue {
+            self.without.retain(|(without, _)| without != node);
+            self.without.push((node.clone(), at));
+        } else if !self.tried.contains(node) {
+            self.tried.push(node.clone());
         }
     }
 

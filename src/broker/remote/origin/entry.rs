@@ -436,6 +436,7 @@ impl Entry {
         floors: &mut Floors,
     ) -> Option<(Revision, Asked)> {
         let part = self.parts.iter_mut().find(|p| p.node == *node && p.state == State::Asked)?;
+        let asked_at = part.matched_at;
         match answer {
             Answer::Accepted { matched, declined } => {
                 self.matched |= matched;
@@ -453,7 +454,7 @@ impl Entry {
                 }
                 for g in asked.groups {
                     if declined.contains(&g.name) {
-                        self.declined(&g, node);
+                        self.declined(&g, node, asked_at);
                     } else {
                         self.groups.retain(|old| old.name != g.name);
                     }
@@ -482,10 +483,10 @@ impl Entry {
         }
     }
 
-    /// A node has no member online for a shared subscription; nobody even to queue for, if that was asked.
-    fn declined(&mut self, asked: &GroupTry, node: &Arc<str>) {
+    /// A node that was asked at this revision has no member online for a shared subscription; nobody even to queue for, if that was asked.
+    fn declined(&mut self, asked: &GroupTry, node: &Arc<str>, at: Revision) {
         for g in self.groups.iter_mut().filter(|g| g.name == asked.name) {
-            g.declined_by(node, asked.queue);
+            g.declined_by(node, asked.queue, at);
         }
     }
 
