@@ -9,26 +9,33 @@ use super::*;
 use crate::mqtt::QoS;
 use std::collections::BTreeMap;
 
-const NODES: usize = 3;
+pub(super) const NODES: usize = 3;
 
 const TOPIC: &str = "t/x";
 
+/// Publishes of a sender that are not over, at most: fewer than the receive maximum.
+const WINDOW: usize = 1_000;
+
 /// A cluster with a plain subscriber and a member of a group on each node.
-struct Run {
-    cluster: Cluster,
+pub(super) struct Run {
+    pub cluster: Cluster,
     what: String,
-    senders: Vec<Sender>,
-    plain: Vec<Listener>,
-    members: Vec<Listener>,
-    late: Vec<Listener>,
+    pub senders: Vec<Sender>,
+    pub plain: Vec<Listener>,
+    pub members: Vec<Listener>,
+    pub late: Vec<Listener>,
     /// When dead nodes start again.
-    down: BTreeMap<usize, Time>,
+    pub down: BTreeMap<usize, Time>,
 }
 
 impl Run {
-    fn new(seed: u64, qos: QoS, senders: &[usize]) -> Run {
-        let what = format!("seed {seed}, QoS {}", qos as u8);
+    pub fn new(seed: u64, qos: QoS, senders: &[usize]) -> Run {
         let limits = Limits { publish_timeout_ms: 120_000, ..Limits::default() };
+        Run::with(seed, qos, senders, limits)
+    }
+
+    pub fn with(seed: u64, qos: QoS, senders: &[usize], limits: Limits) -> Run {
+        let what = format!("seed {seed}, QoS {}", qos as u8);
         let cluster = Cluster::with(NODES, seed, limits);
         start_routes(&cluster, 0..NODES);
         cluster.net.latency(5);
@@ -42,37 +49,41 @@ impl Run {
         Run { cluster, what, senders, plain, members, late: Vec::new(), down: BTreeMap::new() }
     }
 
-    fn hear(&mut self) {
+    pub fn hear(&mut self) {
         let all = self.plain.iter_mut().chain(&mut self.members).chain(&mut self.late);
         all.for_each(|l| {
             l.hear();
         });
     }
 
-    fn tend(&mut self) {
+    pub fn tend(&mut self) {
         let now = self.cluster.sim.now();
         let due: Vec<usize> = self.down.iter().filter(|(_, at)| **at <= now).map(|(no, _)| *no).collect();
         for no in due {
             self.down.remove(&no);
             self.cluster.restart(no);
+            if self.cluster.broker(no).is_none() {
+                self.down.insert(no, now.plus_ms(100)); // the store is away
+            }
         }
         self.senders.iter_mut().for_each(|p| p.tend(&self.cluster, TOPIC));
         let all = self.plain.iter_mut().chain(&mut self.members).chain(&mut self.late);
         all.for_each(|l| l.tend(&self.cluster));
     }
 
-    fn advance(&mut self, ms: u64) {
+    pub fn advance(&mut self, ms: u64) {
         for _ in 0..ms {
             self.cluster.advance(1);
             self.tend();
         }
     }
 
-    fn publish(&mut self) {
-        self.senders.iter_mut().for_each(|s| s.publish(TOPIC));
+    pub fn publish(&mut self) {
+        let has_room = |s: &&mut Sender| s.open.len() < WINDOW;
+        self.senders.iter_mut().filter(has_room).for_each(|s| s.publish(TOPIC));
     }
 
-    fn crash(&mut self, no: usize, down_ms: u64) {
+    pub fn crash(&mut self, no: usize, down_ms: u64) {
         self.hear();
         eprintln!("{} ms: n{no} dies for {down_ms} ms", self.cluster.sim.now().since_ms(START));
         self.cluster.crash(no);
@@ -96,7 +107,25 @@ impl Run {
         false
     }
 
-    fn finish(&mut self, qos: QoS) -> Result<(), String> {
+    /// What a plain subscription had and no member of the group, with the members that had what was published right before and after.
+    fn lost_for_the_group(&self) -> Vec<String> {
+        let had = |m: &&Listener, payload: &str| m.got.iter().any(|got| got == payload);
+        let who = |payload: &str| {
+            let m = self.members.iter().find(|m| had(m, payload));
+            m.map_or("nobody", |m| &*m.resident.client.client_id)
+        };
+        let near = |payload: &str, by: i64| {
+            let (publisher, n) = payload.split_once(':')?;
+            let n = n.parse::<i64>().ok()? + by;
+            Some(who(&format!("{publisher}:{n:04}")))
+        };
+        let all = self.plain[0].distinct();
+        let lost = all.into_iter().filter(|payload| who(payload) == "nobody");
+        lost.map(|payload| format!("{payload} between {:?} and {:?}", near(payload, -1), near(payload, 1)))
+            .collect()
+    }
+
+    pub fn finish(&mut self, qos: QoS) -> Result<(), String> {
         let acknowledged = |r: &Run| r.down.is_empty() && r.senders.iter().all(|p| p.open.is_empty());
         if !self.until(acknowledged) {
             let open: Vec<_> = self.senders.iter().map(|s| s.open.len()).collect();
@@ -109,7 +138,12 @@ impl Run {
         let all = |r: &Run| r.plain.iter().all(|s| s.distinct().len() == sent) && shared(r) == sent;
         if !self.until(all) {
             let got: Vec<_> = self.plain.iter().map(|r| r.distinct().len()).collect();
-            return Err(format!("{}: lost: of {sent}: {got:?}, shared {}", self.what, shared(self)));
+            let lost = self.lost_for_the_group();
+            return Err(format!(
+                "{}: lost: of {sent}: {got:?}, shared {}: {lost:?}",
+                self.what,
+                shared(self)
+            ));
         }
         self.advance(2_000);
         let repeated = |payload: &str| self.senders.iter().any(|s| s.repeated.contains(payload));
@@ -130,8 +164,8 @@ impl Run {
     }
 }
 
-fn checked(runs: impl Iterator<Item = Result<(), String>>) {
-    let wrong: Vec<String> = runs.filter_map(Result::err).collect();
+pub(super) fn checked(runs: impl Iterator<Item = Result<(), String>>) {
+    let wrong: Vec<String> = runs.filter_map(Result::err).inspect(|why| eprintln!("{why}")).collect();
     assert!(wrong.is_empty(), "{} runs went wrong: {}", wrong.len(), wrong[0]);
 }
 

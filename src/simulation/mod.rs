@@ -25,6 +25,8 @@ mod leaving;
 #[cfg(test)]
 mod left_rows;
 #[cfg(test)]
+mod mixed_faults;
+#[cfg(test)]
 mod moves_interrupted;
 #[cfg(test)]
 mod moves_under_load;

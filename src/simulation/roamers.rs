@@ -19,14 +19,21 @@ pub(super) struct Resident {
     /// Goes to the next node that is there if it is not served.
     pub hunts: bool,
     since: Time,
+    /// It has been told that it has a session.
+    known: bool,
 }
 
 impl Resident {
-    /// Connected, with a session.
-    pub fn new(cluster: &Cluster, name: &str, at: usize) -> Resident {
+    /// On its way to a node; it may not be served.
+    pub fn begin(cluster: &Cluster, name: &str, at: usize) -> Resident {
         let client = SimClient::connect(cluster.open(at), name, false, EXPIRY_S);
         let since = cluster.sim.now();
-        let mut resident = Resident { client, at, connected: false, absent: false, hunts: false, since };
+        Resident { client, at, connected: false, absent: false, hunts: false, since, known: false }
+    }
+
+    /// Connected, with a session.
+    pub fn new(cluster: &Cluster, name: &str, at: usize) -> Resident {
+        let mut resident = Resident::begin(cluster, name, at);
         assert!(
             cluster.until(|| {
                 resident.hear();
@@ -51,8 +58,11 @@ impl Resident {
         let got = self.client.take();
         let mut back = false;
         for g in &got {
-            if let Got::Connected { reason, .. } = g {
+            if let Got::Connected { present, reason } = g {
                 self.connected = *reason == Reason::Success;
+                let lost = self.connected && self.known && !present;
+                assert!(!lost, "{}: the session is gone", self.client.client_id);
+                self.known |= self.connected;
                 back |= self.connected;
             }
         }
@@ -133,6 +143,8 @@ impl Sender {
 pub(super) struct Listener {
     pub resident: Resident,
     pub got: Vec<String>,
+    /// What it subscribes to whenever it is connected, until SUBACK has come.
+    wants: Option<(String, QoS)>,
 }
 
 impl Listener {
@@ -154,18 +166,31 @@ impl Listener {
     pub fn begin(cluster: &Cluster, name: &str, at: usize, filter: &str, qos: QoS) -> Listener {
         let mut resident = Resident::new(cluster, name, at);
         resident.client.subscribe(filter, qos);
-        Listener { resident, got: Vec::new() }
+        Listener { resident, got: Vec::new(), wants: Some((filter.to_owned(), qos)) }
+    }
+
+    /// On its way to a node, where it subscribes once it is served.
+    pub fn late(cluster: &Cluster, name: &str, at: usize, filter: &str, qos: QoS) -> Listener {
+        let resident = Resident::begin(cluster, name, at);
+        Listener { resident, got: Vec::new(), wants: Some((filter.to_owned(), qos)) }
     }
 
     /// True if SUBACK came.
     pub fn hear(&mut self) -> bool {
         let mut subscribed = false;
-        for g in self.resident.hear().0 {
+        let (got, back) = self.resident.hear();
+        for g in got {
             match g {
                 Got::Message { payload, .. } => self.got.push(payload),
                 Got::Subscribed(..) => subscribed = true,
                 _ => {}
             }
+        }
+        if subscribed {
+            self.wants = None;
+        }
+        if let Some((filter, qos)) = self.wants.as_ref().filter(|_| back) {
+            self.resident.client.subscribe(filter, *qos);
         }
         subscribed
     }

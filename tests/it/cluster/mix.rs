@@ -26,7 +26,11 @@ const PACE: Duration = Duration::from_millis(15);
 const RESTLESS: usize = 300;
 
 /// Clients that subscribe late, at most.
-const LATE: usize = 40;
+const LATE: usize = 60;
+
+/// Of these come beside one fault, each within so many milliseconds of its beginning.
+const LATE_AT_ONCE: usize = 2;
+const LATE_BY_MS: u64 = 2_500;
 
 const OPTIONS: &[(&str, &str)] = &[
     ("cluster.lease", "4s"),
@@ -158,11 +162,14 @@ fn persistent(id: &str) -> Dial {
     Dial::v5(id).persistent()
 }
 
-/// A client that subscribes while the others are at it.
-fn one_more<'s>(scope: &'s Scope<'s, '_>, stage: &Stage, n: usize) {
+/// A client that subscribes `ms` from now, while the others are at it.
+fn one_more<'s>(scope: &'s Scope<'s, '_>, stage: &Stage, n: usize, ms: u64) {
     let filter = if n.is_multiple_of(3) { "load/+/0" } else { "load/#" };
-    let subscriber = Subscriber::late(persistent(&format!("late{n}")), filter, stage);
-    scope.spawn(move || subscriber.run());
+    let stage = stage.clone();
+    scope.spawn(move || {
+        lasts(&stage, ms);
+        Subscriber::late(persistent(&format!("late{n}")), filter, &stage).run();
+    });
 }
 
 #[test]
@@ -180,7 +187,7 @@ fn a_mix_of_faults_breaks_no_promise_of_any_kind() {
     subscribers[1].restless = Some(RESTLESS);
     for n in 0..4 {
         let mut member = Subscriber::member(persistent(&format!("member{n}")), "$share/g/load/#", &stage);
-        member.restless = (n == 0).then_some(RESTLESS);
+        member.restless = (n < 2).then_some(RESTLESS / (1 + 2 * n));
         subscribers.push(member);
     }
     let publisher = |n: usize| {
@@ -196,9 +203,9 @@ fn a_mix_of_faults_breaks_no_promise_of_any_kind() {
         let end = berth::clock::now().plus_ms(seconds * 1_000);
         let mut late = 0;
         while berth::clock::now() < end {
-            if late < LATE {
-                one_more(scope, &stage, late);
-                late += 1;
+            for n in late..LATE.min(late + LATE_AT_ONCE) {
+                one_more(scope, &stage, n, random.below(LATE_BY_MS));
+                late = n + 1;
             }
             let fault = FAULTS[random.index(FAULTS.len())];
             strike(&mut cluster, &stage, fault, &mut random);
