@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often the file is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often the file is looked at. A change is taken at the second look that finds it.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Reads the rules that the configuration names.
 pub(super) fn open(config: &Acl) -> Result<Access, AclError> {

@@ -256,7 +256,7 @@ options! {
         "ca_file" ca_file: FileOrNone = "",
     }
 
-    /// What clients may do: rules from a file (docs/permissions.md). The file is looked at twice a second; a faulty one changes
+    /// What clients may do: rules from a file (docs/permissions.md). The file is looked at four times a second; a faulty one changes
     /// nothing, and the log says what is wrong with it.
     Acl = "acl" {
         /// File with an ordered list of rules, of which the first that matches decides.

@@ -134,9 +134,9 @@ impl RuleSet {
         }
     }
 
-    /// Whether anything can be denied.
+    /// Whether anything can be denied. A file of mosquitto's denies all that it does not allow, also if it allows nothing.
     pub fn restricts(&self) -> bool {
-        !self.is_empty() || self.otherwise == Otherwise::Deny
+        !self.is_empty() || self.otherwise == Otherwise::Deny || matches!(self.rules, Rules::Lines(_))
     }
 
     /// What holds where no rule says anything.
@@ -241,7 +241,10 @@ impl Changes {
 
 #[derive(Debug, Default)]
 struct Seen {
+    /// Of what was read last.
     stamp: Option<Stamp>,
+    /// Of what was there at the last look.
+    looked: Option<Stamp>,
     /// The file could not be read, as the log has been told.
     unreadable: bool,
 }
@@ -281,7 +284,7 @@ impl Access {
         };
         let mut seen = access.seen.lock();
         let rules = match access.source.path() {
-            Some(_) => access.read(&mut seen)?,
+            Some(_) => access.read(&mut seen)?.0,
             None => access.rules(),
         };
         access.put(rules);
@@ -304,13 +307,16 @@ impl Access {
         self.current.read().clone()
     }
 
-    /// Looks whether the file has changed, and takes it then.
+    /// Looks whether the file has changed, and takes it at the second look that finds the same one: whoever writes it may not be
+    /// done, and the beginning of a list of rules is a list, too.
     pub fn look(&self) -> Look {
         let Some(path) = self.source.path() else { return Look::Same };
         let mut seen = self.seen.lock();
-        match stamp_of(path) {
-            Ok(stamp) if seen.stamp == Some(stamp) => Look::Same,
-            Err(_) if seen.unreadable => Look::Same,
+        let found = stamp_of(path).ok();
+        let settled = found == std::mem::replace(&mut seen.looked, found);
+        match found {
+            Some(_) if found == seen.stamp || !settled => Look::Same,
+            None if seen.unreadable => Look::Same,
             _ => self.take(&mut seen),
         }
     }
@@ -324,7 +330,7 @@ impl Access {
     }
 
     fn take(&self, seen: &mut Seen) -> Look {
-        match self.read(seen) {
+        match self.read(seen).and_then(|rules| self.not_emptied(rules)) {
             Ok(rules) => {
                 let changes = Changes::between(&self.rules(), &rules);
                 self.put(rules);
@@ -334,8 +340,21 @@ impl Access {
         }
     }
 
-    /// The rules in the file.
-    fn read(&self, seen: &mut Seen) -> Result<Arc<RuleSet>, AclError> {
+    /// The same rules, unless with them everything is allowed from now on because the file has lost what was in it.
+    fn not_emptied(&self, (rules, blank): (Arc<RuleSet>, bool)) -> Result<Arc<RuleSet>, AclError> {
+        if !blank || rules.restricts() || !self.rules().restricts() {
+            return Ok(rules);
+        }
+        let why =
+            "nothing is left in the file, and everything would be allowed: write `rules: []` if it is to be"
+                .to_owned();
+        let path = self.source.path().unwrap_or(Path::new("")).to_owned();
+        let fault = Fault { rule: None, line: 1, key: None, why };
+        Err(AclError::Faulty { path, key: self.source.key(), fault })
+    }
+
+    /// The rules in the file, and whether there is nothing in it but comments.
+    fn read(&self, seen: &mut Seen) -> Result<(Arc<RuleSet>, bool), AclError> {
         let path = self.source.path().unwrap_or(Path::new(""));
         let key = self.source.key();
         let unreadable = |source| AclError::Unreadable { path: path.to_owned(), key, source };
@@ -346,7 +365,8 @@ impl Access {
         let text = stamp.and_then(|_| read_bounded(path)).map_err(unreadable)?;
         let rules = RuleSet::parse(&self.source, &text, self.otherwise, &self.admin_group)
             .map_err(|fault| AclError::Faulty { path: path.to_owned(), key, fault })?;
-        Ok(Arc::new(rules))
+        let blank = text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));
+        Ok((Arc::new(rules), blank))
     }
 
     fn put(&self, rules: Arc<RuleSet>) {

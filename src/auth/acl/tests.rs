@@ -289,7 +289,11 @@ fn lines_of_mosquitto() {
         let error = mosquitto(text).unwrap_err().to_string();
         assert!(error.contains(expected), "{text:?}: {error}");
     }
-    assert!(mosquitto("# nothing\nuser bob\n").unwrap().is_empty());
+    for nothing in ["", "# nothing\nuser bob\n"] {
+        let rules = mosquitto(nothing).unwrap();
+        assert!(rules.is_empty() && rules.restricts(), "as mosquitto, which denies everything then");
+        assert_eq!(said(&rules, "c", "publish a"), "- d");
+    }
 }
 
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
@@ -312,12 +316,14 @@ fn a_changed_file_is_taken_and_a_faulty_one_is_not() {
         "rules:\n  - {allow: all, topics: b}\n  - {allow: all, topics: c}\n  - {deny: all, topics: d}\n",
     )
     .unwrap();
+    assert!(matches!(access.look(), Look::Same), "it may still be written");
     let Look::Changed(changes) = access.look() else { panic!() };
     assert_eq!(changes, Changes { rules: 3, added: 2, removed: 1 });
     assert!(access.version(&who) > first);
     assert!(matches!(access.look(), Look::Same));
     let before = access.version(&who);
     std::fs::write(&path, "rules:\n  - {allow: all}\n").unwrap();
+    assert!(matches!(access.look(), Look::Same), "it may still be written");
     let Look::Kept(error) = access.look() else { panic!() };
     assert!(error.to_string().contains("acl.yaml\" (acl.file): rule 1 (line 2), topics: missing"), "{error}");
     assert!(matches!(access.look(), Look::Same), "said once");
@@ -325,7 +331,8 @@ fn a_changed_file_is_taken_and_a_faulty_one_is_not() {
     assert!(matches!(access.look(), Look::Kept(AclError::Unreadable { .. })));
     assert!(matches!(access.look(), Look::Same), "said once");
     assert_eq!(access.version(&who), before);
-    std::fs::write(&path, "").unwrap();
+    std::fs::write(&path, "rules: []\n").unwrap();
+    assert!(matches!(access.look(), Look::Same), "it may still be written");
     assert!(matches!(access.look(), Look::Changed(Changes { rules: 0, added: 0, removed: 3 })));
     assert_eq!(access.version(&who), 0);
     assert!(Access::open(Source::Yaml(path.join("missing")), Otherwise::Auto, "admins").is_err());
@@ -346,7 +353,36 @@ fn a_file_that_a_link_swap_replaces_is_taken() {
     let access = Access::open(Source::Yaml(path), Otherwise::Auto, "admins").unwrap();
     std::os::unix::fs::symlink("1", dir.path().join("new")).unwrap();
     std::fs::rename(dir.path().join("new"), &data).unwrap();
+    assert!(matches!(access.look(), Look::Same));
     assert!(matches!(access.look(), Look::Changed(Changes { rules: 1, added: 1, removed: 1 })));
+}
+
+#[test]
+fn a_file_that_is_being_written_allows_nothing_more() {
+    let rules = "rules:\n  - {deny: all, topics: secret/#}\n  - {allow: all, topics: \"#\"}\n";
+    for (source, text) in [
+        (Source::Yaml as fn(PathBuf) -> Source, rules),
+        (Source::Mosquitto, "topic readwrite a\ntopic deny secret/#\n"),
+    ] {
+        let (_dir, path) = file(text);
+        let access = Access::open(source(path.clone()), Otherwise::Auto, "admins").unwrap();
+        let who = identity("c");
+        let denied = || access.ruling(&who, &ask("publish secret/x")).max_qos.is_none();
+        // An editor empties the file, then writes it in pieces: each look finds another one.
+        for cut in 0..text.len() {
+            std::fs::write(&path, &text[..cut]).unwrap();
+            assert!(matches!(access.look(), Look::Same), "{cut}");
+            assert!(denied(), "{cut}");
+        }
+        // A full disk leaves nothing of it: that is no order to allow everything.
+        for nothing in ["", "\n", "# rules\n"] {
+            std::fs::write(&path, nothing).unwrap();
+            assert!(matches!(access.look(), Look::Same));
+            access.look();
+            access.reload();
+            assert!(denied(), "{nothing:?}");
+        }
+    }
 }
 
 #[test]
@@ -432,4 +468,41 @@ fn changes_that_are_not_made() {
     assert!(matches!(one.carry_out(&planned), Err(EditError::Raced(_))));
     let nowhere = Access::open(Source::Nowhere, Otherwise::Auto, "admins").unwrap();
     assert!(matches!(nowhere.plan(&fine), Err(EditError::NoFile)));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    /// Whatever stands in a file of rules, it is read or refused, and changed or not.
+    #[test]
+    fn no_file_of_rules_makes_a_reader_panic(
+        noise in "[\\x00-\\x7f\u{85}\u{feff}é]{0,40}",
+        at in 0_usize..300,
+        instead in 0_usize..12,
+        lines in proptest::bool::ANY,
+    ) {
+        let good = if lines {
+            "topic read open/#\nuser bob\ntopic write own name/%c\npattern deny p/%c/%u\n"
+        } else {
+            "# ours\nrules:\n  - allow: all   # really\n    topics: [a, 'b/%c']\n    max_qos: 1\n  - {deny: publish, topics: \"c/#\", \
+             addresses: [10.0.0.0/8, '::1']}\n  - allow: subscribe\n    topics:\n      - d/%u\n    anonymous: false\n"
+        };
+        let start = at.min(good.len());
+        let text = format!("{}{noise}{}", &good[..start], good.get(start + instead..).unwrap_or_default());
+        let source = if lines { Source::Mosquitto(PathBuf::new()) } else { Source::Yaml(PathBuf::new()) };
+        if let Ok(rules) = RuleSet::parse(&source, &text, Otherwise::Auto, "admins") {
+            rules.ruling(&identity("c@bob"), &ask("publish p/c/bob"));
+            rules.ruling(&identity("c"), &ask("subscribe b/#"));
+            rules.shown();
+        }
+        if !lines {
+            let (_dir, path) = file(&text);
+            if let Ok(access) = Access::open(Source::Yaml(path), Otherwise::Auto, "admins") {
+                let rule = r#"{"allow":"all","topics":["x"]}"#.to_owned();
+                for edit in [Edit::Add { rule, at: Some(1) }, Edit::Remove { number: 1 }, Edit::Move { number: 2, to: 1 }] {
+                    let _ = access.plan(&edit);
+                }
+            }
+        }
+    }
 }
