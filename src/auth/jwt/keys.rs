@@ -75,9 +75,25 @@ fn fingerprint(content: &[u8]) -> u64 {
     FixedState::default().hash_one(content).max(1)
 }
 
-/// Whether the content of a key file is a shared secret.
+/// Whether the content of a key file is a shared secret: it is no PEM file, whatever text stands before the first key in it. What is taken
+/// for a secret and is none lets everybody make tokens who knows the public key.
 pub fn is_secret(content: &[u8]) -> bool {
-    !content.starts_with(b"-----BEGIN")
+    const BEGIN: &[u8] = b"-----BEGIN";
+    // Of two bytes for each character one is 0.
+    let text: Vec<u8> = content.iter().copied().filter(|b| *b != 0).collect();
+    !text.windows(BEGIN.len()).any(|part| part == BEGIN)
+}
+
+/// What a file is that is neither a PEM file nor a secret: a public key in another form, which many may know.
+fn published(content: &[u8]) -> Option<&'static str> {
+    let json: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_slice(content).ok();
+    if json.is_some() {
+        return Some("it is JSON and no shared secret: auth.jwt.jwks_file takes a JSON Web Key Set");
+    }
+    let openssh: [&[u8]; 3] = [b"ssh-", b"ecdsa-sha2-", b"---- BEGIN SSH2"];
+    let other =
+        spki(content).is_some() || openssh.iter().any(|start| content.trim_ascii_start().starts_with(start));
+    other.then_some("it is a public key and no shared secret: write it as PEM (BEGIN PUBLIC KEY)")
 }
 
 /// Whether a set of keys has a shared secret among them.
@@ -92,6 +108,9 @@ pub fn has_secret(content: &[u8]) -> bool {
 /// Why there are none, without what is in the file.
 pub fn of_key_file(content: &[u8]) -> Result<Vec<Key>, String> {
     if is_secret(content) {
+        if let Some(why) = published(content) {
+            return Err(why.to_owned());
+        }
         let secret = content.strip_suffix(b"\n").unwrap_or(content);
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
         return of_secret(None, secret).map(|key| vec![key]);

@@ -63,6 +63,9 @@ fn what_a_token_says_decides_and_the_reason_is_named() {
         (hs.clone(), with("groups", json!("ops")), &expected(), Err("groups is no list")),
         (hs.clone(), with("acl", json!({"publish": [1]})), &expected(), Err("acl.publish")),
         (hs.clone(), with("acl", json!([])), &expected(), Err("acl is no object")),
+        // It would match as `a/#` does.
+        (hs.clone(), with("acl", json!({"publish": ["a/#/b"]})), &expected(), Err("acl.publish")),
+        (hs.clone(), with("acl", json!({"subscribe": ["b", ""]})), &expected(), Err("acl.subscribe")),
         (hs.clone(), good.clone(), &strict, Err("issuer")),
         (hs.clone(), with("iss", json!("me")), &strict, Err("audience")),
         (
@@ -198,5 +201,52 @@ fn files_without_a_usable_key_are_refused_and_not_repeated() {
     ] {
         let error = keys::of_set(set.as_bytes()).unwrap_err();
         assert!(error.contains(why), "{error}");
+    }
+}
+
+/// Whoever knows a public key that is taken for a shared secret makes tokens as he likes (RFC 8725 section 2.1).
+#[test]
+fn a_public_key_in_any_form_is_no_shared_secret() {
+    const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
+    for before in ["", "\n", "  ", "# of the issuer\n", "Bag Attributes\n    friendlyName: x\n"] {
+        let content = format!("{before}{PUBLIC}");
+        assert!(!keys::is_secret(content.as_bytes()), "{before:?}");
+        if let Ok(keys) = keys::of_key_file(content.as_bytes()) {
+            assert_eq!(keys.iter().map(Key::algorithm).collect::<Vec<_>>(), ["EdDSA"], "{before:?}");
+        }
+    }
+    let wide: Vec<u8> = PUBLIC.bytes().flat_map(|b| [b, 0]).collect();
+    let der = base64::engine::general_purpose::STANDARD
+        .decode("MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=")
+        .unwrap();
+    let set = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]});
+    let openssh = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINdamAGCsQq31Uv+08lkBzoO4XLz2qYjJa8CGmj3B1Ea issuer";
+    for content in [&wide[..], &der, set.to_string().as_bytes(), openssh.as_bytes()] {
+        assert!(keys::of_key_file(content).is_err(), "{:?}", String::from_utf8_lossy(content));
+    }
+}
+
+proptest::proptest! {
+    /// Whatever stands where a token or a file of keys should, it is read or refused.
+    #[test]
+    fn no_token_and_no_key_makes_a_reader_panic(
+        noise in proptest::collection::vec(proptest::num::u8::ANY, 0..60),
+        at in 0_usize..400,
+        instead in 0_usize..8,
+        what in 0_usize..4,
+    ) {
+        let good = [
+            signed(&json!({"alg": "HS256", "kid": "k"}), &json!({"sub": "alice", "exp": NOW + 60, "acl": {"publish": ["a"]}})),
+            json!({"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}, {"kty": "oct", "k": "AAAA"}]}).to_string(),
+            "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n".to_owned(),
+            String::new(),
+        ];
+        let good = good[what].as_bytes();
+        let start = at.min(good.len());
+        let bytes = [&good[..start], &noise, good.get(start + instead..).unwrap_or_default()].concat();
+        let _ = (keys::of_key_file(&bytes), keys::of_set(&bytes), keys::has_secret(&bytes));
+        let keys = keys::of_key_file(SECRET).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        let _ = Parts::of(&text).map(|parts| parts.verify(&keys, &expected(), Time(NOW * 1000)));
     }
 }

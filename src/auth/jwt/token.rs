@@ -4,6 +4,7 @@ use super::keys::Key;
 use crate::auth::password::users::{is_foreign_name, is_name};
 use crate::broker::ports::AccessClaims;
 use crate::clock::Time;
+use crate::topic::Filter;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
@@ -96,8 +97,8 @@ impl<'a> Parts<'a> {
         let access = match claims.get("acl") {
             None => None,
             Some(Value::Object(acl)) => Some(AccessClaims {
-                publish: strings(acl.get("publish"), "acl.publish")?,
-                subscribe: strings(acl.get("subscribe"), "acl.subscribe")?,
+                publish: filters(acl.get("publish"), "acl.publish")?,
+                subscribe: filters(acl.get("subscribe"), "acl.subscribe")?,
             }),
             Some(_) => return Err("its claim acl is no object".to_owned()),
         };
@@ -155,6 +156,15 @@ fn lists(claim: Option<&Value>, wanted: &str) -> bool {
         Some(Value::Array(all)) => all.iter().any(|v| v.as_str() == Some(wanted)),
         _ => false,
     }
+}
+
+/// Topic filters: one that is none could match more than its author thinks.
+fn filters(claim: Option<&Value>, name: &str) -> Result<Option<Vec<Arc<str>>>, String> {
+    let found = strings(claim, name)?;
+    if found.iter().flatten().any(|filter| Filter::parse(filter).is_err()) {
+        return Err(format!("its claim {name} has an entry that is no topic filter"));
+    }
+    Ok(found)
 }
 
 fn strings(claim: Option<&Value>, name: &str) -> Result<Option<Vec<Arc<str>>>, String> {
