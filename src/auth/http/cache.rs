@@ -50,6 +50,7 @@ impl Cache {
             Some(door.listener.as_bytes()),
             Some(peer.as_bytes()),
             subject.map(str::as_bytes),
+            Some(request.version.name().as_bytes()),
         ];
         for part in parts {
             // With its length: two questions never look the same.
@@ -116,7 +117,8 @@ mod tests {
         let yes = Checked::Accept(Account { user: Some("a".into()), ..Account::default() });
         cache.put(&request("a", "x"), &yes, at(0));
         assert_eq!(cache.get(&request("a", "x"), at(9)), Some(yes.clone()));
-        for other in [request("a", "y"), request("ax", ""), request("", "ax")] {
+        let older = Request { version: Version::V31, ..request("a", "x") };
+        for other in [request("a", "y"), request("ax", ""), request("", "ax"), older] {
             assert_eq!(cache.get(&other, at(9)), None);
         }
         assert_eq!(cache.get(&request("a", "x"), at(10)), None, "too old");

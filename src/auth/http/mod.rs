@@ -3,6 +3,7 @@
 mod breaker;
 mod cache;
 mod connection;
+mod queue;
 
 use super::method::{Checked, Method, Refusal, Request};
 use super::password::users::{is_foreign_name, is_name};
@@ -11,6 +12,7 @@ use crate::clock::{self, Time};
 use crate::config::AuthHttp;
 use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::metrics::AuthDecision;
+use crate::topic::Filter;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use breaker::Breaker;
@@ -19,6 +21,7 @@ use cache::Cache;
 use connection::Connections;
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
+use queue::Queue;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,9 +32,6 @@ pub use connection::ConnectError;
 
 /// Marks accounts of this method.
 pub(super) const SOURCE: u32 = 4;
-
-/// Clients that may wait for their turn to be asked about.
-pub const HOOK_WAITING_MAX: usize = 10_000;
 
 /// What the hook is asked.
 #[derive(Serialize)]
@@ -85,7 +85,7 @@ pub struct Hook {
     cache: Cache,
     breaker: Breaker,
     turns: Semaphore,
-    waiting: Semaphore,
+    waiting: Queue,
 }
 
 impl Hook {
@@ -120,7 +120,7 @@ impl Hook {
             cache: Cache::new(http.cache, http.cache_ttl).ok_or(super::OpenError::Random)?,
             breaker: Breaker::default(),
             turns: Semaphore::new(http.parallel),
-            waiting: Semaphore::new(HOOK_WAITING_MAX),
+            waiting: Queue::default(),
         };
         hook.read_token()?;
         Ok(hook)
@@ -154,17 +154,18 @@ impl Hook {
 
     async fn ask(&self, request: &Request) -> Result<Checked, Refusal> {
         let unavailable = |why: String| Refusal::new(AuthDecision::Unavailable, why);
-        let Ok(_waiting) = self.waiting.try_acquire() else {
-            return Err(Refusal::new(AuthDecision::Busy, "too many clients wait for the HTTP hook"));
-        };
+        let busy = || Refusal::new(AuthDecision::Busy, "too many clients wait for the HTTP hook");
+        let _waiting = self.waiting.enter(request.door.peer.ip()).ok_or_else(busy)?;
         if !self.breaker.lets_through(clock::now()) {
             return Err(unavailable(
                 "the HTTP hook has failed too often and is left alone for a moment".to_owned(),
             ));
         }
+        // Who waits for a turn says nothing about the hook: many clients are no reason to leave it alone.
+        let turn = tokio::time::timeout(self.timeout, self.turns.acquire()).await;
+        let Ok(Ok(_turn)) = turn else { return Err(busy()) };
         let body = question(request);
         let asked = async {
-            let _turn = self.turns.acquire().await.map_err(|e| e.to_string())?;
             let token = self.token.as_ref().and_then(|(_, token)| token.read().clone());
             self.connections.post(body, token.as_deref().map(String::as_str)).await
         };
@@ -213,6 +214,10 @@ fn understood(body: &[u8], request: &Request) -> Result<Checked, String> {
         .ok_or("the HTTP hook allows a client without the name of its user")?;
     if !answer.groups.iter().all(|g| is_name(g)) {
         return Err("the HTTP hook's answer has a group with a name that is none".to_owned());
+    }
+    let filters = answer.acl.iter().flat_map(|acl| [&acl.publish, &acl.subscribe]);
+    if filters.flatten().flatten().any(|filter| Filter::parse(filter).is_err()) {
+        return Err("the HTTP hook's answer has an acl with an entry that is no topic filter".to_owned());
     }
     let list = |texts: Option<Vec<String>>| texts.map(|t| t.into_iter().map(Arc::from).collect());
     Ok(Checked::Accept(Account {

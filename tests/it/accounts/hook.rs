@@ -114,12 +114,13 @@ fn a_hook_that_hangs_or_lies_lets_nobody_in() {
         "nonsense" => Some((200, "allow".to_owned())),
         "large" => Some((200, " ".repeat(1 << 20))),
         "odd" => Some((200, json!({"result": "allow", "user": "a\nb"}).to_string())),
+        "wide" => Some((200, json!({"result": "allow", "acl": {"subscribe": ["a/#/b"]}}).to_string())),
         _ => Some((200, json!({"result": "allow"}).to_string())),
     });
     let broker = setup(at).start();
     let connect = |name: &str| answer(&Dial::v5("x").user(name, "secret"), broker.mqtt);
     // One at a time, with an answer in between, so that the hook is not left alone.
-    for name in ["hangs", "fails", "nonsense", "large", "odd"] {
+    for name in ["hangs", "fails", "nonsense", "large", "odd", "wide"] {
         assert_eq!(connect(name), Reason::ServerUnavailable, "{name}");
         assert_eq!(connect(&format!("good-{name}")), Reason::Success);
     }
@@ -139,4 +140,28 @@ fn a_hook_that_is_gone_is_left_alone_and_found_again() {
     wait::until_true("it is asked again", || connect("alice") == Reason::Success);
     assert!(broker.log().contains("the HTTP hook answers again"), "{}", broker.log());
     assert_eq!(broker.log().matches("left alone for a moment: clients").count(), 1);
+}
+
+/// A flood of one address takes turns from clients that come from elsewhere, and is no failure of the hook.
+#[test]
+fn many_questions_are_no_failures_of_the_hook() {
+    let at = free_address();
+    hook(at, |q| {
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        let good = q["username"] == "alice";
+        Some((200, json!({"result": if good { "allow" } else { "deny" }}).to_string()))
+    });
+    let broker = setup(at).set("auth.http.parallel", "1").start();
+    let flood: Vec<_> = (0..40)
+        .map(|n| {
+            let to = broker.mqtt;
+            std::thread::spawn(move || answer(&Dial::v5("x").user(&format!("eve{n}"), "y"), to))
+        })
+        .collect();
+    let answers: Vec<Reason> = flood.into_iter().map(|eve| eve.join().unwrap()).collect();
+    let of = |reason: Reason| answers.iter().filter(|a| **a == reason).count();
+    assert_eq!(of(Reason::NotAuthorized) + of(Reason::ServerBusy), answers.len(), "{answers:?}");
+    assert!(of(Reason::ServerBusy) > 0, "{answers:?}");
+    assert_eq!(answer(&Dial::v5("a").user("alice", "y"), broker.mqtt), Reason::Success);
+    assert!(!broker.log().contains("left alone"), "{}", broker.log());
 }
