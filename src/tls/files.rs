@@ -10,6 +10,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -135,17 +136,19 @@ impl Files {
 
     fn read<'a>(&self, path: &'a Path, option: &str) -> Result<File<'a>, TlsError> {
         let mut file = File { path, option: self.option(option), bytes: Vec::new() };
-        match std::fs::metadata(path) {
-            Ok(m) if m.len() > FILE_BYTES_MAX => return Err(file.unusable("it is too large")),
-            Ok(m) if option == "key_file" && m.mode() & 0o004 != 0 => {
-                let why =
-                    "everybody on this machine can read the key in it: take that right away (chmod o-r)";
-                return Err(file.unusable(why));
-            }
-            Ok(_) => {}
-            Err(e) => return Err(file.unusable(e.to_string())),
+        let io = |e: io::Error, file: &File<'_>| file.unusable(e.to_string());
+        let mut opened = std::fs::File::open(path).map_err(|e| io(e, &file))?;
+        // Of the file that is open: another may take its name meanwhile.
+        let mode = opened.metadata().map_err(|e| io(e, &file))?.mode();
+        if option == "key_file" && mode & 0o004 != 0 {
+            let why = "everybody on this machine can read the key in it: take that right away (chmod o-r)";
+            return Err(file.unusable(why));
         }
-        file.bytes = std::fs::read(path).map_err(|e| file.unusable(e.to_string()))?;
+        let read = Read::by_ref(&mut opened).take(FILE_BYTES_MAX + 1).read_to_end(&mut file.bytes);
+        read.map_err(|e| io(e, &file))?;
+        if file.bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(file.unusable("it is too large"));
+        }
         Ok(file)
     }
 
@@ -209,7 +212,7 @@ impl Files {
             }
         }
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-        let builder = builder.with_crls(lists).only_check_end_entity_revocation();
+        let builder = builder.with_crls(lists);
         let builder = match self.clients {
             ClientCertificates::Required => builder,
             _ => builder.allow_unauthenticated(),

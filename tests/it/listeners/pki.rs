@@ -38,6 +38,19 @@ impl Pki {
         pki
     }
 
+    /// An authority that this one has signed, with this serial number.
+    pub fn authorise(&self, name: &str, serial: u64) -> Pki {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.serial_number = Some(SerialNumber::from(serial));
+        let issuer = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &*self.issuer).unwrap();
+        let pki = Pki { dir: tempfile::tempdir().unwrap(), issuer };
+        pki.save("ca.pem", &pki.issuer.pem());
+        pki
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

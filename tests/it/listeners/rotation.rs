@@ -154,6 +154,39 @@ fn a_revocation_ends_the_right_connections() {
     connect(&pki, address, Version::V5, &own[2], "third").ping();
 }
 
+/// An authority between the root and its clients that is revoked takes all of its clients with it.
+#[test]
+fn a_revoked_authority_ends_its_clients() {
+    let root = Pki::new("root");
+    let server = root.server("broker");
+    let (plant, office) = (root.authorise("plant", 7), root.authorise("office", 8));
+    let own = |pki: &Pki, cn: &str| {
+        let (cert, key) = pki.sign(cn, 1, GOOD, &[]);
+        (pki.save(&format!("{cn}-chain.pem"), &format!("{}{}", cert.text, pki.ca().text)), key)
+    };
+    let (of_plant, of_office) = (own(&plant, "of-plant"), own(&office, "of-office"));
+    let lists =
+        |number, revoked: &[u64]| [root.crl(number, revoked), plant.crl(1, &[]), office.crl(1, &[])].concat();
+    let crl = root.save("crl.pem", &lists(1, &[]));
+    let ca = root.ca();
+    let options = [
+        ("cert_file", &*server.0.file),
+        ("key_file", &server.1.file),
+        ("client_certificates", "required"),
+        ("client_ca_file", &ca.file),
+        ("crl_file", &crl.file),
+    ];
+    let (broker, address) = listen("tls", &options);
+    let mut leaves = connect(&root, address, Version::V5, &of_plant, "leaves");
+    let mut stays = connect(&root, address, Version::V5, &of_office, "stays");
+    save(&root.path("crl.pem"), &lists(2, &[7]));
+    assert_eq!(leaves.expect_closed(), Some(Reason::NotAuthorized));
+    assert!(!let_in_tls(&Dial::v5("leaves"), address, &tls_config(&root.ca(), Some(&of_plant))));
+    stays.ping();
+    connect(&root, address, Version::V5, &of_office, "comes").ping();
+    assert_eq!(revoked(&broker), 1.0);
+}
+
 /// An authority that is not trusted any more, over secure WebSocket, whose own clients have nothing to fear from a swap.
 #[test]
 fn an_authority_that_is_gone_ends_its_clients() {
