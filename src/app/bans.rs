@@ -2,11 +2,18 @@
 
 use super::Node;
 use super::desk::Desk;
+use super::tasks::ticker;
 use crate::auth::bans::{Ban, BanError, Bans, Flapping, Kind};
 use crate::clock::{self, Time};
 use crate::config::{Config, StorageType};
 use crate::names::shown;
 use crate::server::http::{Answer, ApiError, BanList, BanOperator, BanOrder, Banned, ShownBan, UnbanOrder};
+use crate::telemetry::Metrics;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often bans are looked for whose time has passed; they refuse nobody until then either.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// Reads the bans. The data directory must be there.
 pub(super) fn open(config: &Config) -> Result<Bans, BanError> {
@@ -18,6 +25,15 @@ pub(super) fn open(config: &Config) -> Result<Bans, BanError> {
         ban_ms: millis(config.bans.flapping_ban),
     });
     Bans::open(dir, flapping, clock::now())
+}
+
+/// Forgets the bans whose time has passed, and says how many there are, for ever.
+pub(super) async fn follow(bans: Arc<Bans>, metrics: Arc<Metrics>) {
+    let mut look = ticker(SWEEP);
+    loop {
+        look.tick().await;
+        metrics.bans.set(bans.sweep(clock::now()) as u64);
+    }
 }
 
 impl BanOperator for Desk {
@@ -60,7 +76,8 @@ fn banned(node: &Node, order: BanOrder) -> Result<Banned, ApiError> {
         return Err(ApiError::Invalid("seconds=0: a ban lasts for a second at least".to_owned()));
     }
     let until = order.seconds.map(|s| now.plus_secs(s).as_millis());
-    let ban = Ban { kind, name: order.name, reason: order.reason, since: now.as_millis(), until };
+    let ban =
+        Ban { kind, name: order.name, reason: order.reason, since: now.as_millis(), until, only_user: None };
     let ban = node.bans.add(ban, now)?;
     let closed = node.broker.end_banned(now);
     let (kind, seconds) = (name_of(kind), order.seconds);

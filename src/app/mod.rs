@@ -258,6 +258,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         tokio::spawn(tasks::timers(broker.clone())),
         tokio::spawn(tasks::housekeeping(broker.clone(), config.sys.interval, started)),
         tokio::spawn(access::follow(access, metrics.clone())),
+        tokio::spawn(bans::follow(bans, metrics.clone())),
     ];
     if let Some(interval) = config.sys.interval {
         tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));

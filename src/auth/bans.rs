@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// Bans at a time.
 pub const BANS_MAX: usize = 10_000;
 
+/// Bans at a time beyond which nobody is banned for connecting too often: there is room for those that operators order.
+pub const FLAPPING_BANS_MAX: usize = BANS_MAX / 2;
+
 /// Bytes of the name and of the reason of a ban.
 pub const BAN_TEXT_BYTES_MAX: usize = 1024;
 
@@ -54,11 +57,18 @@ pub struct Ban {
     /// Until when; missing = until it is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<u64>,
+    /// Of a client identifier: only clients of this user are banned, or anonymous ones (empty); missing = whoever uses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_user: Option<String>,
 }
 
 impl Ban {
     fn holds(&self, now: Time) -> bool {
         self.until.is_none_or(|until| now < Time(until))
+    }
+
+    fn concerns(&self, who: &Identity) -> bool {
+        self.only_user.as_ref().is_none_or(|user| who.username.as_deref().unwrap_or_default() == user)
     }
 
     fn words(&self) -> String {
@@ -128,6 +138,9 @@ struct Kept {
     networks: Vec<(Network, Held)>,
 }
 
+/// A client identifier, and the user that uses it.
+type Flapper = (Arc<str>, Option<Arc<str>>);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Bans {
@@ -136,8 +149,8 @@ pub struct Bans {
     held: RwLock<Kept>,
     /// How many there are, those included whose time has passed: while there is none nobody is asked.
     count: AtomicUsize,
-    /// Connects by client ID since the begin of a window.
-    connects: Mutex<HashMap<Arc<str>, (Time, u32)>>,
+    /// Connects by client ID and user since the begin of a window. One user's are not held against another.
+    connects: Mutex<HashMap<Flapper, (Time, u32)>>,
     /// Held while the file is written.
     writing: Mutex<()>,
 }
@@ -169,6 +182,14 @@ impl Bans {
             bans.put(ban).map_err(|e| broken(e.to_string()))?;
         }
         Ok(bans)
+    }
+
+    /// Forgets the bans whose time has passed; how many there are.
+    pub fn sweep(&self, now: Time) -> usize {
+        if self.count.load(Ordering::Acquire) > 0 {
+            self.drop_passed(now);
+        }
+        self.count.load(Ordering::Acquire)
     }
 
     /// The bans that hold, in order.
@@ -264,7 +285,9 @@ impl Bans {
     fn write(&self, now: Time) -> Result<(), BanError> {
         let Some(path) = &self.path else { return Ok(()) };
         let error = |source| BanError::File { path: path.clone(), source };
-        let text = serde_json::to_string_pretty(&self.list(now)).map_err(|e| error(e.into()))? + "\n";
+        // Those of clients that connect too often end with the process.
+        let kept: Vec<Ban> = self.list(now).into_iter().filter(|ban| ban.only_user.is_none()).collect();
+        let text = serde_json::to_string_pretty(&kept).map_err(|e| error(e.into()))? + "\n";
         if !path.exists() {
             std::fs::write(path, "[]\n").map_err(error)?;
         }
@@ -282,8 +305,8 @@ impl ports::Bans for Bans {
         let peer = who.door.peer.ip();
         let network =
             || held.networks.iter().find(|(n, h)| n.contains(peer) && h.ban.holds(now)).map(|(_, h)| h);
-        let found =
-            [held.clients.get(&*who.client_id), user].into_iter().flatten().find(|h| h.ban.holds(now));
+        let client = held.clients.get(&*who.client_id).filter(|h| h.ban.concerns(who));
+        let found = [client, user].into_iter().flatten().find(|h| h.ban.holds(now));
         let found = found.or_else(network)?;
         if !found.told.swap(true, Ordering::Relaxed) {
             tracing::info!(kind = ?found.ban.kind, name = %shown(&found.ban.name), client = %shown(&who.client_id), peer = %who.door.peer,
@@ -294,14 +317,15 @@ impl ports::Bans for Bans {
 
     fn connects(&self, who: &Identity, now: Time) -> Option<String> {
         let limit = self.flapping?;
+        let flapper = (who.client_id.clone(), who.username.clone());
         let mut connects = self.connects.lock();
-        if connects.len() >= COUNTED_CLIENTS_MAX && !connects.contains_key(&who.client_id) {
+        if connects.len() >= COUNTED_CLIENTS_MAX && !connects.contains_key(&flapper) {
             connects.retain(|_, (since, _)| now.since_ms(*since) < limit.within_ms);
             if connects.len() >= COUNTED_CLIENTS_MAX {
                 return None; // more clients than are followed: none of them is taken for one that flaps
             }
         }
-        let (since, count) = connects.entry(who.client_id.clone()).or_insert((now, 0));
+        let (since, count) = connects.entry(flapper.clone()).or_insert((now, 0));
         if now.since_ms(*since) >= limit.within_ms {
             (*since, *count) = (now, 0);
         }
@@ -309,8 +333,11 @@ impl ports::Bans for Bans {
         if *count <= limit.connects {
             return None;
         }
-        connects.remove(&who.client_id);
+        connects.remove(&flapper);
         drop(connects);
+        if self.count.load(Ordering::Acquire) >= FLAPPING_BANS_MAX {
+            return None;
+        }
         let ban = Ban {
             kind: Kind::Client,
             name: who.client_id.to_string(),
@@ -321,6 +348,7 @@ impl ports::Bans for Bans {
             ),
             since: now.as_millis(),
             until: Some(now.plus_ms(limit.ban_ms).as_millis()),
+            only_user: Some(who.username.as_deref().unwrap_or_default().to_owned()),
         };
         let words = ban.words();
         tracing::warn!(client = %shown(&who.client_id), peer = %who.door.peer, reason = %ban.reason, ban_ms = limit.ban_ms, "a client that connects too often is banned");

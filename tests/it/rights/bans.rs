@@ -93,7 +93,25 @@ fn a_ban_ends_when_its_time_is_over_and_is_told_once() {
     let told = broker.log().matches("a banned client is refused").count();
     assert_eq!(told, 1, "one line a ban");
     assert!(!broker.log().contains("connection refused"));
+    assert_eq!(broker.metric("berth_bans"), 1.0);
     wait::until_true("the ban is over", || refused(&dial, broker.mqtt).is_none());
+    wait::until_true("it is not counted any more", || broker.metric("berth_bans") == 0.0);
+}
+
+/// A client identifier is no secret: whoever connects with it all the time bans himself, not the user that it is of.
+#[test]
+fn nobody_bans_another_users_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = with_accounts(dir.path()).set("bans.flapping_connects", "3");
+    let broker = setup.set("bans.flapping_window", "1h").set("bans.flapping_ban", "1h").start();
+    let (eve, bob) = (Dial::v5("meter").user("eve", PASSWORD), Dial::v5("meter").user("bob", PASSWORD));
+    wait::until_true("eve is banned", || refused(&eve, broker.mqtt) == Some(Reason::Banned));
+    assert_eq!(refused(&bob, broker.mqtt), None);
+    assert_eq!(refused(&Dial::v5("meter"), broker.mqtt), None);
+    assert_eq!(refused(&eve, broker.mqtt), Some(Reason::Banned));
+    // What an operator orders holds for everybody, and such a ban is not kept in its place.
+    ctl(broker.http, &["bans", "add", "client", "meter"]).ok();
+    assert_eq!(refused(&bob, broker.mqtt), Some(Reason::Banned));
 }
 
 #[test]
