@@ -25,6 +25,8 @@ struct Waiting {
     id: u64,
     since: Time,
     task: Option<AbortHandle>,
+    /// The listener that it came to, once its task is known.
+    listener: Option<Arc<str>>,
 }
 
 #[derive(Debug, Default)]
@@ -99,9 +101,34 @@ impl Crowd {
         let id = inner.next;
         inner.next += 1;
         inner.total += 1;
-        inner.by_address.entry(address).or_default().push_back(Waiting { id, since: now, task: None });
+        inner.by_address.entry(address).or_default().push_back(Waiting {
+            id,
+            since: now,
+            task: None,
+            listener: None,
+        });
         drop(inner);
         Entry::In(Entrance { crowd: self.clone(), address, id }, gone)
+    }
+
+    /// There is no room for a further connection to `listener` (`None` = to any) among those that are counted, with CONNECT and
+    /// without: those without give way that had time enough, be they ever so few. Whose they were, and how many.
+    pub(super) fn give_way(&self, listener: Option<&str>, now: Time) -> Option<(IpAddr, usize)> {
+        let mut inner = self.inner.lock();
+        let here = |w: &Waiting| listener.is_none_or(|name| w.listener.as_deref() == Some(name));
+        let count = |queue: &VecDeque<Waiting>| queue.iter().filter(|w| here(w)).count();
+        let fullest = inner.by_address.iter().max_by_key(|(_, queue)| count(queue));
+        let (fullest, queue) = fullest?;
+        let grace = if count(queue) > SHARE { CROWDED_GRACE_MS } else { GRACE_MS };
+        let slow = |w: &&Waiting| here(w) && w.task.is_some() && w.since.plus_ms(grace) <= now;
+        let (fullest, slow): (IpAddr, Vec<u64>) =
+            (*fullest, queue.iter().filter(slow).map(|w| w.id).collect());
+        for id in &slow {
+            if let Some(task) = inner.remove(fullest, Some(*id)).and_then(|w| w.task) {
+                task.abort();
+            }
+        }
+        (!slow.is_empty()).then_some((fullest, slow.len()))
     }
 
     /// Connections in it.
@@ -156,14 +183,15 @@ impl Entrance {
 }
 
 impl Crowd {
-    /// The task of a connection that came in, to be ended if it has to give way.
-    pub(super) fn served_by(&self, (address, id): (IpAddr, u64), task: AbortHandle) {
+    /// The task of a connection that came in to `listener`, to be ended if it has to give way.
+    pub(super) fn served_by(&self, (address, id): (IpAddr, u64), task: AbortHandle, listener: &Arc<str>) {
         let mut inner = self.inner.lock();
         let Some(queue) = inner.by_address.get_mut(&address) else { return };
         if let Ok(at) = queue.binary_search_by_key(&id, |w| w.id)
             && let Some(waiting) = queue.get_mut(at)
         {
             waiting.task = Some(task);
+            waiting.listener = Some(listener.clone());
         }
     }
 }
@@ -225,6 +253,31 @@ mod tests {
         let (_, gone) = inside(crowd.enter(ip("192.0.2.99"), at));
         assert_eq!(gone, Some(ip("192.0.2.0")));
         drop(all);
+        assert!(crowd.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_says_nothing_gives_way_where_connections_are_few() {
+        let crowd = Crowd::new(1024);
+        let (mqtt, tls): (Arc<str>, Arc<str>) = ("mqtt".into(), "tls".into());
+        let task = || tokio::spawn(std::future::pending::<()>()).abort_handle();
+        let mut all = Vec::new();
+        for (from, listener, n) in
+            [("192.0.2.66", &mqtt, 20), ("192.0.2.66", &tls, 1), ("192.0.2.1", &mqtt, 1)]
+        {
+            for _ in 0..n {
+                let (entrance, _) = inside(crowd.enter(ip(from), START));
+                crowd.served_by(entrance.id(), task(), listener);
+                all.push(entrance);
+            }
+        }
+        let at = |ms| START.plus_ms(ms);
+        assert_eq!(crowd.give_way(Some("mqtt"), at(CROWDED_GRACE_MS - 1)), None);
+        assert_eq!(crowd.give_way(Some("other"), at(GRACE_MS)), None);
+        assert_eq!(crowd.give_way(Some("mqtt"), at(CROWDED_GRACE_MS)), Some((ip("192.0.2.66"), 20)));
+        assert_eq!((crowd.len(), crowd.give_way(Some("mqtt"), at(GRACE_MS - 1))), (2, None));
+        assert_eq!(crowd.give_way(Some("mqtt"), at(GRACE_MS)), Some((ip("192.0.2.1"), 1)));
+        assert_eq!(crowd.give_way(None, at(GRACE_MS)), Some((ip("192.0.2.66"), 1)));
         assert!(crowd.is_empty());
     }
 

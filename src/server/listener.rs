@@ -32,6 +32,9 @@ use tokio::time::Instant;
 /// How long to wait after a failed accept (out of file descriptors, mostly) before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long those take that give way.
+const GIVE_WAY_PAUSE: Duration = Duration::from_millis(5);
+
 /// Between two questions of the system whether a silent client's machine is still there.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -274,12 +277,33 @@ impl Acceptor {
         }
     }
 
+    /// A place among those that are counted. Where there is none, connections without CONNECT give way: whoever fills the places and says
+    /// nothing keeps nobody out.
+    async fn place(&self, peer: SocketAddr, broker: &Arc<Broker>) -> (Option<Place>, Admission) {
+        let shared = &self.shared;
+        let (mut place, mut admission) = Place::take(broker, shared);
+        for listener in [Some(&*shared.name), None] {
+            let full = broker.metrics.connections_active.get() >= broker.limits.connections as u64;
+            if admission == Admission::Serve || (listener.is_none() && !full) {
+                break;
+            }
+            let Some((gone, n)) = shared.crowd.give_way(listener, clock::now()) else { continue };
+            let why = format!("{n} without CONNECT give way to {peer}: max_connections is reached");
+            shared.turned(SocketAddr::new(gone, 0), Turned::Crowded, &why);
+            drop(place.take());
+            // Their tasks end beside this one.
+            tokio::time::sleep(GIVE_WAY_PAUSE).await;
+            (place, admission) = Place::take(broker, shared);
+        }
+        (place, admission)
+    }
+
     async fn accepted(&self, stream: TcpStream, peer: SocketAddr, broker: &Arc<Broker>) {
         let shared = &self.shared;
         if let Some(rate) = &shared.rate {
             rate.lock().take(1, clock::now());
         }
-        let (place, admission) = Place::take(broker, shared);
+        let (place, admission) = self.place(peer, broker).await;
         let Some(place) = place else {
             tracing::debug!(%peer, listener = &*shared.name, "closed: max_connections is reached");
             return;
@@ -307,7 +331,7 @@ impl Acceptor {
             ListenerType::Ws => tokio::spawn(receive::<WebSocket<TcpStream>>(stream, guest, stop)),
             ListenerType::Wss => tokio::spawn(receive::<WebSocket<Tls>>(stream, guest, stop)),
         };
-        shared.crowd.served_by(id, task.abort_handle());
+        shared.crowd.served_by(id, task.abort_handle(), &shared.name);
     }
 }
 

@@ -99,6 +99,13 @@ impl Throttle {
         usize::try_from(room).unwrap_or(usize::MAX)
     }
 
+    /// So many bytes were read that are no MQTT.
+    pub(super) fn cost(&mut self, bytes: usize, now: Time) {
+        if let Some(bucket) = self.bytes.as_mut().filter(|_| bytes > 0) {
+            bucket.take(bytes as u64, now);
+        }
+    }
+
     /// So many bytes were read.
     pub(super) fn came(&mut self, bytes: usize, now: Time) {
         if let Some(bucket) = &mut self.bytes {
@@ -186,6 +193,9 @@ mod tests {
         throttle.count(12, START.plus_ms(301));
         assert_eq!(throttle.room(START.plus_ms(301)), 0);
         assert!(throttle.closed_until() > Some(START.plus_ms(2_000)));
+        let mut throttle = Throttle::new(None, Some(1000), START).unwrap();
+        throttle.cost(2_000, START);
+        assert_eq!((throttle.room(START), throttle.closed_until()), (0, Some(START.plus_ms(1_002))));
         assert!(Throttle::new(None, None, START).is_none());
     }
 }

@@ -22,6 +22,11 @@ pub(super) trait Transport: Send + 'static {
     /// Takes what it can of `bytes`; returns how many bytes that is. A bounded number of them may wait here for the peer.
     fn write(&mut self, waker: &Waker, bytes: &[u8]) -> Result<usize, Broken>;
 
+    /// Bytes that were read beside those for the link, since this was asked last: a client that is slowed down has sent them, too.
+    fn overhead(&mut self) -> usize {
+        0
+    }
+
     /// Bytes that are there and were not read yet.
     fn unread(&self) -> u64;
 
@@ -71,6 +76,7 @@ impl<T: Transport> Socket for Turn<'_, T> {
         let room = throttle.room(self.now).min(buffer.len());
         let Some(buffer) = buffer.get_mut(..room).filter(|b| !b.is_empty()) else { return Read::Nothing };
         let read = self.transport.read(self.waker, buffer);
+        throttle.cost(self.transport.overhead(), self.now);
         if let Read::Bytes(n) = read {
             throttle.came(n, self.now);
         }

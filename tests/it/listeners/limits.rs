@@ -6,7 +6,7 @@ use crate::client::{Client, Dial, In};
 use crate::wait;
 use berth::clock;
 use berth::mqtt::{QoS, Reason, Version};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 
 fn refused(dial: &Dial, to: SocketAddr) -> Reason {
     match dial.try_connect(to).unwrap().1 {
@@ -42,6 +42,34 @@ fn connections_per_second_wait_their_turn() {
     let since = clock::now();
     Dial::v5("elsewhere").connect(broker.mqtt).disconnect();
     assert!(clock::now().since_ms(since) < 1_000);
+}
+
+/// Connections that say nothing count as others do, and give way to who comes.
+#[test]
+fn silent_connections_keep_nobody_out_of_a_small_listener() {
+    let (broker, address) = listen("tcp", &[("max_connections", "5")]);
+    let mut first = Dial::v5("first").connect(address);
+    let silent: Vec<TcpStream> = (0..120).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let since = clock::now();
+    let get_in = |id: &str| {
+        wait::until("a client gets in", || match Dial::v5(id).try_connect(address) {
+            Ok((client, In::ConnAck { reason: Reason::Success, .. })) => Some(client),
+            _ => None,
+        })
+    };
+    let mut others: Vec<Client> = (0..4).map(|n| get_in(&format!("c{n}"))).collect();
+    let took = clock::now().since_ms(since);
+    assert!(took < 10_000, "{took} ms: the time for CONNECT is as long");
+    others.iter_mut().for_each(Client::ping);
+    first.ping();
+    drop(silent);
+    assert!(broker.metric("berth_turned_away_total{reason=\"crowded\"}") >= 1.0);
+    // Those that are connected give way to nobody.
+    assert!(!matches!(
+        Dial::v5("late").try_connect(address),
+        Ok((_, In::ConnAck { reason: Reason::Success, .. }))
+    ));
+    others.iter_mut().for_each(Client::ping);
 }
 
 /// What a client may send, and how long so many messages of so many bytes take at least, milliseconds.

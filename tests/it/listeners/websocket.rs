@@ -209,6 +209,30 @@ fn pings_of_websocket_are_not_those_of_mqtt() {
     assert_eq!(broker.metric("mqtt_errors_total{type=\"keep_alive_timeout\"}"), 1.0);
 }
 
+/// Nor are they free of charge where clients are slowed down.
+#[test]
+fn pings_of_websocket_count_as_bytes() {
+    let (broker, address) = listen("ws", &[("max_byte_rate", "10kB")]);
+    let mut socket = open(address);
+    socket.send(Message::Binary(Dial::v5("pings").bytes().into())).unwrap();
+    assert!(matches!(next(&mut socket), Message::Binary(_)));
+    let since = berth::clock::now();
+    for _ in 0..300 {
+        socket.send(Message::Ping(vec![1; 100].into())).unwrap();
+    }
+    socket.send(Message::Binary(vec![0xC0, 0].into())).unwrap();
+    let answer = loop {
+        match next(&mut socket) {
+            Message::Binary(bytes) => break bytes,
+            other => assert!(matches!(other, Message::Pong(_)), "{other:?}"),
+        }
+    };
+    assert_eq!(answer[0], 0xD0);
+    let took = berth::clock::now().since_ms(since);
+    assert!(took >= 1_700, "{took} ms");
+    assert!(broker.metric("berth_turned_away_total{reason=\"client_rate\"}") >= 1.0);
+}
+
 /// The broker stops: DISCONNECT, then a close frame, then the end.
 #[test]
 fn websocket_is_closed_politely() {

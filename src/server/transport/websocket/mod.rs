@@ -43,6 +43,8 @@ pub(in crate::server) struct WebSocket<T> {
     closed: bool,
     /// What the client did that it may not.
     fault: Option<Fault>,
+    /// Bytes of headers and control frames, since somebody asked.
+    overhead: usize,
 }
 
 /// A connection that is to become a WebSocket.
@@ -91,6 +93,7 @@ impl<T: Transport> Upgrade<T> {
             ended: false,
             closed: false,
             fault: None,
+            overhead: 0,
         }
     }
 }
@@ -157,6 +160,7 @@ impl<T: Transport> Transport for WebSocket<T> {
                 self.close(Some(fault.code), fault.why);
                 payload
             });
+            self.overhead += n - payload.min(n);
             if self.flush_out(waker).is_err() {
                 self.ended = true;
             }
@@ -191,6 +195,10 @@ impl<T: Transport> Transport for WebSocket<T> {
             })?;
         }
         Ok(taken)
+    }
+
+    fn overhead(&mut self) -> usize {
+        std::mem::take(&mut self.overhead)
     }
 
     /// Also of frames of which nothing is for MQTT: it is known only once they are read.
