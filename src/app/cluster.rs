@@ -29,6 +29,7 @@ use crate::cluster::etcd::tls::{EtcdTls, Pem};
 use crate::cluster::older::Known;
 use crate::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile, Probe};
 use crate::config::{Advertised, Config};
+use crate::secret_file;
 use crate::telemetry::Metrics;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
@@ -500,7 +501,9 @@ fn reachable_as(address: SocketAddr) -> String {
 }
 
 fn read(path: &Path, option: &'static str) -> Result<Vec<u8>, JoinError> {
-    std::fs::read(path).map_err(|source| JoinError::File { option, path: path.to_owned(), source })
+    let secret = option.ends_with("key_file") || option.ends_with("password_file");
+    let read = if secret { secret_file::read_private(path) } else { std::fs::read(path) };
+    read.map_err(|source| JoinError::File { option, path: path.to_owned(), source })
 }
 
 fn etcd_options(config: &Config) -> Result<EtcdOptions, JoinError> {
@@ -512,8 +515,9 @@ fn etcd_options(config: &Config) -> Result<EtcdOptions, JoinError> {
     let password = match (&etcd.password, &etcd.password_file) {
         (Some(secret), _) => Some(secret.reveal().to_owned()),
         (None, Some(path)) => {
-            let unread =
-                |source| JoinError::File { option: "etcd.password_file", path: path.clone(), source };
+            let option = "etcd.password_file";
+            read(path, option)?;
+            let unread = |source| JoinError::File { option, path: path.clone(), source };
             Some(read_password(path).map_err(unread)?)
         }
         (None, None) => None,

@@ -15,6 +15,7 @@ class Role(unittest.TestCase):
         self.etcd = Etcd(self.place)
         self.password = self.place.dir / "password"
         self.password.write_text("first-word\n")
+        self.password.chmod(0o600)
 
     def make(self, *arguments: str, user: str | None = None, input: str = ""):
         return run(["sh", ROLE, *arguments], env=self.etcd.environment(user), input=input)

@@ -3,6 +3,7 @@
 use super::etcd::Etcd as Server;
 use berth::cluster::etcd::tls::Pem;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use std::os::unix::fs::PermissionsExt;
 
 /// An authority and what it signs, as files.
 pub struct Authority {
@@ -22,10 +23,11 @@ impl Authority {
         authority
     }
 
-    /// Writes a file.
+    /// Writes a file that only this user can read.
     pub fn save(&self, name: &str, text: String) -> Pem {
         let path = self.dir.path().join(name);
         std::fs::write(&path, &text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         Pem { file: path.to_str().unwrap().to_owned(), bytes: text.into_bytes() }
     }
 
