@@ -49,7 +49,7 @@ struct Proof {
 pub struct Exchange {
     passwords: Arc<Passwords>,
     told: Told,
-    /// For the salts of users that nobody knows: always the same for a name, and known to nobody.
+    /// For the salts of users that nobody knows, if there is no user at all: always the same for a name, and known to nobody.
     decoys: [u8; 32],
     nonce: String,
     state: State,
@@ -87,19 +87,19 @@ impl Exchange {
         let (keys, account) =
             match known.and_then(|(name, user)| Some((user.scram.clone()?, account(name, user)))) {
                 Some((keys, account)) => (keys, Some(account)),
-                None => (self.decoy(&name), None),
+                None => (decoy(users.secret.as_ref().unwrap_or(&self.decoys), &name), None),
             };
         let nonce = format!("{client}{}", self.nonce);
         let begun = format!("{bare},{}", server_first(&nonce, &keys));
         Ok(Proof { begun, binding: STANDARD.encode(binding), nonce, keys, account })
     }
+}
 
-    /// Keys of a user that has none: like those that `berth passwd` makes, with a salt that stays the same.
-    fn decoy(&self, name: &str) -> ScramKeys {
-        let salt = hmac_sha256(&self.decoys, &[b"salt", name.as_bytes()]);
-        let key = hmac_sha256(&self.decoys, &[b"key", name.as_bytes()]);
-        ScramKeys::decoy(salt.get(..16).unwrap_or_default(), key)
-    }
+/// Keys of a user that has none: like those that `berth passwd` makes, with a salt that stays the same.
+fn decoy(secret: &[u8], name: &str) -> ScramKeys {
+    let salt = hmac_sha256(secret, &[b"salt", name.as_bytes()]);
+    let key = hmac_sha256(secret, &[b"key", name.as_bytes()]);
+    ScramKeys::decoy(salt.get(..16).unwrap_or_default(), key)
 }
 
 fn invalid(why: &str) -> Refusal {
@@ -290,6 +290,10 @@ mod tests {
         }
         let salt = |name: &str| go_on(exchange().step(Some(format!("n,,n={name},r=x").as_bytes())));
         assert_eq!(salt("nobody"), salt("nobody"), "a salt that changes would tell");
+        // Nor does another process with the same file, here or on another node, tell who is known.
+        let mut elsewhere = exchange();
+        elsewhere.decoys = [8; 32];
+        assert_eq!(go_on(elsewhere.step(Some(b"n,,n=nobody,r=x"))), salt("nobody"));
         assert_eq!(unescaped("a=2Cb=3Dc").as_deref(), Some("a,b=c"));
     }
 }

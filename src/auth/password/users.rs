@@ -1,7 +1,7 @@
 //! The file of users: lines `user:hash`, with further fields behind.
 
 use super::hash::Hash;
-use super::scram::ScramKeys;
+use super::scram::{ScramKeys, sha256};
 use crate::secret_file::{FileError, WatchedFile};
 use hashbrown::HashMap;
 use std::hash::BuildHasher;
@@ -38,6 +38,8 @@ pub struct Users {
     pub by_name: HashMap<Arc<str>, User>,
     /// A hash that costs as much as those of the users, and that is of no password.
     pub decoy: Option<Hash>,
+    /// Makes what users that nobody knows are told: the same on every node with this file, and after a restart.
+    pub secret: Option<[u8; 32]>,
 }
 
 /// Whether a user or a group can be called so: a file must be able to hold the name, and a log line.
@@ -124,6 +126,7 @@ impl Users {
                 .map_err(|why| wrong(format!("user {:?}: {why}", crate::names::shown(name).to_string())))?;
             user.version = hasher.hash_one(line).max(1);
             users.decoy.get_or_insert_with(|| user.hash.decoy());
+            users.secret.get_or_insert_with(|| sha256(format!("decoys {}", user.hash).as_bytes()));
             let name: Arc<str> = name.into();
             if let Some(before) = lines.insert(name.clone(), number) {
                 return Err(wrong(format!("the user is in line {before} as well")));
@@ -188,6 +191,24 @@ mod tests {
                 "{error}"
             );
             assert!(error.contains(what) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever stands in a file of users, it is read or refused.
+        #[test]
+        fn no_file_of_users_makes_its_reader_panic(
+            noise in "[\\x00-\\x7fé]{0,20}",
+            at in 0_usize..300,
+            instead in 0_usize..30,
+        ) {
+            let keys = ScramKeys::of(b"password", b"0123456789abcdef", 4096);
+            let good = format!("a:{HASH}\nb:{HASH}:scram-sha-256={keys}:groups=x,y\nc:$7$101$AAAA$BBBB\nd:$6$AA$BB\n");
+            let start = at.min(good.len());
+            let text = format!("{}{noise}{}", &good[..start], good.get(start + instead..).unwrap_or_default());
+            if let Ok(users) = parse(&text) {
+                users.by_name.iter().for_each(|(name, user)| assert!(!line(name, user).is_empty()));
+            }
         }
     }
 }
