@@ -401,7 +401,8 @@ impl Broker {
 }
 
 fn will_record(w: &Will) -> WillRecord {
-    WillRecord { message: w.message.clone(), delay_s: w.delay_s, message_expiry_s: w.message_expiry_s }
+    let Will { message, delay_s, message_expiry_s, author } = w.clone();
+    WillRecord { message, delay_s, message_expiry_s, author }
 }
 
 /// A message as the journal has it for one session.

@@ -154,6 +154,8 @@ pub struct Broker {
     rivals: Rivals,
     /// Refusals of sessions of other users, as the log has told them.
     thefts: Repeats,
+    /// Connections that came to nothing, as the log has told them, by reason and address.
+    refusals: Repeats,
     next_session: AtomicU64,
     draining: AtomicBool,
     me: Weak<Broker>,

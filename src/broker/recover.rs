@@ -52,6 +52,7 @@ impl Broker {
             receiving: Receiving::new(limits.arriving_bytes),
             rivals: Rivals::default(),
             thefts: Repeats::default(),
+            refusals: Repeats::default(),
             next_session: AtomicU64::new(recovered.next_session.max(1)),
             draining: AtomicBool::new(false),
             me: me.clone(),
@@ -84,6 +85,7 @@ impl Broker {
     fn recover_session(&self, r: RecoveredSession, hold: &Option<Arc<OrderHold>>, now: Time) -> Arc<Handle> {
         let record = r.record;
         let (pending, epoch, user) = (record.pending, record.epoch, record.user);
+        let author = record.will.as_ref().and_then(|will| will.author.clone());
         let will = record.will.map(will_of);
         let steps = r.outbound.into_iter().filter_map(|(packet_id, seq, state)| {
             Some((packet_id, NonZeroU64::new(seq)?, state == OutboundState::Released))
@@ -103,6 +105,7 @@ impl Broker {
         handle.set_recorded();
         handle.set_epoch(epoch);
         handle.set_user(user);
+        handle.knows_author(author.as_deref());
         self.next_session.fetch_max(record.no + 1, Ordering::Relaxed);
         self.registry.insert(handle.clone());
         self.metrics.sessions.of(SessionState::Dormant).add(1);
@@ -134,5 +137,6 @@ impl Broker {
 
 /// A will as the journal has it.
 pub(super) fn will_of(w: WillRecord) -> Will {
-    Will { message: w.message, delay_s: w.delay_s, message_expiry_s: w.message_expiry_s }
+    let WillRecord { message, delay_s, message_expiry_s, author } = w;
+    Will { message, delay_s, message_expiry_s, author }
 }

@@ -2,17 +2,18 @@
 //! as the rules are the same. While nothing is restricted nobody is asked.
 
 use super::handle::Handle;
-use super::ports::{Ask, Identity};
+use super::ports::{AccessClaims, Account, Ask, Door, Identity};
 use super::publish::Scratch;
 use super::router::{Group, Subscriber};
 use super::{Broker, bridges, sys};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS};
 use crate::names::shown;
-use crate::session::{Delivery, Loss};
+use crate::session::{Author, Delivery, Loss, SessionUser};
 use crate::telemetry::metrics::Denied;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Decisions that a session remembers of publishing, and as many of receiving; at the limit they are forgotten.
@@ -32,6 +33,8 @@ pub struct Rights(Mutex<Inner>);
 struct Inner {
     /// The session's client, connected or not; `None` = it has not been here since this process has the session.
     who: Option<Arc<Identity>>,
+    /// The client that has left the session's will, as far as rules ask about it, if the session came here without its client.
+    author: Option<Arc<Identity>>,
     /// Of the rules by which was decided.
     version: u64,
     receive: Decisions<Limit>,
@@ -70,9 +73,54 @@ impl Rights {
         *self.0.lock() = Inner { who: Some(who), ..Inner::default() };
     }
 
+    /// The session came here with a will of `author`.
+    fn set_author(&self, author: Identity) {
+        self.0.lock().author = Some(Arc::new(author));
+    }
+
+    /// The client that has left the session's will; `None` = not known.
+    fn author(&self) -> Option<Arc<Identity>> {
+        let inner = self.0.lock();
+        inner.who.clone().or_else(|| inner.author.clone())
+    }
+
     /// The session's client, connected or not; `None` = it has not been here since this process has the session.
     pub fn who(&self) -> Option<Arc<Identity>> {
         self.0.lock().who.clone()
+    }
+}
+
+impl Handle {
+    /// The session came here, from the journal or another node, with a will that `author` has left.
+    pub(super) fn knows_author(&self, author: Option<&Author>) {
+        let Some((author, address)) = author.and_then(|a| Some((a, a.address.parse().ok()?))) else { return };
+        let user = match self.user() {
+            SessionUser::Named(name) => Some(name),
+            SessionUser::Anonymous | SessionUser::Unknown => None,
+        };
+        let claims = author.publish.as_ref().map(|publish| {
+            Box::new(AccessClaims { publish: Some(publish.to_vec()), ..AccessClaims::default() })
+        });
+        self.rights.set_author(Identity {
+            client_id: self.client_id.clone(),
+            username: user.clone(),
+            door: Arc::new(Door {
+                listener: author.listener.clone(),
+                peer: SocketAddr::new(address, 0),
+                certificate: None,
+            }),
+            account: Arc::new(Account { user, groups: author.groups.clone(), claims, ..Account::default() }),
+        });
+    }
+}
+
+/// What is kept of a client with its will.
+pub(super) fn author_of(who: &Identity) -> Author {
+    Author {
+        listener: who.door.listener.clone(),
+        address: who.door.peer.ip().to_string().into(),
+        groups: who.account.groups.clone(),
+        publish: who.account.claims.as_ref().and_then(|claims| claims.publish.as_deref().map(Into::into)),
     }
 }
 
@@ -82,7 +130,8 @@ impl Inner {
         let Some(who) = &self.who else { return false };
         let version = broker.permissions.version(who);
         if version != self.version {
-            *self = Inner { who: self.who.take(), version, ..Inner::default() };
+            let (who, author) = (self.who.take(), self.author.take());
+            *self = Inner { who, author, version, ..Inner::default() };
         }
         version > 0
     }
@@ -143,10 +192,10 @@ impl Broker {
         may
     }
 
-    /// Whether a will may be published now; counts and tells if not. The client of a session that came here without it is not
-    /// known: its will was allowed when it connected.
+    /// Whether a will may be published now; counts and tells if not. Of a will that a release left which did not keep its author
+    /// nothing is known but that it was allowed when its client connected.
     pub(super) fn will_is_due(&self, handle: &Handle, message: &Message) -> bool {
-        let may = handle.rights.who().is_none_or(|who| self.may_leave(&who, message));
+        let may = handle.rights.author().is_none_or(|who| self.may_leave(&who, message));
         if !may {
             self.metrics.lost(handle.whose(), Loss::NotAuthorized, 1);
             tracing::info!(client = %shown(&handle.client_id), topic = %shown(message.topic()), "will not published: its client may not publish there any more");

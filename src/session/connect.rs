@@ -102,6 +102,7 @@ impl Settings {
                 }),
                 delay_s: w.delay_s,
                 message_expiry_s: w.message_expiry_s,
+                author: None,
             }),
             limits,
         })

@@ -3,12 +3,13 @@
 use super::actions::{Actions, CloseCause, Effect, Leftover, Loss};
 use super::connect::{Pending, Settings, expires_at};
 use super::inflight::Stage;
-use super::{Conn, Session, limits};
+use super::{Author, Conn, Session, limits};
 use crate::clock::Time;
 use crate::mqtt::Message;
 use crate::mqtt::message::Parts;
 use crate::topic::{InboundAliases, OutboundAliases};
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 /// How long at least the will of a session waits that was handed to another node, seconds. Its client has to come back there.
 const HANDED_OVER_WILL_S: u32 = 30;
@@ -22,6 +23,8 @@ pub struct Will {
     pub delay_s: u32,
     /// Message expiry interval, seconds from the publication of the will on.
     pub message_expiry_s: Option<u32>,
+    /// Who has left it; `None` = not known.
+    pub author: Option<Arc<Author>>,
 }
 
 impl Will {

@@ -22,7 +22,7 @@ pub use actions::{
 };
 pub use connect::Settings;
 pub use limits::Limits;
-pub use user::SessionUser;
+pub use user::{Author, SessionUser};
 
 use crate::clock::Time;
 use crate::mqtt::packet::Packet;

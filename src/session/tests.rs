@@ -227,7 +227,7 @@ fn a_session_handed_to_another_node_gives_its_client_time_before_the_will() {
     for (expiry_s, delay_s, due_s) in [(60, 0, 30), (60, 10, 30), (60, 40, 40), (20, 0, 20)] {
         let mut s = Session::new(true);
         let mut out = Actions::default();
-        let will = Will { message: d.message.clone(), delay_s, message_expiry_s: None };
+        let will = Will { message: d.message.clone(), delay_s, message_expiry_s: None, author: None };
         let settings = Settings { expiry_s, will: Some(will), ..settings(Version::V5, 10) };
         s.attach(&settings, NOW, &mut out);
         s.detach(CloseCause::HandedOver, NOW, &mut out);
@@ -238,7 +238,7 @@ fn a_session_handed_to_another_node_gives_its_client_time_before_the_will() {
     // Nobody has a session after this node that ends with its connection.
     let mut s = Session::new(false);
     let mut out = Actions::default();
-    let will = Will { message: d.message.clone(), delay_s: 0, message_expiry_s: None };
+    let will = Will { message: d.message.clone(), delay_s: 0, message_expiry_s: None, author: None };
     s.attach(&Settings { expiry_s: 0, will: Some(will), ..settings(Version::V5, 10) }, NOW, &mut out);
     s.detach(CloseCause::HandedOver, NOW, &mut out);
     assert!(matches!(out.effects[..], [Effect::End]), "{out:?}");

@@ -3,6 +3,20 @@
 use std::fmt;
 use std::sync::Arc;
 
+/// How the client that has left a will had come, and what was known of it besides its user: whether it may still publish the will is
+/// asked when the will is due, which may be after a restart, or on another node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Author {
+    /// The listener's name.
+    pub listener: Arc<str>,
+    /// The client's IP address, as it is written.
+    pub address: Arc<str>,
+    /// Groups that its user was in.
+    pub groups: Box<[Arc<str>]>,
+    /// Where its token let it publish; `None` = the token did not speak of it, or there was none.
+    pub publish: Option<Box<[Arc<str>]>>,
+}
+
 /// The user of a session: who may have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SessionUser {

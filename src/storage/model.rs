@@ -9,11 +9,12 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
 use crate::mqtt::{Message, QoS};
-use crate::session::SessionUser;
+use crate::session::{Author, SessionUser};
 use proptest::prelude::*;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 /// A [`Change`] that owns what it speaks of.
 #[derive(Clone, Debug)]
@@ -357,6 +358,15 @@ pub(super) fn record(no: SessionNo, by: u16) -> SessionRecord {
             message: message("will/topic", by | 4),
             delay_s: u32::from(by),
             message_expiry_s: (by & 8 == 0).then_some(77),
+            author: (by & 16 == 0).then(|| {
+                Arc::new(Author {
+                    listener: "tls".into(),
+                    address: if by & 32 == 0 { "192.0.2.1" } else { "2001:db8::1" }.into(),
+                    groups: (0..by % 3).map(|n| Arc::from(format!("group-{n}"))).collect(),
+                    publish: (by & 1 == 0)
+                        .then(|| (0..by % 2).map(|n| Arc::from(format!("a/{n}/#"))).collect()),
+                })
+            }),
         }),
         created_at: Time(no),
         epoch: if by & 32 == 0 { 0 } else { u64::from(by) << 20 },

@@ -11,9 +11,10 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
-use crate::session::SessionUser;
+use crate::session::{Author, SessionUser};
 use crate::storage::model::{message, recipient, record};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut row = Vec::new();
@@ -182,7 +183,7 @@ pub(super) fn session_of_version_1(no: u64) -> (Vec<u8>, SessionRecord) {
         client_id: "c1".into(),
         expiry_s: 60,
         disconnected_at: Some(Time(2)),
-        will: Some(WillRecord { message, delay_s: 4, message_expiry_s: Some(77) }),
+        will: Some(WillRecord { message, delay_s: 4, message_expiry_s: Some(77), author: None }),
         created_at: Time(1),
         epoch: 0,
         pending: false,
@@ -202,7 +203,7 @@ fn sessions_of_version_1_are_lifted() {
     unknown[1] |= 4;
     assert_eq!(decode_session(9, &unknown), Err(RecordError::Value("flags")), "version 1 had no such flag");
     let row = encoded(|out| put_session(out, &SessionRecord { epoch: 300, pending: true, ..record.clone() }));
-    assert_eq!((&row[..2], &row[14..16]), (&[3, 7][..], &[0xAC, 2][..]));
+    assert_eq!((&row[..2], &row[14..16]), (&[4, 7][..], &[0xAC, 2][..]));
 }
 
 #[test]
@@ -221,5 +222,39 @@ fn sessions_of_version_2_are_nobodys_in_particular() {
         for cut in 0..row.len() {
             assert!(decode_session(9, &row[..cut]).is_err(), "{cut}");
         }
+    }
+}
+
+#[test]
+fn sessions_of_version_3_have_wills_of_unknown_authors() {
+    let (_, record) = session_of_version_1(9);
+    let record = SessionRecord { user: SessionUser::Named("alice".into()), ..record };
+    let mut row = encoded(|out| put_session(out, &record));
+    row[0] = 3;
+    assert_eq!(decode_session(9, &row), Ok(record.clone()));
+    row[1] |= 16;
+    assert_eq!(decode_session(9, &row), Err(RecordError::Value("flags")), "version 3 had no such flag");
+    for (address, groups, publish) in [
+        ("192.0.2.1", vec![], None),
+        ("2001:db8::1", vec!["ops", "x"], Some(vec![])),
+        ("::ffff:192.0.2.1", vec!["ops"], Some(vec!["a/#", "b"])),
+    ] {
+        let texts = |texts: Vec<&str>| texts.into_iter().map(Arc::from).collect();
+        let author = Author {
+            listener: "tls".into(),
+            address: address.into(),
+            groups: texts(groups),
+            publish: publish.map(texts),
+        };
+        let will = record.will.clone().map(|will| WillRecord { author: Some(Arc::new(author)), ..will });
+        let record = SessionRecord { will, ..record.clone() };
+        let row = encoded(|out| put_session(out, &record));
+        assert_eq!(decode_session(9, &row), Ok(record));
+        for cut in 0..row.len() {
+            assert!(decode_session(9, &row[..cut]).is_err(), "{cut}");
+        }
+        let mut no_will = row.clone();
+        no_will[1] &= !2;
+        assert!(decode_session(9, &no_will).is_err());
     }
 }

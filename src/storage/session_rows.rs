@@ -6,11 +6,12 @@ use super::wire::{Input, put_text, put_u32, put_u64, put_varint};
 use crate::broker::ports::{SessionNo, SessionRecord, SubscriptionRecord, WillRecord};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
-use crate::session::SessionUser;
+use crate::session::{Author, SessionUser};
 use std::sync::Arc;
 
-/// Versions of session records. Version 2 adds the epoch and whether the claim is under way, version 3 the user.
-pub(super) const SESSION_ROWS: Chain = Chain::new(1, &[to_version_2, to_version_3]);
+/// Versions of session records. Version 2 adds the epoch and whether the claim is under way, version 3 the user, version 4 the author of
+/// the will.
+pub(super) const SESSION_ROWS: Chain = Chain::new(1, &[to_version_2, to_version_3, to_version_4]);
 /// Versions of subscriptions. Version 2 adds the publishes that they are younger than.
 pub(super) const SUBSCRIPTION_ROWS: Chain = Chain::new(1, &[subscription_to_version_2]);
 
@@ -19,6 +20,8 @@ const WILL: u8 = 2;
 const PENDING: u8 = 4;
 /// The user is known: its name follows the client identifier, empty if it is anonymous.
 const USER: u8 = 8;
+/// The author of the will is known, and stands before its message.
+const AUTHOR: u8 = 16;
 
 /// Where version 2 has the epoch: behind version, flags, expiry and time of making.
 const EPOCH_AT: usize = 1 + 1 + 4 + 8;
@@ -29,7 +32,8 @@ pub(super) fn put_session(out: &mut Vec<u8>, record: &SessionRecord) {
     let flags = flag(DISCONNECTED, record.disconnected_at.is_some())
         | flag(WILL, record.will.is_some())
         | flag(PENDING, record.pending)
-        | flag(USER, record.user.written().is_some());
+        | flag(USER, record.user.written().is_some())
+        | flag(AUTHOR, record.will.as_ref().is_some_and(|will| will.author.is_some()));
     out.extend_from_slice(&[SESSION_ROWS.current(), flags]);
     put_u32(out, record.expiry_s);
     put_u64(out, record.created_at.0);
@@ -45,8 +49,37 @@ pub(super) fn put_session(out: &mut Vec<u8>, record: &SessionRecord) {
         put_u32(out, will.delay_s);
         out.push(u8::from(will.message_expiry_s.is_some()));
         put_u32(out, will.message_expiry_s.unwrap_or(0));
+        if let Some(author) = &will.author {
+            put_author(out, author);
+        }
         put_body(out, &will.message);
     }
+}
+
+fn put_author(out: &mut Vec<u8>, author: &Author) {
+    put_text(out, &author.listener);
+    put_text(out, &author.address);
+    put_texts(out, &author.groups);
+    out.push(u8::from(author.publish.is_some()));
+    put_texts(out, author.publish.as_deref().unwrap_or_default());
+}
+
+fn put_texts(out: &mut Vec<u8>, texts: &[Arc<str>]) {
+    put_varint(out, texts.len() as u64);
+    texts.iter().for_each(|text| put_text(out, text));
+}
+
+fn author(input: &mut Input<'_>) -> Result<Author, RecordError> {
+    let listener = Arc::from(input.text()?);
+    let address = Arc::from(input.text()?);
+    let groups = texts(input)?;
+    let claims = input.u8()? != 0;
+    let publish = texts(input)?;
+    Ok(Author { listener, address, groups, publish: claims.then_some(publish) })
+}
+
+fn texts(input: &mut Input<'_>) -> Result<Box<[Arc<str>]>, RecordError> {
+    (0..input.len()?).map(|_| Ok(Arc::from(input.text()?))).collect()
 }
 
 /// Appends a subscription; its filter is in the key.
@@ -92,13 +125,22 @@ fn to_version_3(row: &[u8]) -> Result<Vec<u8>, RecordError> {
     }
 }
 
+/// From version 3: only the version changes, and nobody knew an author.
+fn to_version_4(row: &[u8]) -> Result<Vec<u8>, RecordError> {
+    match row {
+        [_, flags, ..] if flags & AUTHOR != 0 => Err(RecordError::Value("flags")),
+        [_, rest @ ..] => Ok([&[4], rest].concat()),
+        [] => Err(RecordError::Truncated),
+    }
+}
+
 /// Decodes the record of session `no`.
 pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord, RecordError> {
     let row = SESSION_ROWS.lift(row)?;
     let mut input = Input::new(&row);
     input.u8()?;
     let flags = input.u8()?;
-    if flags > DISCONNECTED | WILL | PENDING | USER {
+    if flags & !(DISCONNECTED | WILL | PENDING | USER | AUTHOR) != 0 || flags & (WILL | AUTHOR) == AUTHOR {
         return Err(RecordError::Value("flags"));
     }
     let expiry_s = input.u32()?;
@@ -112,8 +154,9 @@ pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord,
         let delay_s = input.u32()?;
         let expires = input.u8()?;
         let expiry = input.u32()?;
+        let author = if flags & AUTHOR != 0 { Some(Arc::new(author(&mut input)?)) } else { None };
         let message = get_body(&mut input)?.message();
-        Some(WillRecord { message, delay_s, message_expiry_s: (expires != 0).then_some(expiry) })
+        Some(WillRecord { message, delay_s, message_expiry_s: (expires != 0).then_some(expiry), author })
     } else {
         None
     };

@@ -7,6 +7,7 @@ use crate::broker::inspect::{Attached, Connection, WillInfo};
 use crate::broker::ports::{Account, BoxFuture, Credentials, Decision, Identity, Lsn, Verdict};
 use crate::broker::publish::STALLED;
 use crate::broker::remote::sessions::Run;
+use crate::broker::rights::author_of;
 use crate::broker::{Broker, Claim, Claimant};
 use crate::clock::Time;
 use crate::mqtt::decode::{Answer, DecodeError};
@@ -184,6 +185,9 @@ impl Link {
         self.not_banned(&who, now)?;
         self.not_too_often(&who, now)?;
         self.may_have(&settings, &account)?;
+        if let Some(will) = &mut settings.will {
+            will.author = Some(Arc::new(author_of(&who)));
+        }
         tracing::debug!(
             peer = %self.door.peer, client = %shown(&settings.client_id), version = ?settings.version, user = %settings.user, "CONNECT"
         );
@@ -454,10 +458,13 @@ impl Link {
     ) {
         let (reason, why) = (failure.reason, failure.why.as_deref());
         self.broker.metrics.connects_refused.of(RefuseReason::from_code(reason as u8)).inc();
-        if self.said {
-            tracing::debug!(peer = %self.door.peer, client = %shown(client_id), ?reason, "connection refused");
-        } else {
-            tracing::info!(peer = %self.door.peer, client = %shown(client_id), ?reason, why, "connection refused");
+        match self.refusal_to_tell(reason, why.unwrap_or_default()) {
+            Some(more) => {
+                tracing::info!(peer = %self.door.peer, client = %shown(client_id), ?reason, why, more, "connection refused");
+            }
+            None => {
+                tracing::debug!(peer = %self.door.peer, client = %shown(client_id), ?reason, why, "connection refused");
+            }
         }
         // These two can be said in a DISCONNECT only, and that only after a CONNACK (sections 3.2.2.2, 3.14).
         let reason = match reason {
@@ -474,6 +481,14 @@ impl Link {
         self.state = State::Closed;
     }
 
+    /// Whether the log is to say that a connection is refused, and how many it has not said: anybody can have any number refused.
+    fn refusal_to_tell(&self, reason: Reason, why: &str) -> Option<u64> {
+        if self.said {
+            return None;
+        }
+        self.broker.refusals.first(&(reason as u8, why, self.door.peer.ip()))
+    }
+
     /// Bytes that are no CONNECT.
     pub(super) fn refuse_bytes(
         &mut self,
@@ -481,7 +496,10 @@ impl Link {
         version: Option<Version>,
         cx: &mut super::Context,
     ) {
-        tracing::info!(peer = %self.door.peer, error = %e, "connection refused");
+        match self.refusal_to_tell(e.reason(), "") {
+            Some(more) => tracing::info!(peer = %self.door.peer, error = %e, more, "connection refused"),
+            None => tracing::debug!(peer = %self.door.peer, error = %e, "connection refused"),
+        }
         self.said = true;
         self.state = State::Closed;
         if let Answer::ConnAck(v) = e.answer(version) {
@@ -490,7 +508,11 @@ impl Link {
     }
 
     pub(super) fn connect_timed_out(&mut self) {
-        tracing::info!(peer = %self.door.peer, "no CONNECT in time (limits.connect_timeout)");
+        const SAID: &str = "no CONNECT in time (limits.connect_timeout)";
+        match self.refusal_to_tell(Reason::MaximumConnectTime, SAID) {
+            Some(more) => tracing::info!(peer = %self.door.peer, more, "{SAID}"),
+            None => tracing::debug!(peer = %self.door.peer, "{SAID}"),
+        }
         self.broker.metrics.errors.of(ErrorType::ConnectTimeout).inc();
         self.state = State::Closed;
     }

@@ -4,7 +4,7 @@ use super::index::{Epoch, Incarnation, MemberId, MessageId, Revision, Timeline};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
-use crate::session::SessionUser;
+use crate::session::{Author, SessionUser};
 use smallvec::SmallVec;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -89,6 +89,8 @@ pub struct WillRecord {
     pub delay_s: u32,
     /// Message expiry interval, seconds, counted from the publication of the will.
     pub message_expiry_s: Option<u32>,
+    /// Who has left it; `None` = not known.
+    pub author: Option<Arc<Author>>,
 }
 
 /// One subscription of a persistent session.

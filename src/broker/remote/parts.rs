@@ -1,7 +1,7 @@
 //! The state of a session on its way to another node: a stream of pieces, one with its record, then one for each message. It is
 //! cut into parts anywhere. Version 3 adds to subscriptions what they are younger than. From version 4 on no moment is handed over, the
-//! nodes' clocks being different: a message has the time that it has left, a session its age. Version 5 adds whose the session is. Who
-//! reads nothing newer gets an older version.
+//! nodes' clocks being different: a message has the time that it has left, a session its age. Version 5 adds whose the session is,
+//! version 6 who has left its will. Who reads nothing newer gets an older version.
 
 use crate::broker::ports::{
     MessageId, OutboundState, Recipient, Seq, SessionRecord, Stored, SubscriptionRecord, WillRecord,
@@ -10,13 +10,13 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
-use crate::session::SessionUser;
+use crate::session::{Author, SessionUser};
 use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The newest version that this program reads and writes.
-pub(super) const VERSION: u8 = 5;
+pub(super) const VERSION: u8 = 6;
 /// The oldest.
 const OLDEST: u8 = 2;
 /// The first that says what subscriptions are younger than.
@@ -25,6 +25,8 @@ const WITH_YOUNG: u8 = 3;
 const WITHOUT_MOMENTS: u8 = 4;
 /// The first that says whose the session is.
 const WITH_USER: u8 = 5;
+/// The first that says who has left the will.
+const WITH_AUTHOR: u8 = 6;
 const HEAD: u8 = 1;
 const MESSAGE: u8 = 2;
 
@@ -133,6 +135,14 @@ fn write_head(w: &mut Writer<'_>, head: &Head) {
     w.list(&head.seen, |w, id| w.id(*id));
     if w.format.0 >= WITH_USER {
         w.option(r.user.written(), |w, user| w.text(user));
+    }
+    if w.format.0 >= WITH_AUTHOR {
+        w.option(r.will.as_ref().and_then(|will| will.author.as_deref()), |w, author| {
+            w.text(&author.listener);
+            w.text(&author.address);
+            w.list(&author.groups, |w, group| w.text(group));
+            w.option(author.publish.as_ref(), |w, filters| w.list(filters, |w, filter| w.text(filter)));
+        });
     }
 }
 
@@ -314,7 +324,14 @@ impl<'a> Reader<'a> {
 
     fn will(&mut self) -> Option<WillRecord> {
         let (message, delay_s) = (self.message()?, self.u32()?);
-        Some(WillRecord { message, delay_s, message_expiry_s: self.option(Reader::u32)? })
+        Some(WillRecord { message, delay_s, message_expiry_s: self.option(Reader::u32)?, author: None })
+    }
+
+    fn author(&mut self) -> Option<Arc<Author>> {
+        let (listener, address) = (self.text()?.into(), self.text()?.into());
+        let texts = |r: &mut Reader<'a>| r.list(|r| r.text().map(Arc::from)).map(Vec::into_boxed_slice);
+        let groups = texts(self)?;
+        Some(Arc::new(Author { listener, address, groups, publish: self.option(texts)? }))
     }
 
     fn head(&mut self) -> Option<Head> {
@@ -354,6 +371,12 @@ impl<'a> Reader<'a> {
         if self.format.0 >= WITH_USER {
             record.user = SessionUser::read(self.option(Reader::text)?);
         }
+        if self.format.0 >= WITH_AUTHOR {
+            let author = self.option(Reader::author)?;
+            if let Some(will) = &mut record.will {
+                will.author = author;
+            }
+        }
         Some(Head { record, gone_ms, subscriptions, inbound, outbound, seen })
     }
 
@@ -390,7 +413,17 @@ mod tests {
                 client_id: "client".into(),
                 expiry_s: 60,
                 disconnected_at: None,
-                will: Some(WillRecord { message: message("will"), delay_s: 3, message_expiry_s: Some(9) }),
+                will: Some(WillRecord {
+                    message: message("will"),
+                    delay_s: 3,
+                    message_expiry_s: Some(9),
+                    author: Some(Arc::new(Author {
+                        listener: "tls".into(),
+                        address: "192.0.2.1".into(),
+                        groups: ["ops".into(), "x".into()].into(),
+                        publish: Some(["a/#".into()].into()),
+                    })),
+                }),
                 created_at: Time(1),
                 epoch: 4,
                 pending: false,
@@ -453,7 +486,7 @@ mod tests {
 
     #[test]
     fn an_older_program_gets_what_it_reads() {
-        for (reads, gets) in [(0, 2), (2, 2), (3, 3), (4, 4), (5, 5), (9, 5), (1 << 20, 5)] {
+        for (reads, gets) in [(0, 2), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (9, 6), (1 << 20, 6)] {
             let format = Format::for_reader(reads);
             let mut bytes = encode_head(&head(), format, SENT);
             encode_message(&mut bytes, &stored(), format, SENT);
@@ -461,6 +494,9 @@ mod tests {
             let mut arriving = Arriving::default();
             arriving.add(&bytes);
             let mut expected = head();
+            if gets < WITH_AUTHOR {
+                expected.record.will.as_mut().unwrap().author = None;
+            }
             if gets < WITH_USER {
                 expected.record.user = SessionUser::Unknown;
             }

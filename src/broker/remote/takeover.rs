@@ -314,6 +314,7 @@ impl Broker {
             Some((packet_id, seq, state == OutboundState::Released))
         });
         let detached_at = record.disconnected_at.unwrap_or_else(|| remote.now());
+        let author = record.will.as_ref().and_then(|will| will.author.clone());
         let will = record.will.map(will_of);
         let session = Session::recovered(record.expiry_s, detached_at, will, &head.inbound, outbound);
         let mailbox = Mailbox::new(Place::Parked(Box::new(session)), backlog, bytes);
@@ -321,6 +322,7 @@ impl Broker {
         let handle = Arc::new(Handle::new(no, record.client_id, true, record.created_at, mailbox));
         handle.set_epoch(owner.session.epoch + 1);
         handle.set_user(record.user);
+        handle.knows_author(author.as_deref());
         handle.set_recorded();
         let (mut added, mut routes) = (Added::default(), Vec::new());
         let mut subscriptions = handle.subscriptions.lock();

@@ -54,6 +54,36 @@ fn what_waits_for_room_at_the_client_is_judged_again() {
     assert_eq!(topics_until(&mut eve, "open/end"), ["open/1"]);
 }
 
+/// What is known of a client whose will waits is kept with the will, and rules that change while the broker is away count.
+#[test]
+fn a_will_is_judged_by_the_rules_of_the_day_after_a_restart() {
+    let rules = Rules::new(&ALL);
+    let mut broker = rules.start();
+    let with_will = |id: &str, user: &str, topic: &str| {
+        Dial::v5(id).user(user, PASSWORD).persistent().will(topic, id, 3).connect(broker.mqtt)
+    };
+    let eve = [with_will("e1", "eve", "secret/e1"), with_will("e2", "eve", "open/e2")];
+    let others = [with_will("b1", "bob", "secret/b1"), with_will("b2", "bob", "far/b2")];
+    assert!(broker.stop().success());
+    drop((eve, others));
+    // By user, as it was; by address and listener, as it came.
+    rules.write(&[
+        "deny: all, topics: 'secret/#', users: [eve]",
+        "deny: publish, topics: 'far/#', listeners: [tcp], addresses: [127.0.0.0/8]",
+        "allow: all, topics: '#', listeners: [tcp], addresses: [127.0.0.1]",
+    ]);
+    broker.restart();
+    let mut watcher =
+        subscribed(&Dial::v5("w").user("root", PASSWORD), &broker, "#", berth::mqtt::QoS::AtMostOnce);
+    let mut published = [watcher.receive().topic, watcher.receive().topic];
+    published.sort();
+    assert_eq!(published, ["open/e2", "secret/b1"]);
+    wait::until_true("the others are dropped", || {
+        broker.log().matches("will not published: its client may not publish there any more").count() == 2
+    });
+    assert_eq!(broker.metric("berth_acl_denied_total{kind=\"will\"}"), 2.0);
+}
+
 #[test]
 fn a_faulty_file_changes_nothing_and_says_where_it_is_wrong() {
     let rules = Rules::new(&SECRET);
