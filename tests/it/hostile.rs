@@ -7,7 +7,7 @@ use crate::random::Random;
 use crate::wait;
 use berth::mqtt::{QoS, Reason, Version};
 use std::io::{ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -281,6 +281,32 @@ fn a_client_that_never_reads_costs_a_bounded_amount() {
         assert!(told.len() < 20, "{} lines", told.len());
         drop(stuck);
     });
+}
+
+/// Anybody can have any number of connections refused: the log has a line of each kind, not of each connection.
+#[test]
+fn refused_connections_do_not_fill_the_log() {
+    let broker = Setup::new().set("limits.connect_timeout", "100ms").start();
+    let mut unsupported = Dial::v5("x").bytes();
+    unsupported[8] = 9;
+    let no_client_id = Dial::v4("").persistent().bytes();
+    for _ in 0..20 {
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            &[0x10, 0xFF, 0xFF, 0xFF, 0x7F],
+            &unsupported,
+            &no_client_id,
+            b"",
+        ] {
+            let mut stream = TcpStream::connect(broker.mqtt).unwrap();
+            stream.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+            stream.write_all(bytes).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    }
+    let log = broker.log();
+    let told: Vec<&str> = log.lines().filter(|l| l.contains("127.0.0.1:") && l.contains("peer=")).collect();
+    assert!((4..=6).contains(&told.len()), "{told:#?}");
 }
 
 #[test]
