@@ -61,7 +61,10 @@ pub(super) async fn accounts(accounts: Arc<Accounts>, broker: Arc<Broker>) {
     loop {
         look.tick().await;
         let looking = accounts.clone();
-        let Ok(reloaded) = tokio::task::spawn_blocking(move || looking.reload(false)).await else { return };
+        let Ok(reloaded) = tokio::task::spawn_blocking(move || looking.reload(false)).await else {
+            tracing::error!("the look at the files of accounts failed: it is tried again");
+            continue;
+        };
         if reloaded.changed.is_empty() {
             continue;
         }
