@@ -143,6 +143,7 @@ impl<T: Transport> WebSocket<T> {
 
 impl<T: Transport> Transport for WebSocket<T> {
     fn read(&mut self, waker: &Waker, buffer: &mut [u8]) -> Read {
+        let mut spent = 0;
         for _ in 0..IDLE_READS {
             if self.ended {
                 return Read::Ended;
@@ -160,12 +161,18 @@ impl<T: Transport> Transport for WebSocket<T> {
                 self.close(Some(fault.code), fault.why);
                 payload
             });
-            self.overhead += n - payload.min(n);
+            let overhead = n.saturating_sub(payload);
+            self.overhead += overhead;
+            spent += overhead;
             if self.flush_out(waker).is_err() {
                 self.ended = true;
             }
             if payload > 0 {
                 return Read::Bytes(payload);
+            }
+            // As much as it may read now: what it reads next is another turn's.
+            if spent >= buffer.len() {
+                break;
             }
         }
         waker.wake_by_ref(); // others first
