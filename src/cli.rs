@@ -3,7 +3,7 @@
 use crate::auth::passwd::{self, Passwd};
 use crate::config::{Config, Flag, OnFork, Sources, reference};
 use crate::ctl::{self, Ctl};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,12 +45,38 @@ enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Ask a running broker, or tell it to do something
-    Ctl(Ctl),
+    Ctl(Box<Ctl>),
     /// Set a user's password in a file of users, or remove the user. The password comes from the terminal or, else, is the first
     /// line of standard input
     Passwd(Passwd),
+    /// Print what completes this program's arguments in a shell, such as: source <(berth completion bash)
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
     /// Print the version
     Version,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+impl Shell {
+    /// What completes the arguments of the whole command line.
+    fn completion(self) -> String {
+        let shell = match self {
+            Shell::Bash => clap_complete::Shell::Bash,
+            Shell::Zsh => clap_complete::Shell::Zsh,
+            Shell::Fish => clap_complete::Shell::Fish,
+        };
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "berth", &mut script);
+        String::from_utf8_lossy(&script).into_owned()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -142,7 +168,10 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Req
             let sources = options.sources();
             let from = sources.file.as_ref().map_or("no file".to_owned(), |f| f.display().to_string());
             Request::Done(match load(sources) {
-                Ok(_) => say(&format!("the configuration is valid ({from}, environment, flags)\n")),
+                Ok(config) => {
+                    config.warnings().iter().for_each(|warning| complain(&format!("warning: {warning}")));
+                    say(&format!("the configuration is valid ({from}, environment, flags)\n"))
+                }
                 Err(code) => code,
             })
         }
@@ -155,6 +184,7 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Req
                 EXIT_FAILURE
             }
         }),
+        Command::Completion { shell } => Request::Done(say(&shell.completion())),
         Command::Version => Request::Done(say(concat!("berth ", env!("CARGO_PKG_VERSION"), "\n"))),
     }
 }
@@ -207,7 +237,6 @@ mod tests {
 
     #[test]
     fn help_names_every_version_of_mqtt_that_is_spoken() {
-        use clap::CommandFactory;
         let help = Cli::command().render_help().to_string();
         assert!(help.contains("MQTT 3.1, 3.1.1 and 5.0"), "{help}");
     }

@@ -78,27 +78,6 @@ pub enum FileError {
     },
 }
 
-/// Reads a file with a secret, once.
-///
-/// # Errors
-/// If it cannot be read, or others can read it as well.
-pub fn read_private(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    // Of the file that is open: another may take its name meanwhile.
-    let mode = file.metadata()?.mode();
-    if mode & 0o007 != 0 {
-        let mode = mode & 0o777;
-        let why = format!(
-            "every user of this machine can read the secret in it (mode {mode:03o}): `chmod o= {}`",
-            path.display()
-        );
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-    }
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// Tells one content of a file from another without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
@@ -225,20 +204,6 @@ mod tests {
                     let text = e.to_string();
                     assert!(text.contains("chmod o= ") && text.contains("users"), "{text}");
                 }
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_read_once_is_no_more_public() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tls.key");
-        std::fs::write(&path, "key").unwrap();
-        for (mode, good) in [(0o600, true), (0o440, true), (0o444, false), (0o601, false)] {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            match read_private(&path) {
-                Ok(bytes) => assert!(good && bytes == b"key", "{mode:o}"),
-                Err(e) => assert!(!good && e.to_string().contains("chmod o= "), "{mode:o}: {e}"),
             }
         }
     }

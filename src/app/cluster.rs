@@ -29,7 +29,7 @@ use crate::cluster::etcd::tls::{EtcdTls, Pem};
 use crate::cluster::older::Known;
 use crate::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile, Probe};
 use crate::config::{Advertised, Config};
-use crate::secret_file;
+use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::Metrics;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
@@ -70,6 +70,9 @@ pub enum JoinError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file with a secret cannot be used.
+    #[error(transparent)]
+    Secret(FileError),
     /// A file of `cluster.tls` cannot be used.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -500,24 +503,33 @@ fn reachable_as(address: SocketAddr) -> String {
     format!("{}:{}", name.trim(), address.port())
 }
 
-fn read(path: &Path, option: &'static str) -> Result<Vec<u8>, JoinError> {
-    let secret = option.ends_with("key_file") || option.ends_with("password_file");
-    let read = if secret { secret_file::read_private(path) } else { std::fs::read(path) };
-    read.map_err(|source| JoinError::File { option, path: path.to_owned(), source })
+/// Reads a file that an option names; one with a secret only if not everybody may.
+fn read(path: &Path, option: &'static str, privacy: Privacy) -> Result<Vec<u8>, JoinError> {
+    match WatchedFile::new(option, path, privacy).read() {
+        Ok(bytes) => Ok(bytes.to_vec()),
+        Err(FileError::Io { option, path, source }) => Err(JoinError::File { option, path, source }),
+        Err(error) => Err(JoinError::Secret(error)),
+    }
 }
+
+/// Of files with certificates or keys.
+const PEM: Privacy = Privacy::If(|bytes| bytes.windows(KEY.len()).any(|window| window == KEY));
+
+/// What every private key in PEM has in its first line.
+const KEY: &[u8] = b"PRIVATE KEY-----";
 
 fn etcd_options(config: &Config) -> Result<EtcdOptions, JoinError> {
     let etcd = &config.etcd;
     let cluster = &config.cluster.node;
     let pem = |path: &Path, option| -> Result<Pem, JoinError> {
-        Ok(Pem { file: path.display().to_string(), bytes: read(path, option)? })
+        Ok(Pem { file: path.display().to_string(), bytes: read(path, option, PEM)? })
     };
     let password = match (&etcd.password, &etcd.password_file) {
         (Some(secret), _) => Some(secret.reveal().to_owned()),
         (None, Some(path)) => {
-            let option = "etcd.password_file";
-            read(path, option)?;
-            let unread = |source| JoinError::File { option, path: path.clone(), source };
+            let unread =
+                |source| JoinError::File { option: "etcd.password_file", path: path.clone(), source };
+            read(path, "etcd.password_file", Privacy::Secret)?;
             Some(read_password(path).map_err(unread)?)
         }
         (None, None) => None,
@@ -552,7 +564,7 @@ fn peer_tls(config: &Config) -> Result<Option<PeerTls>, JoinError> {
         return Ok(None);
     };
     let pem = |path: &Path, option| -> Result<PemFile, JoinError> {
-        Ok(PemFile { path: path.display().to_string(), pem: read(path, option)? })
+        Ok(PemFile { path: path.display().to_string(), pem: read(path, option, PEM)? })
     };
     let tls = PeerTls {
         ca: pem(ca, "cluster.tls.ca_file")?,

@@ -31,7 +31,7 @@ impl Progress {
 
 /// See the module.
 pub(super) struct Desk {
-    config: Config,
+    pub(super) config: Config,
     started: Time,
     /// What the start is doing.
     pub(super) progress: Arc<Progress>,

@@ -10,6 +10,7 @@ mod journal;
 mod limits;
 mod status;
 mod tasks;
+mod upkeep;
 
 use crate::auth::acl::{Access, AclError};
 use crate::auth::bans::{BanError, Bans};
@@ -80,6 +81,9 @@ pub enum RunError {
     /// The HTTP address cannot be opened.
     #[error(transparent)]
     Http(#[from] http::BindError),
+    /// The certificates of admin HTTP cannot be used.
+    #[error(transparent)]
+    HttpTls(#[from] tls::TlsError),
     /// The files of admin HTTP's tokens cannot be used.
     #[error(transparent)]
     Tokens(FileError),
@@ -111,6 +115,9 @@ pub enum RunError {
 pub fn run(config: Config, on_fork: OnFork) -> Result<(), RunError> {
     logs::init(&config.log)?;
     tracing::info!(version = VERSION, node = config.node.id, "berth starts");
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     files::raise_limit(config.limits.max_connections);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.runtime.worker_threads > 0 {
@@ -131,6 +138,8 @@ struct Node {
     access: Arc<Access>,
     /// Who may not connect.
     bans: Arc<Bans>,
+    /// Where clients connect.
+    listeners: Vec<listener::View>,
     journal: JournalKind,
     /// Its place in a cluster; `None` = it is alone.
     member: Option<Member>,
@@ -155,8 +164,12 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         .opened()
         .map(|(name, listener)| Listener::bind(name, listener, limits::terms(config, listener)))
         .collect::<Result<Vec<_>, _>>()?;
+    let http_keeper = match tls::Files::of_http(&config.http).filter(|_| config.http.address.is_some()) {
+        Some(files) => Some(Arc::new(tls::Keeper::new(files, clock::now())?)),
+        None => None,
+    };
     let http = match config.http.address {
-        Some(address) => Some(HttpServer::bind(address).await?),
+        Some(address) => Some(HttpServer::bind(address, http_keeper.clone()).await?),
         None => None,
     };
     let tokens =
@@ -177,7 +190,8 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let desk = Arc::new(Desk::new(config, started));
     let http_stop = Arc::new(Notify::new());
     let http_task = http.map(|server| {
-        tracing::info!(address = %server.local_addr(), "admin HTTP listens");
+        let tls = http_keeper.is_some();
+        tracing::info!(address = %server.local_addr(), tls, "admin HTTP listens");
         let stop = http_stop.clone();
         let shared = Shared { source: desk.clone(), metrics: metrics.clone(), access: callers, audit };
         tokio::spawn(server.run(shared, async move { stop.notified().await }))
@@ -233,6 +247,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         broker: broker.clone(),
         access: access.clone(),
         bans: bans.clone(),
+        listeners: listeners.iter().map(Listener::view).collect(),
         journal,
         member,
         metrics: metrics.clone(),
@@ -266,7 +281,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     if accounts.any() {
         tasks.push(tokio::spawn(tasks::accounts(accounts, broker.clone())));
     }
-    let keepers = listeners.iter().filter_map(|l| l.keeper().cloned()).collect();
+    let keepers = listeners.iter().filter_map(|l| l.keeper().cloned()).chain(http_keeper).collect();
     tasks.push(tokio::spawn(tls::watch(keepers, reload, metrics.clone())));
     let doors = listeners.into_iter().flat_map(|listener| listener.open(&broker, &hall)).collect();
     node.ready.store(true, Ordering::Release);

@@ -1,6 +1,7 @@
 //! The broker: sessions by client identifier, the way of a publish to them, retained messages, shared subscriptions,
 //! dormant sessions and `$SYS`. Knows no sockets, no files and no clock; the outside is behind [`ports`].
 
+pub mod administer;
 pub mod handle;
 pub mod inspect;
 pub mod link;

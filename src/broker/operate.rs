@@ -8,6 +8,7 @@ use super::remote::Remote;
 use super::totals::{Figures, Totals};
 use crate::clock::Time;
 use crate::names::shown;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -74,7 +75,7 @@ pub enum Reply {
 }
 
 /// Where a session lives.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Located {
     /// Client identifier.
     pub client_id: String,
@@ -92,7 +93,7 @@ pub struct Located {
 }
 
 /// What became of a kick.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Kicked {
     /// Client identifier.
     pub client_id: String,

@@ -1,5 +1,6 @@
 //! The kinds of values an option can have: how each is written, read and described.
 
+use super::mask::{MASK, shown_urls};
 use super::units::{parse_count, parse_duration, parse_size, show_duration, show_size};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
@@ -21,6 +22,11 @@ pub trait Kind {
     ///
     /// `None` if the text is not what [`Kind::expects`] says.
     fn parse(text: &str) -> Option<Self::Value>;
+
+    /// The text as it may be shown: without secrets.
+    fn shown(text: &str) -> String {
+        text.to_owned()
+    }
 }
 
 /// A whole number from `MIN` to `MAX`.
@@ -221,6 +227,10 @@ impl Kind for Endpoints {
         "a URL of scheme http or https, such as http://10.0.0.1:2379, or a list of them".to_owned()
     }
 
+    fn shown(text: &str) -> String {
+        shown_urls(text)
+    }
+
     fn parse(text: &str) -> Option<Vec<String>> {
         text.split(',')
             .map(|url| {
@@ -288,6 +298,10 @@ impl Kind for SecretOrNone {
 
     fn expects() -> String {
         "text".to_owned()
+    }
+
+    fn shown(text: &str) -> String {
+        if text.is_empty() { String::new() } else { MASK.to_owned() }
     }
 
     fn parse(text: &str) -> Option<Option<Secret>> {
@@ -445,6 +459,10 @@ impl Kind for UrlOrNone {
 
     fn expects() -> String {
         "a URL of scheme http or https, such as https://accounts.example.org/mqtt".to_owned()
+    }
+
+    fn shown(text: &str) -> String {
+        shown_urls(text)
     }
 
     fn parse(text: &str) -> Option<Option<String>> {

@@ -5,9 +5,11 @@
 //! modules are handed their section.
 
 mod accounts;
+mod http;
 mod kinds;
 mod listener_kinds;
 mod listeners;
+mod mask;
 mod network;
 pub mod options;
 mod problem;
@@ -28,7 +30,7 @@ pub use options::{
     Storage, Sys,
 };
 pub use problem::{Problem, Problems};
-pub use sources::{Flag, Sources};
+pub use sources::{Flag, Setting, Sources};
 
 use std::path::PathBuf;
 
@@ -101,6 +103,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// The configuration file that was read, if any.
     pub file: Option<PathBuf>,
+    /// Every option as text, without secrets, and where it comes from.
+    pub settings: Vec<Setting>,
 }
 
 impl Config {
@@ -174,6 +178,7 @@ impl Config {
             shutdown: shutdown?,
             runtime: runtime?,
             file,
+            settings: reader.taken(),
         })
     }
 
@@ -181,6 +186,7 @@ impl Config {
     fn check(&self, reader: &mut sources::Reader) {
         self.listeners.check(reader);
         self.check_accounts(reader);
+        self.check_http(reader);
         if self.auth.allow_anonymous.is_none()
             && !self.accounts.any()
             && let Some((name, address)) = self.listeners.beyond_loopback()

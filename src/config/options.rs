@@ -292,6 +292,21 @@ options! {
         "read_token_file" read_token_file: FileOrNone = "",
         /// Whether /metrics asks for no token, where there are tokens.
         "open_metrics" open_metrics: Switch = "true",
+        /// Whether tokens may travel without TLS to an address beyond loopback, where everybody on the way can read and use them. Only for
+        /// where a proxy of yours has TLS in front of it.
+        "plain_tokens" plain_tokens: Switch = "false",
+        /// PEM file of the certificate and those between it and the authority, in this order, or a list, as of listeners.tcp. With one,
+        /// admin HTTP speaks TLS only (https://). This and the files below are read again on SIGHUP and when they change.
+        "cert_file" cert_file: Files = "",
+        /// PEM file of the certificate's private key; a list in the order of cert_file. It must not be readable by everybody.
+        "key_file" key_file: Files = "",
+        /// off = programs are asked for no certificate, optional = those that show one must show a good one, required = none is answered
+        /// without one, probes and Prometheus included. A certificate stands beside tokens, not in place of one.
+        "client_certificates" client_certificates: ClientCertificates = "off",
+        /// PEM file of the authorities that sign these certificates, or a list.
+        "client_ca_file" client_ca_file: Files = "",
+        /// PEM file of these authorities' revocation lists, or a list.
+        "crl_file" crl_file: Files = "",
     }
 
     /// The audit log: who changed what through admin HTTP. Each change is a line in the log too.

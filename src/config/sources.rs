@@ -53,14 +53,27 @@ impl Sources {
     }
 }
 
-struct Setting {
+struct Given {
     value: String,
     origin: String,
 }
 
+/// An option as it is in effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its key, such as `limits.max_qos`.
+    pub key: String,
+    /// Its value as text, without secrets.
+    pub value: String,
+    /// Where it comes from: `default`, or a file, an environment variable or a flag.
+    pub origin: String,
+}
+
 /// Hands out options, notes problems on the way.
 pub(super) struct Reader {
-    settings: BTreeMap<String, Setting>,
+    settings: BTreeMap<String, Given>,
+    /// What was handed out.
+    taken: Vec<Setting>,
     /// Listeners that are named, be it without any option.
     listeners: BTreeSet<String>,
     problems: Vec<Problem>,
@@ -69,8 +82,12 @@ pub(super) struct Reader {
 impl Reader {
     /// Collects all layers; later ones win.
     pub(super) fn open(sources: &Sources) -> Reader {
-        let mut reader =
-            Reader { settings: BTreeMap::new(), listeners: BTreeSet::new(), problems: Vec::new() };
+        let mut reader = Reader {
+            settings: BTreeMap::new(),
+            taken: Vec::new(),
+            listeners: BTreeSet::new(),
+            problems: Vec::new(),
+        };
         if let Some(path) = &sources.file {
             match read_file(path) {
                 Ok(values) => reader.add("", &values, &|_| format!("file {}", path.display())),
@@ -118,7 +135,7 @@ impl Reader {
             if let Some((listener, _)) = split(key) {
                 self.listeners.insert(listener.to_owned());
             }
-            self.settings.insert(key.to_owned(), Setting { value, origin });
+            self.settings.insert(key.to_owned(), Given { value, origin });
         } else if is_section(key) {
             let reason = "this is a section, not an option".to_owned();
             self.problem(key, Some(value), reason, origin);
@@ -143,11 +160,17 @@ impl Reader {
             None => (default, "default"),
         };
         let value = K::parse(text.trim());
+        let (shown, origin) = (K::shown(text.trim()), origin.to_owned());
+        self.taken.push(Setting { key: key.to_owned(), value: shown.clone(), origin: origin.clone() });
         if value.is_none() {
-            let (text, origin) = (text.to_owned(), origin.to_owned());
-            self.problem(key, Some(text), format!("expected {}", K::expects()), origin);
+            self.problem(key, Some(shown), format!("expected {}", K::expects()), origin);
         }
         value
+    }
+
+    /// The options that were handed out, in this order.
+    pub(super) fn taken(&self) -> Vec<Setting> {
+        self.taken.clone()
     }
 
     /// Names of the listeners that are configured.
@@ -157,8 +180,10 @@ impl Reader {
 
     /// Notes that the value of `key` cannot be used, though it is well-formed.
     pub(super) fn refuse(&mut self, key: &str, reason: &str) {
-        let (value, origin) = match self.settings.get(key) {
-            Some(setting) => (Some(setting.value.clone()), setting.origin.clone()),
+        let given = self.settings.contains_key(key);
+        let taken = self.taken.iter().find(|taken| taken.key == key && given);
+        let (value, origin) = match taken {
+            Some(taken) => (Some(taken.value.clone()), taken.origin.clone()),
             None => (None, "default".to_owned()),
         };
         self.problem(key, value, reason.to_owned(), origin);

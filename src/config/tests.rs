@@ -198,7 +198,10 @@ fn the_yaml_reference_says_the_defaults() {
     let stated = stated.replacen(" Berth's", "# Berth's", 1).replacen(" Above", "# Above", 1);
     let (_kept, sources) = file(&stated);
     defaults.file = sources.file.clone();
-    assert_eq!(Config::load(&sources).unwrap(), defaults, "{stated}");
+    let mut loaded = Config::load(&sources).unwrap();
+    // They come from the file then.
+    (defaults.settings, loaded.settings) = (Vec::new(), Vec::new());
+    assert_eq!(loaded, defaults, "{stated}");
 }
 
 #[test]

@@ -54,7 +54,7 @@ pub(super) struct Add {
 }
 
 /// A span of whole seconds: numbers with s, m, h or d.
-fn seconds(text: &str) -> Result<u64, String> {
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
     let wrong = || "expected a time such as 90s, 15m, 1h30m or 7d".to_owned();
     let (mut all, mut digits) = (0u64, String::new());
     for c in text.chars() {

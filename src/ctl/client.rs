@@ -1,5 +1,6 @@
 //! As much of HTTP/1.1 as the broker's admin pages need: one request per connection.
 
+use super::secure::{Secure, TlsArgs, is_distrust};
 use crate::secret_file::{Privacy, WatchedFile};
 use serde_json::Value;
 use std::fmt;
@@ -20,6 +21,9 @@ const URL_BYTES_MAX: usize = 8 << 10;
 /// The largest answer that is read, bytes.
 const ANSWER_MAX: u64 = 256 << 20;
 
+/// The first byte of what a server of TLS says to plain HTTP (RFC 8446 section 5.1).
+const TLS_ALERT: u8 = 21;
+
 /// How long `--wait` waits for a node to end.
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -38,6 +42,13 @@ pub(super) enum Failure {
         /// Where.
         url: String,
         /// What happened.
+        error: String,
+    },
+    /// Its certificate is not good.
+    Untrusted {
+        /// Where.
+        url: String,
+        /// Why.
         error: String,
     },
     /// The broker says no.
@@ -74,6 +85,11 @@ impl fmt::Display for Failure {
             Failure::Broken { url, error } => {
                 write!(f, "{url} did not answer as a broker does ({error}): is this the http.address of one?")
             }
+            Failure::Untrusted { url, error } => write!(
+                f,
+                "the certificate of {url} is not trusted ({error}): --ca or BERTH_CA_FILE names the authority that signed it, --server-name \
+                 the name that it has"
+            ),
             Failure::Refused { status: status @ (401 | 403), error } => {
                 write!(f, "the broker refuses ({status}): {error}")
             }
@@ -99,6 +115,8 @@ impl fmt::Display for Failure {
 pub(super) struct Client {
     url: String,
     host: String,
+    /// With https.
+    secure: Option<Secure>,
     token: Option<String>,
     answer_timeout: Duration,
 }
@@ -110,18 +128,18 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// For `http://host[:port]`.
+    /// For `http://host[:port]` or `https://host[:port]`.
     ///
     /// # Errors
-    /// What is wrong with the URL.
-    pub(super) fn new(url: &str) -> Result<Client, String> {
+    /// What is wrong with the URL, or with a file that TLS needs.
+    pub(super) fn new(url: &str, tls: &TlsArgs) -> Result<Client, String> {
         let url = url.strip_suffix('/').unwrap_or(url);
         let wrong = |what: &str| format!("--url {url}: {what}; it must be like http://127.0.0.1:8081");
-        let host = match url.split_once("://") {
-            Some(("http", host)) => host,
-            Some(("https", _)) => return Err(wrong("admin HTTP has no TLS")),
-            Some(_) => return Err(wrong("it does not begin with http://")),
-            None => url,
+        let (encrypted, host) = match url.split_once("://") {
+            Some(("http", host)) => (false, host),
+            Some(("https", host)) => (true, host),
+            Some(_) => return Err(wrong("it does not begin with http:// or https://")),
+            None => (false, url),
         };
         if host.is_empty()
             || host.starts_with(':')
@@ -135,8 +153,11 @@ impl Client {
                 && port.bytes().all(|b| b.is_ascii_digit())
                 && (!name.contains(':') || name.ends_with(']'))
         });
-        let host = if has_port { host.to_owned() } else { format!("{host}:80") };
-        Ok(Client { url: url.to_owned(), host, token: None, answer_timeout: ANSWER_TIMEOUT })
+        let name = if has_port { host.rsplit_once(':').map_or(host, |(name, _)| name) } else { host };
+        let secure = encrypted.then(|| Secure::new(tls, name)).transpose()?;
+        let port = if encrypted { 443 } else { 80 };
+        let host = if has_port { host.to_owned() } else { format!("{host}:{port}") };
+        Ok(Client { url: url.to_owned(), host, secure, token: None, answer_timeout: ANSWER_TIMEOUT })
     }
 
     /// The same, with the token that a file holds: its last word on the first line that is no comment.
@@ -158,7 +179,7 @@ impl Client {
     /// The same, with less patience.
     pub(super) fn answering_within(&self, answer_timeout: Duration) -> Client {
         let (url, host, token) = (self.url.clone(), self.host.clone(), self.token.clone());
-        Client { url, host, token, answer_timeout }
+        Client { url, host, secure: self.secure.clone(), token, answer_timeout }
     }
 
     /// As given.
@@ -195,11 +216,19 @@ impl Client {
     }
 
     fn request(&self, method: &str, path: &str, body: &str) -> Result<Value, Failure> {
-        let mut stream =
+        let stream =
             self.connect().map_err(|error| Failure::NothingListens { url: self.url.clone(), error })?;
         let broken = |error: String| Failure::Broken { url: self.url.clone(), error };
-        let answer = exchange(&mut stream, method, path, self, body).map_err(|e| broken(e.to_string()))?;
-        let (status, body) = parse(&answer).ok_or_else(|| broken("what came is not HTTP".to_owned()))?;
+        let failed = |error: io::Error| match is_distrust(&error) {
+            true => Failure::Untrusted { url: self.url.clone(), error: error.to_string() },
+            false => broken(error.to_string()),
+        };
+        let answer = self.exchange(stream, method, path, body).map_err(failed)?;
+        let not_http = match answer.first() {
+            Some(&TLS_ALERT) => "it speaks TLS: write https:// for http://",
+            _ => "what came is not HTTP",
+        };
+        let (status, body) = parse(&answer).ok_or_else(|| broken(not_http.to_owned()))?;
         let body: Result<Value, _> = serde_json::from_slice(body);
         if !(200..300).contains(&status) {
             let said =
@@ -222,26 +251,29 @@ impl Client {
         }
         Err(last)
     }
+
+    fn exchange(&self, stream: TcpStream, method: &str, path: &str, body: &str) -> io::Result<Vec<u8>> {
+        stream.set_read_timeout(Some(self.answer_timeout))?;
+        stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
+        let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
+        let token =
+            self.token.as_ref().map_or_else(String::new, |t| format!("Authorization: Bearer {t}\r\n"));
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAccept: application/json\r\n{token}{kind}\
+             Content-Length: {}\r\n\r\n{body}",
+            self.host,
+            body.len()
+        );
+        match &self.secure {
+            Some(secure) => answer(&mut secure.over(stream)?, &request),
+            None => answer(&mut { stream }, &request),
+        }
+    }
 }
 
-fn exchange(
-    stream: &mut TcpStream,
-    method: &str,
-    path: &str,
-    client: &Client,
-    body: &str,
-) -> io::Result<Vec<u8>> {
-    let host = &client.host;
-    stream.set_read_timeout(Some(client.answer_timeout))?;
-    stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
-    let (kind, length) =
-        (if body.is_empty() { "" } else { "Content-Type: application/json\r\n" }, body.len());
-    let token = client.token.as_ref().map_or_else(String::new, |t| format!("Authorization: Bearer {t}\r\n"));
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: application/json\r\n{token}{kind}\
-         Content-Length: {length}\r\n\r\n{body}"
-    );
+fn answer(stream: &mut (impl Read + Write), request: &str) -> io::Result<Vec<u8>> {
     stream.write_all(request.as_bytes())?;
+    stream.flush()?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
     Ok(answer)
@@ -277,12 +309,14 @@ mod tests {
             ("http://broker-1", "broker-1:80"),
             ("http://[::1]:8081", "[::1]:8081"),
             ("http://[::1]", "[::1]:80"),
+            ("https://x", "x:443"),
+            ("https://[::1]:1", "[::1]:1"),
         ] {
-            assert_eq!(Client::new(url).unwrap().host, host, "{url}");
+            assert_eq!(Client::new(url, &TlsArgs::default()).unwrap().host, host, "{url}");
         }
         for url in [
             "",
-            "https://x:1",
+            "https://x:1/y",
             "ftp://x",
             "http://",
             "http://x/y",
@@ -290,7 +324,10 @@ mod tests {
             "http://u@h",
             "http://h\r\nX: y",
         ] {
-            assert!(Client::new(url).unwrap_err().contains("http://127.0.0.1:8081"), "{url:?}");
+            assert!(
+                Client::new(url, &TlsArgs::default()).unwrap_err().contains("http://127.0.0.1:8081"),
+                "{url:?}"
+            );
         }
     }
 

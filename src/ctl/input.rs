@@ -41,6 +41,24 @@ fn read(input: impl Read) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "what standard input has is no name: it is not UTF-8".to_owned())
 }
 
+/// Bytes of a payload: more does not fit into a request to the broker.
+const PAYLOAD_BYTES_MAX: usize = 700_000;
+
+/// All of a payload, as it is.
+pub(super) fn payload(input: impl Read) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    input
+        .take(PAYLOAD_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| format!("standard input cannot be read: {e}"))?;
+    match bytes.len() > PAYLOAD_BYTES_MAX {
+        true => {
+            Err(format!("the payload is longer than {PAYLOAD_BYTES_MAX} bytes: publish it as a client does"))
+        }
+        false => Ok(bytes),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,8 +4,10 @@ mod acl;
 mod bans;
 mod client;
 mod input;
+mod secure;
 mod show;
 mod table;
+mod upkeep;
 
 use crate::clock;
 use crate::names::escaped as printable;
@@ -45,6 +47,8 @@ pub struct Ctl {
     /// File with a token of the broker's http.admin_token_file, or of its http.read_token_file for what only asks
     #[arg(long, global = true, env = "BERTH_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: secure::TlsArgs,
     /// Print the answer as JSON, as the broker gave it
     #[arg(long, global = true)]
     json: bool,
@@ -72,6 +76,13 @@ enum Command {
     /// Sessions of clients
     #[command(subcommand)]
     Sessions(SessionsCommand),
+    /// List the listeners of a node: connections, and when certificates expire
+    Listeners,
+    /// Publish a message
+    Publish(upkeep::PublishArgs),
+    /// The options of a node
+    #[command(subcommand)]
+    Config(upkeep::ConfigCommand),
     /// What clients may do
     #[command(subcommand)]
     Acl(acl::AclCommand),
@@ -139,6 +150,8 @@ enum SessionsCommand {
         /// Client ID; - reads it from standard input, less one newline at its end
         client: String,
     },
+    /// List sessions of a node that nobody is connected to, and with --yes end them with what is queued for them
+    Purge(upkeep::PurgeArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -166,7 +179,7 @@ enum RetainedCommand {
 /// Carries out a command and prints the answer. Returns the exit code: 0, 1 = failed, 2 = wrong arguments; of `ready` also
 /// 3 = no answer.
 pub fn run(ctl: &Ctl) -> u8 {
-    let client = Client::new(&ctl.url).and_then(|client| match &ctl.token_file {
+    let client = Client::new(&ctl.url, &ctl.tls).and_then(|client| match &ctl.token_file {
         Some(file) => client.with_token_of(file),
         None => Ok(client),
     });
@@ -234,6 +247,10 @@ fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
             let path = format!("/api/v1/sessions/{}", escaped(&id));
             (client.ask("DELETE", &path, "/api/v1/kick", &json!({ "client": id }))?, show::kicked)
         }
+        Command::Sessions(SessionsCommand::Purge(args)) => upkeep::purge(args, client, &mut names)?,
+        Command::Listeners => upkeep::listeners(client)?,
+        Command::Publish(args) => upkeep::publish(args, client)?,
+        Command::Config(command) => upkeep::config(command, client)?,
         Command::Acl(command) => acl::ask(command, client, &mut names)?,
         Command::Bans(command) => bans::ask(command, client, &mut names)?,
         Command::Routes(RoutesCommand::Show { topic }) => {

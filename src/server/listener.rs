@@ -3,6 +3,7 @@
 use super::arrival::{Guest, Place, receive};
 use super::connection::serve;
 use super::crowd::{Crowd, Entrance, Entry};
+use super::http::ShownListener;
 use super::notices::Notices;
 use super::parting::Partings;
 use super::rates::Bucket;
@@ -70,6 +71,40 @@ pub struct Hall {
     pub stop: Arc<Notify>,
 }
 
+/// What a listener counts.
+#[derive(Debug, Default)]
+struct Figures {
+    /// Connections that are open.
+    connections: AtomicU64,
+    /// Connections that were turned away.
+    refused: AtomicU64,
+}
+
+/// A listener as operators see it.
+#[derive(Clone, Debug)]
+pub struct View {
+    name: Arc<str>,
+    kind: ListenerType,
+    addresses: Vec<SocketAddr>,
+    keeper: Option<Arc<Keeper>>,
+    figures: Arc<Figures>,
+}
+
+impl View {
+    /// How it is now.
+    pub fn shown(&self) -> ShownListener {
+        let expires = self.keeper.as_ref().and_then(|keeper| keeper.current().expires_at);
+        ShownListener {
+            name: self.name.to_string(),
+            kind: self.kind.name(),
+            addresses: self.addresses.iter().map(SocketAddr::to_string).collect(),
+            connections: self.figures.connections.load(Ordering::Relaxed),
+            refused: self.figures.refused.load(Ordering::Relaxed),
+            certificate_expires_at: expires.map(Time::as_millis),
+        }
+    }
+}
+
 /// A listener, bound but not yet accepting.
 #[derive(Debug)]
 pub struct Listener {
@@ -79,6 +114,7 @@ pub struct Listener {
     keeper: Option<Arc<Keeper>>,
     options: config::Listener,
     terms: Arc<Terms>,
+    figures: Arc<Figures>,
 }
 
 impl Listener {
@@ -100,7 +136,7 @@ impl Listener {
             sockets.push((socket, bound));
         }
         let (name, options, terms) = (Arc::from(name), listener.clone(), Arc::new(terms));
-        Ok(Listener { name, kind, sockets, keeper, options, terms })
+        Ok(Listener { name, kind, sockets, keeper, options, terms, figures: Arc::default() })
     }
 
     /// What is spoken below MQTT.
@@ -116,6 +152,17 @@ impl Listener {
     /// Its certificates.
     pub fn keeper(&self) -> Option<&Arc<Keeper>> {
         self.keeper.as_ref()
+    }
+
+    /// What operators see of it, from now on.
+    pub fn view(&self) -> View {
+        View {
+            name: self.name.clone(),
+            kind: self.kind,
+            addresses: self.sockets.iter().map(|(_, address)| *address).collect(),
+            keeper: self.keeper.clone(),
+            figures: self.figures.clone(),
+        }
     }
 
     /// Begins to accept connections, until the tasks are aborted.
@@ -141,7 +188,7 @@ impl Listener {
             byte_rate: listener.max_byte_rate,
             nodelay: listener.nodelay,
             keep_alive: listener.keep_alive,
-            connections: AtomicU64::new(0),
+            figures: self.figures,
             max_connections: listener.max_connections,
             rate: listener.max_connection_rate.map(|per_s| Mutex::new(Bucket::new(per_s, now))),
             notices: Notices::default(),
@@ -173,7 +220,7 @@ pub(super) struct Shared {
     pub(super) byte_rate: Option<u64>,
     nodelay: bool,
     keep_alive: Option<Duration>,
-    connections: AtomicU64,
+    figures: Arc<Figures>,
     max_connections: Option<u64>,
     rate: Option<Mutex<Bucket>>,
     notices: Notices,
@@ -182,7 +229,7 @@ pub(super) struct Shared {
 impl Shared {
     /// One connection more: whether it may stay.
     pub(super) fn count_in(&self) -> Admission {
-        let n = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        let n = self.figures.connections.fetch_add(1, Ordering::Relaxed) + 1;
         match self.max_connections {
             Some(max) if n > max + REFUSING_MAX => Admission::Close,
             Some(max) if n > max => Admission::Refuse,
@@ -192,12 +239,20 @@ impl Shared {
 
     /// One connection less.
     pub(super) fn count_out(&self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.figures.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Counts a client that is turned away or slowed down, and has the log say so if it is time.
     pub(super) fn turned(&self, peer: SocketAddr, kind: Turned, why: &dyn Display) {
+        if !matches!(kind, Turned::ConnectionRate | Turned::ClientRate) {
+            self.count_refused();
+        }
         self.notices.turned(&self.metrics, &self.name, peer, kind, why, clock::now());
+    }
+
+    /// Counts a connection that is turned away.
+    pub(super) fn count_refused(&self) {
+        self.figures.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Until when no new connection is accepted, if more came than may.
@@ -304,6 +359,9 @@ impl Acceptor {
             rate.lock().take(1, clock::now());
         }
         let (place, admission) = self.place(peer, broker).await;
+        if !matches!(admission, Admission::Serve) {
+            shared.count_refused();
+        }
         let Some(place) = place else {
             tracing::debug!(%peer, listener = &*shared.name, "closed: max_connections is reached");
             return;

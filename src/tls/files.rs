@@ -3,7 +3,7 @@
 use super::server_names::ByName;
 use super::{Current, provider};
 use crate::clock::Time;
-use crate::config::{ClientCertificates, Listener};
+use crate::config::{ClientCertificates, Http, Listener};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
@@ -32,11 +32,11 @@ pub struct TlsError {
     pub what: String,
 }
 
-/// The files of a listener.
+/// The files of a listener, or of admin HTTP.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// The listener's name.
-    pub(super) listener: String,
+    /// The section of the options that name them, such as `listeners.tls`.
+    pub(super) section: String,
     /// Certificates with their keys.
     certificates: Vec<(PathBuf, PathBuf)>,
     clients: ClientCertificates,
@@ -52,6 +52,13 @@ pub(super) type Stamp = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 fn stamp(path: &Path) -> Stamp {
     let m = std::fs::metadata(path).ok()?;
     Some((m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()))
+}
+
+/// When a certificate expires.
+fn expiry(certificate: &CertificateDer<'_>) -> Option<Time> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
+    Some(Time(0).plus_secs(seconds))
 }
 
 /// One file while it is read.
@@ -81,13 +88,25 @@ impl Files {
     /// The files that the listener `name` is configured to use.
     pub fn of(name: &str, listener: &Listener) -> Files {
         Files {
-            listener: name.to_owned(),
+            section: format!("listeners.{name}"),
             certificates: listener.cert_file.iter().cloned().zip(listener.key_file.iter().cloned()).collect(),
             clients: listener.client_certificates,
             client_ca: listener.client_ca_file.clone(),
             crl: listener.crl_file.clone(),
             protocol: if listener.speaks().has_websocket() { b"http/1.1" } else { b"mqtt" },
         }
+    }
+
+    /// The files that admin HTTP is configured to use; `None` = it has no TLS.
+    pub fn of_http(http: &Http) -> Option<Files> {
+        http.has_tls().then(|| Files {
+            section: "http".to_owned(),
+            certificates: http.cert_file.iter().cloned().zip(http.key_file.iter().cloned()).collect(),
+            clients: http.client_certificates,
+            client_ca: http.client_ca_file.clone(),
+            crl: http.crl_file.clone(),
+            protocol: b"http/1.1",
+        })
     }
 
     /// What all of them look like.
@@ -103,6 +122,7 @@ impl Files {
         for (cert, key) in &self.certificates {
             keys.push(Arc::new(self.certified(cert, key, now)?));
         }
+        let expires_at = keys.iter().flat_map(|key| key.cert.iter().filter_map(expiry)).min();
         let verifier = self.verifier()?;
         let builder = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(rustls::ALL_VERSIONS)
@@ -121,7 +141,7 @@ impl Files {
                 rustls::crypto::ring::Ticketer::new().map_err(|e| self.unusable(e.to_string()))?;
             config.send_tls13_tickets = 1;
         }
-        Ok(Current { config: Arc::new(config), generation, verifier })
+        Ok(Current { config: Arc::new(config), generation, expires_at, verifier })
     }
 
     /// What is wrong with all of them together.
@@ -131,7 +151,7 @@ impl Files {
     }
 
     fn option(&self, option: &str) -> String {
-        format!("listeners.{}.{option}", self.listener)
+        format!("{}.{option}", self.section)
     }
 
     fn read<'a>(&self, path: &'a Path, option: &str) -> Result<File<'a>, TlsError> {

@@ -1,4 +1,4 @@
-//! Certificates of listeners: read from files, checked, used for handshakes, read again when the files change.
+//! Certificates of listeners and of admin HTTP: read from files, checked, used for handshakes, read again when the files change.
 //!
 //! What a handshake uses is never changed: new files make a new [`Current`], and connections go on with the old one. Only whether a
 //! client's certificate is still good is asked again of each new one.
@@ -36,6 +36,8 @@ pub struct Current {
     pub config: Arc<ServerConfig>,
     /// Counts the states of the files.
     pub generation: u64,
+    /// When the first of the certificates expires.
+    pub expires_at: Option<Time>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
@@ -65,9 +67,9 @@ impl Keeper {
         })
     }
 
-    /// The listener's name.
-    pub fn listener(&self) -> &str {
-        &self.files.listener
+    /// The section of the options that name the files, such as `listeners.tls`.
+    pub fn section(&self) -> &str {
+        &self.files.section
     }
 
     /// What new handshakes use.

@@ -46,15 +46,15 @@ pub async fn watch(keepers: Vec<Arc<Keeper>>, mut asked: Signal, metrics: Arc<Me
 }
 
 fn reload(keeper: &Keeper, metrics: &Metrics) {
-    let listener = keeper.listener();
+    let section = keeper.section();
     match keeper.reload(clock::now()) {
         Ok(()) => {
             metrics.certificate_reloads.of(Reload::Done).inc();
-            tracing::info!(listener, "certificates read again");
+            tracing::info!(section, "certificates read again");
         }
         Err(error) => {
             metrics.certificate_reloads.of(Reload::Failed).inc();
-            tracing::error!(listener, %error, "the old certificates stay in use");
+            tracing::error!(section, %error, "the old certificates stay in use");
         }
     }
 }

@@ -155,7 +155,20 @@ class EverySet(unittest.TestCase):
         self.assertEqual(env["BERTH__STORAGE__DIR"], config["storage"]["dir"])
         self.assertIn(config["storage"]["dir"], [m["mountPath"] for m in container(template["spec"], "berth")["volumeMounts"] if m["name"] == "data"])
         self.assertEqual(int(config["http"]["address"].rsplit(":", 1)[1]), ports["http"])
-        self.assertEqual(env["BERTH_URL"], f"http://localhost:{ports['http']}")
+        scheme = "https" if "cert_file" in config["http"] else "http"
+        self.assertEqual(env["BERTH_URL"], f"{scheme}://localhost:{ports['http']}")
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            of = container(template["spec"], "berth")[probe]["httpGet"]
+            self.assertEqual(of.get("scheme", "HTTP"), scheme.upper(), probe)
+        monitors = [m["spec"]["endpoints"][0] for m in manifests.of("ServiceMonitor") if labels(m)["app.kubernetes.io/component"] == "broker"]
+        monitors += [m["spec"]["podMetricsEndpoints"][0] for m in manifests.of("PodMonitor") if labels(m)["app.kubernetes.io/component"] == "broker"]
+        for monitor in monitors:
+            self.assertEqual(monitor.get("scheme", "http"), scheme)
+        if scheme == "https":
+            mounts = {m["mountPath"] for m in container(template["spec"], "berth")["volumeMounts"]}
+            files = [config["http"][o] for o in ("cert_file", "key_file", "admin_token_file", "read_token_file") if o in config["http"]]
+            for file in files + [env["BERTH_CA_FILE"]] + [env[v] for v in ("BERTH_TOKEN_FILE",) if v in env]:
+                self.assertIn(file.rsplit("/", 1)[0], mounts)
         if "cluster" in config:
             self.assertEqual(int(config["cluster"]["peer_address"].rsplit(":", 1)[1]), ports["peer"])
             self.assertEqual(env["BERTH__CLUSTER__PEER_ADDRESS"], config["cluster"]["peer_address"])

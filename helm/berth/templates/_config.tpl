@@ -146,6 +146,16 @@ key: {{ .keyKey }}
   "storage" (dict "dir" "/var/lib/berth")
   "auth" $auth
   "shutdown" (dict "timeout" (printf "%ds" (int .Values.drain.timeoutSeconds))) }}
+{{- if .Values.admin.tls.existingSecret }}
+{{- $dir := "/run/secrets/berth/admin-tls" }}
+{{- $_ := set $base.http "cert_file" (print $dir "/tls.crt") }}
+{{- $_ := set $base.http "key_file" (print $dir "/tls.key") }}
+{{- end }}
+{{- if .Values.admin.tokens.existingSecret }}
+{{- $dir := "/run/secrets/berth/admin-tokens" }}
+{{- $_ := set $base.http "admin_token_file" (printf "%s/%s" $dir .Values.admin.tokens.adminKey) }}
+{{- with .Values.admin.tokens.readKey }}{{ $_ := set $base.http "read_token_file" (printf "%s/%s" $dir .) }}{{ end }}
+{{- end }}
 {{- range $name, $listener := include "berth.listeners" . | fromYaml }}
 {{- $_ := set $base.listeners $name $listener }}
 {{- end }}
@@ -193,13 +203,42 @@ key: {{ .keyKey }}
 {{ regexFind "[0-9]+$" (include "berth.config" . | fromYaml).http.address }}
 {{- end }}
 
+{{/* What admin HTTP is reached by: http or https. */}}
+{{- define "berth.httpScheme" -}}
+{{ ternary "https" "http" (not (empty (include "berth.config" . | fromYaml).http.cert_file)) }}
+{{- end }}
+
+{{/* The name that the certificate of admin HTTP has. */}}
+{{- define "berth.adminServerName" -}}
+{{- default (printf "%s-admin.%s.svc.%s" (include "berth.fullname" .) .Release.Namespace .Values.clusterDomain) .Values.admin.tls.serverName }}
+{{- end }}
+
+{{/* A probe of admin HTTP, as YAML. Called with (list . probe). */}}
+{{- define "berth.probe" -}}
+{{- $probe := deepCopy (index . 1) }}
+{{- if and $probe.httpGet (eq (include "berth.httpScheme" (index . 0)) "https") }}
+{{- $_ := set $probe "httpGet" (merge (dict) $probe.httpGet (dict "scheme" "HTTPS")) }}
+{{- end }}
+{{- toYaml $probe }}
+{{- end }}
+
 {{/* Environment of the broker and of the check of its configuration. */}}
 {{- define "berth.env" -}}
 {{- $config := include "berth.config" . | fromYaml -}}
 - name: BERTH_CONFIG
   value: /etc/berth/berth.yaml
 - name: BERTH_URL
-  value: http://localhost:{{ include "berth.httpPort" . }}
+  value: {{ include "berth.httpScheme" . }}://localhost:{{ include "berth.httpPort" . }}
+{{- if .Values.admin.tls.existingSecret }}
+- name: BERTH_CA_FILE
+  value: /run/secrets/berth/admin-tls/ca.crt
+- name: BERTH_SERVER_NAME
+  value: {{ include "berth.adminServerName" . }}
+{{- end }}
+{{- if .Values.admin.tokens.existingSecret }}
+- name: BERTH_TOKEN_FILE
+  value: {{ $config.http.admin_token_file }}
+{{- end }}
 - name: BERTH__NODE__ID
   valueFrom:
     fieldRef:
@@ -295,6 +334,18 @@ key: {{ .keyKey }}
     secretName: {{ . }}
     defaultMode: 0440
 {{- end }}
+{{- with .Values.admin.tls.existingSecret }}
+- name: admin-tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- with .Values.admin.tokens.existingSecret }}
+- name: admin-tokens
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
 {{- if .Values.cluster.enabled }}
 {{- with .Values.peers.tls.existingSecret }}
 - name: peer-tls
@@ -331,6 +382,16 @@ key: {{ .keyKey }}
 {{- if .Values.auth.existingSecret }}
 - name: accounts
   mountPath: /run/secrets/berth/accounts
+  readOnly: true
+{{- end }}
+{{- if .Values.admin.tls.existingSecret }}
+- name: admin-tls
+  mountPath: /run/secrets/berth/admin-tls
+  readOnly: true
+{{- end }}
+{{- if .Values.admin.tokens.existingSecret }}
+- name: admin-tokens
+  mountPath: /run/secrets/berth/admin-tokens
   readOnly: true
 {{- end }}
 {{- if .Values.cluster.enabled }}

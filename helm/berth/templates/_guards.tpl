@@ -32,6 +32,9 @@
 {{- if and (include "berth.listenersAskClients" .) (not (and $v.listeners.certificate.clientCaSecret $v.listeners.certificate.clientCaKey)) }}
 {{- fail "listeners.certificate.clientCertificates needs listeners.certificate.clientCaSecret and clientCaKey: the authority that signs clients' certificates" }}
 {{- end }}
+{{- if and $v.admin.tokens.existingSecret (not $v.admin.tls.existingSecret) }}
+{{- fail "admin.tokens.existingSecret needs admin.tls.existingSecret: tokens could be read on the way" }}
+{{- end }}
 {{- if and $v.externalEtcd.tls.certKey (not $v.externalEtcd.tls.keyKey) }}
 {{- fail "externalEtcd.tls.certKey needs externalEtcd.tls.keyKey" }}
 {{- end }}

@@ -14,6 +14,7 @@ use super::remote::RemoteCache;
 use super::router::Cache;
 use crate::clock::Time;
 use crate::topic::{Filter, TopicError, validate_name};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -38,7 +39,7 @@ pub(super) fn listed(lengths: impl Iterator<Item = usize>) -> usize {
 const PAYLOAD_SHOWN: usize = 120;
 
 /// Where a publish to a topic goes, seen from one node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Routes {
     /// The topic.
     pub topic: String,
@@ -58,7 +59,7 @@ pub struct Routes {
 }
 
 /// A session of this node that a topic goes to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MatchedSession {
     /// Client identifier.
     pub client_id: String,
@@ -73,7 +74,7 @@ pub struct MatchedSession {
 }
 
 /// A shared subscription that a topic goes to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MatchedGroup {
     /// `$share/<group>/<filter>`.
     pub name: String,
@@ -82,7 +83,7 @@ pub struct MatchedGroup {
 }
 
 /// The members of a shared subscription on one node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MatchedShare {
     /// The node.
     pub node: String,
@@ -95,7 +96,7 @@ pub struct MatchedShare {
 }
 
 /// Another node with sessions that a topic goes to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MatchedNode {
     /// The node.
     pub node: String,
@@ -106,7 +107,7 @@ pub struct MatchedNode {
 }
 
 /// Some of the retained messages.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetainedPage {
     /// The messages, by topic.
     pub messages: Vec<RetainedInfo>,
@@ -115,7 +116,7 @@ pub struct RetainedPage {
 }
 
 /// One retained message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RetainedInfo {
     /// The topic.
     pub topic: String,

@@ -6,6 +6,7 @@ use crate::broker::handle::Handle;
 use crate::broker::ports::{Account, Ask, By, Door, Identity, Permissions, Ruling};
 use crate::broker::rights::published_by_clients;
 use crate::topic::{Filter, TopicError, validate_name};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 const FILTERS_NAMED: usize = 10;
 
 /// What somebody wants to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Publish to a topic.
@@ -26,7 +27,7 @@ pub enum Action {
 }
 
 /// Whether a client may do something. What is not said is as it is known of the client.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
     /// Client identifier.
@@ -56,7 +57,7 @@ pub struct Question {
 }
 
 /// The answer to a [`Question`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Judged {
     /// Client identifier.
     pub client: String,
@@ -91,7 +92,7 @@ pub struct Judged {
 }
 
 /// What a session would lose by other rules.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Losing {
     /// Client identifier.
     pub client: String,

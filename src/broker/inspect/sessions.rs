@@ -6,6 +6,7 @@ use crate::broker::handle::Handle;
 use crate::broker::ports::Account;
 use crate::clock::Time;
 use crate::session::Will;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -26,7 +27,7 @@ pub struct SessionQuery {
 }
 
 /// Sessions in the order of their client identifiers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionPage {
     /// The sessions.
     pub sessions: Vec<SessionSummary>,
@@ -39,7 +40,7 @@ pub struct SessionPage {
 }
 
 /// A node that did not answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Unanswered {
     /// The node.
     pub node: String,
@@ -48,7 +49,7 @@ pub struct Unanswered {
 }
 
 /// How a session is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SessionState {
     /// A client is connected to it.
@@ -60,7 +61,7 @@ pub enum SessionState {
 }
 
 /// One session in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionSummary {
     /// Client identifier.
     pub client_id: String,
@@ -80,7 +81,7 @@ pub struct SessionSummary {
 }
 
 /// One session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionDetails {
     /// What lists show.
     #[serde(flatten)]
@@ -110,7 +111,7 @@ pub struct SessionDetails {
 }
 
 /// A client's connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Connection {
     /// Where it comes from.
     pub peer: SocketAddr,
@@ -121,7 +122,7 @@ pub struct Connection {
 }
 
 /// A will, without its payload.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WillInfo {
     /// The topic.
     pub topic: String,
@@ -146,7 +147,7 @@ impl WillInfo {
 }
 
 /// One subscription.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SubscriptionInfo {
     /// The filter, `$share/…` included.
     pub filter: String,

@@ -2,6 +2,7 @@
 
 use super::Identity;
 use crate::mqtt::QoS;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -43,7 +44,7 @@ impl Ask<'_> {
 }
 
 /// What decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum By {
     /// A rule of the list, counted from 1.

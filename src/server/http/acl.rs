@@ -3,12 +3,12 @@
 use super::Shared;
 use super::api::{Answer, ApiError, Asked, answer, carry_out, done};
 use super::audit::{Caller, Order};
+use super::routes::Route;
 use crate::broker::inspect::{Judged, Losing, Question};
-use axum::Router;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::{get, post};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use std::sync::Arc;
 const PAGE: usize = 1000;
 
 /// Some of the rules.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct AclPage {
     /// The option that names their file: `acl.file`, `acl.mosquitto_file`, or nothing.
     pub source: &'static str,
@@ -34,7 +34,7 @@ pub struct AclPage {
 }
 
 /// One rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ShownRule {
     /// Its number, from 1; of a mosquitto file the line.
     pub number: usize,
@@ -43,7 +43,7 @@ pub struct ShownRule {
 }
 
 /// What to do with the rules, which are counted from 1.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
 pub enum AclChange {
     /// Put a rule in.
@@ -72,7 +72,7 @@ pub enum AclChange {
 }
 
 /// What became of a change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct AclEdited {
     /// Whether the change was made.
     pub changed: bool,
@@ -100,21 +100,28 @@ pub trait AclOperator: Send + Sync + 'static {
     fn acl_change(&self, change: AclChange) -> Answer<AclEdited>;
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct After {
+    /// Those after this number.
     #[serde(default)]
     after: usize,
 }
 
-/// The routes below `/api/v1` that only ask.
-pub(super) fn asks() -> Router<Arc<Shared>> {
-    Router::new().route("/acl", get(rules)).route("/ask/acl", post(judge))
-}
-
-/// The routes below `/api/v1` that change something.
-pub(super) fn orders() -> Router<Arc<Shared>> {
-    Router::new().route("/acl/change", post(change))
+/// The routes below `/api/v1`.
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::get::<AclPage, _, _>(("/acl", "acl_list", "Lists the rules of what clients may do."), rules)
+            .query::<After>(),
+        Route::ask::<Judged, _, _>(
+            ("/ask/acl", "acl_check", "Says whether a client may do something, and which rule says so."),
+            judge,
+        )
+        .body::<Question>(),
+        Route::order::<AclEdited, _, _>(("/acl/change", "acl_change", "Changes the file of rules."), change)
+            .body::<AclChange>()
+            .refuses(&[404, 409]),
+    ]
 }
 
 async fn rules(State(shared): State<Arc<Shared>>, Asked(After { after }): Asked<After>) -> Response {

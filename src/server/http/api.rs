@@ -2,15 +2,15 @@
 
 use super::Shared;
 use super::audit::{Caller, Order};
-use crate::broker::inspect::{LISTED_MAX, SessionQuery};
+use super::routes::Route;
+use crate::broker::inspect::{LISTED_MAX, RetainedPage, Routes, SessionPage, SessionQuery};
+use crate::broker::operate::{Kicked, Located};
 use crate::broker::ports::BoxFuture;
-use axum::Router;
-use axum::extract::{
-    DefaultBodyLimit, Extension, FromRequest, FromRequestParts, Path, Query, Request, State,
-};
+use axum::extract::{Extension, FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{delete, get, post};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -60,7 +60,7 @@ impl IntoResponse for ApiError {
 pub type Answer<T> = BoxFuture<Result<T, ApiError>>;
 
 /// What `POST node/drain` began.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Draining {
     /// The node.
     pub node: String,
@@ -71,7 +71,7 @@ pub struct Draining {
 }
 
 /// What `POST cluster/forget` gave up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Forgotten {
     /// The node.
     pub node: String,
@@ -81,37 +81,48 @@ pub struct Forgotten {
     pub sessions: u64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ListSessions {
+    /// How many; 100 unless told otherwise.
     #[serde(default)]
+    #[schemars(with = "usize", range(min = 1, max = 1000))]
     limit: Option<usize>,
+    /// Those after this client ID.
     #[serde(default)]
     after: String,
+    /// Those whose client ID begins so.
     #[serde(default)]
     prefix: String,
+    /// Those of all nodes.
     #[serde(default)]
     cluster: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct OfTopic {
+    /// The topic name.
     topic: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ListRetained {
+    /// Those whose topic matches this filter; `#` unless told otherwise.
     #[serde(default)]
+    #[schemars(with = "String")]
     filter: Option<String>,
+    /// How many; 100 unless told otherwise.
     #[serde(default)]
+    #[schemars(with = "usize", range(min = 1, max = 1000))]
     limit: Option<usize>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct OfClient {
+    /// The client ID.
     client: String,
 }
 
@@ -132,32 +143,106 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Asked<T> {
     }
 }
 
-/// The routes below `/api/v1` that only ask.
-pub(super) fn asks() -> Router<Arc<Shared>> {
-    Router::new()
-        .route("/sessions", get(list_sessions))
-        .route("/sessions/{client}", get(show_session))
-        .route("/routes", get(show_routes))
-        .route("/retained", get(list_retained))
-        .route("/ask/sessions", post(list_sessions))
-        .route("/ask/session", post(show_named))
-        .route("/ask/routes", post(show_routes))
-        .route("/ask/retained", post(list_retained))
-        .merge(super::acl::asks())
-        .merge(super::bans::asks())
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+/// A name in the path.
+pub(super) struct Named(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Named, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.map(|Path(name)| Named(name)).map_err(|e| ApiError::Invalid(e.body_text()))
+    }
 }
 
-/// The routes below `/api/v1` that change something.
-pub(super) fn orders() -> Router<Arc<Shared>> {
-    Router::new()
-        .route("/sessions/{client}", delete(kick))
-        .route("/kick", post(kick_named))
-        .route("/node/drain", post(drain))
-        .route("/cluster/forget/{node}", post(forget))
-        .merge(super::acl::orders())
-        .merge(super::bans::orders())
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+/// The routes below `/api/v1`.
+pub(super) fn routes() -> Vec<Route> {
+    let sessions = [
+        Route::get::<SessionPage, _, _>(
+            ("/sessions", "session_list", "Lists sessions by client ID."),
+            list_sessions,
+        )
+        .query::<ListSessions>(),
+        Route::get::<Located, _, _>(
+            ("/sessions/{client}", "session_show", "Says where a session lives, and how it is."),
+            show_session,
+        )
+        .refuses(&[404]),
+        Route::delete::<Kicked, _, _>(
+            (
+                "/sessions/{client}",
+                "session_kick",
+                "Closes a client's connection, wherever it is; its session stays.",
+            ),
+            kick,
+        )
+        .refuses(&[404]),
+        Route::order::<Kicked, _, _>(
+            ("/kick", "session_kick_named", "The same, for a client ID that is too long for a path."),
+            kick_named,
+        )
+        .body::<OfClient>()
+        .refuses(&[404]),
+        Route::ask::<SessionPage, _, _>(
+            (
+                "/ask/sessions",
+                "session_list_named",
+                "Lists sessions, for names that are too long for a query.",
+            ),
+            list_sessions,
+        )
+        .body::<ListSessions>(),
+        Route::ask::<Located, _, _>(
+            (
+                "/ask/session",
+                "session_show_named",
+                "Says where a session lives, for a name that is too long for a path.",
+            ),
+            show_named,
+        )
+        .body::<OfClient>()
+        .refuses(&[404]),
+    ];
+    let messages = [
+        Route::get::<Routes, _, _>(
+            ("/routes", "route_show", "Says which sessions and nodes a publish to a topic goes to."),
+            show_routes,
+        )
+        .query::<OfTopic>(),
+        Route::ask::<Routes, _, _>(
+            ("/ask/routes", "route_show_named", "The same, for a topic that is too long for a query."),
+            show_routes,
+        )
+        .body::<OfTopic>(),
+        Route::get::<RetainedPage, _, _>(
+            ("/retained", "retained_list", "Lists retained messages by topic."),
+            list_retained,
+        )
+        .query::<ListRetained>(),
+        Route::ask::<RetainedPage, _, _>(
+            ("/ask/retained", "retained_list_named", "The same, for a filter that is too long for a query."),
+            list_retained,
+        )
+        .body::<ListRetained>(),
+    ];
+    let nodes = [
+        Route::order::<Draining, _, _>(
+            (
+                "/node/drain",
+                "node_drain",
+                "Hands the node's sessions to others and ends its process, as SIGTERM does.",
+            ),
+            drain,
+        )
+        .done(StatusCode::ACCEPTED),
+        Route::order::<Forgotten, _, _>(
+            ("/cluster/forget/{node}", "cluster_forget", "Gives up what a node had that will not come back."),
+            forget,
+        )
+        .refuses(&[404, 409]),
+    ];
+    let parts = [super::acl::routes(), super::bans::routes(), super::upkeep::routes()];
+    sessions.into_iter().chain(messages).chain(nodes).chain(parts.into_iter().flatten()).collect()
 }
 
 async fn list_sessions(
@@ -172,7 +257,7 @@ async fn list_sessions(
     }
 }
 
-async fn show_session(State(shared): State<Arc<Shared>>, Path(client): Path<String>) -> Response {
+async fn show_session(State(shared): State<Arc<Shared>>, Named(client): Named) -> Response {
     answer(shared.source.find_session(&client)).await
 }
 
@@ -186,7 +271,7 @@ async fn show_named(
 async fn kick(
     State(shared): State<Arc<Shared>>,
     Extension(caller): Extension<Caller>,
-    Path(client): Path<String>,
+    Named(client): Named,
 ) -> Response {
     let kicked = shared.source.kick(&client);
     carry_out(shared, caller, Order { action: "session kick", subject: client }, StatusCode::OK, kicked).await
@@ -197,7 +282,7 @@ async fn kick_named(
     caller: Extension<Caller>,
     Asked(OfClient { client }): Asked<OfClient>,
 ) -> Response {
-    kick(state, caller, Path(client)).await
+    kick(state, caller, Named(client)).await
 }
 
 async fn show_routes(
@@ -224,7 +309,7 @@ async fn drain(State(shared): State<Arc<Shared>>, Extension(caller): Extension<C
 async fn forget(
     State(shared): State<Arc<Shared>>,
     Extension(caller): Extension<Caller>,
-    Path(node): Path<String>,
+    Named(node): Named,
 ) -> Response {
     let forgotten = shared.source.forget(&node);
     carry_out(shared, caller, Order { action: "cluster forget", subject: node }, StatusCode::OK, forgotten)

@@ -3,16 +3,16 @@
 use super::Shared;
 use super::api::{Answer, ApiError, Asked, carry_out, done};
 use super::audit::{Caller, Order};
-use axum::Router;
+use super::routes::Route;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::{get, post};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A ban as it is shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ShownBan {
     /// `client`, `user` or `address`.
     pub kind: &'static str,
@@ -28,14 +28,14 @@ pub struct ShownBan {
 }
 
 /// The bans that hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct BanList {
     /// The bans, by kind and name.
     pub bans: Vec<ShownBan>,
 }
 
 /// Whom to ban.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BanOrder {
     /// `client`, `user` or `address`.
@@ -51,7 +51,7 @@ pub struct BanOrder {
 }
 
 /// Whose ban to end.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UnbanOrder {
     /// `client`, `user` or `address`.
@@ -61,7 +61,7 @@ pub struct UnbanOrder {
 }
 
 /// What became of a ban.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Banned {
     /// What it is about.
     pub kind: &'static str,
@@ -86,14 +86,20 @@ pub trait BanOperator: Send + Sync + 'static {
     fn unban(&self, order: UnbanOrder) -> Answer<Banned>;
 }
 
-/// The routes below `/api/v1` that only ask.
-pub(super) fn asks() -> Router<Arc<Shared>> {
-    Router::new().route("/bans", get(list))
-}
-
-/// The routes below `/api/v1` that change something.
-pub(super) fn orders() -> Router<Arc<Shared>> {
-    Router::new().route("/bans/add", post(add)).route("/bans/remove", post(remove))
+/// The routes below `/api/v1`.
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        Route::get::<BanList, _, _>(("/bans", "ban_list", "Lists the clients that may not connect."), list),
+        Route::order::<Banned, _, _>(
+            ("/bans/add", "ban_add", "Bans somebody, and closes their connections."),
+            add,
+        )
+        .body::<BanOrder>()
+        .refuses(&[409]),
+        Route::order::<Banned, _, _>(("/bans/remove", "ban_remove", "Ends a ban."), remove)
+            .body::<UnbanOrder>()
+            .refuses(&[404, 409]),
+    ]
 }
 
 async fn list(State(shared): State<Arc<Shared>>) -> Response {

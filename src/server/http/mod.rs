@@ -7,24 +7,31 @@ mod api;
 mod audit;
 mod bans;
 mod bounded;
+mod routes;
 mod status;
 mod tokens;
+mod upkeep;
+mod wire;
 
 pub use access::Access;
 pub use acl::{AclChange, AclEdited, AclOperator, AclPage, ShownRule};
 pub use api::{Answer, ApiError, Draining, Forgotten};
 pub use audit::{Audit, AuditError};
 pub use bans::{BanList, BanOperator, BanOrder, Banned, ShownBan, UnbanOrder};
-pub use bounded::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_MAX};
+pub use bounded::{HTTP_CONNECTIONS_MAX, HTTP_HANDSHAKE_MAX, HTTP_IDLE_MAX};
 pub use status::{
     ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
     NodeStatus, Status, UnreachedBy,
 };
 pub use tokens::Tokens;
+pub use upkeep::{
+    ListenerList, Publication, Published, ShownConfig, ShownListener, ShownOption, UpkeepOperator,
+};
 
 use crate::broker::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};
 use crate::broker::operate::{Kicked, Located};
 use crate::telemetry::Metrics;
+use crate::tls::Keeper;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
@@ -44,7 +51,7 @@ use tokio::net::TcpListener;
 const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// What the server shows and passes on; implemented by the composition root.
-pub trait Operator: AclOperator + BanOperator {
+pub trait Operator: AclOperator + BanOperator + UpkeepOperator {
     /// Whether the node serves clients.
     ///
     /// # Errors
@@ -103,6 +110,7 @@ pub struct BindError {
 pub struct HttpServer {
     listener: TcpListener,
     address: SocketAddr,
+    keeper: Option<Arc<Keeper>>,
     idle_max: Duration,
 }
 
@@ -119,16 +127,16 @@ pub struct Shared {
 }
 
 impl HttpServer {
-    /// Binds `address`.
+    /// Binds `address`; with a keeper of certificates, TLS is spoken there.
     ///
     /// # Errors
     ///
     /// If the address cannot be bound.
-    pub async fn bind(address: SocketAddr) -> Result<HttpServer, BindError> {
+    pub async fn bind(address: SocketAddr, keeper: Option<Arc<Keeper>>) -> Result<HttpServer, BindError> {
         let refused = |source| BindError { address, source };
         let listener = TcpListener::bind(address).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
-        Ok(HttpServer { listener, address, idle_max: HTTP_IDLE_MAX })
+        Ok(HttpServer { listener, address, keeper, idle_max: HTTP_IDLE_MAX })
     }
 
     /// The address, with the port that the system chose if 0 was asked for.
@@ -145,8 +153,8 @@ impl HttpServer {
         };
         let shared = Arc::new(shared);
         let service = router(shared.clone()).into_make_service_with_connect_info::<access::Peer>();
-        let serve =
-            axum::serve(Bounded::new(self.listener, self.idle_max), service).with_graceful_shutdown(signal);
+        let connections = Bounded::new(self.listener, self.keeper, self.idle_max);
+        let serve = axum::serve(connections, service).with_graceful_shutdown(signal);
         let overdue = async move {
             let _ = stopped.await;
             tokio::time::sleep(STOP_MAX).await;
@@ -164,12 +172,6 @@ impl HttpServer {
 }
 
 fn router(shared: Arc<Shared>) -> Router {
-    let guarded = |asks: Router<Arc<Shared>>, orders: Router<Arc<Shared>>| {
-        let (for_asks, for_orders) = (shared.clone(), shared.clone());
-        let asks = asks.route_layer(from_fn_with_state(for_asks, access::may_read));
-        let orders = orders.route_layer(from_fn_with_state(for_orders, access::may_change));
-        asks.merge(orders).fallback(not_found)
-    };
     let status = get(async |State(shared): State<Arc<Shared>>| Json(shared.source.status()))
         .route_layer(from_fn_with_state(shared.clone(), access::may_look));
     let metrics = get(scrape).route_layer(from_fn_with_state(shared.clone(), access::may_scrape));
@@ -178,7 +180,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/ready", get(ready))
         .route("/cluster/status", status)
         .route("/metrics", metrics)
-        .nest("/api/v1", guarded(api::asks(), api::orders()))
+        .nest(routes::BASE, routes::router(api::routes(), &shared).fallback(not_found))
         .fallback(not_found)
         .method_not_allowed_fallback(async || {
             (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "error": "method not allowed" })))

@@ -1,4 +1,5 @@
 use super::*;
+use crate::broker::administer::{Purge, Purged};
 use crate::broker::inspect::{Judged, Question, SessionState, SessionSummary};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,6 +44,26 @@ impl BanOperator for Fake {
 
     fn unban(&self, order: UnbanOrder) -> Answer<Banned> {
         Box::pin(async move { Err(ApiError::Unknown(order.name)) })
+    }
+}
+
+impl UpkeepOperator for Fake {
+    fn listeners(&self) -> Result<ListenerList, ApiError> {
+        Ok(ListenerList { listeners: Vec::new() })
+    }
+
+    fn config(&self) -> ShownConfig {
+        ShownConfig { file: None, options: Vec::new() }
+    }
+
+    fn purge(&self, which: Purge, really: bool) -> Answer<Purged> {
+        let purged = Purged { clients: vec![which.pattern], ended: usize::from(really), ..Purged::default() };
+        Box::pin(async move { Ok(purged) })
+    }
+
+    fn publish(&self, publication: Publication) -> Answer<Published> {
+        let Publication { topic, payload, .. } = publication;
+        Box::pin(async move { Ok(Published { topic, bytes: payload.len(), matched: false }) })
     }
 }
 
@@ -140,7 +161,7 @@ async fn start_with(idle_max: Duration) -> Running {
 }
 
 async fn start_guarded(idle_max: Duration, access: Access, audit: Audit) -> Running {
-    let mut server = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let mut server = HttpServer::bind("127.0.0.1:0".parse().unwrap(), None).await.unwrap();
     server.idle_max = idle_max;
     let address = server.local_addr();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -211,7 +232,7 @@ async fn stops_even_if_a_client_lingers() {
 #[tokio::test]
 async fn a_taken_address_is_named() {
     let running = start().await;
-    let error = HttpServer::bind(running.address).await.unwrap_err().to_string();
+    let error = HttpServer::bind(running.address, None).await.unwrap_err().to_string();
     let start = format!("cannot listen on {} (http.address): ", running.address);
     assert!(error.starts_with(&start), "{error}");
 }

@@ -3,7 +3,6 @@
 use super::etcd::Etcd as Server;
 use berth::cluster::etcd::tls::Pem;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
-use std::os::unix::fs::PermissionsExt;
 
 /// An authority and what it signs, as files.
 pub struct Authority {
@@ -26,8 +25,7 @@ impl Authority {
     /// Writes a file that only this user can read.
     pub fn save(&self, name: &str, text: String) -> Pem {
         let path = self.dir.path().join(name);
-        std::fs::write(&path, &text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        crate::listeners::pki::save(&path, &text);
         Pem { file: path.to_str().unwrap().to_owned(), bytes: text.into_bytes() }
     }
 

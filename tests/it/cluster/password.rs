@@ -6,14 +6,12 @@ use super::nodes::BerthCluster;
 use crate::client::{Dial, In};
 use crate::wait;
 use berth::mqtt::{QoS, Reason};
-use std::os::unix::fs::PermissionsExt;
 
 #[test]
 fn a_password_that_changes_is_an_outage_until_its_file_has_the_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("password");
-    std::fs::write(&file, "first\n").unwrap();
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    crate::listeners::pki::save(&file, "first\n");
     let options = [
         ("etcd.username", "berth"),
         ("etcd.password_file", file.to_str().unwrap()),

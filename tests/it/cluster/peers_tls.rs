@@ -121,7 +121,7 @@ fn a_broker_does_not_start_with_files_that_nobody_can_be_reached_with() {
             .set("etcd.endpoints", "http://127.0.0.1:1");
         for (name, file) in [("ca", &tls.ca), ("cert", &tls.cert), ("key", &tls.key)] {
             let path = dir.path().join(name);
-            std::fs::write(&path, &file.pem).unwrap();
+            crate::listeners::pki::save(&path, std::str::from_utf8(&file.pem).unwrap());
             setup = setup.set(&format!("cluster.tls.{name}_file"), path.to_str().unwrap());
         }
         let mut broker = setup.spawn();

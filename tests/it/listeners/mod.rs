@@ -1,8 +1,9 @@
 //! Listeners as clients meet them: TLS, WebSocket, proxies, limits.
 
 mod cluster;
+mod haproxy;
 mod limits;
-mod pki;
+pub mod pki;
 mod proxy;
 mod rotation;
 mod slow;
@@ -37,7 +38,7 @@ fn with_listener(setup: Setup, kind: &str, options: &[(&str, &str)]) -> (Setup, 
 }
 
 /// How a client does TLS: whom it trusts, and what it shows.
-fn tls_config(ca: &Pem, own: Option<&(Pem, Pem)>) -> Arc<ClientConfig> {
+pub fn tls_config(ca: &Pem, own: Option<&(Pem, Pem)>) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&ca.file).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -54,10 +55,10 @@ fn tls_config(ca: &Pem, own: Option<&(Pem, Pem)>) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-type Secure = StreamOwned<ClientConnection, TcpStream>;
+pub type Secure = StreamOwned<ClientConnection, TcpStream>;
 
 /// A TLS connection to the host `name` after its handshake.
-fn secure(to: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> io::Result<(Secure, TcpStream)> {
+pub fn secure(to: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> io::Result<(Secure, TcpStream)> {
     let socket = TcpStream::connect(to)?;
     socket.set_read_timeout(Some(crate::wait::PATIENCE))?;
     let copy = socket.try_clone()?;

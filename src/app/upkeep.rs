@@ -1,0 +1,67 @@
+//! What an operator asks of a node's listeners and options, and does to its sessions and topics.
+
+use super::desk::Desk;
+use crate::broker::administer::{PublishError, Purge, Purged};
+use crate::clock;
+use crate::mqtt::QoS;
+use crate::names::shown;
+use crate::server::http::{
+    Answer, ApiError, ListenerList, Publication, Published, ShownConfig, ShownOption, UpkeepOperator,
+};
+
+impl UpkeepOperator for Desk {
+    fn listeners(&self) -> Result<ListenerList, ApiError> {
+        let listeners = self.running()?.listeners.iter().map(|view| view.shown()).collect();
+        Ok(ListenerList { listeners })
+    }
+
+    fn config(&self) -> ShownConfig {
+        let options = self.config.settings.iter().map(|s| ShownOption {
+            key: s.key.clone(),
+            value: s.value.clone(),
+            origin: s.origin.clone(),
+        });
+        let file = self.config.file.as_ref().map(|file| file.display().to_string());
+        ShownConfig { file, options: options.collect() }
+    }
+
+    fn purge(&self, which: Purge, really: bool) -> Answer<Purged> {
+        let node = self.running().cloned();
+        Box::pin(async move {
+            let node = node?;
+            let done = tokio::task::spawn_blocking(move || {
+                let purged = node.broker.purge_sessions(&which, really, clock::now());
+                if let Ok(Purged { ended, .. }) = purged
+                    && really
+                {
+                    tracing::info!(pattern = %shown(&which.pattern), ended, "an operator ended sessions");
+                }
+                purged
+            });
+            let purged = done.await.map_err(|e| ApiError::Unavailable(e.to_string()))?;
+            purged.map_err(ApiError::Unavailable)
+        })
+    }
+
+    fn publish(&self, publication: Publication) -> Answer<Published> {
+        let node = self.running().cloned();
+        Box::pin(async move {
+            let node = node?;
+            let Publication { topic, payload, qos, retain } = publication;
+            let qos = QoS::from_bits(qos).ok_or_else(|| ApiError::Invalid(format!("qos={qos}")))?;
+            let publishing = node.broker.publish_as_operator(&topic, &payload, qos, retain, clock::now());
+            let matched = tokio::time::timeout(node.config.publish.timeout, publishing)
+                .await
+                .map_err(|_| {
+                    let why =
+                        "the message was not safe within publish.timeout; it may be delivered all the same";
+                    ApiError::Unavailable(why.to_owned())
+                })?
+                .map_err(|error| match error {
+                    PublishError::Invalid(why) => ApiError::Invalid(why),
+                    PublishError::Refused(why) => ApiError::Unavailable(why),
+                })?;
+            Ok(Published { topic, bytes: payload.len(), matched })
+        })
+    }
+}
