@@ -2,7 +2,7 @@
 
 use crate::auth::passwd::{self, Passwd};
 use crate::config::{Config, Flag, OnFork, Sources, reference};
-use crate::ctl::{self, Ctl};
+use crate::ctl::{self, Ctl, Secrets};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -176,7 +176,7 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Req
             })
         }
         Command::Config(ConfigCommand::Defaults) => Request::Done(say(&reference::yaml())),
-        Command::Ctl(ctl) => Request::Done(ctl::run(&ctl)),
+        Command::Ctl(ctl) => Request::Done(ctl::run(&ctl, &Secrets { read: passwd::read_password, hashed })),
         Command::Passwd(args) => Request::Done(match passwd::run(&args) {
             Ok(done) => say(&done),
             Err(error) => {
@@ -187,6 +187,12 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Req
         Command::Completion { shell } => Request::Done(say(&shell.completion())),
         Command::Version => Request::Done(say(concat!("berth ", env!("CARGO_PKG_VERSION"), "\n"))),
     }
+}
+
+/// The hash of a password as files have it, and keys for SCRAM-SHA-256 if those are asked for.
+fn hashed(password: &[u8], scram: bool) -> Result<(String, Option<String>), String> {
+    let user = passwd::new_user(password, scram)?;
+    Ok((user.hash.to_string(), user.scram.as_ref().map(ToString::to_string)))
 }
 
 /// Says on standard error why the broker failed.

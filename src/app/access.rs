@@ -2,9 +2,12 @@
 
 use super::Node;
 use super::desk::Desk;
+use super::directory;
 use super::tasks::ticker;
 use crate::auth::acl::{Access, AclError, Edit, EditError, Look, Otherwise, Source};
 use crate::broker::inspect::{Judged, Question};
+use crate::broker::ports::DirectoryKey;
+use crate::cluster::etcd::directory::DIRECTORY_RECORD_BYTES_MAX;
 use crate::config::{Acl, AclDefault};
 use crate::names::shown;
 use crate::server::http::{AclChange, AclEdited, AclOperator, AclPage, Answer, ApiError, ShownRule};
@@ -17,7 +20,7 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Reads the rules that the configuration names.
-pub(super) fn open(config: &Acl) -> Result<Access, AclError> {
+pub(super) fn open(config: &Acl, in_cluster: bool) -> Result<Access, AclError> {
     let source = match (&config.file, &config.mosquitto_file) {
         (Some(file), _) => Source::Yaml(file.clone()),
         (None, Some(file)) => Source::Mosquitto(file.clone()),
@@ -28,6 +31,9 @@ pub(super) fn open(config: &Acl) -> Result<Access, AclError> {
         AclDefault::Allow => Otherwise::Allow,
         AclDefault::Deny => Otherwise::Deny,
     };
+    if in_cluster && source == Source::Nowhere {
+        return Ok(Access::of_directory(otherwise, &config.admin_group));
+    }
     let access = Access::open(source, otherwise, &config.admin_group)?;
     if let Some(file) = access.source().path() {
         let rules = access.rules();
@@ -97,10 +103,13 @@ impl AclOperator for Desk {
             Source::Nowhere => "",
             Source::Yaml(_) => "acl.file",
             Source::Mosquitto(_) => "acl.mosquitto_file",
+            Source::Directory => "etcd",
         };
+        let in_directory = *access.source() == Source::Directory;
+        let file = access.source().path().map(|p| p.display().to_string());
         Ok(AclPage {
             source,
-            file: access.source().path().map(|p| p.display().to_string()).unwrap_or_default(),
+            file: if in_directory { DirectoryKey::Rules.to_string() } else { file.unwrap_or_default() },
             otherwise_allowed: rules.allows_otherwise(),
             next: page.last().filter(|_| more).map(|r| r.number),
             rules: page,
@@ -125,6 +134,9 @@ impl AclOperator for Desk {
         let node = self.running().cloned();
         Box::pin(async move {
             let node = node?;
+            if *node.access.source() == Source::Directory {
+                return changed_in_directory(&node, change).await;
+            }
             let changed = tokio::task::spawn_blocking(move || changed(&node, change)).await;
             changed.map_err(|e| ApiError::Unavailable(e.to_string()))?
         })
@@ -137,18 +149,14 @@ fn changed(node: &Node, change: AclChange) -> Result<AclEdited, ApiError> {
         let why = "each node of a cluster has a file of its own: change acl.file on every node, each takes it as it is saved";
         return Err(ApiError::Conflict(why.to_owned()));
     }
-    let (edit, yes) = match change {
-        AclChange::Add { rule, at, yes } => (Edit::Add { rule: rule.to_string(), at }, yes),
-        AclChange::Remove { number } => (Edit::Remove { number }, true),
-        AclChange::Move { number, to } => (Edit::Move { number, to }, true),
-    };
+    let (edit, yes) = edit_of(change);
     let access = &node.access;
     let planned = access.plan(&edit)?;
     let next = planned.rules();
     let rules = next.shown().len();
     if planned.turns_to_deny() && !yes {
         let (losing, losing_total) = node.broker.losing(next, |who| next.may_publish_somewhere(who));
-        return Ok(AclEdited { changed: false, rules, losing, losing_total });
+        return Ok(AclEdited { rules, losing, losing_total, ..AclEdited::default() });
     }
     let look = access.carry_out(&planned)?;
     let kept = matches!(look, Look::Kept(_));
@@ -162,6 +170,51 @@ fn changed(node: &Node, change: AclChange) -> Result<AclEdited, ApiError> {
     Ok(AclEdited { changed: true, rules, ..AclEdited::default() })
 }
 
+fn edit_of(change: AclChange) -> (Edit, bool) {
+    match change {
+        AclChange::Add { rule, at, yes } => (Edit::Add { rule: rule.to_string(), at }, yes),
+        AclChange::Remove { number } => (Edit::Remove { number }, true),
+        AclChange::Move { number, to } => (Edit::Move { number, to }, true),
+    }
+}
+
+/// Changes the rules of the cluster, unless that has to be confirmed.
+async fn changed_in_directory(node: &Node, change: AclChange) -> Result<AclEdited, ApiError> {
+    let (member, directory) = directory::of(node)?;
+    let (edit, yes) = edit_of(change);
+    let access = &node.access;
+    // A key that is gone does not mean that there were no rules: those that hold are what is changed.
+    let plan = |stored: Option<&[u8]>| match (stored, directory.rules()) {
+        (None, Some(rules)) => access.plan_stored(Some(&rules), &edit),
+        (stored, _) => access.plan_stored(stored, &edit),
+    };
+    if !yes {
+        let stored = directory::read(member, &DirectoryKey::Rules).await?;
+        let planned = plan(stored.value.as_deref())?;
+        if planned.turns_to_deny() {
+            let record = String::from_utf8_lossy(planned.value()).into_owned();
+            let rules = planned.rules().shown().len();
+            let (losing, losing_total, unanswered) = node.broker.losing_anywhere(&record).await;
+            return Ok(AclEdited { changed: false, rules, losing, losing_total, unanswered });
+        }
+    }
+    let rules = directory::change(member, &DirectoryKey::Rules, |stored| {
+        let planned = plan(stored)?;
+        if planned.turns_to_deny() && !yes {
+            let why = "somebody else has just removed the last rule: try again";
+            return Err(ApiError::Conflict(why.to_owned()));
+        }
+        if planned.value().len() > DIRECTORY_RECORD_BYTES_MAX {
+            let why = format!("the rules would have more than {DIRECTORY_RECORD_BYTES_MAX} bytes in etcd");
+            return Err(ApiError::Conflict(why));
+        }
+        Ok((Some(planned.value().to_vec()), planned.rules().shown().len()))
+    })
+    .await?;
+    tracing::info!(?edit, "an operator changed the access rules of the cluster");
+    Ok(AclEdited { changed: true, rules, ..AclEdited::default() })
+}
+
 impl From<EditError> for ApiError {
     fn from(error: EditError) -> ApiError {
         match &error {
@@ -171,6 +224,7 @@ impl From<EditError> for ApiError {
             EditError::NoFile
             | EditError::Mosquitto(_)
             | EditError::File { .. }
+            | EditError::Record(_)
             | EditError::Layout(_)
             | EditError::Raced(_) => ApiError::Conflict(error.to_string()),
         }

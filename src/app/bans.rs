@@ -1,9 +1,13 @@
-//! Bans: read at the start, changed by operators, and in force for clients that are connected as well.
+//! Bans: read at the start, changed by operators (in a cluster for all nodes), and in force for clients that are connected as well.
 
 use super::Node;
+use super::cluster::Member;
 use super::desk::Desk;
+use super::directory;
 use super::tasks::ticker;
-use crate::auth::bans::{Ban, BanError, Bans, Flapping, Kind};
+use crate::auth::bans::{BANS_MAX, Ban, BanError, Bans, Flapping, Kind, kept_name};
+use crate::auth::directory::{read_ban, write_ban};
+use crate::broker::ports::DirectoryKey;
 use crate::clock::{self, Time};
 use crate::config::{Config, StorageType};
 use crate::names::shown;
@@ -14,6 +18,9 @@ use std::time::Duration;
 
 /// How often bans are looked for whose time has passed; they refuse nobody until then either.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// Bans whose time has passed that one order removes from etcd.
+const PASSED_MAX: usize = 20;
 
 /// Reads the bans. The data directory must be there.
 pub(super) fn open(config: &Config) -> Result<Bans, BanError> {
@@ -41,7 +48,7 @@ impl BanOperator for Desk {
         let now = clock::now();
         let list = self.running()?.bans.list(now);
         let shown = |ban: Ban| ShownBan {
-            kind: name_of(ban.kind),
+            kind: ban.kind.name(),
             name: ban.name,
             reason: ban.reason,
             since: ban.since,
@@ -54,6 +61,9 @@ impl BanOperator for Desk {
         let node = self.running().cloned();
         Box::pin(async move {
             let node = node?;
+            if node.member.is_some() {
+                return banned_in_cluster(&node, order).await;
+            }
             let done = tokio::task::spawn_blocking(move || banned(&node, order)).await;
             done.map_err(|e| ApiError::Unavailable(e.to_string()))?
         })
@@ -63,54 +73,113 @@ impl BanOperator for Desk {
         let node = self.running().cloned();
         Box::pin(async move {
             let node = node?;
-            let done = tokio::task::spawn_blocking(move || unbanned(&node, order)).await;
+            if node.member.is_some() {
+                return unbanned_in_cluster(node, order).await;
+            }
+            let done = tokio::task::spawn_blocking(move || unbanned(&node, &order)).await;
             done.map_err(|e| ApiError::Unavailable(e.to_string()))?
         })
     }
 }
 
-/// Bans somebody, and closes what connections they have.
-fn banned(node: &Node, order: BanOrder) -> Result<Banned, ApiError> {
-    let (kind, now) = (kind_of(&order.kind)?, clock::now());
+/// What an order asks for, by this node's clock.
+fn ban_of(order: BanOrder, now: Time) -> Result<Ban, ApiError> {
+    let kind = kind_of(&order.kind)?;
     if order.seconds == Some(0) {
         return Err(ApiError::Invalid("seconds=0: a ban lasts for a second at least".to_owned()));
     }
     let until = order.seconds.map(|s| now.plus_secs(s).as_millis());
     let ban =
         Ban { kind, name: order.name, reason: order.reason, since: now.as_millis(), until, only_user: None };
-    let ban = node.bans.add(ban, now)?;
+    Ok(ban.checked()?)
+}
+
+/// Bans somebody on this node, and closes what connections they have.
+fn banned(node: &Node, order: BanOrder) -> Result<Banned, ApiError> {
+    let (seconds, now) = (order.seconds, clock::now());
+    let ban = node.bans.add(ban_of(order, now)?, now)?;
+    Ok(took_effect(node, ban, seconds))
+}
+
+/// Bans somebody on all nodes, and closes what connections they have here; other nodes do so as they hear of it.
+async fn banned_in_cluster(node: &Node, order: BanOrder) -> Result<Banned, ApiError> {
+    let (member, _) = directory::of(node)?;
+    let (seconds, now) = (order.seconds, clock::now());
+    let ban = ban_of(order, now)?;
+    forget_passed(node, member, now).await;
+    if node.bans.shared() >= BANS_MAX {
+        return Err(BanError::Full.into());
+    }
+    let in_cluster = |moment: u64| member.time().cluster(Time(moment)).as_millis();
+    let record = Ban { since: in_cluster(ban.since), until: ban.until.map(in_cluster), ..ban.clone() };
+    let value = write_ban(&record);
+    let key = key_of(ban.kind, &ban.name);
+    directory::change(member, &key, |_| Ok((Some(value.clone()), ()))).await?;
+    Ok(took_effect(node, ban, seconds))
+}
+
+fn took_effect(node: &Node, ban: Ban, seconds: Option<u64>) -> Banned {
+    let (kind, now) = (ban.kind.name(), clock::now());
     let closed = node.broker.end_banned(now);
-    let (kind, seconds) = (name_of(kind), order.seconds);
     node.metrics.bans.set(node.bans.list(now).len() as u64);
     tracing::info!(kind, name = %shown(&ban.name), reason = %shown(&ban.reason), seconds, closed, "an operator banned clients");
-    Ok(Banned { kind, name: ban.name, closed })
+    Banned { kind, name: ban.name, closed }
 }
 
-/// Ends a ban.
-fn unbanned(node: &Node, order: UnbanOrder) -> Result<Banned, ApiError> {
+/// Ends a ban of this node.
+fn unbanned(node: &Node, order: &UnbanOrder) -> Result<Banned, ApiError> {
     let (kind, now) = (kind_of(&order.kind)?, clock::now());
     node.bans.remove(kind, &order.name, now)?;
-    let kind = name_of(kind);
-    node.metrics.bans.set(node.bans.list(now).len() as u64);
-    tracing::info!(kind, name = %shown(&order.name), "an operator ended a ban");
-    Ok(Banned { kind, name: order.name, closed: 0 })
+    Ok(ended(node, kind, order.name.clone()))
 }
 
-fn name_of(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Client => "client",
-        Kind::User => "user",
-        Kind::Address => "address",
+/// Ends a ban of the cluster, and one that this node alone has.
+async fn unbanned_in_cluster(node: Arc<Node>, order: UnbanOrder) -> Result<Banned, ApiError> {
+    let (member, _) = directory::of(&node)?;
+    let kind = kind_of(&order.kind)?;
+    let name = kept_name(kind, &order.name)?;
+    let shared =
+        directory::change(member, &key_of(kind, &name), |stored| Ok((None, stored.is_some()))).await?;
+    forget_passed(&node, member, clock::now()).await;
+    let of_node = node.clone();
+    let own = tokio::task::spawn_blocking(move || unbanned(&of_node, &order)).await;
+    match own.map_err(|e| ApiError::Unavailable(e.to_string()))? {
+        Err(ApiError::Unknown(_)) if shared => Ok(ended(&node, kind, name)),
+        done => done,
     }
+}
+
+fn ended(node: &Node, kind: Kind, name: String) -> Banned {
+    node.metrics.bans.set(node.bans.list(clock::now()).len() as u64);
+    tracing::info!(kind = kind.name(), name = %shown(&name), "an operator ended a ban");
+    Banned { kind: kind.name(), name, closed: 0 }
+}
+
+/// Removes some bans from etcd whose time has passed. They bind nobody: what does not succeed is left for the next order.
+async fn forget_passed(node: &Node, member: &Member, now: Time) {
+    let Some(at) = member.time().judged_at(now) else { return };
+    for (kind, name) in node.bans.passed(now, PASSED_MAX) {
+        let key = key_of(kind, &name);
+        let removed = directory::change(member, &key, |stored| {
+            // Somebody may have renewed it.
+            let ban = stored.and_then(|value| read_ban(kind, &name, value).ok());
+            let passed = ban.is_some_and(|ban| ban.until.is_some_and(|until| Time(until) <= at));
+            Ok((stored.filter(|_| !passed).map(<[u8]>::to_vec), ()))
+        });
+        if let Err(error) = removed.await {
+            tracing::debug!(%error, name = %shown(&name), "a ban that has passed stays in etcd for now");
+            return;
+        }
+    }
+}
+
+fn key_of(kind: Kind, name: &str) -> DirectoryKey {
+    DirectoryKey::Ban { kind, name: name.into() }
 }
 
 fn kind_of(name: &str) -> Result<Kind, ApiError> {
-    match name {
-        "client" => Ok(Kind::Client),
-        "user" => Ok(Kind::User),
-        "address" => Ok(Kind::Address),
-        other => Err(ApiError::Invalid(format!("kind={}: it must be client, user or address", shown(other)))),
-    }
+    let wrong = || format!("kind={}: it must be client, user or address", shown(name));
+    Kind::of(name).ok_or_else(|| ApiError::Invalid(wrong()))
 }
 
 impl From<BanError> for ApiError {

@@ -272,13 +272,19 @@ impl Joining {
 
 impl Member {
     /// What the broker needs of the cluster.
-    pub(super) fn ports(&self) -> ClusterPorts {
+    pub(super) fn ports(&self, directory: Arc<dyn ports::Directory>) -> ClusterPorts {
         ClusterPorts {
             coordinator: self.coordinator.clone(),
             peers: self.peers.clone(),
             tasks: Arc::new(TokioTasks::new(tokio::runtime::Handle::current())),
+            directory,
             time: self.time.clone(),
         }
+    }
+
+    /// The cluster's time.
+    pub(super) fn time(&self) -> &Arc<ClusterTime> {
+        &self.time
     }
 
     /// Learns what the cluster knows and opens the links. Completes when the broker knows of all other nodes and what every

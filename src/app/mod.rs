@@ -4,6 +4,7 @@ mod access;
 mod bans;
 mod cluster;
 mod desk;
+mod directory;
 mod files;
 mod fork;
 mod journal;
@@ -11,10 +12,11 @@ mod limits;
 mod status;
 mod tasks;
 mod upkeep;
+mod users;
 
-use crate::auth::acl::{Access, AclError};
+use crate::auth::acl::{Access, AclError, Source};
 use crate::auth::bans::{BanError, Bans};
-use crate::auth::{self, Accounts};
+use crate::auth::{self, Accounts, Directory};
 use crate::broker::ports::{Recovered, Stamped};
 use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
@@ -134,12 +136,16 @@ pub fn run(config: Config, on_fork: OnFork) -> Result<(), RunError> {
 struct Node {
     config: Config,
     broker: Arc<Broker>,
+    /// Who clients are.
+    accounts: Arc<Accounts>,
     /// What clients may do.
     access: Arc<Access>,
     /// Who may not connect.
     bans: Arc<Bans>,
     /// Where clients connect.
     listeners: Vec<listener::View>,
+    /// What the nodes of a cluster share of these; `None` = it is alone.
+    directory: Option<Arc<Directory>>,
     journal: JournalKind,
     /// Its place in a cluster; `None` = it is alone.
     member: Option<Member>,
@@ -157,7 +163,8 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     };
 
     // What can be refused is opened first, so that a wrong file or address leaves the journal alone.
-    let access = access::open(&config.acl)?.heeding_tokens(config.accounts.tell_rights());
+    let access =
+        access::open(&config.acl, config.cluster.node.enabled)?.heeding_tokens(config.accounts.tell_rights());
     let access = Arc::new(access);
     let listeners = config
         .listeners
@@ -233,7 +240,15 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
             }
         }
     }
-    let cluster = member.as_ref().map(Member::ports);
+    let directory = member.as_ref().map(|member| {
+        bans.pass_by(member.time().clone());
+        let users = accounts.passwords().filter(|users| users.file().is_none()).cloned();
+        let rules = (*access.source() == Source::Directory).then(|| access.clone());
+        let directory = Arc::new(Directory::new(users, rules, bans.clone(), metrics.clone()));
+        directory.recover(&recovered.directory);
+        directory
+    });
+    let cluster = member.as_ref().zip(directory.clone()).map(|(member, directory)| member.ports(directory));
     let ports = Ports {
         journal: journal.port(),
         authorizer: accounts.clone(),
@@ -245,9 +260,11 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     let node = Arc::new(Node {
         config: config.clone(),
         broker: broker.clone(),
+        accounts: accounts.clone(),
         access: access.clone(),
         bans: bans.clone(),
         listeners: listeners.iter().map(Listener::view).collect(),
+        directory: directory.clone(),
         journal,
         member,
         metrics: metrics.clone(),
@@ -275,6 +292,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         tokio::spawn(access::follow(access, metrics.clone())),
         tokio::spawn(bans::follow(bans, metrics.clone())),
     ];
+    tasks.extend(directory.map(|directory| tokio::spawn(directory::follow(directory, node.clone()))));
     if let Some(interval) = config.sys.interval {
         tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));
     }

@@ -81,6 +81,7 @@ impl Node {
             },
             clock: clock_status(remote),
             etcd: etcd(member),
+            directory_unreadable: self.directory.as_ref().map(|d| d.unreadable().0).unwrap_or_default(),
         })
     }
 

@@ -1,8 +1,9 @@
-//! Banned clients: by client identifier, user or address, for a time or until they are allowed again; kept in a file. Clients that
-//! connect too often ban themselves.
+//! Banned clients: by client identifier, user or address, for a time or until they are allowed again; kept in a file of the node, or in
+//! the cluster's directory. Clients that connect too often ban themselves, on the node where they do.
 
 use super::acl::replace;
-use crate::broker::ports::{self, Identity};
+pub use crate::broker::ports::BanKind as Kind;
+use crate::broker::ports::{self, ClusterTime, Identity};
 use crate::clock::Time;
 use crate::config::Network;
 use crate::names::shown;
@@ -11,8 +12,8 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Bans at a time.
 pub const BANS_MAX: usize = 10_000;
@@ -28,18 +29,6 @@ pub const COUNTED_CLIENTS_MAX: usize = 100_000;
 
 /// The file in the data directory.
 const FILE: &str = "bans.json";
-
-/// What a ban is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// A client identifier.
-    Client,
-    /// A user name.
-    User,
-    /// An address or a network.
-    Address,
-}
 
 /// One ban.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +58,23 @@ impl Ban {
 
     fn concerns(&self, who: &Identity) -> bool {
         self.only_user.as_ref().is_none_or(|user| who.username.as_deref().unwrap_or_default() == user)
+    }
+
+    /// The ban as it is kept.
+    ///
+    /// # Errors
+    /// If it names nobody, says too much, or is about no network.
+    pub fn checked(mut self) -> Result<Ban, BanError> {
+        if self.name.is_empty()
+            || self.name.len() > BAN_TEXT_BYTES_MAX
+            || self.reason.len() > BAN_TEXT_BYTES_MAX
+        {
+            let why =
+                format!("a ban names somebody, and name and reason have {BAN_TEXT_BYTES_MAX} bytes at most");
+            return Err(BanError::Invalid(why));
+        }
+        self.name = kept_name(self.kind, &self.name)?;
+        Ok(self)
     }
 
     fn words(&self) -> String {
@@ -131,8 +137,9 @@ struct Held {
     told: AtomicBool,
 }
 
+/// Bans by what they are about.
 #[derive(Debug, Default)]
-struct Kept {
+struct Table {
     clients: HashMap<Box<str>, Held>,
     users: HashMap<Box<str>, Held>,
     networks: Vec<(Network, Held)>,
@@ -141,14 +148,99 @@ struct Kept {
 /// A client identifier, and the user that uses it.
 type Flapper = (Arc<str>, Option<Arc<str>>);
 
-/// See the module.
+impl Table {
+    fn len(&self) -> usize {
+        self.clients.len() + self.users.len() + self.networks.len()
+    }
+
+    fn list(&self) -> impl Iterator<Item = &Ban> {
+        let networks = self.networks.iter().map(|(_, held)| held);
+        self.clients.values().chain(self.users.values()).chain(networks).map(|held| &held.ban)
+    }
+
+    /// The ban of a client that holds `now`; `None` = none has passed.
+    fn find(&self, who: &Identity, now: Option<Time>) -> Option<&Held> {
+        let holds = |held: &&Held| now.is_none_or(|now| held.ban.holds(now));
+        let user = who.username.as_deref().and_then(|user| self.users.get(user));
+        let client = self.clients.get(&*who.client_id).filter(|held| held.ban.concerns(who));
+        let found = [client, user].into_iter().flatten().find(holds);
+        let peer = who.door.peer.ip();
+        let network = || {
+            let networks = self.networks.iter().filter(|(network, _)| network.contains(peer));
+            networks.map(|(_, held)| held).find(holds)
+        };
+        found.or_else(network)
+    }
+
+    fn drop_passed(&mut self, now: Time) {
+        self.clients.retain(|_, held| held.ban.holds(now));
+        self.users.retain(|_, held| held.ban.holds(now));
+        self.networks.retain(|(_, held)| held.ban.holds(now));
+    }
+
+    fn put(&mut self, ban: Ban) -> Result<Ban, BanError> {
+        let ban = ban.checked()?;
+        if self.len() >= BANS_MAX && !self.has(ban.kind, &ban.name) {
+            return Err(BanError::Full);
+        }
+        let name: Box<str> = ban.name.as_str().into();
+        let held = Held { ban: ban.clone(), told: AtomicBool::new(false) };
+        match ban.kind {
+            Kind::Client => drop(self.clients.insert(name, held)),
+            Kind::User => drop(self.users.insert(name, held)),
+            Kind::Address => {
+                let network = network(&name)?;
+                self.networks.retain(|(n, _)| *n != network);
+                self.networks.push((network, held));
+            }
+        }
+        Ok(ban)
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        match kind {
+            Kind::Client => self.clients.contains_key(name),
+            Kind::User => self.users.contains_key(name),
+            Kind::Address => self.networks.iter().any(|(_, held)| held.ban.name == name),
+        }
+    }
+
+    fn remove(&mut self, kind: Kind, name: &str) -> bool {
+        match kind {
+            Kind::Client => self.clients.remove(name).is_some(),
+            Kind::User => self.users.remove(name).is_some(),
+            Kind::Address => {
+                let before = self.networks.len();
+                self.networks.retain(|(_, held)| held.ban.name != name);
+                self.networks.len() < before
+            }
+        }
+    }
+}
+
+fn network(name: &str) -> Result<Network, BanError> {
+    name.parse().map_err(|e| BanError::Invalid(format!("{name:?}: {e}")))
+}
+
+/// The name of a ban as it is kept: that of a network has one form only.
+///
+/// # Errors
+/// If it is no network.
+pub fn kept_name(kind: Kind, name: &str) -> Result<String, BanError> {
+    Ok(if kind == Kind::Address { network(name)?.to_string() } else { name.to_owned() })
+}
+
+/// Bans of this node and of the cluster.
 #[derive(Debug)]
 pub struct Bans {
     path: Option<PathBuf>,
     flapping: Option<Flapping>,
-    held: RwLock<Kept>,
+    own: RwLock<Table>,
+    /// Of the cluster's directory, in the cluster's time.
+    shared: RwLock<Table>,
+    time: OnceLock<Arc<ClusterTime>>,
     /// How many there are, those included whose time has passed: while there is none nobody is asked.
-    count: AtomicUsize,
+    count: [AtomicUsize; 2],
     /// Connects by client ID and user since the begin of a window. One user's are not held against another.
     connects: Mutex<HashMap<Flapper, (Time, u32)>>,
     /// Held while the file is written.
@@ -164,8 +256,10 @@ impl Bans {
         let path = dir.map(|dir| dir.join(FILE));
         let bans = Bans {
             flapping,
-            held: RwLock::default(),
-            count: AtomicUsize::new(0),
+            own: RwLock::default(),
+            shared: RwLock::default(),
+            time: OnceLock::new(),
+            count: Default::default(),
             connects: Mutex::default(),
             writing: Mutex::default(),
             path: path.clone(),
@@ -178,141 +272,150 @@ impl Bans {
         };
         let broken = |why: String| BanError::Broken { path: path.clone(), why };
         let list: Vec<Ban> = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
+        let mut own = bans.own.write();
         for ban in list.into_iter().filter(|ban| ban.holds(now)) {
-            bans.put(ban).map_err(|e| broken(e.to_string()))?;
+            own.put(ban).map_err(|e| broken(e.to_string()))?;
         }
+        bans.recount(0, &own);
+        drop(own);
         Ok(bans)
     }
 
-    /// Forgets the bans whose time has passed; how many there are.
+    /// Forgets the bans of this node whose time has passed; how many there are that hold, those of the cluster included.
     pub fn sweep(&self, now: Time) -> usize {
-        if self.count.load(Ordering::Acquire) > 0 {
-            self.drop_passed(now);
+        if self.count.iter().all(|count| count.load(Ordering::Acquire) == 0) {
+            return 0;
         }
-        self.count.load(Ordering::Acquire)
+        let mut own = self.own.write();
+        own.drop_passed(now);
+        self.recount(0, &own);
+        drop(own);
+        self.list(now).len()
     }
 
-    /// The bans that hold, in order.
+    /// Bans of the cluster pass by this time from now on; before, none passes.
+    pub fn pass_by(&self, time: Arc<ClusterTime>) {
+        self.time.get_or_init(|| time);
+    }
+
+    /// The moment of the cluster's time by which its bans are judged; `None` = none has passed.
+    fn cluster_now(&self, now: Time) -> Option<Time> {
+        self.time.get()?.judged_at(now)
+    }
+
+    /// The bans that hold, in order; times are of this node's clock.
     pub fn list(&self, now: Time) -> Vec<Ban> {
-        let held = self.held.read();
-        let all =
-            held.clients.values().chain(held.users.values()).chain(held.networks.iter().map(|(_, h)| h));
-        let mut list: Vec<Ban> = all.map(|h| h.ban.clone()).filter(|ban| ban.holds(now)).collect();
+        let mut list: Vec<Ban> = self.own_list(now);
+        let (at, time) = (self.cluster_now(now), self.time.get());
+        let own = |moment: u64| time.map_or(moment, |time| time.own(Time(moment)).as_millis());
+        let shared = self.shared.read();
+        for ban in shared.list().filter(|ban| at.is_none_or(|at| ban.holds(at))) {
+            list.retain(|of_node| (of_node.kind, &of_node.name) != (ban.kind, &ban.name));
+            list.push(Ban { since: own(ban.since), until: ban.until.map(own), ..ban.clone() });
+        }
         list.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
         list
     }
 
-    /// Bans somebody, or changes the ban that there is; returns it as it is kept.
+    fn own_list(&self, now: Time) -> Vec<Ban> {
+        let mut list: Vec<Ban> = self.own.read().list().filter(|ban| ban.holds(now)).cloned().collect();
+        list.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+        list
+    }
+
+    /// Bans somebody on this node, or changes the ban that there is; returns it as it is kept.
     ///
     /// # Errors
     /// If it is no ban, there are too many, or it cannot be kept.
     pub fn add(&self, ban: Ban, now: Time) -> Result<Ban, BanError> {
         let _writing = self.writing.lock();
-        self.drop_passed(now);
-        let kept = self.put(ban)?;
+        let kept = self.put(ban, now)?;
         self.write(now)?;
         Ok(kept)
     }
 
-    /// Ends a ban.
+    /// Ends a ban of this node.
     ///
     /// # Errors
     /// If there is none, or that cannot be kept.
     pub fn remove(&self, kind: Kind, name: &str, now: Time) -> Result<(), BanError> {
         let _writing = self.writing.lock();
-        self.drop_passed(now);
-        let mut held = self.held.write();
-        let known = match kind {
-            Kind::Client => held.clients.remove(name).is_some(),
-            Kind::User => held.users.remove(name).is_some(),
-            Kind::Address => {
-                let network: Network =
-                    name.parse().map_err(|e| BanError::Invalid(format!("{name:?}: {e}")))?;
-                let before = held.networks.len();
-                held.networks.retain(|(n, _)| *n != network);
-                held.networks.len() < before
-            }
-        };
-        self.recount(&held);
-        drop(held);
+        let name = kept_name(kind, name)?;
+        let mut own = self.own.write();
+        own.drop_passed(now);
+        let known = own.remove(kind, &name);
+        self.recount(0, &own);
+        drop(own);
         if known { self.write(now) } else { Err(BanError::Unknown) }
     }
 
-    fn recount(&self, held: &Kept) {
-        let count = held.clients.len() + held.users.len() + held.networks.len();
-        self.count.store(count, Ordering::Release);
+    fn recount(&self, layer: usize, table: &Table) {
+        if let Some(count) = self.count.get(layer) {
+            count.store(table.len(), Ordering::Release);
+        }
     }
 
-    fn drop_passed(&self, now: Time) {
-        let mut held = self.held.write();
-        held.clients.retain(|_, h| h.ban.holds(now));
-        held.users.retain(|_, h| h.ban.holds(now));
-        held.networks.retain(|(_, h)| h.ban.holds(now));
-        self.recount(&held);
-    }
-
-    fn put(&self, mut ban: Ban) -> Result<Ban, BanError> {
-        if ban.name.is_empty() || ban.name.len() > BAN_TEXT_BYTES_MAX || ban.reason.len() > BAN_TEXT_BYTES_MAX
-        {
-            let why =
-                format!("a ban names somebody, and name and reason have {BAN_TEXT_BYTES_MAX} bytes at most");
-            return Err(BanError::Invalid(why));
-        }
-        let mut held = self.held.write();
-        if self.count.load(Ordering::Acquire) >= BANS_MAX {
-            return Err(BanError::Full);
-        }
-        let name: Box<str> = ban.name.as_str().into();
-        match ban.kind {
-            Kind::Client => {
-                drop(held.clients.insert(name, Held { ban: ban.clone(), told: AtomicBool::new(false) }))
-            }
-            Kind::User => {
-                drop(held.users.insert(name, Held { ban: ban.clone(), told: AtomicBool::new(false) }))
-            }
-            Kind::Address => {
-                let network: Network =
-                    name.parse().map_err(|e| BanError::Invalid(format!("{name:?}: {e}")))?;
-                ban.name = network.to_string();
-                held.networks.retain(|(n, _)| *n != network);
-                held.networks.push((network, Held { ban: ban.clone(), told: AtomicBool::new(false) }));
-            }
-        }
-        self.recount(&held);
-        Ok(ban)
+    fn put(&self, ban: Ban, now: Time) -> Result<Ban, BanError> {
+        let mut own = self.own.write();
+        own.drop_passed(now);
+        let kept = own.put(ban);
+        self.recount(0, &own);
+        kept
     }
 
     fn write(&self, now: Time) -> Result<(), BanError> {
         let Some(path) = &self.path else { return Ok(()) };
         let error = |source| BanError::File { path: path.clone(), source };
         // Those of clients that connect too often end with the process.
-        let kept: Vec<Ban> = self.list(now).into_iter().filter(|ban| ban.only_user.is_none()).collect();
+        let kept: Vec<Ban> = self.own_list(now).into_iter().filter(|ban| ban.only_user.is_none()).collect();
         let text = serde_json::to_string_pretty(&kept).map_err(|e| error(e.into()))? + "\n";
         if !path.exists() {
             std::fs::write(path, "[]\n").map_err(error)?;
         }
         replace(path, &text).map_err(error)
     }
+
+    /// A ban of the cluster, in the cluster's time, was set.
+    ///
+    /// # Errors
+    /// If it is no ban, or there are too many.
+    pub(super) fn share(&self, ban: Ban) -> Result<(), BanError> {
+        let mut shared = self.shared.write();
+        let put = shared.put(ban).map(|_| ());
+        self.recount(1, &shared);
+        put
+    }
+
+    /// A ban of the cluster is gone; whether there was one.
+    pub(super) fn unshare(&self, kind: Kind, name: &str) -> bool {
+        let mut shared = self.shared.write();
+        let known = shared.remove(kind, name);
+        self.recount(1, &shared);
+        known
+    }
+
+    /// How many bans of the cluster there are, those included whose time has passed.
+    pub fn shared(&self) -> usize {
+        self.shared.read().len()
+    }
+
+    /// Some bans of the cluster whose time has passed.
+    pub fn passed(&self, now: Time, max: usize) -> Vec<(Kind, String)> {
+        let Some(at) = self.cluster_now(now) else { return Vec::new() };
+        let shared = self.shared.read();
+        shared.list().filter(|ban| !ban.holds(at)).take(max).map(|b| (b.kind, b.name.clone())).collect()
+    }
 }
 
 impl ports::Bans for Bans {
     fn banned(&self, who: &Identity, now: Time) -> Option<String> {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return None;
+        let any = |layer: &AtomicUsize| layer.load(Ordering::Acquire) > 0;
+        let [own, shared] = [self.count.first(), self.count.last()].map(|layer| layer.is_some_and(any));
+        let own = if own { told(&self.own.read(), who, Some(now)) } else { None };
+        match own {
+            None if shared => told(&self.shared.read(), who, self.cluster_now(now)),
+            found => found,
         }
-        let held = self.held.read();
-        let user = who.username.as_deref().and_then(|user| held.users.get(user));
-        let peer = who.door.peer.ip();
-        let network =
-            || held.networks.iter().find(|(n, h)| n.contains(peer) && h.ban.holds(now)).map(|(_, h)| h);
-        let client = held.clients.get(&*who.client_id).filter(|h| h.ban.concerns(who));
-        let found = [client, user].into_iter().flatten().find(|h| h.ban.holds(now));
-        let found = found.or_else(network)?;
-        if !found.told.swap(true, Ordering::Relaxed) {
-            tracing::info!(kind = ?found.ban.kind, name = %shown(&found.ban.name), client = %shown(&who.client_id), peer = %who.door.peer,
-                reason = %shown(&found.ban.reason), "a banned client is refused; later ones of this ban are counted only");
-        }
-        Some(found.ban.words())
     }
 
     fn connects(&self, who: &Identity, now: Time) -> Option<String> {
@@ -335,7 +438,7 @@ impl ports::Bans for Bans {
         }
         connects.remove(&flapper);
         drop(connects);
-        if self.count.load(Ordering::Acquire) >= FLAPPING_BANS_MAX {
+        if self.own.read().len() >= FLAPPING_BANS_MAX {
             return None;
         }
         let ban = Ban {
@@ -352,8 +455,17 @@ impl ports::Bans for Bans {
         };
         let words = ban.words();
         tracing::warn!(client = %shown(&who.client_id), peer = %who.door.peer, reason = %ban.reason, ban_ms = limit.ban_ms, "a client that connects too often is banned");
-        // Not in the file: a short ban is not worth a write for each such client.
-        self.drop_passed(now);
-        self.put(ban).ok().map(|_| words)
+        // Neither in the file nor in the cluster's directory: a short ban is not worth a write for each such client.
+        self.put(ban, now).ok().map(|_| words)
     }
+}
+
+/// Why a client is banned by a table, in words; the log has it once a ban.
+fn told(table: &Table, who: &Identity, now: Option<Time>) -> Option<String> {
+    let found = table.find(who, now)?;
+    if !found.told.swap(true, Ordering::Relaxed) {
+        tracing::info!(kind = ?found.ban.kind, name = %shown(&found.ban.name), client = %shown(&who.client_id), peer = %who.door.peer,
+            reason = %shown(&found.ban.reason), "a banned client is refused; later ones of this ban are counted only");
+    }
+    Some(found.ban.words())
 }

@@ -9,7 +9,7 @@ use super::password::{self, Checker, Passwords};
 use super::scram;
 use super::{Anonymous, certificate};
 use crate::broker::ports::{Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Verdict};
-use crate::config::{self, AuthMethod};
+use crate::config::{self, AuthMethod, UserStore};
 use crate::mqtt::Reason;
 use crate::names::shown;
 use crate::secret_file::FileError;
@@ -89,8 +89,12 @@ impl Accounts {
                         queue_per_address: accounts.password.queue_per_address,
                     };
                     let checker = Checker::start(limits, metrics.clone()).map_err(OpenError::Threads)?;
+                    let checker = Arc::new(checker);
                     let file = accounts.password.file.clone().unwrap_or_default();
-                    let users = Arc::new(Passwords::open(&file, Arc::new(checker))?);
+                    let users = Arc::new(match accounts.password.store {
+                        UserStore::File => Passwords::open(&file, checker)?,
+                        UserStore::Etcd => Passwords::of_directory(checker),
+                    });
                     passwords = Some(users.clone());
                     (password::SOURCE, users)
                 }
@@ -124,6 +128,11 @@ impl Accounts {
     /// Whether there are methods at all.
     pub fn any(&self) -> bool {
         !self.0.methods.is_empty()
+    }
+
+    /// Users with passwords, if there is such a method.
+    pub fn passwords(&self) -> Option<&Arc<Passwords>> {
+        self.0.passwords.as_ref()
     }
 
     /// Reads the files of all methods again that have changed, or all of them (`force`). Blocks.

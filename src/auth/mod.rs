@@ -6,6 +6,7 @@ pub mod anonymous;
 pub mod bans;
 pub mod certificate;
 pub mod chain;
+pub mod directory;
 pub mod http;
 pub mod jwt;
 pub mod method;
@@ -15,3 +16,4 @@ pub mod scram;
 
 pub use anonymous::Anonymous;
 pub use chain::{Accounts, OpenError, Reloaded};
+pub use directory::Directory;

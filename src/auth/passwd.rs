@@ -52,29 +52,54 @@ pub fn run(args: &Passwd) -> Result<String, String> {
     }
     // Asked for before the file is locked: people take their time.
     let password = if args.delete { None } else { Some(read_password(user)?) };
+    let mut done = "added to";
+    edit(file, user, |old| {
+        let Some(password) = &password else {
+            done = "removed from";
+            let known = old.is_some();
+            return if known { Ok(None) } else { Err(format!("{} has no user {user:?}", file.display())) };
+        };
+        if old.is_some() {
+            done = "has a new password in";
+        }
+        let old = old.flatten();
+        let keeps_scram = old.as_ref().is_some_and(|u| u.scram.is_some());
+        let groups = match (&args.group[..], old) {
+            ([], Some(old)) => old.groups,
+            (groups, _) => groups.iter().map(|g| Arc::from(g.as_str())).collect(),
+        };
+        // Keys of the old password would be wrong.
+        let scram = args.scram || keeps_scram;
+        Ok(Some(User { groups, ..new_user(password, scram)? }))
+    })?;
+    Ok(format!("user {user} {done} {}\n", file.display()))
+}
+
+/// A user with this password, with keys for SCRAM-SHA-256 if `scram` says so, and in no group. Takes long, by design.
+///
+/// # Errors
+/// If the system gives no random numbers, or no memory.
+pub fn new_user(password: &[u8], scram: bool) -> Result<User, String> {
+    let hash = Hash::new(password)?;
+    let scram = scram.then(|| ScramKeys::new(password)).transpose()?;
+    Ok(User { hash, scram, groups: Box::default(), version: 0 })
+}
+
+/// Changes one user of the file: `change` is given the user as it is (`None` = there is none, `Some(None)` = its line cannot be read),
+/// and says what it becomes (`None` = it goes). All else stays as it is, and so does the file if `change` fails.
+///
+/// # Errors
+/// If `change` fails, or the file cannot be read or written.
+pub fn edit<E: From<String>>(
+    file: &Path,
+    user: &str,
+    change: impl FnOnce(Option<Option<User>>) -> Result<Option<User>, E>,
+) -> Result<(), E> {
     let target = Target::open(file)?;
-    let (text, before) = (target.text()?, |text: &str| find(text, user));
-    let found = before(&text);
-    let Some(password) = password else {
-        let (start, end) = found.ok_or_else(|| format!("{} has no user {user:?}", file.display()))?;
-        target
-            .write(&[text.get(..start).unwrap_or_default(), text.get(end..).unwrap_or_default()].concat())?;
-        return Ok(format!("user {user} removed from {}\n", file.display()));
-    };
-    let old = found.and_then(|(start, end)| user_in(text.get(start..end)?));
-    let keeps_scram = old.as_ref().is_some_and(|u| u.scram.is_some());
-    let groups = match (&args.group[..], &old) {
-        ([], Some(old)) => old.groups.clone(),
-        (groups, _) => groups.iter().map(|g| Arc::from(g.as_str())).collect(),
-    };
-    let new = User {
-        hash: Hash::new(&password)?,
-        // Of the old password they would be wrong.
-        scram: (args.scram || keeps_scram).then(|| ScramKeys::new(&password)).transpose()?,
-        groups,
-        version: 0,
-    };
-    let line = users::line(user, &new) + "\n";
+    let text = target.text()?;
+    let found = find(&text, user);
+    let old = found.map(|(start, end)| user_in(text.get(start..end)?));
+    let line = change(old)?.map(|user_now| users::line(user, &user_now) + "\n").unwrap_or_default();
     let text = match found {
         Some((start, end)) => {
             [text.get(..start).unwrap_or_default(), &line, text.get(end..).unwrap_or_default()].concat()
@@ -82,9 +107,7 @@ pub fn run(args: &Passwd) -> Result<String, String> {
         None if text.is_empty() || text.ends_with('\n') => text.to_string() + &line,
         None => text.to_string() + "\n" + &line,
     };
-    target.write(&text)?;
-    let done = if found.is_some() { "has a new password in" } else { "added to" };
-    Ok(format!("user {user} {done} {}\n", file.display()))
+    Ok(target.write(&text)?)
 }
 
 /// Where the line of a user begins and ends, its end of line included.
@@ -106,7 +129,10 @@ fn user_in(line: &str) -> Option<User> {
 }
 
 /// From the terminal, twice and unseen; else the first line of standard input.
-fn read_password(user: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+///
+/// # Errors
+/// If there is none, or it is too long.
+pub fn read_password(user: &str) -> Result<Zeroizing<Vec<u8>>, String> {
     let stdin = io::stdin();
     let password = if isatty(&stdin) {
         let first = prompt(&format!("Password of {user}: "))?;

@@ -82,12 +82,11 @@ impl Exchange {
             parts.next().and_then(|p| p.strip_prefix("n=")).and_then(unescaped).ok_or_else(malformed)?;
         let client = parts.next().and_then(|p| p.strip_prefix("r=")).filter(|r| !r.is_empty());
         let client = client.ok_or_else(malformed)?;
-        let users = self.passwords.users();
-        let known = users.by_name.get_key_value(name.as_str());
+        let known = self.passwords.find(&name)?;
         let (keys, account) =
-            match known.and_then(|(name, user)| Some((user.scram.clone()?, account(name, user)))) {
+            match known.and_then(|(name, user)| Some((user.scram.clone()?, account(&name, &user)))) {
                 Some((keys, account)) => (keys, Some(account)),
-                None => (decoy(users.secret.as_ref().unwrap_or(&self.decoys), &name), None),
+                None => (decoy(self.passwords.secret().as_ref().unwrap_or(&self.decoys), &name), None),
             };
         let nonce = format!("{client}{}", self.nonce);
         let begun = format!("{bare},{}", server_first(&nonce, &keys));

@@ -40,7 +40,7 @@ use crate::telemetry::{Metrics, Repeats};
 use bridges::Bridges;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
-use ports::{Authorizer, ClusterTime, Coordinator, Journal, Peers, Permissions, SessionNo, Tasks};
+use ports::{Authorizer, ClusterTime, Coordinator, Directory, Journal, Peers, Permissions, SessionNo, Tasks};
 use receiving::Receiving;
 use registry::Registry;
 use remote::{Remote, RemoteLimits};
@@ -125,6 +125,8 @@ pub struct ClusterPorts {
     pub peers: Arc<dyn Peers>,
     /// Work that goes on by itself.
     pub tasks: Arc<dyn Tasks>,
+    /// Who gives the cluster's directory a meaning.
+    pub directory: Arc<dyn Directory>,
     /// The cluster's time; the broker keeps it, others read it.
     pub time: Arc<ClusterTime>,
 }

@@ -2,7 +2,9 @@
 //! each other for the figures of `$SYS/cluster` in the same way.
 
 use super::Broker;
-use super::inspect::{Judged, Question, SessionDetails, SessionPage, SessionQuery, Unanswered, listed};
+use super::inspect::{
+    Judged, LISTED_MAX, Losing, Question, SessionDetails, SessionPage, SessionQuery, Unanswered, listed,
+};
 use super::ports::{BoxFuture, MemberId, Request, Response};
 use super::remote::Remote;
 use super::totals::{Figures, Totals};
@@ -36,6 +38,11 @@ pub enum Command {
     },
     /// Say whether a client of yours may do something.
     Judge(Question),
+    /// Say which sessions of yours would lose something by other rules.
+    Losing {
+        /// The rules, as the record of the cluster's directory.
+        record: String,
+    },
     /// Tell what you count.
     Figures,
     /// You lead: tell what all nodes count.
@@ -64,6 +71,13 @@ pub enum Reply {
     Judged {
         /// Missing if it does not know the client.
         judged: Option<Box<Judged>>,
+    },
+    /// The sessions that would lose something.
+    Losing {
+        /// Some of them.
+        losing: Vec<Losing>,
+        /// How many there are.
+        total: usize,
     },
     /// What it counts.
     Figures(Figures),
@@ -144,6 +158,10 @@ impl Broker {
                 Reply::Kicked { known, closed }
             }
             Command::Judge(question) => Reply::Judged { judged: self.judge_here(&question).map(Box::new) },
+            Command::Losing { record } => {
+                let (losing, total) = self.losing_by(record.as_bytes());
+                Reply::Losing { losing, total }
+            }
             Command::Figures => Reply::Figures(self.figures()),
             Command::Totals => Reply::Totals { totals: self.remote.as_ref().and_then(|r| r.totals.of(r)) },
         }
@@ -204,6 +222,47 @@ impl Broker {
                 }
             }
             judged
+        })
+    }
+
+    /// The sessions of this node that would lose something if the cluster's directory had this record of rules, some of them, and how
+    /// many there are.
+    fn losing_by(&self, record: &[u8]) -> (Vec<Losing>, usize) {
+        match self.permissions.proposed(record) {
+            Some(next) => self.losing(&*next, |who| next.may_publish_somewhere(who)),
+            None => Default::default(),
+        }
+    }
+
+    /// The sessions of all nodes that would lose something, some of them, how many there are, and which nodes did not answer.
+    pub fn losing_anywhere(&self, record: &str) -> BoxFuture<(Vec<Losing>, usize, Vec<Unanswered>)> {
+        let (mut losing, mut total) = self.losing_by(record.as_bytes());
+        let (remote, command) = (self.remote.clone(), Command::Losing { record: record.to_owned() });
+        Box::pin(async move {
+            let mut unanswered = Vec::new();
+            let Some(remote) = remote else { return (losing, total, unanswered) };
+            let asked = remote.others().into_iter().map(|node| {
+                let (remote, command) = (remote.clone(), command.clone());
+                async move {
+                    let answer = remote.command(&node, &command).await;
+                    (node, answer)
+                }
+            });
+            for (node, answer) in futures_util::future::join_all(asked).await {
+                let error = match answer {
+                    Ok(Reply::Losing { losing: theirs, total: more }) => {
+                        losing.extend(theirs);
+                        total += more;
+                        continue;
+                    }
+                    Ok(_) => "it answered another question".to_owned(),
+                    Err(why) => why,
+                };
+                unanswered.push(Unanswered { node: node.to_string(), error });
+            }
+            losing.sort_by(|a, b| a.client.cmp(&b.client));
+            losing.truncate(LISTED_MAX);
+            (losing, total, unanswered)
         })
     }
 

@@ -1,6 +1,6 @@
 //! What the options about accounts say together.
 
-use super::kinds::{AuthMethod, CertificateName};
+use super::kinds::{AuthMethod, CertificateName, UserStore};
 use super::options::{Accounts, AuthCertificate, AuthHttp, AuthJwt, AuthPassword};
 use super::{Config, sources};
 
@@ -16,7 +16,7 @@ impl Accounts {
     /// Whether a method has what it needs.
     pub fn is_configured(&self, method: AuthMethod) -> bool {
         match method {
-            AuthMethod::Password => self.password.file.is_some(),
+            AuthMethod::Password => self.password.file.is_some() || self.password.store == UserStore::Etcd,
             AuthMethod::Jwt => self.jwt.key_file.is_some() || self.jwt.jwks_file.is_some(),
             AuthMethod::Certificate => self.certificate.name != CertificateName::Off,
             AuthMethod::Http => self.http.url.is_some(),
@@ -55,6 +55,18 @@ impl Config {
         if self.accounts.jwt.user_claim.is_empty() {
             reader.refuse("auth.jwt.user_claim", "a token must say whose it is, in some claim");
         }
+        if self.accounts.password.store == UserStore::Etcd {
+            if !self.cluster.node.enabled {
+                reader.refuse(
+                    "auth.password.store",
+                    "etcd is for clusters: set cluster.enabled, or name a file in auth.password.file",
+                );
+            }
+            if self.accounts.password.file.is_some() {
+                let why = "users are in etcd (auth.password.store) or in a file, not in both: leave one of the two out";
+                reader.refuse("auth.password.file", why);
+            }
+        }
         let Some(chain) = &self.auth.chain else { return };
         for method in AuthMethod::ALL {
             let (listed, configured) = (chain.contains(method), self.accounts.is_configured(*method));
@@ -72,7 +84,7 @@ impl Config {
 /// The option that a method cannot be without.
 fn needs(method: AuthMethod) -> &'static str {
     match method {
-        AuthMethod::Password => "auth.password.file",
+        AuthMethod::Password => "auth.password.file (or auth.password.store: etcd)",
         AuthMethod::Jwt => "auth.jwt.key_file or auth.jwt.jwks_file",
         AuthMethod::Certificate => "auth.certificate.name",
         AuthMethod::Http => "auth.http.url",

@@ -416,6 +416,16 @@ impl Kind for AuthChain {
 }
 
 choice! {
+    /// Where users with passwords are.
+    UserStore {
+        /// In a file of this node.
+        File = "file",
+        /// In etcd, for all nodes.
+        Etcd = "etcd",
+    }
+}
+
+choice! {
     /// Where in a CONNECT a token is.
     TokenPlace {
         /// In the password.

@@ -19,7 +19,7 @@ mod units;
 
 pub use kinds::{
     AclDefault, Advertised, AuthMethod, CertificateName, ClientCertificates, ClientIdTheft, LogFormat,
-    ProxyProtocol, Secret, StorageType, TokenPlace,
+    ProxyProtocol, Secret, StorageType, TokenPlace, UserStore,
 };
 pub use listener_kinds::{ListenerType, MqttVersions, Origins};
 pub use listeners::Listeners;
@@ -193,7 +193,7 @@ impl Config {
         {
             let why = format!(
                 "{address} (listeners.{name}.address) can be reached from other machines, and there are no accounts: \
-                 set auth.password.file, or auth.allow_anonymous to true to let everybody in"
+                 set auth.password.file (in a cluster perhaps auth.password.store), or auth.allow_anonymous to true to let everybody in"
             );
             reader.refuse("auth.allow_anonymous", &why);
         }

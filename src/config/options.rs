@@ -4,7 +4,7 @@ use super::kinds::{
     AclDefault, Address, AddressOrOff, AddressesOrAuto, AuthChain, CertificateName, ClientCertificates,
     ClientIdTheft, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto, HostPortOrNone, Kind, LogFilter,
     LogFormat, NodeId, Prefix, ProxyProtocol, SecondsOrOff, SecretOrNone, Size, Span, StorageType, Switch,
-    SwitchOrAuto, Text, TokenPlace, UrlOrNone,
+    SwitchOrAuto, Text, TokenPlace, UrlOrNone, UserStore,
 };
 use super::listener_kinds::{
     CountOrOff, Files, ListenerTypeOrAuto, Networks, OriginList, SizeOrOff, UrlPath, VersionList,
@@ -197,11 +197,15 @@ options! {
         "client_id_theft" client_id_theft: ClientIdTheft = "refuse",
     }
 
-    /// A file of users and their passwords. berth passwd writes it; files of mosquitto_passwd are accepted.
+    /// Users and their passwords: in a file, which berth passwd writes (files of mosquitto_passwd are accepted), or in a cluster's etcd.
+    /// berth ctl users changes both.
     AuthPassword = "auth.password" {
         /// The file: a line for each user, user:hash. Others than its owner and group must not be able to read it. When it changes, it
         /// counts within a second, and clients whose user was removed or changed are disconnected.
         "file" file: FileOrNone = "",
+        /// Where the users are. file = in auth.password.file; etcd = in the etcd of the cluster, for all its nodes: then there are accounts,
+        /// even while there is no user, and nobody is let in without one unless auth.allow_anonymous says so.
+        "store" store: UserStore = "file",
         /// Passwords that are checked at a time, on threads of their own. Each check takes 19 MiB of memory and tens of
         /// milliseconds. 0 = one per core.
         "parallel" parallel: Count<usize, 0, 1024> = "0",
@@ -256,8 +260,8 @@ options! {
         "ca_file" ca_file: FileOrNone = "",
     }
 
-    /// What clients may do: rules from a file (docs/permissions.md). The file is looked at four times a second; a faulty one changes
-    /// nothing, and the log says what is wrong with it.
+    /// What clients may do (docs/permissions.md): rules from a file, which is looked at four times a second (a faulty one changes nothing, and
+    /// the log says what is wrong with it); in a cluster without a file, rules in etcd, for all its nodes (berth ctl acl).
     Acl = "acl" {
         /// File with an ordered list of rules, of which the first that matches decides.
         "file" file: FileOrNone = "",
@@ -270,7 +274,7 @@ options! {
         "admin_group" admin_group: Text = "admins",
     }
 
-    /// Clients that may not connect (berth ctl bans). Kept in bans.json in storage.dir.
+    /// Clients that may not connect (berth ctl bans). Kept in bans.json in storage.dir; in a cluster in etcd, for all its nodes.
     Bans = "bans" {
         /// A client ID that connects more often than this within bans.flapping_window is banned for bans.flapping_ban. 0 = never.
         "flapping_connects" flapping_connects: Count<u32, 0, 1_000_000> = "0",

@@ -140,6 +140,26 @@ fn the_chain_has_what_is_configured_and_nothing_else() {
 }
 
 #[test]
+fn users_are_in_etcd_only_where_somebody_says_so() {
+    let etcd = ("auth.password.store", "etcd");
+    let cluster = [("cluster.enabled", "true"), ("etcd.endpoints", "http://127.0.0.1:2379")];
+    let of = |more: &[(&str, &str)]| Config::from_pairs(&[&cluster[..], more].concat());
+    // The default opens and closes nothing by what is in etcd.
+    let config = of(&[]).unwrap();
+    assert_eq!((config.accounts.password.store, config.accounts.any()), (UserStore::File, false));
+    // With it there are accounts, whoever is in them.
+    let config = of(&[etcd]).unwrap();
+    assert_eq!((config.auth.allow_anonymous, config.accounts.any()), (None, true));
+    assert!(of(&[etcd, ("listeners.tcp.address", "0.0.0.0:1883")]).is_ok());
+    assert!(of(&[etcd, ("auth.chain", "password")]).is_ok());
+    let keys = |refused: Result<Config, Problems>| {
+        refused.err().map_or(Vec::new(), |p| p.0.into_iter().map(|p| p.key).collect::<Vec<_>>())
+    };
+    assert_eq!(keys(of(&[etcd, ("auth.password.file", "users")])), ["auth.password.file"]);
+    assert_eq!(keys(Config::from_pairs(&[etcd])), ["auth.password.store"]);
+}
+
+#[test]
 fn unusable_files_are_named() {
     let missing = Sources { file: Some("/nonexistent/berth.yaml".into()), ..Sources::default() };
     let text = Config::load(&missing).unwrap_err().to_string();

@@ -13,14 +13,14 @@ pub(super) enum AclCommand {
     List,
     /// Say whether a client may do something, and which rule says so
     Check(Check),
-    /// Put a rule into the file of a single node
+    /// Put a rule in: into the rules of the cluster, or into the file of a single node
     Add(Add),
-    /// Take a rule out of the file of a single node
+    /// Take a rule out
     Remove {
         /// Its number
         number: u32,
     },
-    /// Give a rule of a single node's file another place
+    /// Give a rule another place
     Move {
         /// Its number
         number: u32,
@@ -303,7 +303,14 @@ fn confirm(answer: &Value) -> String {
         }
         text += names.note();
     } else {
-        text += "\nno session that is known here loses anything now\n";
+        text += "\nno session that is known loses anything now\n";
+    }
+    for node in list(&answer["unanswered"]) {
+        text += &format!(
+            "  sessions of node {} are not among them: {}\n",
+            clean(&word(&node["node"])),
+            clean(&word(&node["error"]))
+        );
     }
     text + "with --yes it is done all the same"
 }

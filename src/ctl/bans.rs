@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BansCommand {
-    /// List the bans of a node
+    /// List the bans: of the cluster and of the node that is asked
     List,
-    /// Ban a client ID, user, address or network on a node; connections that are theirs are closed
+    /// Ban a client ID, user, address or network, in a cluster on all nodes; connections that are theirs are closed
     Add(Add),
     /// End a ban
     Remove {
@@ -108,7 +108,7 @@ fn shown(answer: &Value) -> String {
 
 fn banned(answer: &Value) -> String {
     format!(
-        "{} {} is banned; {} connections were closed\n",
+        "{} {} is banned; {} connections of the node were closed\n",
         word(&answer["kind"]),
         clean(&word(&answer["name"])),
         word(&answer["closed"])

@@ -8,6 +8,9 @@ mod secure;
 mod show;
 mod table;
 mod upkeep;
+mod users;
+
+pub use users::Secrets;
 
 use crate::clock;
 use crate::names::escaped as printable;
@@ -83,6 +86,9 @@ enum Command {
     /// The options of a node
     #[command(subcommand)]
     Config(upkeep::ConfigCommand),
+    /// Users with passwords: of the cluster (auth.password.store: etcd), or in the file of a single node
+    #[command(subcommand)]
+    Users(users::UsersCommand),
     /// What clients may do
     #[command(subcommand)]
     Acl(acl::AclCommand),
@@ -178,7 +184,7 @@ enum RetainedCommand {
 
 /// Carries out a command and prints the answer. Returns the exit code: 0, 1 = failed, 2 = wrong arguments; of `ready` also
 /// 3 = no answer.
-pub fn run(ctl: &Ctl) -> u8 {
+pub fn run(ctl: &Ctl, secrets: &Secrets) -> u8 {
     let client = Client::new(&ctl.url, &ctl.tls).and_then(|client| match &ctl.token_file {
         Some(file) => client.with_token_of(file),
         None => Ok(client),
@@ -187,7 +193,7 @@ pub fn run(ctl: &Ctl) -> u8 {
         Ok(client) => client,
         Err(why) => return complain(&why, EXIT_USAGE),
     };
-    match ask(ctl, &client) {
+    match ask(ctl, &client, secrets) {
         Ok(answer) => {
             let text = if ctl.json { pretty(&answer.0) } else { (answer.1)(&answer.0) };
             // A closed pipe (`… | head`) is no failure of ours.
@@ -208,7 +214,7 @@ pub fn run(ctl: &Ctl) -> u8 {
 
 type Answer = (Value, fn(&Value) -> String);
 
-fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
+fn ask(ctl: &Ctl, client: &Client, secrets: &Secrets) -> Result<Answer, Failure> {
     let mut names = Names::default();
     Ok(match &ctl.command {
         Command::Ready { wait } => (ready(client, Duration::from_secs((*wait).into()))?, show::ready),
@@ -251,6 +257,7 @@ fn ask(ctl: &Ctl, client: &Client) -> Result<Answer, Failure> {
         Command::Listeners => upkeep::listeners(client)?,
         Command::Publish(args) => upkeep::publish(args, client)?,
         Command::Config(command) => upkeep::config(command, client)?,
+        Command::Users(command) => users::ask(command, client, secrets)?,
         Command::Acl(command) => acl::ask(command, client, &mut names)?,
         Command::Bans(command) => bans::ask(command, client, &mut names)?,
         Command::Routes(RoutesCommand::Show { topic }) => {

@@ -41,6 +41,9 @@ pub(super) fn status(answer: &Value) -> String {
         Value::Null => text += "cluster: not known yet\n",
         cluster => text += &cluster_status(cluster, &word(&node["id"])),
     }
+    for record in list(&answer["cluster"]["directory_unreadable"]) {
+        text += &format!("cannot be read in etcd: {}\n", clean(&word(record)));
+    }
     text
 }
 

@@ -65,7 +65,7 @@ pub use wire::Wire;
 
 use crate::auth::Anonymous;
 use crate::broker::ports::{
-    ClusterTime, Coordinator, Journal, Member, MemberId, NoBans, Recovered, Tasks, Unrestricted,
+    ClusterTime, Coordinator, Journal, Member, MemberId, NoBans, NoDirectory, Recovered, Tasks, Unrestricted,
 };
 use crate::broker::publish::Scratch;
 use crate::broker::{Broker, ClusterPorts, Limits, Ports};
@@ -207,6 +207,7 @@ impl Cluster {
                 coordinator: coordinator.clone(),
                 peers: peers.clone(),
                 tasks: process.clone(),
+                directory: Arc::new(NoDirectory),
                 time: Arc::new(ClusterTime::unknown()),
             }),
         };

@@ -5,9 +5,9 @@ use super::order::order_by_origin;
 use super::random_name;
 use super::wakers::Wakers;
 use crate::broker::ports::{
-    Change, Journal, JournalHealth, Lsn, MessageId, NoRoom, NodeRecord, ORIGIN_DUTY, OutboundState,
-    ParkedRetain, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord,
-    StoreKnown, Stored, SubscriptionRecord,
+    Change, DirectoryKey, DirectoryRecord, Journal, JournalHealth, Lsn, MessageId, NoRoom, NodeRecord,
+    ORIGIN_DUTY, OutboundState, ParkedRetain, ReadDone, Recipient, Recovered, RecoveredSession, Seq,
+    SessionNo, SessionRecord, StoreKnown, Stored, SubscriptionRecord,
 };
 use crate::mqtt::Message;
 use parking_lot::Mutex;
@@ -63,6 +63,7 @@ struct State {
     sessions: BTreeMap<SessionNo, Session>,
     retained: BTreeMap<Box<str>, Message>,
     parked: BTreeMap<Arc<str>, ParkedRetain>,
+    directory: BTreeMap<DirectoryKey, Arc<[u8]>>,
     node: Option<NodeRecord>,
     store: StoreKnown,
     seen: BTreeMap<MessageId, BTreeSet<SessionNo>>,
@@ -284,6 +285,12 @@ impl State {
                     self.bytes -= parked_cost(&old);
                 }
             }
+            Change::Directory { key, value: Some(value) } => {
+                self.directory.insert(key.clone(), value.into());
+            }
+            Change::Directory { key, value: None } => {
+                self.directory.remove(key);
+            }
             Change::Message { seq, id, message, recipients } => self.store(seq, id, message, recipients),
             Change::Settle { seq, session } => self.settle(seq, session),
             Change::Outbound { session, packet_id, seq, state } => {
@@ -467,6 +474,11 @@ impl State {
             ids: self.messages.iter().filter_map(|(seq, entry)| Some((*seq, entry.id?))).collect(),
             duties,
             parked: self.parked.values().cloned().collect(),
+            directory: self
+                .directory
+                .iter()
+                .map(|(key, value)| DirectoryRecord { key: key.clone(), value: value.clone() })
+                .collect(),
             node: self.node.clone(),
             next_session: self.next_session.max(1),
             store: self.store,

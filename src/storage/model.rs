@@ -1,9 +1,9 @@
 //! What a journal is, said as plainly as possible, and random changes to hold one against it.
 
 use crate::broker::ports::{
-    Change, MemberId, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Publisher, Recipient,
-    Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, StoreKnown, Stored, SubscriptionRecord,
-    Unserved, WillRecord,
+    BanKind, Change, DirectoryKey, DirectoryRecord, MemberId, MessageId, NodeRecord, ORIGIN_DUTY,
+    OutboundState, ParkedRetain, Publisher, Recipient, Recovered, RecoveredSession, Seq, SessionNo,
+    SessionRecord, StoreKnown, Stored, SubscriptionRecord, Unserved, WillRecord,
 };
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
@@ -28,6 +28,7 @@ pub(super) enum Op {
     Unseen { id: MessageId },
     Node(NodeRecord),
     Park(ParkedRetain),
+    Directory { key: DirectoryKey, value: Option<Vec<u8>> },
     Unpark { topic: String },
     Session(SessionRecord),
     SessionEnd { session: SessionNo },
@@ -57,6 +58,7 @@ impl Op {
             Op::Unseen { id } => Change::Unseen { id: *id },
             Op::Node(node) => Change::Node(node),
             Op::Park(parked) => Change::Park(parked),
+            Op::Directory { key, value } => Change::Directory { key, value: value.as_deref() },
             Op::Unpark { topic } => Change::Unpark { topic },
             Op::Session(record) => Change::Session(record),
             Op::SessionEnd { session } => Change::SessionEnd { session: *session },
@@ -90,6 +92,7 @@ pub(super) struct Model {
     seen: Vec<(MessageId, BTreeSet<SessionNo>)>,
     node: Option<NodeRecord>,
     parked: BTreeMap<String, ParkedRetain>,
+    directory: BTreeMap<DirectoryKey, Vec<u8>>,
     next_session: SessionNo,
 }
 
@@ -135,6 +138,12 @@ impl Model {
             Op::Node(node) => self.node = Some(node),
             Op::Park(parked) => {
                 self.parked.insert(parked.topic.to_string(), parked);
+            }
+            Op::Directory { key, value: Some(value) } => {
+                self.directory.insert(key, value);
+            }
+            Op::Directory { key, value: None } => {
+                self.directory.remove(&key);
             }
             Op::Unpark { topic } => {
                 self.parked.remove(&topic);
@@ -196,6 +205,11 @@ impl Model {
             ids: self.recovered_ids(),
             duties: self.duties(),
             parked: self.parked.values().cloned().collect(),
+            directory: self
+                .directory
+                .iter()
+                .map(|(key, value)| DirectoryRecord { key: key.clone(), value: value.as_slice().into() })
+                .collect(),
             node: self.node.clone(),
             next_session: self.next_session.max(1),
             store: StoreKnown::default(),
@@ -312,7 +326,7 @@ impl Raw {
 
 /// Random things to do.
 pub(super) fn raws(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Raw>> {
-    let raw = (0..24_u8, any::<u16>(), any::<u16>(), any::<u16>());
+    let raw = (0..25_u8, any::<u16>(), any::<u16>(), any::<u16>());
     proptest::collection::vec(raw.prop_map(|(kind, a, b, c)| Raw { kind, a, b, c }), len)
 }
 
@@ -520,6 +534,15 @@ impl World {
                 })]
             }
             23 => vec![Op::Unpark { topic }],
+            24 => {
+                let key = match b % 3 {
+                    0 => DirectoryKey::User(format!("user/{}", c % 4).into()),
+                    1 => DirectoryKey::Rules,
+                    _ => DirectoryKey::Ban { kind: BanKind::ALL[usize::from(c % 3)], name: topic.into() },
+                };
+                let value = (a & 3 != 0).then(|| c.to_le_bytes().repeat(usize::from(b)));
+                vec![Op::Directory { key, value }]
+            }
             _ => vec![Op::ClearRetained { topic }],
         }
     }

@@ -114,7 +114,7 @@ key: {{ .keyKey }}
 {{/* Whether clients may connect without an account: true, false or auto. */}}
 {{- define "berth.allowAnonymous" -}}
 {{- if kindIs "invalid" .Values.auth.allowAnonymous }}
-{{- ternary "true" "auto" (empty .Values.auth.existingSecret) }}
+{{- ternary "true" "auto" (and (empty .Values.auth.existingSecret) (not .Values.auth.usersInEtcd)) }}
 {{- else }}
 {{- .Values.auth.allowAnonymous }}
 {{- end }}
@@ -140,6 +140,7 @@ key: {{ .keyKey }}
 {{- with .Values.auth.jwksKey }}{{ $_ := set $jwt "jwks_file" (printf "%s/%s" $dir .) }}{{ end }}
 {{- if $jwt }}{{ $_ := set $auth "jwt" $jwt }}{{ end }}
 {{- end }}
+{{- if .Values.auth.usersInEtcd }}{{ $_ := set $auth "password" (dict "store" "etcd") }}{{ end }}
 {{- $base := dict
   "listeners" (dict "tcp" (dict "address" "0.0.0.0:1883"))
   "http" (dict "address" "0.0.0.0:8081")

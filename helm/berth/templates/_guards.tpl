@@ -101,6 +101,12 @@
 {{- if and .Values.auth.existingSecret (not (or .Values.auth.usersKey .Values.auth.jwtKey .Values.auth.jwksKey)) }}
 {{- fail "auth.existingSecret: say what is in it: auth.usersKey, auth.jwtKey or auth.jwksKey" }}
 {{- end }}
+{{- if and .Values.auth.usersInEtcd .Values.auth.usersKey }}
+{{- fail "auth.usersInEtcd and auth.usersKey contradict each other: users are in etcd or in a file" }}
+{{- end }}
+{{- if and .Values.auth.usersInEtcd (not .Values.cluster.enabled) }}
+{{- fail "auth.usersInEtcd needs cluster.enabled=true: a single broker uses no etcd" }}
+{{- end }}
 {{- if and (not .Values.auth.existingSecret) (or .Values.auth.usersKey .Values.auth.jwtKey .Values.auth.jwksKey) }}
 {{- fail "auth.usersKey, auth.jwtKey, auth.jwksKey: keys of auth.existingSecret, which is not set" }}
 {{- end }}

@@ -44,6 +44,9 @@ pub enum EditError {
         "the rules are in a mosquitto file ({0:?}, acl.mosquitto_file): edit that, the broker takes it as it is saved"
     )]
     Mosquitto(PathBuf),
+    /// The record of the cluster's directory is wrong.
+    #[error("acl/rules in etcd cannot be read: {0}")]
+    Record(String),
     /// There is no such rule.
     #[error("there is no rule {number}: the list has {rules}")]
     NoSuchRule {
@@ -136,7 +139,7 @@ impl Access {
 
     fn editable(&self) -> Result<&Path, EditError> {
         match &self.source {
-            Source::Nowhere => Err(EditError::NoFile),
+            Source::Nowhere | Source::Directory => Err(EditError::NoFile),
             Source::Mosquitto(path) => Err(EditError::Mosquitto(path.clone())),
             Source::Yaml(path) => Ok(path),
         }
@@ -231,7 +234,7 @@ fn edited(before: &str, edit: &Edit, path: &Path) -> Result<String, EditError> {
 }
 
 /// A new rule, and how it is shown.
-fn parsed(rule: &str) -> Result<(Node, String), EditError> {
+pub(super) fn parsed(rule: &str) -> Result<(Node, String), EditError> {
     let fault = |why: &str| Fault { rule: None, line: 0, key: None, why: why.to_owned() };
     let node = tree::read(rule)
         .map_err(|e| EditError::Rule(fault(&e.why)))?

@@ -1,11 +1,12 @@
-//! What clients may do: an ordered list of rules from a file, or an ACL file of mosquitto's. The file is looked at again while the
-//! broker runs; a faulty one changes nothing.
+//! What clients may do: an ordered list of rules from a file or from the cluster's directory, or an ACL file of mosquitto's. Files are
+//! looked at again while the broker runs; a faulty one changes nothing.
 
 mod claims;
 mod edit;
 mod list;
 mod mosquitto;
 mod pattern;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -15,9 +16,10 @@ pub(in crate::auth) use edit::replace;
 pub use edit::{Edit, EditError, Planned};
 pub use list::RULES_MAX;
 pub use mosquitto::LINES_MAX;
+pub use stored::PlannedRecord;
 pub use yaml::{Fault, RULE_ITEMS_MAX};
 
-use crate::broker::ports::{Ask, By, Identity, Permissions, Ruling};
+use crate::broker::ports::{Ask, By, Identity, Permissions, Proposed, Ruling};
 use crate::mqtt::QoS;
 use crate::secret_file::Stamp;
 use hashbrown::HashMap;
@@ -54,13 +56,15 @@ pub enum Source {
     Yaml(PathBuf),
     /// From an ACL file of mosquitto's.
     Mosquitto(PathBuf),
+    /// From the cluster's directory.
+    Directory,
 }
 
 impl Source {
     /// The file.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Source::Nowhere => None,
+            Source::Nowhere | Source::Directory => None,
             Source::Yaml(path) | Source::Mosquitto(path) => Some(path),
         }
     }
@@ -68,7 +72,7 @@ impl Source {
     fn key(&self) -> &'static str {
         match self {
             Source::Mosquitto(_) => "acl.mosquitto_file",
-            Source::Nowhere | Source::Yaml(_) => "acl.file",
+            Source::Nowhere | Source::Directory | Source::Yaml(_) => "acl.file",
         }
     }
 }
@@ -117,7 +121,9 @@ impl RuleSet {
     fn parse(source: &Source, text: &str, otherwise: Otherwise, admin_group: &str) -> Result<RuleSet, Fault> {
         let rules = match source {
             Source::Mosquitto(_) => Rules::Lines(Lines::parse(text)?),
-            Source::Nowhere | Source::Yaml(_) => Rules::List(List::new(yaml::rules(text)?)),
+            Source::Nowhere | Source::Directory | Source::Yaml(_) => {
+                Rules::List(List::new(yaml::rules(text)?))
+            }
         };
         Ok(RuleSet { rules, otherwise, admin_group: admin_group.into() })
     }
@@ -161,6 +167,12 @@ impl RuleSet {
             Rules::List(list) => list.may_publish_somewhere(who),
             Rules::Lines(lines) => lines.may_publish_somewhere(who),
         }
+    }
+}
+
+impl Proposed for RuleSet {
+    fn may_publish_somewhere(&self, who: &Identity) -> bool {
+        RuleSet::may_publish_somewhere(self, who)
     }
 }
 
@@ -272,16 +284,7 @@ impl Access {
     /// # Errors
     /// If the file cannot be read, or is faulty.
     pub fn open(source: Source, otherwise: Otherwise, admin_group: &str) -> Result<Access, AclError> {
-        let access = Access {
-            current: RwLock::new(Arc::new(RuleSet::none(otherwise, admin_group))),
-            source,
-            otherwise,
-            admin_group: admin_group.into(),
-            version: AtomicU64::new(0),
-            changes: AtomicU64::new(0),
-            seen: Mutex::new(Seen::default()),
-            tokens: false,
-        };
+        let access = Access::of(source, otherwise, admin_group);
         let mut seen = access.seen.lock();
         let rules = match access.source.path() {
             Some(_) => access.read(&mut seen)?.0,
@@ -290,6 +293,19 @@ impl Access {
         access.put(rules);
         drop(seen);
         Ok(access)
+    }
+
+    fn of(source: Source, otherwise: Otherwise, admin_group: &str) -> Access {
+        Access {
+            current: RwLock::new(Arc::new(RuleSet::none(otherwise, admin_group))),
+            source,
+            otherwise,
+            admin_group: admin_group.into(),
+            version: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+            seen: Mutex::new(Seen::default()),
+            tokens: false,
+        }
     }
 
     /// These rules, and before them what clients' tokens say they may do, if `tokens` says that they may have such.
@@ -394,6 +410,11 @@ impl Permissions for Access {
 
     fn shown(&self, by: &By) -> Option<String> {
         Permissions::shown(&*self.rules(), by)
+    }
+
+    fn proposed(&self, record: &[u8]) -> Option<Arc<dyn Proposed>> {
+        let rules = self.stored(record).ok()?;
+        Some(Arc::new(rules))
     }
 }
 

@@ -167,6 +167,15 @@ impl Hash {
         Ok(Hash::Argon2id { cost, salt: salt.into(), hash: hash.into() })
     }
 
+    /// The kind of hash, for operators.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Hash::Argon2id { .. } => "argon2id",
+            Hash::Pbkdf2 { .. } => "pbkdf2-sha512",
+            Hash::Sha512 { .. } => "sha512",
+        }
+    }
+
     /// A hash that costs as much to check, and that is of no password.
     pub fn decoy(&self) -> Hash {
         let mut decoy = self.clone();

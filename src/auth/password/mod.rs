@@ -1,4 +1,4 @@
-//! Users with passwords, in a file.
+//! Users with passwords, in a file or in the cluster's directory.
 
 pub mod hash;
 pub mod pool;
@@ -16,11 +16,13 @@ use futures_util::future::BoxFuture;
 use hash::Hash;
 use parking_lot::RwLock;
 use pool::{Busy, Pool, PoolLimits};
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::oneshot;
-use users::Users;
+use users::{User, Users};
 use zeroize::Zeroizing;
 
 /// Marks accounts of this method.
@@ -90,10 +92,21 @@ impl Drop for Waits {
     }
 }
 
-/// Knows users from a file.
+/// Where users come from.
+enum Source {
+    /// From a file.
+    File(WatchedFile),
+    /// From the cluster's directory.
+    Directory {
+        /// What is there was seen, now or by an earlier process of this node.
+        known: AtomicBool,
+    },
+}
+
+/// Knows users from a file, or from the cluster's directory.
 pub struct Passwords {
-    file: WatchedFile,
-    users: RwLock<Arc<Users>>,
+    source: Source,
+    users: RwLock<Users>,
     checker: Arc<Checker>,
     hasher: RandomState,
 }
@@ -105,21 +118,87 @@ impl Passwords {
     /// If it cannot be read, is wrong, or others can read it.
     pub fn open(path: &Path, checker: Arc<Checker>) -> Result<Passwords, FileError> {
         let file = WatchedFile::new("auth.password.file", path, Privacy::Secret);
-        let passwords = Passwords { file, users: RwLock::default(), checker, hasher: RandomState::default() };
-        passwords.read()?;
+        let passwords = Passwords::new(Source::File(file), checker);
+        if let Source::File(file) = &passwords.source {
+            passwords.read(file)?;
+        }
         Ok(passwords)
     }
 
-    fn read(&self) -> Result<usize, FileError> {
-        let users = Users::parse(&self.file.read()?, &self.file, &self.hasher)?;
+    /// Users of the cluster's directory, which is not known yet.
+    pub fn of_directory(checker: Arc<Checker>) -> Passwords {
+        Passwords::new(Source::Directory { known: AtomicBool::new(false) }, checker)
+    }
+
+    fn new(source: Source, checker: Arc<Checker>) -> Passwords {
+        Passwords { source, users: RwLock::default(), checker, hasher: RandomState::default() }
+    }
+
+    fn read(&self, file: &WatchedFile) -> Result<usize, FileError> {
+        let users = Users::parse(&file.read()?, file, &self.hasher)?;
         let n = users.by_name.len();
-        *self.users.write() = Arc::new(users);
+        *self.users.write() = users;
         Ok(n)
     }
 
-    /// The users now.
-    pub fn users(&self) -> Arc<Users> {
-        self.users.read().clone()
+    /// A user as it is now, and its name.
+    ///
+    /// # Errors
+    /// If it is not known who the users are.
+    pub fn find(&self, name: &str) -> Result<Option<(Arc<str>, User)>, Refusal> {
+        if let Source::Directory { known } = &self.source
+            && !known.load(Ordering::Acquire)
+        {
+            let why = "the users in etcd have not been read yet, and this node's journal has none";
+            return Err(Refusal::new(AuthDecision::Unavailable, why));
+        }
+        let users = self.users.read();
+        Ok(users.by_name.get_key_value(name).map(|(name, user)| (name.clone(), user.clone())))
+    }
+
+    /// Makes what users that nobody knows are told; `None` if there are no users.
+    pub fn secret(&self) -> Option<[u8; 32]> {
+        self.users.read().secret.as_ref().map(|(_, secret)| *secret)
+    }
+
+    /// Users by name, those after `after`, at most `limit`; and how many there are.
+    pub fn page(&self, after: &str, limit: usize) -> (Vec<(Arc<str>, User)>, usize) {
+        let users = self.users.read();
+        let mut names: Vec<&Arc<str>> = users.by_name.keys().filter(|name| &***name > after).collect();
+        names.sort_unstable();
+        let found = names.into_iter().take(limit);
+        let found = found.filter_map(|name| Some((name.clone(), users.by_name.get(name)?.clone()))).collect();
+        (found, users.by_name.len())
+    }
+
+    /// The file, if the users are in one.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.source {
+            Source::File(file) => Some(file.path()),
+            Source::Directory { .. } => None,
+        }
+    }
+
+    /// The directory is known: who is not among the users is none.
+    pub(super) fn known(&self) {
+        if let Source::Directory { known } = &self.source {
+            known.store(true, Ordering::Release);
+        }
+    }
+
+    /// Sets a user or (`None`) removes it; true if that changes anything. The version of `user` is made of `value`.
+    pub(super) fn set(&self, name: &Arc<str>, user: Option<User>, value: &[u8]) -> bool {
+        let mut users = self.users.write();
+        let Some(mut user) = user else { return users.remove(name) };
+        user.version = self.hasher.hash_one(value).max(1);
+        let version = user.version;
+        users.insert(name, user).is_none_or(|before| before.version != version)
+    }
+
+    /// Whether there is room for a user of this name.
+    pub(super) fn has_room(&self, name: &str) -> bool {
+        let users = self.users.read();
+        users.by_name.len() < users::USERS_MAX || users.by_name.contains_key(name)
     }
 }
 
@@ -141,13 +220,16 @@ impl Method for Passwords {
     fn check<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Checked> {
         Box::pin(async move {
             let Some((name, password)) = request.pair() else { return Checked::NotMine };
-            let users = self.users();
-            let Some((name, user)) = users.by_name.get_key_value(name) else { return Checked::NotMine };
+            let (name, user) = match self.find(name) {
+                Ok(Some(found)) => found,
+                Ok(None) => return Checked::NotMine,
+                Err(refusal) => return Checked::Refuse(refusal),
+            };
             let password = Zeroizing::new(password.to_vec());
             match self.checker.is_of(request.door.peer.ip(), user.hash.clone(), password).await {
-                Ok(true) => Checked::Accept(account(name, user)),
+                Ok(true) => Checked::Accept(account(&name, &user)),
                 Ok(false) => {
-                    let why = format!("wrong password of user {}", crate::names::shown(name));
+                    let why = format!("wrong password of user {}", crate::names::shown(&name));
                     Checked::Refuse(Refusal::new(AuthDecision::WrongPassword, why))
                 }
                 Err(refusal) => Checked::Refuse(refusal),
@@ -158,21 +240,22 @@ impl Method for Passwords {
     fn pretend<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<(), Refusal>> {
         Box::pin(async move {
             let Some((_, password)) = request.pair() else { return Ok(()) };
-            let decoy = self.users().decoy.clone().unwrap_or_else(Hash::new_decoy);
+            let decoy = self.users.read().decoy.clone().unwrap_or_else(Hash::new_decoy);
             let password = Zeroizing::new(password.to_vec());
             self.checker.is_of(request.door.peer.ip(), decoy, password).await.map(|_| ())
         })
     }
 
     fn reload(&self, force: bool) -> Option<Result<String, FileError>> {
-        if !force && !self.file.has_changed() {
+        let Source::File(file) = &self.source else { return None };
+        if !force && !file.has_changed() {
             return None;
         }
-        Some(self.read().map(|n| format!("{n} users from {}", self.file.path().display())))
+        Some(self.read(file).map(|n| format!("{n} users from {}", file.path().display())))
     }
 
     fn holds(&self, account: &Account, version: u64) -> bool {
-        let users = self.users();
+        let users = self.users.read();
         account.user.as_ref().and_then(|name| users.by_name.get(name)).is_some_and(|u| u.version == version)
     }
 }

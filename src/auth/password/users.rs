@@ -38,8 +38,9 @@ pub struct Users {
     pub by_name: HashMap<Arc<str>, User>,
     /// A hash that costs as much as those of the users, and that is of no password.
     pub decoy: Option<Hash>,
-    /// Makes what users that nobody knows are told: the same on every node with this file, and after a restart.
-    pub secret: Option<[u8; 32]>,
+    /// Makes what users that nobody knows are told: the same on every node with these users, and after a restart. It is made of the
+    /// hash of the user whose name comes first.
+    pub secret: Option<(Arc<str>, [u8; 32])>,
 }
 
 /// Whether a user or a group can be called so: a file must be able to hold the name, and a log line.
@@ -102,6 +103,32 @@ pub fn name_in(line: &str) -> Option<&str> {
 }
 
 impl Users {
+    /// A user is set.
+    fn note_secret(&mut self, name: &Arc<str>, user: &User) {
+        if self.secret.as_ref().is_none_or(|(first, _)| name <= first) {
+            self.secret = Some((name.clone(), sha256(format!("decoys {}", user.hash).as_bytes())));
+        }
+    }
+
+    /// Sets a user; the one that it takes the place of.
+    pub fn insert(&mut self, name: &Arc<str>, user: User) -> Option<User> {
+        self.decoy.get_or_insert_with(|| user.hash.decoy());
+        self.note_secret(name, &user);
+        self.by_name.insert(name.clone(), user)
+    }
+
+    /// Removes a user; whether there was one.
+    pub fn remove(&mut self, name: &Arc<str>) -> bool {
+        let known = self.by_name.remove(name).is_some();
+        if self.secret.take_if(|(first, _)| first == name).is_some()
+            && let Some((next, user)) = self.by_name.iter().min_by_key(|(name, _)| (*name).clone())
+        {
+            let (next, user) = (next.clone(), user.clone());
+            self.note_secret(&next, &user);
+        }
+        known
+    }
+
     /// Reads a file's content. `hasher` makes the versions of users.
     ///
     /// # Errors
@@ -126,8 +153,8 @@ impl Users {
                 .map_err(|why| wrong(format!("user {:?}: {why}", crate::names::shown(name).to_string())))?;
             user.version = hasher.hash_one(line).max(1);
             users.decoy.get_or_insert_with(|| user.hash.decoy());
-            users.secret.get_or_insert_with(|| sha256(format!("decoys {}", user.hash).as_bytes()));
             let name: Arc<str> = name.into();
+            users.note_secret(&name, &user);
             if let Some(before) = lines.insert(name.clone(), number) {
                 return Err(wrong(format!("the user is in line {before} as well")));
             }

@@ -1,7 +1,9 @@
 //! What every node knows of the cluster: the coordination store's content as events, in the order of its revisions.
 
+use super::directory::DirectoryKey;
 use crate::mqtt::Message;
 use crate::session::SessionUser;
+use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
 
@@ -210,6 +212,13 @@ pub enum IndexEvent {
         expired: bool,
         /// The revision of the change.
         revision: Revision,
+    },
+    /// A record of the directory was set or (`None`) removed.
+    Directory {
+        /// The record's name.
+        key: DirectoryKey,
+        /// The record's value.
+        value: Option<Bytes>,
     },
     /// Another node leads, or (`None`) none does.
     Leader(Option<MemberId>),

@@ -1,5 +1,6 @@
 //! Where sessions, queues and retained messages are kept.
 
+use super::directory::{DirectoryKey, DirectoryRecord};
 use super::index::{Epoch, Incarnation, MemberId, MessageId, Revision, Timeline};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
@@ -234,6 +235,13 @@ pub enum Change<'a> {
         /// The topic.
         topic: &'a str,
     },
+    /// Keep a record of the cluster's directory as it was last seen, or (`None`) no longer.
+    Directory {
+        /// The record's name.
+        key: &'a DirectoryKey,
+        /// The record's value.
+        value: Option<&'a [u8]>,
+    },
     /// Insert or replace a session's record.
     Session(&'a SessionRecord),
     /// The session is gone: record, subscriptions, inbound and outbound steps, and what it has seen. Its messages are to be
@@ -312,6 +320,8 @@ pub struct Recovered {
     pub duties: Vec<(Seq, MessageId)>,
     /// Updates of retained messages that the cluster has not taken.
     pub parked: Vec<ParkedRetain>,
+    /// The cluster's directory as it was last seen, in the order of its keys.
+    pub directory: Vec<DirectoryRecord>,
     /// Whose journal this is, if it was ever said.
     pub node: Option<NodeRecord>,
     /// What the journal knows of the coordination store.

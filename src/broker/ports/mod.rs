@@ -4,6 +4,7 @@ mod auth;
 mod bans;
 mod cluster_time;
 mod coordinator;
+mod directory;
 mod history;
 mod index;
 mod journal;
@@ -20,6 +21,7 @@ pub use cluster_time::ClusterTime;
 pub use coordinator::{
     Claim, ClaimOutcome, Coordinator, Expected, Retain, RetainOutcome, RouteChange, TooLarge, Unavailable,
 };
+pub use directory::{BanKind, Directory, DirectoryKey, DirectoryOutcome, DirectoryRecord, NoDirectory};
 pub use history::{History, JournalStart, STARTS_KEPT, Stamped};
 pub use index::{
     Custody, Epoch, GENERATION_AT, Incarnation, Index, IndexEvent, Member, MemberId, MessageId, Owner,
@@ -34,5 +36,5 @@ pub use peers::{
     Answer, Answers, Frame, GroupTry, Inbox, LinkClock, LinkState, LinkStatus, PeerClock, PeerError, Peers,
     Report, Request, Response, RetainedProgress, SaidClock,
 };
-pub use permissions::{Ask, By, Permissions, Ruling, Unrestricted};
+pub use permissions::{Ask, By, Permissions, Proposed, Ruling, Unrestricted};
 pub use tasks::{BoxFuture, Tasks};

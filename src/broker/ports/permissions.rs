@@ -5,6 +5,7 @@ use crate::mqtt::QoS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// What somebody wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +128,17 @@ pub trait Permissions: Send + Sync + 'static {
 
     /// The rule that decided, on one line; `None` if it was no rule.
     fn shown(&self, by: &By) -> Option<String>;
+
+    /// What would be allowed by rules that the cluster's directory may get; `None` if the record cannot be read.
+    fn proposed(&self, _record: &[u8]) -> Option<Arc<dyn Proposed>> {
+        None
+    }
+}
+
+/// Rules that are not in force.
+pub trait Proposed: Permissions {
+    /// Whether some rule may allow `who` to publish anywhere.
+    fn may_publish_somewhere(&self, who: &Identity) -> bool;
 }
 
 /// Everybody may do everything.

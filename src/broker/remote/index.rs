@@ -28,12 +28,14 @@ impl Index for Broker {
         remote.members.begin_snapshot();
         remote.routes.begin_snapshot();
         self.retained.begin_snapshot();
+        remote.ports.directory.begin_snapshot();
     }
 
     fn apply(&self, events: Vec<IndexEvent>, revision: Option<Revision>) {
         let Some(remote) = &self.remote else { return };
         let mut stream = remote.stream.0.lock();
         let now = remote.now();
+        self.take_directory(remote, &events);
         let mut standings = false;
         for event in &events {
             standings |= self.take_in(remote, event, now);
@@ -76,6 +78,7 @@ impl Index for Broker {
             remote.membership_changed();
         }
         self.retained.end_snapshot(revision);
+        self.end_directory(remote);
         drop(stream);
         let before = remote.applied();
         if revision < before {
@@ -126,7 +129,7 @@ impl Broker {
                 remote.members.set_leader(leader.clone());
                 false
             }
-            IndexEvent::Session { .. } | IndexEvent::Eviction { .. } => false,
+            IndexEvent::Session { .. } | IndexEvent::Eviction { .. } | IndexEvent::Directory { .. } => false,
         }
     }
 

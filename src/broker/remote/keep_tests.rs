@@ -3,7 +3,8 @@
 use super::testing::{FakeStore, Manual};
 use super::*;
 use crate::broker::ports::{
-    ClusterTime, Frame, LinkStatus, Member, MessageId, PeerError, Peers, Report, Request, Response,
+    ClusterTime, Frame, LinkStatus, Member, MessageId, NoDirectory, PeerError, Peers, Report, Request,
+    Response,
 };
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -67,6 +68,7 @@ fn an_older_list_of_nodes_never_replaces_a_newer_one() {
         coordinator: Arc::new(FakeStore::default()),
         peers: peers.clone(),
         tasks: Arc::new(Manual::default()),
+        directory: Arc::new(NoDirectory),
         time: Arc::new(ClusterTime::own_clock()),
     };
     let remote = Remote::new(ports, RemoteLimits::default(), Arc::new(Metrics::new()));

@@ -567,14 +567,14 @@ impl Table {
             }
             None => self.live.remove(node),
         };
+        let Some((member, _)) = old.filter(|_| !self.live.contains_key(node)) else { return };
         // Who was draining had closed its clients before it left.
-        if let Some((member, _)) = old
-            && !self.live.contains_key(node)
-            && !member.draining
-            && !self.left(&member.id)
-        {
+        if !member.draining && !self.left(&member.id) {
             self.departed.retain(|d| d.member.id.node != *node);
             self.departed.push(Departed { member, at: now });
+        } else if self.is_linked(&member.id) {
+            // Its link is not kept: what it has not answered is lost with that.
+            self.links.remove(node);
         }
     }
 

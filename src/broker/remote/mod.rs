@@ -15,6 +15,7 @@ pub mod young;
 mod claim;
 mod clocks;
 mod cycle;
+mod directory;
 mod drain;
 mod durable;
 mod evict;

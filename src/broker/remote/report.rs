@@ -157,7 +157,9 @@ impl Remote {
 mod tests {
     use super::*;
     use crate::broker::ClusterPorts;
-    use crate::broker::ports::{ClusterTime, Frame, LinkStatus, Member, MessageId, PeerError, Peers};
+    use crate::broker::ports::{
+        ClusterTime, Frame, LinkStatus, Member, MessageId, NoDirectory, PeerError, Peers,
+    };
     use crate::broker::remote::RemoteLimits;
     use crate::broker::remote::testing::{FakeStore, Manual};
     use crate::clock::Time;
@@ -198,6 +200,7 @@ mod tests {
             coordinator: Arc::new(FakeStore::default()),
             peers: others.clone(),
             tasks: Arc::new(Manual::default()),
+            directory: Arc::new(NoDirectory),
             time: Arc::new(ClusterTime::own_clock()),
         };
         let remote = Remote::new(ports, RemoteLimits::default(), Arc::new(Metrics::new()));

@@ -83,6 +83,7 @@ impl Decoder {
         };
         let event = match key {
             Key::Leader => return self.candidate(raw, out),
+            Key::Directory(key) => Ok(Some(IndexEvent::Directory { key, value: raw.value.clone() })),
             Key::Restored => self.restored(raw),
             // For processes that register.
             Key::Forgotten { .. } | Key::Journal { .. } => return,

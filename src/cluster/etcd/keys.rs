@@ -3,7 +3,7 @@
 //! Node and client IDs are percent-encoded, so that a `/` always ends one. Numbers are padded with zeros: the order of keys is
 //! the order of numbers. A topic is the rest of its key, as it is.
 
-use crate::broker::ports::{Incarnation, MemberId};
+use crate::broker::ports::{BanKind, DirectoryKey, Incarnation, MemberId};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::sync::Arc;
 
@@ -66,6 +66,8 @@ pub enum Key {
         /// Client identifier.
         client_id: Arc<str>,
     },
+    /// `users/<user>`, `acl/rules`, `bans/<kind>/<name>`
+    Directory(DirectoryKey),
     /// `restored`
     Restored,
     /// `forgotten/<journal>`
@@ -212,6 +214,17 @@ impl Keys {
         format!("{}evictions/{}/{}", self.root, encode(node), encode(client_id))
     }
 
+    /// `users/<user>`, `acl/rules`, `bans/<kind>/<name>`: what all nodes share of users, rules and bans.
+    pub fn directory(&self, key: &DirectoryKey) -> String {
+        match key {
+            DirectoryKey::User(name) => format!("{}users/{}", self.root, encode(name)),
+            DirectoryKey::Rules => format!("{}acl/rules", self.root),
+            DirectoryKey::Ban { kind, name } => {
+                format!("{}bans/{}/{}", self.root, kind.name(), encode(name))
+            }
+        }
+    }
+
     /// `restored`: how often the store was restored from a backup.
     pub fn restored(&self) -> String {
         format!("{}restored", self.root)
@@ -243,6 +256,12 @@ impl Keys {
             ("evictions", [node, client]) => {
                 Some(Key::Eviction { node: decode(node)?, client_id: decode(client)? })
             }
+            ("users", [user]) => Some(Key::Directory(DirectoryKey::User(decode(user)?))),
+            ("acl", ["rules"]) => Some(Key::Directory(DirectoryKey::Rules)),
+            ("bans", [kind, name]) => {
+                let (kind, name) = (BanKind::of(kind)?, decode(name)?);
+                Some(Key::Directory(DirectoryKey::Ban { kind, name }))
+            }
             ("forgotten", [journal]) if journal.len() == 16 => {
                 Some(Key::Forgotten { journal: u64::from_str_radix(journal, 16).ok()? })
             }
@@ -272,6 +291,8 @@ mod tests {
             assert_eq!(keys.root(), root);
             for name in ["a", "ä b/c%2F", "..", "a\u{0}b", "$x+#"] {
                 let (text, of) = (Arc::<str>::from(name), id(name, 42));
+                let user = DirectoryKey::User(name.into());
+                let ban = DirectoryKey::Ban { kind: BanKind::Address, name: name.into() };
                 let (node, client_id, topic) = (text.clone(), text.clone(), text.clone());
                 let built = [
                     (keys.member(name), Key::Member { node: node.clone() }),
@@ -282,6 +303,9 @@ mod tests {
                     (keys.route_page(&of, u64::MAX), Key::Routes { of: of.clone(), page: u64::MAX }),
                     (keys.retained(name), Key::Retained { topic }),
                     (keys.eviction(name, name), Key::Eviction { node, client_id }),
+                    (keys.directory(&user), Key::Directory(user)),
+                    (keys.directory(&ban), Key::Directory(ban)),
+                    (keys.directory(&DirectoryKey::Rules), Key::Directory(DirectoryKey::Rules)),
                     (keys.restored(), Key::Restored),
                     (keys.forgotten(u64::MAX - 7), Key::Forgotten { journal: u64::MAX - 7 }),
                 ];
@@ -324,6 +348,11 @@ mod tests {
                     "journals/1",
                     "journals/000000000000000A",
                     "retained/",
+                    "users/",
+                    "users/a/b",
+                    "acl/other",
+                    "bans/client/",
+                    "bans/node/a",
                     "restored/",
                     "forgotten/12",
                     "forgotten/000000000000000g",

@@ -9,6 +9,7 @@ pub mod coordinator;
 pub mod currency;
 pub mod custody;
 pub mod decode;
+pub mod directory;
 pub mod election;
 pub mod error;
 pub mod eviction;

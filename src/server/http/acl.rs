@@ -4,7 +4,7 @@ use super::Shared;
 use super::api::{Answer, ApiError, Asked, answer, carry_out, done};
 use super::audit::{Caller, Order};
 use super::routes::Route;
-use crate::broker::inspect::{Judged, Losing, Question};
+use crate::broker::inspect::{Judged, Losing, Question, Unanswered};
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -18,9 +18,9 @@ const PAGE: usize = 1000;
 /// Some of the rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct AclPage {
-    /// The option that names their file: `acl.file`, `acl.mosquitto_file`, or nothing.
+    /// The option that names their file: `acl.file`, `acl.mosquitto_file`, or nothing; or `etcd`.
     pub source: &'static str,
-    /// The file.
+    /// The file, or the key in etcd.
     pub file: String,
     /// Whether what no rule is about is allowed.
     pub otherwise_allowed: bool,
@@ -83,6 +83,9 @@ pub struct AclEdited {
     pub losing: Vec<Losing>,
     /// How many would.
     pub losing_total: usize,
+    /// Nodes whose sessions are not among them, because they did not answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
 }
 
 /// What an operator asks and orders about rules; implemented by the composition root.
@@ -96,7 +99,7 @@ pub trait AclOperator: Send + Sync + 'static {
     /// Whether a client may do something, and which rule says so.
     fn acl_judge(&self, question: Question) -> Answer<Judged>;
 
-    /// Changes the file of rules.
+    /// Changes the file of rules, or the rules of the cluster.
     fn acl_change(&self, change: AclChange) -> Answer<AclEdited>;
 }
 

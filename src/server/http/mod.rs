@@ -11,6 +11,7 @@ mod routes;
 mod status;
 mod tokens;
 mod upkeep;
+mod users;
 mod wire;
 
 pub use access::Access;
@@ -27,6 +28,7 @@ pub use tokens::Tokens;
 pub use upkeep::{
     ListenerList, Publication, Published, ShownConfig, ShownListener, ShownOption, UpkeepOperator,
 };
+pub use users::{NamedUser, ShownUser, UserChanged, UserOperator, UserOrder, UserPage};
 
 use crate::broker::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};
 use crate::broker::operate::{Kicked, Located};
@@ -51,7 +53,7 @@ use tokio::net::TcpListener;
 const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// What the server shows and passes on; implemented by the composition root.
-pub trait Operator: AclOperator + BanOperator + UpkeepOperator {
+pub trait Operator: AclOperator + BanOperator + UserOperator + UpkeepOperator {
     /// Whether the node serves clients.
     ///
     /// # Errors

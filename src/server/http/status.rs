@@ -98,6 +98,9 @@ pub struct ClusterStatus {
     pub clock: ClockStatus,
     /// etcd as this node reaches it.
     pub etcd: EtcdStatus,
+    /// Users, rules and bans in etcd that cannot be read, some of them, each with the reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub directory_unreadable: Vec<String>,
 }
 
 /// A node of the cluster.

@@ -67,6 +67,29 @@ impl UpkeepOperator for Fake {
     }
 }
 
+impl UserOperator for Fake {
+    fn users(&self, _: &str, _: usize) -> Answer<UserPage> {
+        let page = UserPage { source: "etcd", file: String::new(), users: Vec::new(), total: 0, next: None };
+        Box::pin(std::future::ready(Ok(page)))
+    }
+
+    fn user(&self, name: &str) -> Answer<ShownUser> {
+        Box::pin(std::future::ready(Err(ApiError::no_user(name))))
+    }
+
+    fn add_user(&self, order: UserOrder) -> Answer<UserChanged> {
+        Box::pin(async move { Err(ApiError::Conflict(order.name)) })
+    }
+
+    fn change_user(&self, order: UserOrder) -> Answer<UserChanged> {
+        Box::pin(async move { Err(ApiError::Unknown(order.name)) })
+    }
+
+    fn remove_user(&self, name: &str) -> Answer<UserChanged> {
+        Box::pin(std::future::ready(Err(ApiError::no_user(name))))
+    }
+}
+
 impl Operator for Fake {
     fn ready(&self) -> Result<(), String> {
         if self.0.load(Ordering::Relaxed) {

@@ -2,6 +2,7 @@
 //! changes nothing, so that it can be retried whatever became of the last attempt.
 
 use super::batch::{Batch, RecordOp};
+use super::directory;
 use super::schema::{LOG, SESSIONS, SETTLED, SUBSCRIPTIONS};
 use redb::{CursorError, ReadableTable, Table, WriteTransaction};
 use std::ops::{Bound, Range};
@@ -121,6 +122,10 @@ fn apply_records(txn: &WriteTransaction, batch: &Batch) -> Result<(), redb::Erro
             RecordOp::EndSubscription { session, filter } => {
                 subscriptions.remove((*session, batch.text(filter)))?;
             }
+            RecordOp::PutDirectory { name, record } => {
+                directory::set(txn, batch.text(name), Some(batch.slice(record)))?;
+            }
+            RecordOp::EndDirectory { name } => directory::set(txn, batch.text(name), None)?,
         }
     }
     Ok(())

@@ -34,12 +34,14 @@ struct RowPut {
     live: bool,
 }
 
-/// A change to the tables of sessions and subscriptions; ranges are of [`Batch::slice`].
+/// A change to the tables of sessions, subscriptions and the directory; ranges are of [`Batch::slice`].
 pub(super) enum RecordOp {
     PutSession { session: SessionNo, record: Range<usize> },
     EndSession { session: SessionNo },
     PutSubscription { session: SessionNo, filter: Range<usize>, record: Range<usize> },
     EndSubscription { session: SessionNo, filter: Range<usize> },
+    PutDirectory { name: Range<usize>, record: Range<usize> },
+    EndDirectory { name: Range<usize> },
 }
 
 impl Batch {
@@ -161,6 +163,19 @@ impl Batch {
         self.records.push(RecordOp::EndSubscription { session, filter });
     }
 
+    /// Puts a record of the directory that `encode` appends to the buffer.
+    pub(super) fn put_directory(&mut self, name: &str, encode: impl FnOnce(&mut Vec<u8>)) {
+        let name = self.write(|out| out.extend_from_slice(name.as_bytes()));
+        let record = self.write(encode);
+        self.records.push(RecordOp::PutDirectory { name, record });
+    }
+
+    /// Deletes a record of the directory.
+    pub(super) fn end_directory(&mut self, name: &str) {
+        let name = self.write(|out| out.extend_from_slice(name.as_bytes()));
+        self.records.push(RecordOp::EndDirectory { name });
+    }
+
     /// Part of the buffer.
     pub(super) fn slice(&self, at: &Range<usize>) -> &[u8] {
         self.bytes.get(at.clone()).unwrap_or_default()
@@ -201,7 +216,7 @@ impl Batch {
         &self.settled_ends
     }
 
-    /// Changes to sessions and subscriptions, in order.
+    /// Changes to sessions, subscriptions and the directory, in order.
     pub(super) fn records(&self) -> &[RecordOp] {
         &self.records
     }

@@ -2,6 +2,7 @@
 //! short lock; never touches the database.
 
 use super::batch::Batch;
+use super::directory;
 use super::index::{Index, Settlement};
 use crate::broker::ports::{Change, Lsn, Seq, SessionNo};
 use crate::storage::record::{self, StepRow};
@@ -111,6 +112,7 @@ impl Gather {
             | Change::Unseen { .. }
             | Change::Node(_)
             | Change::Park(_)
+            | Change::Directory { .. }
             | Change::Unpark { .. } => self.encode_of_cluster(change, next_key),
             Change::Message { recipients: [], .. } => {}
             Change::Message { seq, id, message, recipients } => {
@@ -212,6 +214,11 @@ impl Gather {
                 index.park(&parked.topic, key)
             }
             Change::Unpark { topic } => index.unpark(topic),
+            Change::Directory { key, value: Some(value) } => {
+                batch.put_directory(&key.to_string(), |out| directory::put(out, value));
+                return;
+            }
+            Change::Directory { key, value: None } => return batch.end_directory(&key.to_string()),
             _ => None,
         };
         if let Some(replaced) = replaced {

@@ -7,6 +7,7 @@ mod apply;
 mod batch;
 #[cfg(test)]
 mod crash_tests;
+mod directory;
 #[cfg(test)]
 mod fault_tests;
 mod found;

@@ -3,6 +3,7 @@
 
 mod cluster;
 
+use super::directory;
 use super::index::Index;
 use super::schema::{
     LOG, META, META_JOURNAL, META_KEYS_RESERVED, META_NEXT_SESSION, META_STORE_GENERATION, META_STORE_MARK,
@@ -94,6 +95,9 @@ pub(super) fn scan(db: &Database) -> Result<Scan, ScanError> {
     let timeline = Timeline { generation: number(META_STORE_GENERATION)?, name: number(META_STORE_NAME)? };
     let (revision, mark) = (number(META_STORE_REVISION)?, number(META_STORE_MARK)?);
     scan.recovered.store = StoreKnown { timeline, revision, mark };
+    let (records, bytes) = directory::read(&txn)?;
+    scan.recovered.directory = records;
+    scan.live_bytes += bytes;
     scan.history = starts::read(&txn)?;
     Ok(scan)
 }

@@ -6,9 +6,11 @@ use redb::TableDefinition;
 ///
 /// 2 has the rows of a cluster and [`META_JOURNAL`]; a file of 1 becomes one of 2 when it is opened.
 ///
+/// 5 has the cluster's directory ([`DIRECTORY`]), without which a program would let in whom it should not.
+///
 /// 4 has the users of sessions, which a program that knows only lesser ones would give to anybody. In 3 incarnations may have a
 /// generation: it was compared with a restored store.
-pub(super) const SCHEMA: u64 = 4;
+pub(super) const SCHEMA: u64 = 5;
 
 /// Facts about the journal, by the names below.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -24,6 +26,8 @@ pub(super) const SUBSCRIPTIONS: TableDefinition<'_, (u64, &str), &[u8]> =
 /// The last starts of a node of a cluster on this journal, by their numbers from 1: the stamp, and [`META_POSITION`] before it.
 /// Releases that do not know the table leave it alone.
 pub(super) const STARTS: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("starts");
+/// Records of the cluster's directory by name.
+pub(super) const DIRECTORY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("directory");
 
 /// In [`META`]: the [`SCHEMA`] of the file.
 pub(super) const META_SCHEMA: &str = "schema";

@@ -1,7 +1,9 @@
 //! `docs/etcd.md` shows one key and value of each kind: they are compared with what a running cluster has written.
 
+use super::directory::ctl_with;
 use super::nodes::BerthCluster;
 use crate::client::Dial;
+use crate::operate::ctl;
 use crate::tree;
 use crate::wait;
 use berth::mqtt::QoS;
@@ -69,8 +71,19 @@ fn the_page_shows_what_a_cluster_writes() {
     let mut cluster = BerthCluster::with(
         2,
         1,
-        &[("cluster.lease", "2s"), ("cluster.stale_after", "1s"), ("cluster.takeover_timeout", "2s")],
+        &[
+            ("cluster.lease", "2s"),
+            ("cluster.stale_after", "1s"),
+            ("cluster.takeover_timeout", "2s"),
+            ("auth.password.store", "etcd"),
+            ("auth.allow_anonymous", "true"),
+        ],
     );
+    let http = cluster.http(0);
+    ctl_with(http, &["users", "add", "alice", "--group", "ops"], "password").ok();
+    ctl(http, &["acl", "add", "allow", "all", "#", "--yes"]).ok();
+    ctl(http, &["bans", "add", "client", "sensor-7", "--for", "1h", "--reason", "floods the test topic"])
+        .ok();
     let mut transient = cluster.connect(0, &Dial::v5("visitor"));
     transient.subscribe(&[("alarms/+", QoS::AtMostOnce)]);
     let mut kept = cluster.connect(0, &Dial::v5("keeper").persistent());
@@ -88,7 +101,19 @@ fn the_page_shows_what_a_cluster_writes() {
     let kinds: Vec<_> = examples.iter().filter_map(|(key, _)| kind(key)).collect();
     assert_eq!(
         kinds,
-        ["members", "leader", "custody", "journals", "sessions", "routes", "retained", "evictions"]
+        [
+            "members",
+            "leader",
+            "custody",
+            "journals",
+            "sessions",
+            "routes",
+            "retained",
+            "evictions",
+            "users",
+            "acl",
+            "bans"
+        ]
     );
     for (key, value) in &examples {
         wait::until(&format!("a key as {key} with a value as {value}"), || {

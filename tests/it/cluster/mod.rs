@@ -5,6 +5,7 @@ mod authority;
 mod churn;
 mod claims;
 mod clocks;
+pub mod directory;
 mod docs_etcd;
 mod duties;
 mod etcd;

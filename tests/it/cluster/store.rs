@@ -24,6 +24,7 @@ use std::time::Duration;
 /// What the cluster knows, as plain maps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Content {
+    directory: BTreeMap<String, bytes::Bytes>,
     pub members: BTreeMap<String, Member>,
     pub custody: BTreeMap<MemberId, String>,
     pub sessions: BTreeMap<String, (MemberId, u64)>,
@@ -107,6 +108,7 @@ fn apply(content: &mut Content, event: IndexEvent) {
             set(&mut content.evictions, (node.to_string(), client_id.to_string()), epoch);
         }
         IndexEvent::Leader(leader) => content.leader = leader,
+        IndexEvent::Directory { key, value } => set(&mut content.directory, key.to_string(), value),
     }
 }
 

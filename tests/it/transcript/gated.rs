@@ -1,8 +1,8 @@
 //! A journal in memory whose durability can be held back, and that forgets at a crash what was not durable.
 
 use berth::broker::ports::{
-    Change, Journal, JournalHealth, Lsn, MessageId, NodeRecord, OutboundState, ParkedRetain, ReadDone,
-    Recipient, Recovered, Seq, SessionNo, SessionRecord, SubscriptionRecord,
+    Change, DirectoryKey, Journal, JournalHealth, Lsn, MessageId, NodeRecord, OutboundState, ParkedRetain,
+    ReadDone, Recipient, Recovered, Seq, SessionNo, SessionRecord, SubscriptionRecord,
 };
 use berth::mqtt::Message;
 use berth::storage::{MemoryJournal, MemoryOptions};
@@ -168,6 +168,7 @@ enum Owned {
     Unsubscribe(SessionNo, String),
     Retain(Message),
     ClearRetained(String),
+    Directory(DirectoryKey, Option<Vec<u8>>),
 }
 
 impl From<&Change<'_>> for Owned {
@@ -192,6 +193,7 @@ impl From<&Change<'_>> for Owned {
             Change::Unseen { id } => Owned::Unseen(id),
             Change::Node(node) => Owned::Node(node.clone()),
             Change::Park(parked) => Owned::Park(parked.clone()),
+            Change::Directory { key, value } => Owned::Directory(key.clone(), value.map(<[u8]>::to_vec)),
             Change::Unpark { topic } => Owned::Unpark(topic.to_owned()),
         }
     }
@@ -207,6 +209,7 @@ impl Owned {
             Owned::Unseen(id) => Change::Unseen { id: *id },
             Owned::Node(node) => Change::Node(node),
             Owned::Park(parked) => Change::Park(parked),
+            Owned::Directory(key, value) => Change::Directory { key, value: value.as_deref() },
             Owned::Unpark(topic) => Change::Unpark { topic },
             Owned::Settle(seq, session) => Change::Settle { seq: *seq, session: *session },
             Owned::Outbound(session, packet_id, seq, state) => {
