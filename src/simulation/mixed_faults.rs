@@ -142,10 +142,12 @@ fn mixed(seed: u64, qos: QoS, restless: bool) -> Result<(), String> {
 
 #[test]
 fn mixed_faults_break_no_promise_at_qos_2() {
-    checked(seeds(0..6).map(|seed| mixed(seed, QoS::ExactlyOnce, seed % 3 > 0)));
+    // At 73 a node stops out of etcd's reach with publishes unanswered; at 115 each node declines a message of the group while
+    // its members are elsewhere.
+    checked(seeds(0..4).chain([73, 115]).map(|seed| mixed(seed, QoS::ExactlyOnce, seed % 3 > 0)));
 }
 
 #[test]
 fn mixed_faults_break_no_promise_at_qos_1() {
-    checked(seeds(0..4).map(|seed| mixed(seed, QoS::AtLeastOnce, seed % 3 > 0)));
+    checked(seeds(0..3).chain([73]).map(|seed| mixed(seed, QoS::AtLeastOnce, seed % 3 > 0)));
 }

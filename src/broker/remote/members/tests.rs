@@ -60,6 +60,28 @@ fn a_vanished_node_is_an_orphan_until_it_is_adopted_or_given_up() {
     assert_eq!((m.standing(&b), m.given_up(&b)), (Standing::Gone, true));
 }
 
+/// Nobody keeps its link, so that what it has not answered would wait for an answer that never comes.
+#[test]
+fn the_link_of_a_process_that_said_goodbye_goes_with_its_record() {
+    for says_so in [true, false] {
+        let m = three();
+        let b = id("b", 2);
+        m.link(&"b".into(), Some(b.clone()));
+        if says_so {
+            m.report(&b, Report { leaving: true, ..report(1, 1) }, 1, Time(2));
+        } else {
+            m.set_member(&"b".into(), Some(Member { draining: true, ..member("b", 2) }), Time(2));
+        }
+        assert!(m.reachable("b"), "it still answers");
+        m.set_member(&"b".into(), None, Time(3));
+        assert!(!m.reachable("b") && m.to_keep().len() == 1);
+        assert_eq!(m.standing(&b), Standing::Orphan("b".into()));
+        // Another process of the node has nothing of what the first one was sent.
+        m.set_member(&"b".into(), Some(member("b", 9)), Time(4));
+        assert_eq!(m.linked("b"), None);
+    }
+}
+
 #[test]
 fn custody_goes_on_through_merged_records_only() {
     let m = three();
