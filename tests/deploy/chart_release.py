@@ -62,8 +62,8 @@ class Release(unittest.TestCase):
 class Page(Release):
     def test_its_commands_work_in_their_order(self):
         self.assertGreater(len(commands()), 30)
-        for file in ("ca.crt", "client.crt", "client.key"):
-            (self.dir / file).write_text("certificate")
+        for file in ("ca.crt", "client.crt", "client.key", "admin-tokens"):
+            (self.dir / file).write_text("a certificate, or a token")
         seen = []
         for command in commands():
             with self.subTest(command=command):

@@ -113,15 +113,17 @@ struct After {
 pub(super) fn routes() -> Vec<Route> {
     vec![
         Route::get::<UserPage, _, _>(("/users", "user_list", "Lists users with passwords by name."), list)
-            .query::<After>(),
+            .query::<After>()
+            .refuses(&[409]),
         Route::ask::<UserPage, _, _>(
             ("/ask/users", "user_list_named", "The same, after a name that is too long for a query."),
             list,
         )
-        .body::<After>(),
+        .body::<After>()
+        .refuses(&[409]),
         Route::ask::<ShownUser, _, _>(("/ask/user", "user_show", "Shows a user."), show)
             .body::<NamedUser>()
-            .refuses(&[404]),
+            .refuses(&[404, 409]),
         Route::order::<UserChanged, _, _>(("/users/add", "user_add", "Adds a user."), add)
             .body::<UserOrder>()
             .refuses(&[409]),
