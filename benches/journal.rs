@@ -83,6 +83,7 @@ fn make_session(journal: &RedbJournal, no: SessionNo) {
         epoch: 0,
         pending: false,
         user: SessionUser::Unknown,
+        queue_policy: None,
     })]);
 }
 

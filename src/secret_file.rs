@@ -130,12 +130,26 @@ impl WatchedFile {
     /// # Errors
     /// If it cannot be read, or others can read it as well.
     pub fn read(&self) -> Result<Zeroizing<Vec<u8>>, FileError> {
+        self.read_and(true)
+    }
+
+    /// Reads it, and does not take note of what was read: a change still is one for [`WatchedFile::has_changed`].
+    ///
+    /// # Errors
+    /// As [`WatchedFile::read`].
+    pub fn peek(&self) -> Result<Zeroizing<Vec<u8>>, FileError> {
+        self.read_and(false)
+    }
+
+    fn read_and(&self, note: bool) -> Result<Zeroizing<Vec<u8>>, FileError> {
         let (option, path) = (self.option, self.path.clone());
         let io = |source| FileError::Io { option, path: self.path.clone(), source };
         let mut file = File::open(&self.path).map_err(io)?;
         // Of the file that is open: another may take its name meanwhile.
         let metadata = file.metadata().map_err(io)?;
-        self.seen.lock().read = Some(Stamp::of(&metadata));
+        if note {
+            self.seen.lock().read = Some(Stamp::of(&metadata));
+        }
         let mut bytes = Zeroizing::new(Vec::new());
         Read::by_ref(&mut file).take(SECRET_FILE_MAX + 1).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() as u64 > SECRET_FILE_MAX {

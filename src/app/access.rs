@@ -26,21 +26,25 @@ pub(super) fn open(config: &Acl, in_cluster: bool) -> Result<Access, AclError> {
         (None, Some(file)) => Source::Mosquitto(file.clone()),
         (None, None) => Source::Nowhere,
     };
-    let otherwise = match config.default {
-        AclDefault::Auto => Otherwise::Auto,
-        AclDefault::Allow => Otherwise::Allow,
-        AclDefault::Deny => Otherwise::Deny,
-    };
     if in_cluster && source == Source::Nowhere {
-        return Ok(Access::of_directory(otherwise, &config.admin_group));
+        return Ok(Access::of_directory(otherwise(config), &config.admin_group));
     }
-    let access = Access::open(source, otherwise, &config.admin_group)?;
+    let access = Access::open(source, otherwise(config), &config.admin_group)?;
     if let Some(file) = access.source().path() {
         let rules = access.rules();
         let otherwise = if rules.allows_otherwise() { "allowed" } else { "denied" };
         tracing::info!(file = %file.display(), rules = rules.shown().len(), otherwise, "access rules read");
     }
     Ok(access)
+}
+
+/// What holds where no rule says anything.
+pub(super) fn otherwise(config: &Acl) -> Otherwise {
+    match config.default {
+        AclDefault::Auto => Otherwise::Auto,
+        AclDefault::Allow => Otherwise::Allow,
+        AclDefault::Deny => Otherwise::Deny,
+    }
 }
 
 /// Takes the file as often as it changes.

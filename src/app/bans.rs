@@ -25,13 +25,17 @@ const PASSED_MAX: usize = 20;
 /// Reads the bans. The data directory must be there.
 pub(super) fn open(config: &Config) -> Result<Bans, BanError> {
     let dir = (config.storage.kind == StorageType::Redb).then_some(&*config.storage.dir);
+    Bans::open(dir, flapping(config), clock::now())
+}
+
+/// How often is too often.
+pub(super) fn flapping(config: &Config) -> Option<Flapping> {
     let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let flapping = (config.bans.flapping_connects > 0).then(|| Flapping {
+    (config.bans.flapping_connects > 0).then(|| Flapping {
         connects: config.bans.flapping_connects,
         within_ms: millis(config.bans.flapping_window),
         ban_ms: millis(config.bans.flapping_ban),
-    });
-    Bans::open(dir, flapping, clock::now())
+    })
 }
 
 /// Forgets the bans whose time has passed, and says how many there are, for ever.

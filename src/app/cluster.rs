@@ -580,3 +580,16 @@ fn peer_tls(config: &Config) -> Result<Option<PeerTls>, JoinError> {
     tls.check(clock::now())?;
     Ok(Some(tls))
 }
+
+/// Reads and checks the certificates between nodes and to etcd; which there are, in words.
+pub(super) fn check_files(config: &Config) -> Result<Vec<String>, JoinError> {
+    let mut checked = Vec::new();
+    if peer_tls(config)?.is_some() {
+        checked.push("certificates of cluster.tls, for new links".to_owned());
+    }
+    if let Some(tls) = etcd_options(config)?.tls {
+        tls.check(clock::now())?;
+        checked.push("certificates of etcd, for new connections".to_owned());
+    }
+    Ok(checked)
+}

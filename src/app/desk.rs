@@ -2,6 +2,7 @@
 
 use super::{Node, VERSION};
 use crate::broker::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};
+use crate::broker::memory::Level;
 use crate::broker::operate::{Kicked, Located, OperateError};
 use crate::clock::{self, Time};
 use crate::cluster::etcd::custody::ForgetError;
@@ -80,7 +81,14 @@ impl Operator for Desk {
         if !node.ready.load(Ordering::Acquire) {
             return Err(self.starting());
         }
-        node.broker.may_serve()
+        node.broker.may_serve()?;
+        match node.broker.pressure.level() {
+            Level::Refusing => {
+                Err("memory is nearly used up: new connections are refused (limits.memory_refuse_at)"
+                    .to_owned())
+            }
+            Level::Normal | Level::Paused => Ok(()),
+        }
     }
 
     fn status(&self) -> Status {

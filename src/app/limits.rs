@@ -5,9 +5,9 @@ use crate::broker::Terms;
 use crate::broker::mailbox::MailboxLimits;
 use crate::broker::remote::RemoteLimits;
 use crate::broker::retained::RetainedLimits;
-use crate::config::{ClientIdTheft, Config, Listener};
+use crate::config::{self, ClientIdTheft, Config, Listener};
 use crate::mqtt::QoS;
-use crate::session;
+use crate::session::{self, QueuePolicy};
 use std::time::Duration;
 
 pub(super) fn of(config: &Config) -> Limits {
@@ -29,6 +29,10 @@ pub(super) fn of(config: &Config) -> Limits {
             bytes: session.mailbox_bytes,
             queued_messages: session.max_queued_messages,
             queued_bytes: session.max_queued_bytes as u64,
+            policy: match session.queue_policy {
+                config::QueuePolicy::DropNew => QueuePolicy::DropNew,
+                config::QueuePolicy::DropOldest => QueuePolicy::DropOldest,
+            },
         },
         retained: RetainedLimits {
             messages: retained.max_messages,
@@ -49,6 +53,7 @@ pub(super) fn of(config: &Config) -> Limits {
         },
         connections: limits.max_connections,
         sessions: session.max_sessions,
+        connections_per_user: any_or(limits.max_connections_per_user),
         subscriptions: limits.max_subscriptions_per_session,
         publish_timeout_ms: millis(config.publish.timeout),
         connect_timeout_ms: millis(limits.connect_timeout),
@@ -74,6 +79,10 @@ pub(super) fn terms(config: &Config, listener: &Listener) -> Terms {
         v311: versions.v311,
         v5: versions.v5,
     }
+}
+
+fn any_or(limit: Option<u64>) -> usize {
+    limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
 }
 
 fn millis(d: Duration) -> u64 {

@@ -9,6 +9,9 @@ mod files;
 mod fork;
 mod journal;
 mod limits;
+mod memory;
+mod reload;
+mod rooms;
 mod status;
 mod tasks;
 mod upkeep;
@@ -28,12 +31,16 @@ use crate::server::http::{self, Audit, AuditError, HttpServer, Shared, Tokens};
 use crate::server::listener::{self, Hall, Listener};
 use crate::server::parting::Partings;
 use crate::storage::OpenError;
-use crate::telemetry::{Metrics, logs};
+use crate::telemetry::Metrics;
+use crate::telemetry::logs::{self, Level};
 use crate::tls;
 use cluster::{Joining, Member};
 use desk::Desk;
 use fork::Compared;
 use journal::{FoundKind, JournalKind};
+use parking_lot::Mutex;
+use reload::Reload;
+use rooms::Room;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -115,7 +122,7 @@ pub enum RunError {
 /// # Errors
 /// Why it could not start.
 pub fn run(config: Config, on_fork: OnFork) -> Result<(), RunError> {
-    logs::init(&config.log)?;
+    let level = logs::init(&config.log)?;
     tracing::info!(version = VERSION, node = config.node.id, "berth starts");
     for warning in config.warnings() {
         tracing::warn!("{warning}");
@@ -126,7 +133,7 @@ pub fn run(config: Config, on_fork: OnFork) -> Result<(), RunError> {
         builder.worker_threads(config.runtime.worker_threads);
     }
     let runtime = builder.enable_all().build()?;
-    let outcome = runtime.block_on(serve(&config, on_fork));
+    let outcome = runtime.block_on(serve(&config, on_fork, level));
     // Whatever still runs belongs to clients that did not take the last bytes in time.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome
@@ -150,12 +157,14 @@ struct Node {
     /// Its place in a cluster; `None` = it is alone.
     member: Option<Member>,
     metrics: Arc<Metrics>,
+    /// The configuration, to be read again.
+    reload: Arc<Reload>,
     ready: AtomicBool,
 }
 
-async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
+async fn serve(config: &Config, on_fork: OnFork, level: Level) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
-    let reload = signal(SignalKind::hangup())?;
+    let hangups = signal(SignalKind::hangup())?;
     let hall = Hall {
         partings: Partings::default(),
         crowd: Crowd::new(config.limits.max_arriving_connections),
@@ -181,8 +190,9 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     };
     let tokens =
         Tokens::read(config.http.admin_token_file.as_deref(), config.http.read_token_file.as_deref())
-            .map_err(RunError::Tokens)?;
-    let callers = http::Access::new(tokens, config.http.open_metrics);
+            .map_err(RunError::Tokens)?
+            .map(Arc::new);
+    let callers = http::Access::new(tokens.clone(), config.http.open_metrics);
     let audit = Audit::open(config.audit.file.clone())?;
     let mut joining = None;
     let cluster = &config.cluster.node;
@@ -193,7 +203,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
 
     let started = clock::now();
     let metrics = Arc::new(Metrics::new());
-    let accounts = Arc::new(Accounts::open(&config.auth, &config.accounts, metrics.clone())?);
+    let accounts = Arc::new(Accounts::open(config, metrics.clone())?);
     let desk = Arc::new(Desk::new(config, started));
     let http_stop = Arc::new(Notify::new());
     let http_task = http.map(|server| {
@@ -257,7 +267,30 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         cluster,
     };
     let broker = Broker::new(limits::of(config), ports, metrics.clone(), recovered, clock::now());
+    let budget = Arc::new(Mutex::new(memory::Budget::of(&config.limits)));
+    let mut rooms: Vec<Box<dyn Room>> = vec![
+        Box::new(rooms::Logs(level.clone())),
+        Box::new(rooms::Limits { broker: broker.clone(), budget: budget.clone() }),
+        Box::new(rooms::Rules { access: access.clone(), metrics: metrics.clone() }),
+        Box::new(rooms::Users { accounts: accounts.clone(), broker: broker.clone() }),
+        Box::new(rooms::Banned { bans: bans.clone(), broker: broker.clone() }),
+    ];
+    for listener in &listeners {
+        let tuning = listener.tuning().clone();
+        rooms.push(Box::new(rooms::Listener { tuning, metrics: metrics.clone() }));
+    }
+    if member.is_some() {
+        rooms.push(Box::new(rooms::Links));
+    }
+    if let Some(keeper) = http_keeper.clone() {
+        rooms.push(Box::new(rooms::AdminHttp { keeper, metrics: metrics.clone() }));
+    }
+    if let Some(tokens) = tokens {
+        rooms.push(Box::new(rooms::Operators(tokens)));
+    }
+    let reload = Arc::new(Reload::new(config, rooms, level, metrics.clone()));
     let node = Arc::new(Node {
+        reload: reload.clone(),
         config: config.clone(),
         broker: broker.clone(),
         accounts: accounts.clone(),
@@ -291,6 +324,7 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
         tokio::spawn(tasks::housekeeping(broker.clone(), config.sys.interval, started)),
         tokio::spawn(access::follow(access, metrics.clone())),
         tokio::spawn(bans::follow(bans, metrics.clone())),
+        tokio::spawn(memory::follow(broker.clone(), budget)),
     ];
     tasks.extend(directory.map(|directory| tokio::spawn(directory::follow(directory, node.clone()))));
     if let Some(interval) = config.sys.interval {
@@ -299,8 +333,9 @@ async fn serve(config: &Config, on_fork: OnFork) -> Result<(), RunError> {
     if accounts.any() {
         tasks.push(tokio::spawn(tasks::accounts(accounts, broker.clone())));
     }
-    let keepers = listeners.iter().filter_map(|l| l.keeper().cloned()).chain(http_keeper).collect();
-    tasks.push(tokio::spawn(tls::watch(keepers, reload, metrics.clone())));
+    let keepers = listeners.iter().filter_map(|l| l.tuning().keeper().cloned()).chain(http_keeper).collect();
+    tasks.push(tokio::spawn(tls::watch(keepers, metrics.clone())));
+    tasks.push(tokio::spawn(reload::on_signal(reload, hangups)));
     let doors = listeners.into_iter().flat_map(|listener| listener.open(&broker, &hall)).collect();
     node.ready.store(true, Ordering::Release);
     tracing::info!("ready");

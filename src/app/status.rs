@@ -29,6 +29,7 @@ impl Node {
             subscriptions: m.subscriptions_active.get(),
             retained_messages: self.broker.retained().0 as u64,
             queued_messages: self.broker.queued_messages(),
+            memory: self.broker.pressure.level().name(),
             journal: Some(JournalStatus {
                 kind: match self.journal {
                     JournalKind::Redb(_) => "redb",

@@ -16,12 +16,14 @@ impl UpkeepOperator for Desk {
     }
 
     fn config(&self) -> ShownConfig {
-        let options = self.config.settings.iter().map(|s| ShownOption {
-            key: s.key.clone(),
-            value: s.value.clone(),
-            origin: s.origin.clone(),
-        });
-        let file = self.config.file.as_ref().map(|file| file.display().to_string());
+        // Until the node runs nothing can have been read again.
+        let settings = match self.running() {
+            Ok(node) => node.reload.shown(),
+            Err(_) => self.config.settings.clone(),
+        };
+        let options =
+            settings.into_iter().map(|s| ShownOption { key: s.key, value: s.value, origin: s.origin });
+        let file = self.config.sources.file.as_ref().map(|file| file.display().to_string());
         ShownConfig { file, options: options.collect() }
     }
 

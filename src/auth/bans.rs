@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Bans at a time.
@@ -234,7 +234,7 @@ pub fn kept_name(kind: Kind, name: &str) -> Result<String, BanError> {
 #[derive(Debug)]
 pub struct Bans {
     path: Option<PathBuf>,
-    flapping: Option<Flapping>,
+    flapping: RwLock<Option<Flapping>>,
     own: RwLock<Table>,
     /// Of the cluster's directory, in the cluster's time.
     shared: RwLock<Table>,
@@ -243,8 +243,36 @@ pub struct Bans {
     count: [AtomicUsize; 2],
     /// Connects by client ID and user since the begin of a window. One user's are not held against another.
     connects: Mutex<HashMap<Flapper, (Time, u32)>>,
-    /// Held while the file is written.
+    /// Held while the file is read or written.
     writing: Mutex<()>,
+    /// How often operators have changed the bans of this node.
+    changes: AtomicU64,
+}
+
+/// Bans of this node that were read and do not count yet.
+#[derive(Debug)]
+pub struct PreparedBans {
+    flapping: Option<Flapping>,
+    /// `None` = they are in no file.
+    own: Option<Table>,
+    /// See [`Bans::changes`].
+    changes: u64,
+}
+
+/// The bans in a file that hold; none if there is no file.
+fn read(path: &Path, now: Time) -> Result<Table, BanError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Table::default()),
+        Err(source) => return Err(BanError::File { path: path.to_owned(), source }),
+    };
+    let broken = |why: String| BanError::Broken { path: path.to_owned(), why };
+    let list: Vec<Ban> = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
+    let mut table = Table::default();
+    for ban in list.into_iter().filter(|ban| ban.holds(now)) {
+        table.put(ban).map_err(|e| broken(e.to_string()))?;
+    }
+    Ok(table)
 }
 
 impl Bans {
@@ -254,31 +282,53 @@ impl Bans {
     /// If there is a file that cannot be read.
     pub fn open(dir: Option<&Path>, flapping: Option<Flapping>, now: Time) -> Result<Bans, BanError> {
         let path = dir.map(|dir| dir.join(FILE));
+        let own = path.as_deref().map(|path| read(path, now)).transpose()?.unwrap_or_default();
         let bans = Bans {
-            flapping,
+            path,
+            flapping: RwLock::new(flapping),
             own: RwLock::default(),
             shared: RwLock::default(),
             time: OnceLock::new(),
             count: Default::default(),
             connects: Mutex::default(),
             writing: Mutex::default(),
-            path: path.clone(),
+            changes: AtomicU64::new(0),
         };
-        let Some(path) = path else { return Ok(bans) };
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(bans),
-            Err(source) => return Err(BanError::File { path, source }),
-        };
-        let broken = |why: String| BanError::Broken { path: path.clone(), why };
-        let list: Vec<Ban> = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
-        let mut own = bans.own.write();
-        for ban in list.into_iter().filter(|ban| ban.holds(now)) {
-            own.put(ban).map_err(|e| broken(e.to_string()))?;
-        }
         bans.recount(0, &own);
-        drop(own);
+        *bans.own.write() = own;
         Ok(bans)
+    }
+
+    /// Reads the file again, and changes nothing: what it holds counts once it is given to [`Bans::put_all`].
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn prepare(&self, flapping: Option<Flapping>, now: Time) -> Result<PreparedBans, BanError> {
+        let _writing = self.writing.lock();
+        let changes = self.changes.load(Ordering::Acquire);
+        let own = self.path.as_deref().map(|path| read(path, now)).transpose()?;
+        Ok(PreparedBans { flapping, own, changes })
+    }
+
+    /// What was read counts from now on, for this node; how many bans of its own there are. Bans of clients that connect too often are in
+    /// no file, and stay.
+    pub fn put_all(&self, prepared: PreparedBans, now: Time) -> usize {
+        let _writing = self.writing.lock();
+        *self.flapping.write() = prepared.flapping;
+        let mut own = self.own.write();
+        // What an operator has changed since the file was read is in it by now.
+        let newest = prepared.changes == self.changes.load(Ordering::Acquire);
+        if let Some(mut read) = prepared.own.filter(|_| newest) {
+            for ban in own.list().filter(|ban| ban.only_user.is_some() && ban.holds(now)) {
+                if !read.has(ban.kind, &ban.name) {
+                    // Where there is no room for it, operators have banned many.
+                    let _ = read.put(ban.clone());
+                }
+            }
+            *own = read;
+        }
+        self.recount(0, &own);
+        own.len()
     }
 
     /// Forgets the bans of this node whose time has passed; how many there are that hold, those of the cluster included.
@@ -330,6 +380,7 @@ impl Bans {
     pub fn add(&self, ban: Ban, now: Time) -> Result<Ban, BanError> {
         let _writing = self.writing.lock();
         let kept = self.put(ban, now)?;
+        self.changes.fetch_add(1, Ordering::AcqRel);
         self.write(now)?;
         Ok(kept)
     }
@@ -345,6 +396,7 @@ impl Bans {
         own.drop_passed(now);
         let known = own.remove(kind, &name);
         self.recount(0, &own);
+        self.changes.fetch_add(1, Ordering::AcqRel);
         drop(own);
         if known { self.write(now) } else { Err(BanError::Unknown) }
     }
@@ -419,7 +471,7 @@ impl ports::Bans for Bans {
     }
 
     fn connects(&self, who: &Identity, now: Time) -> Option<String> {
-        let limit = self.flapping?;
+        let limit = (*self.flapping.read())?;
         let flapper = (who.client_id.clone(), who.username.clone());
         let mut connects = self.connects.lock();
         if connects.len() >= COUNTED_CLIENTS_MAX && !connects.contains_key(&flapper) {

@@ -3,13 +3,13 @@
 use super::certificate::Certificates;
 use super::http::{self, Hook};
 use super::jwt::{self, Tokens};
-use super::method::{Checked, Method, Refusal, Request};
+use super::method::{Checked, Method, Prepared, Refusal, Request};
 use super::password::pool::PoolLimits;
 use super::password::{self, Checker, Passwords};
 use super::scram;
 use super::{Anonymous, certificate};
 use crate::broker::ports::{Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Verdict};
-use crate::config::{self, AuthMethod, UserStore};
+use crate::config::{AuthMethod, Config, UserStore};
 use crate::mqtt::Reason;
 use crate::names::shown;
 use crate::secret_file::FileError;
@@ -40,6 +40,12 @@ pub enum OpenError {
 #[derive(Clone, Default)]
 pub struct Chain(Vec<Arc<dyn Method>>);
 
+/// Who is let in at one listener.
+struct Rules {
+    chain: Chain,
+    anonymous: Anonymous,
+}
+
 /// What came of reading the files of all methods again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reloaded {
@@ -56,9 +62,8 @@ struct Shared {
     /// Every method, once.
     methods: Vec<(u32, Arc<dyn Method>)>,
     /// For listeners that have none of their own.
-    chain: Chain,
-    by_listener: HashMap<Arc<str>, Chain>,
-    anonymous: Anonymous,
+    rules: Rules,
+    by_listener: HashMap<Arc<str>, Rules>,
     /// Users with keys for SCRAM.
     passwords: Option<Arc<Passwords>>,
     /// Known to this process only.
@@ -73,11 +78,8 @@ impl Accounts {
     ///
     /// # Errors
     /// Which file cannot be used, and why.
-    pub fn open(
-        auth: &config::Auth,
-        accounts: &config::Accounts,
-        metrics: Arc<Metrics>,
-    ) -> Result<Accounts, OpenError> {
+    pub fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Accounts, OpenError> {
+        let Config { auth, accounts, .. } = config;
         let mut methods: Vec<(u32, Arc<dyn Method>)> = Vec::new();
         let mut passwords = None;
         for method in auth.chain.clone().unwrap_or_else(|| accounts.configured()) {
@@ -106,18 +108,30 @@ impl Accounts {
             });
         }
         let chain = Chain(methods.iter().map(|(_, method)| method.clone()).collect());
-        let anonymous = Anonymous {
-            anywhere: auth.allow_anonymous == Some(true),
+        let anonymous = |said: Option<bool>| Anonymous {
+            anywhere: said == Some(true),
             // Whoever has accounts wants to know who comes.
-            nowhere: !auth.allow_anonymous.unwrap_or(methods.is_empty()),
+            nowhere: !said.unwrap_or(methods.is_empty()),
         };
+        let mut by_listener = HashMap::new();
+        for (name, listener) in config.listeners.opened() {
+            let own = listener.auth_chain.as_ref().map(|own| {
+                let of = |method: &AuthMethod| methods.iter().find(|(_, m)| m.name() == method.name());
+                Chain(own.iter().filter_map(of).map(|(_, method)| method.clone()).collect())
+            });
+            if own.is_some() || listener.allow_anonymous.is_some() {
+                let said = listener.allow_anonymous.or(auth.allow_anonymous);
+                let rules = Rules { chain: own.unwrap_or_else(|| chain.clone()), anonymous: anonymous(said) };
+                by_listener.insert(Arc::from(name), rules);
+            }
+        }
+        let rules = Rules { chain, anonymous: anonymous(auth.allow_anonymous) };
         let mut decoys = [0; 32];
         SystemRandom::new().fill(&mut decoys).map_err(|_| OpenError::Random)?;
         Ok(Accounts(Arc::new(Shared {
             methods,
-            chain,
-            by_listener: HashMap::new(),
-            anonymous,
+            rules,
+            by_listener,
             passwords,
             decoys,
             refusals: Repeats::default(),
@@ -135,13 +149,40 @@ impl Accounts {
         self.0.passwords.as_ref()
     }
 
+    /// Reads the files of all methods and changes nothing; what they hold counts once that is called which this returns, for each method
+    /// that has files. Blocks.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub fn prepare(&self) -> Result<Vec<Prepared>, FileError> {
+        let mut all = Vec::new();
+        for (_, method) in &self.0.methods {
+            let (name, metrics) = (method.name(), self.0.metrics.clone());
+            match method.clone().prepare(false) {
+                None => {}
+                Some(Ok(prepared)) => all.push(Box::new(move || {
+                    let what = prepared();
+                    metrics.account_reloads.of(ReloadResult::Ok).inc();
+                    tracing::info!(method = name, what, "accounts read again");
+                    what
+                }) as Prepared),
+                Some(Err(error)) => {
+                    metrics.account_reloads.of(ReloadResult::Failed).inc();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Reads the files of all methods again that have changed, or all of them (`force`). Blocks.
     pub fn reload(&self, force: bool) -> Reloaded {
         let mut reloaded = Reloaded::default();
-        for (_, method) in &self.0.methods {
-            match method.reload(force) {
+        for (_, method) in self.0.methods.iter().filter(|(_, method)| force || method.has_changed()) {
+            match method.clone().prepare(true) {
                 None => {}
-                Some(Ok(what)) => {
+                Some(Ok(prepared)) => {
+                    let what = prepared();
                     self.0.metrics.account_reloads.of(ReloadResult::Ok).inc();
                     tracing::info!(method = method.name(), what, "accounts read again");
                     reloaded.changed.push(what);
@@ -158,8 +199,12 @@ impl Accounts {
 }
 
 impl Shared {
+    fn rules(&self, door: &Door) -> &Rules {
+        self.by_listener.get(&door.listener).unwrap_or(&self.rules)
+    }
+
     fn chain(&self, door: &Door) -> &Chain {
-        self.by_listener.get(&door.listener).unwrap_or(&self.chain)
+        &self.rules(door).chain
     }
 
     async fn decide(&self, request: &Request) -> Verdict {
@@ -195,7 +240,7 @@ impl Shared {
 
     fn without_account(&self, door: &Door) -> Result<(), Refusal> {
         let why = "it shows no user name, and may not come anonymously (auth.allow_anonymous)";
-        let may = self.anonymous.lets_in(door);
+        let may = self.rules(door).anonymous.lets_in(door);
         may.then_some(()).ok_or_else(|| Refusal::new(AuthDecision::NoCredentials, why))
     }
 
@@ -242,7 +287,8 @@ impl Authorizer for Accounts {
     }
 
     fn enhanced(&self, method: &str, who: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason> {
-        let passwords = self.0.passwords.clone().filter(|_| method == scram::METHOD);
+        let asked = self.0.chain(who.door).0.iter().any(|m| m.name() == AuthMethod::Password.name());
+        let passwords = self.0.passwords.clone().filter(|_| asked && method == scram::METHOD);
         let passwords = passwords.ok_or(Reason::BadAuthenticationMethod)?;
         let (shared, door, client_id) = (self.0.clone(), who.door.clone(), Box::<str>::from(who.client_id));
         let told = move |outcome: Result<(), &Refusal>| match outcome {

@@ -82,6 +82,9 @@ pub enum Checked {
     NotMine,
 }
 
+/// Puts in force what was read, and says in words what there is now.
+pub type Prepared = Box<dyn FnOnce() -> String + Send>;
+
 /// A method of authentication.
 pub trait Method: Send + Sync {
     /// Its name, as in `auth.chain`.
@@ -95,8 +98,14 @@ pub trait Method: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Reads its files again if they have changed, or in any case (`force`): `None` = nothing was to be done, else what it has now.
-    fn reload(&self, _force: bool) -> Option<Result<String, FileError>> {
+    /// Whether its files have changed, and been the same for two looks.
+    fn has_changed(&self) -> bool {
+        false
+    }
+
+    /// Reads its files, and changes nothing: what they hold counts once that is called which this returns; `None` = there is no file.
+    /// `note`: what was read is no change any more for [`Method::has_changed`].
+    fn prepare(self: Arc<Self>, _note: bool) -> Option<Result<Prepared, FileError>> {
         None
     }
 

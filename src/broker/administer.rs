@@ -169,7 +169,7 @@ impl Broker {
         if sys::is_own(topic) {
             return Err(invalid(&"is the broker's own: nobody else publishes below $SYS"));
         }
-        let max = self.limits.session.maximum_packet_size as usize;
+        let max = self.limits.session().maximum_packet_size as usize;
         if topic.len() + payload.len() > max {
             let why = format!("and its payload have more than the {max} bytes of limits.max_packet_size");
             return Err(invalid(&why));

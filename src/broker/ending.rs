@@ -142,6 +142,7 @@ impl Broker {
             epoch: handle.epoch(),
             pending: false,
             user: handle.user(),
+            queue_policy: handle.mailbox.policy(),
         }
     }
 
@@ -170,6 +171,7 @@ impl Broker {
             epoch: handle.epoch(),
             pending: false,
             user: handle.user(),
+            queue_policy: settings.queue_policy,
         };
         Some(self.journal.append(&[Change::Session(&record)]))
     }
@@ -265,6 +267,7 @@ impl Broker {
             epoch: handle.epoch(),
             pending: false,
             user: handle.user(),
+            queue_policy: None,
         })
     }
 

@@ -4,8 +4,10 @@
 pub mod administer;
 pub mod handle;
 pub mod inspect;
+pub mod limits;
 pub mod link;
 pub mod mailbox;
+pub mod memory;
 pub mod operate;
 pub mod ports;
 pub mod publish;
@@ -18,6 +20,7 @@ mod dormant;
 mod ending;
 mod owning;
 mod purge;
+mod quotas;
 pub mod receiving;
 mod recover;
 mod refusals;
@@ -65,6 +68,8 @@ pub struct Limits {
     pub connections: usize,
     /// Sessions, dormant ones included.
     pub sessions: usize,
+    /// Connections of one user at once; `usize::MAX` = any number.
+    pub connections_per_user: usize,
     /// Subscriptions of one session.
     pub subscriptions: usize,
     /// How long an answer may wait for the journal, milliseconds.
@@ -90,6 +95,7 @@ impl Default for Limits {
             remote: RemoteLimits::default(),
             connections: 100_000,
             sessions: 1_000_000,
+            connections_per_user: usize::MAX,
             subscriptions: 100_000,
             publish_timeout_ms: 10_000,
             connect_timeout_ms: 10_000,
@@ -134,9 +140,11 @@ pub struct ClusterPorts {
 /// The broker. Shared by all connections.
 pub struct Broker {
     /// Its limits.
-    pub limits: Limits,
+    pub limits: limits::Live,
     /// What it counts.
     pub metrics: Arc<Metrics>,
+    /// How far the memory is used up.
+    pub pressure: memory::Pressure,
     pub(crate) journal: Arc<dyn Journal>,
     authorizer: Arc<dyn Authorizer>,
     permissions: Arc<dyn Permissions>,
@@ -155,6 +163,8 @@ pub struct Broker {
     receiving: Receiving,
     /// Sessions that connections take from each other.
     rivals: Rivals,
+    /// Connections by user.
+    users: Arc<quotas::Users>,
     /// Refusals of sessions of other users, as the log has told them.
     thefts: Repeats,
     /// Connections that came to nothing, as the log has told them, by reason and address.

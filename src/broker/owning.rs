@@ -11,7 +11,7 @@ use crate::session::{CloseCause, SessionUser};
 impl Broker {
     /// Whether a client of user `came` may have the session of user `of`; the log names both if not.
     pub(super) fn may_have_session(&self, client_id: &str, of: &SessionUser, came: &SessionUser) -> bool {
-        if self.limits.client_id_theft || of.lets(came) {
+        if self.limits.client_id_theft() || of.lets(came) {
             return true;
         }
         self.metrics.client_id_thefts.inc();

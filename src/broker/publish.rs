@@ -3,7 +3,7 @@
 
 use super::Broker;
 use super::handle::Handle;
-use super::mailbox::{Refusal, Turn, Wakes};
+use super::mailbox::{Displaced, Refusal, Turn, Wakes};
 use super::ports::{
     Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Publisher, Recipient, Revision, Seq, SessionNo,
     SessionRecord, Unserved,
@@ -258,7 +258,7 @@ impl Broker {
             return true;
         }
         if qos > QoS::AtMostOnce && t.handle.durable {
-            match t.handle.mailbox.admits(message.size(), way.turn(t), &self.limits.mailbox) {
+            match self.admits(&t.handle, message.size(), way.turn(t)) {
                 Ok(()) => {
                     let (subscription_ids, shared) = match &t.extra {
                         Some(e) => (e.subscription_ids.clone(), e.shared.clone()),
@@ -290,12 +290,42 @@ impl Broker {
             return true;
         }
         let d = Delivery { message: message.clone(), seq: None, qos, retain, extra: t.extra.clone() };
-        match t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes) {
-            Ok(()) if way.id.is_some() => scratch.given.push(t.handle.no),
-            Ok(()) => {}
+        match t.handle.mailbox.push(d, &self.limits.mailbox(), &mut scratch.wakes) {
+            Ok(displaced) => {
+                self.displaced_in_memory(&t.handle, displaced);
+                if way.id.is_some() {
+                    scratch.given.push(t.handle.no);
+                }
+            }
             Err(refusal) => self.refused(refusal, &t.handle, way, scratch),
         }
         true
+    }
+
+    /// Whether the queue of a persistent session takes a message; what gives way to it is settled and counted.
+    fn admits(&self, handle: &Handle, size: usize, turn: Option<Turn>) -> Result<(), Refusal> {
+        let mut displaced = Displaced::default();
+        let admitted = handle.mailbox.admits(size, turn, &self.limits.mailbox(), &mut displaced);
+        if let Some(loss) = displaced.loss {
+            let limit = match loss {
+                Loss::QueueMessages(n) => ("session.max_queued_messages", n),
+                _ => ("session.max_queued_bytes", self.limits.mailbox().queued_bytes),
+            };
+            self.metrics.lost(handle.whose(), Loss::Displaced(limit.0, limit.1), displaced.count());
+            for seq in displaced.seqs {
+                self.journal.append(&[Change::Settle { seq, session: handle.no }]);
+            }
+        }
+        admitted
+    }
+
+    /// Counts messages that gave way in memory.
+    fn displaced_in_memory(&self, handle: &Handle, displaced: usize) {
+        if displaced > 0 {
+            let limit = self.limits.mailbox().messages as u64;
+            let loss = Loss::Displaced("session.mailbox_messages", limit);
+            self.metrics.lost(handle.whose(), loss, displaced as u64);
+        }
     }
 
     /// Writes what `to_target` left, and what has to be recorded with it, in one step of the journal, then delivers it.
@@ -340,9 +370,9 @@ impl Broker {
                 retain: r.retain,
                 extra: t.extra,
             };
-            match t.handle.mailbox.push_admitted(d, turn, &self.limits.mailbox, &mut scratch.wakes) {
-                Ok(()) if way.id.is_some() => scratch.given.push(r.session),
-                Ok(()) => {}
+            match t.handle.mailbox.push_admitted(d, turn, &self.limits.mailbox(), &mut scratch.wakes) {
+                Ok(_) if way.id.is_some() => scratch.given.push(r.session),
+                Ok(_) => {}
                 Err(refusal) => {
                     self.refused(refusal, &t.handle, way, scratch);
                     self.journal.append(&[Change::Settle { seq, session: r.session }]);
@@ -368,10 +398,19 @@ impl Broker {
         let way = Way::default();
         if qos == QoS::AtMostOnce || !t.handle.durable {
             let d = Delivery { message: message.clone(), seq: None, qos, retain, extra: t.extra.clone() };
-            let pushed = t.handle.mailbox.push(d, &self.limits.mailbox, &mut scratch.wakes);
-            return pushed.map_err(|r| self.refused(r, &t.handle, &way, scratch)).ok().map(|()| None);
+            let pushed = t.handle.mailbox.push(d, &self.limits.mailbox(), &mut scratch.wakes);
+            return match pushed {
+                Ok(displaced) => {
+                    self.displaced_in_memory(&t.handle, displaced);
+                    Some(None)
+                }
+                Err(refusal) => {
+                    self.refused(refusal, &t.handle, &way, scratch);
+                    None
+                }
+            };
         }
-        if let Err(refusal) = t.handle.mailbox.admits(message.size(), None, &self.limits.mailbox) {
+        if let Err(refusal) = self.admits(&t.handle, message.size(), None) {
             self.refused(refusal, &t.handle, &way, scratch);
             return None;
         }

@@ -6,7 +6,7 @@ use super::handle::Handle;
 use super::ports::{Change, Seq, Stored};
 use super::publish::Scratch;
 use crate::clock::Time;
-use crate::session::{Delivery, Loss};
+use crate::session::Loss;
 use hashbrown::HashSet;
 use std::sync::Arc;
 
@@ -35,11 +35,10 @@ impl Broker {
     }
 
     fn purged(&self, handle: &Handle, attachment: u32, looked_at: &[Seq], found: Vec<Stored>, now: Time) {
-        let (mut expired, mut bytes, mut again) = (HashSet::new(), 0, Time(u64::MAX));
+        let (mut expired, mut again) = (HashSet::new(), Time(u64::MAX));
         for s in &found {
             match s.message.expires_at() {
                 Some(at) if at <= now => {
-                    bytes += (s.message.size() + size_of::<Delivery>()) as u64;
                     expired.insert(s.seq);
                 }
                 Some(at) => again = again.min(at),
@@ -50,7 +49,7 @@ impl Broker {
             again = now; // there may be more behind these
         }
         let keep: Vec<Seq> = looked_at.iter().copied().filter(|seq| !expired.contains(seq)).collect();
-        if !handle.mailbox.finish_purging(attachment, looked_at.len(), &keep, bytes, again) {
+        if !handle.mailbox.finish_purging(attachment, looked_at.len(), &keep, again) {
             return;
         }
         self.metrics.lost(handle.whose(), Loss::Expired, expired.len() as u64);

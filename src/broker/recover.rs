@@ -3,6 +3,7 @@
 use super::bridges::Bridges;
 use super::dormant::Dormant;
 use super::handle::Handle;
+use super::limits::Live;
 use super::mailbox::{Frozen, Mailbox, OrderHold, Place};
 use super::ports::{OutboundState, Recovered, RecoveredSession, WillRecord};
 use super::publish::Scratch;
@@ -36,8 +37,9 @@ impl Broker {
         let remote = ports.cluster.map(|c| Arc::new(Remote::new(c, limits.remote, metrics.clone())));
         let retained = remote.as_ref().map_or_else(Arc::default, |r| r.retained.clone());
         let broker = Arc::new_cyclic(|me| Broker {
-            limits,
+            limits: Live::new(&limits),
             metrics,
+            pressure: Default::default(),
             journal: ports.journal,
             authorizer: ports.authorizer,
             permissions: ports.permissions,
@@ -51,6 +53,7 @@ impl Broker {
             dormant: Dormant::default(),
             receiving: Receiving::new(limits.arriving_bytes),
             rivals: Rivals::default(),
+            users: Arc::default(),
             thefts: Repeats::default(),
             refusals: Repeats::default(),
             next_session: AtomicU64::new(recovered.next_session.max(1)),
@@ -86,6 +89,7 @@ impl Broker {
         let record = r.record;
         let (pending, epoch, user) = (record.pending, record.epoch, record.user);
         let author = record.will.as_ref().and_then(|will| will.author.clone());
+        let queue_policy = record.queue_policy;
         let will = record.will.map(will_of);
         let steps = r.outbound.into_iter().filter_map(|(packet_id, seq, state)| {
             Some((packet_id, NonZeroU64::new(seq)?, state == OutboundState::Released))
@@ -98,6 +102,7 @@ impl Broker {
             None => Place::Parked(Box::new(session)),
         };
         let mailbox = Mailbox::new(place, r.pending.into(), r.pending_bytes);
+        mailbox.set_policy(queue_policy);
         if let Some(hold) = hold {
             mailbox.hold_order(hold.clone());
         }

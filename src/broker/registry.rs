@@ -183,7 +183,7 @@ impl Broker {
                 }
                 Entry::Vacant(_) if self.remote.is_some() => return Claim::Elsewhere,
                 Entry::Vacant(e) => {
-                    if self.sessions() >= self.limits.sessions as u64 {
+                    if self.sessions() >= self.limits.sessions() as u64 {
                         return Claim::Refused(Reason::QuotaExceeded);
                     }
                     let durable = settings.expiry_s > 0;
@@ -260,7 +260,7 @@ impl Broker {
     /// Counts a new connection in, if there is room for it.
     pub fn admit_connection(&self) -> Admission {
         let n = self.metrics.connections_active.get() + 1;
-        let max = self.limits.connections as u64;
+        let max = self.limits.connections() as u64;
         if n > max + REFUSING_MAX {
             return Admission::Close;
         }

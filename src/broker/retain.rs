@@ -57,7 +57,7 @@ impl Broker {
         underway: Underway,
         journaled: bool,
     ) -> Result<(), Forbidden> {
-        self.retained.admits(message, &self.limits.retained, underway)?;
+        self.retained.admits(message, &self.limits.retained(), underway)?;
         self.remote.as_ref().map_or(Ok(()), |r| r.takes(message))?;
         if !journaled {
             return Ok(());
@@ -80,7 +80,7 @@ impl Broker {
         if sys::is_own(message.topic()) {
             return bridges::admits(message);
         }
-        self.limits.retained.allow(message)?;
+        self.limits.retained().allow(message)?;
         self.remote.as_ref().map_or(Ok(()), |r| r.takes(message))
     }
 

@@ -141,7 +141,7 @@ impl Broker {
         subscriptions: &Subscriptions,
     ) -> Result<SubscribeOptions, Reason> {
         let max = self.may_subscribe(who, filter.filter).ok_or(Reason::NotAuthorized)?;
-        if subscriptions.len() >= self.limits.subscriptions && !subscriptions.contains_key(name) {
+        if subscriptions.len() >= self.limits.subscriptions() && !subscriptions.contains_key(name) {
             return Err(Reason::QuotaExceeded);
         }
         Ok(SubscribeOptions { qos: options.qos.min(max), ..options })

@@ -67,6 +67,12 @@ impl Config {
                 reader.refuse("auth.password.file", why);
             }
         }
+        for (name, listener) in self.listeners.opened() {
+            for method in listener.auth_chain.iter().flatten().filter(|m| !self.accounts.is_configured(**m)) {
+                let why = format!("{} is in it, but {} is not set", method.name(), needs(*method));
+                reader.refuse(&format!("listeners.{name}.auth_chain"), &why);
+            }
+        }
         let Some(chain) = &self.auth.chain else { return };
         for method in AuthMethod::ALL {
             let (listed, configured) = (chain.contains(method), self.accounts.is_configured(*method));

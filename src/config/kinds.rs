@@ -1,6 +1,6 @@
 //! The kinds of values an option can have: how each is written, read and described.
 
-use super::mask::{MASK, shown_urls};
+use super::mask::shown_urls;
 use super::units::{parse_count, parse_duration, parse_size, show_duration, show_size};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
@@ -273,42 +273,6 @@ impl Kind for Text {
     }
 }
 
-/// What must not be shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The secret.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("(secret)")
-    }
-}
-
-/// A secret; empty: `None`.
-pub struct SecretOrNone;
-
-impl Kind for SecretOrNone {
-    type Value = Option<Secret>;
-
-    fn expects() -> String {
-        "text".to_owned()
-    }
-
-    fn shown(text: &str) -> String {
-        if text.is_empty() { String::new() } else { MASK.to_owned() }
-    }
-
-    fn parse(text: &str) -> Option<Option<Secret>> {
-        Some((!text.is_empty()).then(|| Secret(text.to_owned())))
-    }
-}
-
 /// A file; empty: `None`.
 pub struct FileOrNone;
 
@@ -452,38 +416,22 @@ choice! {
 }
 
 choice! {
+    /// Which messages are dropped when a session's queue is full.
+    QueuePolicy {
+        /// Those that come.
+        DropNew = "drop_new",
+        /// Those that have waited longest.
+        DropOldest = "drop_oldest",
+    }
+}
+
+choice! {
     /// Who gets the session of a client identifier.
     ClientIdTheft {
         /// The user that has it.
         Refuse = "refuse",
         /// Whoever comes with the client identifier.
         Allow = "allow",
-    }
-}
-
-/// A URL of scheme http or https; empty: `None`.
-pub struct UrlOrNone;
-
-impl Kind for UrlOrNone {
-    type Value = Option<String>;
-
-    fn expects() -> String {
-        "a URL of scheme http or https, such as https://accounts.example.org/mqtt".to_owned()
-    }
-
-    fn shown(text: &str) -> String {
-        shown_urls(text)
-    }
-
-    fn parse(text: &str) -> Option<Option<String>> {
-        if text.is_empty() {
-            return Some(None);
-        }
-        let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"))?;
-        let host = rest.split(['/', '?']).next().unwrap_or_default();
-        // A name and a password in it would be in every log line that has the URL.
-        let valid = !host.is_empty() && !host.contains('@') && text.chars().all(|c| c.is_ascii_graphic());
-        valid.then(|| Some(text.to_owned()))
     }
 }
 

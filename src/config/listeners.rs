@@ -73,9 +73,10 @@ impl Listeners {
         self.all().find(|(n, _)| *n == name).map(|(_, listener)| listener)
     }
 
-    /// The first address that other machines may reach, and the listener's name.
+    /// The first address that other machines may reach where nobody has said who may come without an account, and the listener's name.
     pub fn beyond_loopback(&self) -> Option<(&str, SocketAddr)> {
-        self.opened().find_map(|(name, listener)| {
+        let silent = self.opened().filter(|(_, listener)| listener.allow_anonymous.is_none());
+        silent.into_iter().find_map(|(name, listener)| {
             let far = listener.address.iter().find(|a| !a.ip().to_canonical().is_loopback());
             far.map(|address| (name, *address))
         })

@@ -5,6 +5,7 @@
 //! modules are handed their section.
 
 mod accounts;
+mod amounts;
 mod http;
 mod kinds;
 mod listener_kinds;
@@ -17,12 +18,14 @@ pub mod reference;
 mod sources;
 mod units;
 
+pub use amounts::Memory;
 pub use kinds::{
     AclDefault, Advertised, AuthMethod, CertificateName, ClientCertificates, ClientIdTheft, LogFormat,
-    ProxyProtocol, Secret, StorageType, TokenPlace, UserStore,
+    ProxyProtocol, QueuePolicy, StorageType, TokenPlace, UserStore,
 };
 pub use listener_kinds::{ListenerType, MqttVersions, Origins};
 pub use listeners::Listeners;
+pub use mask::Secret;
 pub use network::{Network, NotANetwork};
 pub use options::{
     Accounts, Acl, Audit, Auth, AuthCertificate, AuthHttp, AuthJwt, AuthPassword, Bans, Cluster, ClusterNode,
@@ -30,9 +33,7 @@ pub use options::{
     Storage, Sys,
 };
 pub use problem::{Problem, Problems};
-pub use sources::{Flag, Setting, Sources};
-
-use std::path::PathBuf;
+pub use sources::{Flag, Setting, Sources, Values};
 
 /// The largest `retained.max_payload` of a cluster, bytes: in base64, with topic and properties, it must fit into one request to etcd.
 const CLUSTER_RETAINED_PAYLOAD_MAX: usize = 1 << 20;
@@ -101,10 +102,12 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// Threads.
     pub runtime: Runtime,
-    /// The configuration file that was read, if any.
-    pub file: Option<PathBuf>,
+    /// What every option says, secrets included.
+    pub values: Values,
     /// Every option as text, without secrets, and where it comes from.
     pub settings: Vec<Setting>,
+    /// Where it was read from, and may be read again.
+    pub sources: Sources,
 }
 
 impl Config {
@@ -115,7 +118,7 @@ impl Config {
     /// Everything that is wrong, at once: unknown keys, wrong values, contradictions, an unreadable file.
     pub fn load(sources: &Sources) -> Result<Config, Problems> {
         let mut reader = sources::Reader::open(sources);
-        let config = Config::take(&mut reader, sources.file.clone());
+        let config = Config::take(&mut reader, sources);
         if let Some(config) = &config {
             config.check(&mut reader);
         }
@@ -135,7 +138,7 @@ impl Config {
         Config::load(&Sources { flags, ..Sources::default() })
     }
 
-    fn take(reader: &mut sources::Reader, file: Option<PathBuf>) -> Option<Config> {
+    fn take(reader: &mut sources::Reader, sources: &Sources) -> Option<Config> {
         // All sections are taken before the first `?`, so that one bad section does not hide another's problems.
         let node = Node::take(reader);
         let listeners = Listeners::take(reader);
@@ -177,8 +180,9 @@ impl Config {
             log: log?,
             shutdown: shutdown?,
             runtime: runtime?,
-            file,
-            settings: reader.taken(),
+            values: reader.taken(),
+            settings: reader.settings(),
+            sources: sources.clone(),
         })
     }
 
@@ -199,6 +203,9 @@ impl Config {
         }
         if self.acl.file.is_some() && self.acl.mosquitto_file.is_some() {
             reader.refuse("acl.mosquitto_file", "acl.file is set as well: only one of them can count");
+        }
+        if self.limits.memory_pause_at > self.limits.memory_refuse_at {
+            reader.refuse("limits.memory_pause_at", "it must not be above limits.memory_refuse_at");
         }
         if self.cluster.node.enabled {
             self.check_cluster(reader);

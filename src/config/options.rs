@@ -1,14 +1,16 @@
 //! The table of options. One entry gives the field, its default, its check and its documentation.
 
+use super::amounts::{MemoryLimit, Percent};
 use super::kinds::{
     AclDefault, Address, AddressOrOff, AddressesOrAuto, AuthChain, CertificateName, ClientCertificates,
     ClientIdTheft, Count, Directory, Endpoints, FileOrNone, HostPortOrAuto, HostPortOrNone, Kind, LogFilter,
-    LogFormat, NodeId, Prefix, ProxyProtocol, SecondsOrOff, SecretOrNone, Size, Span, StorageType, Switch,
-    SwitchOrAuto, Text, TokenPlace, UrlOrNone, UserStore,
+    LogFormat, NodeId, Prefix, ProxyProtocol, QueuePolicy, SecondsOrOff, Size, Span, StorageType, Switch,
+    SwitchOrAuto, Text, TokenPlace, UserStore,
 };
 use super::listener_kinds::{
     CountOrOff, Files, ListenerTypeOrAuto, Networks, OriginList, SizeOrOff, UrlPath, VersionList,
 };
+use super::mask::{SecretOrNone, UrlOrNone};
 use super::sources::Reader;
 
 /// One section of the configuration.
@@ -181,6 +183,11 @@ options! {
         "max_keep_alive" max_keep_alive: SecondsOrOff<1, 65_535> = "off",
         /// Protocol versions that are spoken. Others are refused: CONNACK 0x84 (MQTT 3: 0x01).
         "versions" versions: VersionList = "all",
+        /// How it is found out who a client of this listener is: those of the methods of auth.chain that are asked here, in this
+        /// order. auto = auth.chain.
+        "auth_chain" auth_chain: AuthChain = "auto",
+        /// Whether clients of this listener may connect without an account. auto = as auth.allow_anonymous says.
+        "allow_anonymous" allow_anonymous: SwitchOrAuto = "auto",
     }
 
     /// Who may connect.
@@ -324,6 +331,9 @@ options! {
         /// Connections at a time. More are refused: CONNACK 0x97 (MQTT 3: 0x03). The limit on open files
         /// (ulimit -n) must allow as many; the broker raises it as far as it may and warns if that is too low.
         "max_connections" max_connections: Count<usize, 1, 10_000_000> = "100000",
+        /// Connections at a time of one user on one node, whatever client IDs they have. More are refused: CONNACK 0x97 (MQTT 3: 0x03).
+        /// Clients without an account are not counted.
+        "max_connections_per_user" max_connections_per_user: CountOrOff<10_000_000> = "off",
         /// How long a new connection may take to send CONNECT, TLS handshake, upgrade to WebSocket and header of a proxy included.
         "connect_timeout" connect_timeout: Span<100, 600_000> = "10s",
         /// Connections that have not sent CONNECT yet. At the limit, the oldest one of the address (IPv6: /64) that has most of them
@@ -340,6 +350,13 @@ options! {
         /// Memory for packets above 64 KiB of which only a part has come, all clients together. When it is used up, further
         /// ones are read on when there is room again. One packet always fits.
         "max_arriving_bytes" max_arriving_bytes: Size<usize, MIB, TIB> = "256MiB",
+        /// Memory that the broker may use. auto = as much as its control group (container) or else the machine has; off = no limit.
+        "memory" memory: MemoryLimit = "auto",
+        /// The part of limits.memory (resident memory of the process) beyond which clients are not read any more once they publish; their
+        /// messages wait in the network. Whoever only receives is heard as ever, and makes room.
+        "memory_pause_at" memory_pause_at: Percent = "75%",
+        /// The part beyond which new connections are refused as well: CONNACK 0x97 (MQTT 3: 0x03). The node is not ready then.
+        "memory_refuse_at" memory_refuse_at: Percent = "90%",
         /// QoS 1 and 2 messages that a client may send before they are acknowledged. Announced to MQTT 5 clients;
         /// MQTT 3 clients are slowed down instead.
         "receive_maximum" receive_maximum: Count<u16, 1, 65_535> = "1000",
@@ -364,13 +381,17 @@ options! {
         /// Messages on the way to one client that it has not acknowledged: the window for MQTT 3, and the upper bound
         /// of the receive maximum of MQTT 5 clients.
         "max_inflight" max_inflight: Count<u16, 1, 65_535> = "1000",
-        /// QoS 1 and 2 messages queued for one session. When full, expired ones make room; else new ones are dropped for
-        /// it and counted.
+        /// What is dropped when one of the limits below is reached: drop_new = the messages that come, drop_oldest = those that have
+        /// waited longest, but for those on their way to the client. An MQTT 5 client may choose for its session, with the user property
+        /// berth-queue-policy of CONNECT.
+        "queue_policy" queue_policy: QueuePolicy = "drop_new",
+        /// QoS 1 and 2 messages queued for one session. When full, expired ones make room; else messages are dropped for it
+        /// by session.queue_policy, and counted.
         "max_queued_messages" max_queued_messages: Count<usize, 1, 1_000_000_000> = "100000",
         /// The same in bytes.
         "max_queued_bytes" max_queued_bytes: Size<usize, 1024, TIB> = "256MiB",
-        /// Messages in memory for one connected client that reads too slowly. When full, QoS 0 is dropped and QoS 1
-        /// and 2 stay on disk.
+        /// Messages in memory for one connected client that reads too slowly. When full, QoS 0 is dropped (by session.queue_policy)
+        /// and QoS 1 and 2 stay on disk.
         "mailbox_messages" mailbox_messages: Count<usize, 1, 10_000_000> = "10000",
         /// The same in bytes.
         "mailbox_bytes" mailbox_bytes: Size<usize, 1024, TIB> = "64MiB",

@@ -11,8 +11,34 @@ use std::path::{Path, PathBuf};
 const ENV_PREFIX: &str = "BERTH__";
 const FILES: [&str; 2] = ["berth.yaml", "/etc/berth/berth.yaml"];
 
+/// What every option says, by its key. Not shown: some are secrets.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Values(BTreeMap<String, String>);
+
+impl std::fmt::Debug for Values {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Values of {} options", self.0.len())
+    }
+}
+
+impl Values {
+    /// Keys of the options that say something else in `other`, or are there in one of them only.
+    pub fn differing(&self, other: &Values) -> Vec<String> {
+        let keys: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
+        keys.into_iter().filter(|key| self.0.get(*key) != other.0.get(*key)).cloned().collect()
+    }
+
+    /// The option `key` says from now on what it says in `other`.
+    pub fn take_from(&mut self, other: &Values, key: &str) {
+        match other.0.get(key) {
+            Some(value) => self.0.insert(key.to_owned(), value.clone()),
+            None => self.0.remove(key),
+        };
+    }
+}
+
 /// An option given on the command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Flag {
     /// The flag, such as `--listen`.
     pub name: &'static str,
@@ -20,6 +46,12 @@ pub struct Flag {
     pub key: String,
     /// Its value.
     pub value: String,
+}
+
+impl std::fmt::Debug for Flag {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.name, self.key) // its value may be a secret
+    }
 }
 
 impl Flag {
@@ -30,7 +62,7 @@ impl Flag {
 }
 
 /// What is above the defaults. The default is nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Sources {
     /// The YAML file.
     pub file: Option<PathBuf>,
@@ -38,6 +70,16 @@ pub struct Sources {
     pub env: HashMap<String, String>,
     /// Flags; the last one wins.
     pub flags: Vec<Flag>,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The environment may hold secrets.
+        f.debug_struct("Sources")
+            .field("file", &self.file)
+            .field("flags", &self.flags)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Sources {
@@ -71,22 +113,25 @@ pub struct Setting {
 
 /// Hands out options, notes problems on the way.
 pub(super) struct Reader {
-    settings: BTreeMap<String, Given>,
-    /// What was handed out.
-    taken: Vec<Setting>,
+    given: BTreeMap<String, Given>,
     /// Listeners that are named, be it without any option.
     listeners: BTreeSet<String>,
     problems: Vec<Problem>,
+    /// What every option that was taken says.
+    taken: Values,
+    /// The same as operators see it.
+    shown: Vec<Setting>,
 }
 
 impl Reader {
     /// Collects all layers; later ones win.
     pub(super) fn open(sources: &Sources) -> Reader {
         let mut reader = Reader {
-            settings: BTreeMap::new(),
-            taken: Vec::new(),
+            given: BTreeMap::new(),
             listeners: BTreeSet::new(),
             problems: Vec::new(),
+            taken: Values::default(),
+            shown: Vec::new(),
         };
         if let Some(path) = &sources.file {
             match read_file(path) {
@@ -135,7 +180,7 @@ impl Reader {
             if let Some((listener, _)) = split(key) {
                 self.listeners.insert(listener.to_owned());
             }
-            self.settings.insert(key.to_owned(), Given { value, origin });
+            self.given.insert(key.to_owned(), Given { value, origin });
         } else if is_section(key) {
             let reason = "this is a section, not an option".to_owned();
             self.problem(key, Some(value), reason, origin);
@@ -155,22 +200,28 @@ impl Reader {
 
     /// The value of option `key`; `None` if what was given is wrong, which is noted.
     pub(super) fn take<K: Kind>(&mut self, key: &str, default: &str) -> Option<K::Value> {
-        let (text, origin) = match self.settings.get(key) {
+        let (text, origin) = match self.given.get(key) {
             Some(setting) => (&*setting.value, &*setting.origin),
             None => (default, "default"),
         };
+        self.taken.0.insert(key.to_owned(), text.trim().to_owned());
         let value = K::parse(text.trim());
         let (shown, origin) = (K::shown(text.trim()), origin.to_owned());
-        self.taken.push(Setting { key: key.to_owned(), value: shown.clone(), origin: origin.clone() });
+        self.shown.push(Setting { key: key.to_owned(), value: shown.clone(), origin: origin.clone() });
         if value.is_none() {
             self.problem(key, Some(shown), format!("expected {}", K::expects()), origin);
         }
         value
     }
 
+    /// What every option says.
+    pub(super) fn taken(&mut self) -> Values {
+        std::mem::take(&mut self.taken)
+    }
+
     /// The options that were handed out, in this order.
-    pub(super) fn taken(&self) -> Vec<Setting> {
-        self.taken.clone()
+    pub(super) fn settings(&self) -> Vec<Setting> {
+        self.shown.clone()
     }
 
     /// Names of the listeners that are configured.
@@ -180,8 +231,8 @@ impl Reader {
 
     /// Notes that the value of `key` cannot be used, though it is well-formed.
     pub(super) fn refuse(&mut self, key: &str, reason: &str) {
-        let given = self.settings.contains_key(key);
-        let taken = self.taken.iter().find(|taken| taken.key == key && given);
+        let given = self.given.contains_key(key);
+        let taken = self.shown.iter().find(|taken| taken.key == key && given);
         let (value, origin) = match taken {
             Some(taken) => (Some(taken.value.clone()), taken.origin.clone()),
             None => (None, "default".to_owned()),

@@ -4,6 +4,7 @@ mod acl;
 mod bans;
 mod client;
 mod input;
+mod reload;
 mod secure;
 mod show;
 mod table;
@@ -103,6 +104,11 @@ enum Command {
     Retained(RetainedCommand),
     /// The same as `node drain`
     Drain(Drain),
+    /// Have the node read its configuration and all files again: all or nothing. Says what changed and what needs a restart
+    Reload,
+    /// What the node logs
+    #[command(subcommand)]
+    Log(reload::LogCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -260,6 +266,8 @@ fn ask(ctl: &Ctl, client: &Client, secrets: &Secrets) -> Result<Answer, Failure>
         Command::Users(command) => users::ask(command, client, secrets)?,
         Command::Acl(command) => acl::ask(command, client, &mut names)?,
         Command::Bans(command) => bans::ask(command, client, &mut names)?,
+        Command::Reload => reload::reload(client)?,
+        Command::Log(command) => reload::log(command, client)?,
         Command::Routes(RoutesCommand::Show { topic }) => {
             let topic = names.take(topic)?;
             let path = format!("/api/v1/routes?topic={}", escaped(&topic));

@@ -114,7 +114,7 @@ impl Opens for TcpStream {
 
 impl Opens for Tls {
     async fn open(stream: TcpStream, guest: &mut Guest) -> Result<Tls, Refused> {
-        let Some(keeper) = guest.shared.keeper.clone() else { return Err(Refused::Gone) };
+        let Some(keeper) = guest.shared.tuning.keeper().cloned() else { return Err(Refused::Gone) };
         let current = keeper.current();
         let mut tls = Tls::new(stream, &current).map_err(Refused::Tls)?;
         match poll_fn(|cx| tls.poll_handshake(cx.waker())).await {
@@ -180,7 +180,7 @@ async fn open<T: Opens>(mut stream: TcpStream, guest: &mut Guest) -> Result<T, R
 /// Receives a client, and serves it until it ends or `stop` is notified.
 pub(super) async fn receive<T: Opens>(stream: TcpStream, guest: Guest, stop: Arc<Notify>) {
     let (shared, peer) = (guest.shared.clone(), guest.peer);
-    let deadline = guest.accepted.plus_ms(guest.broker.limits.connect_timeout_ms);
+    let deadline = guest.accepted.plus_ms(guest.broker.limits.connect_timeout_ms());
     let deadline = Instant::from_std(clock::instant(deadline));
     let stopped = stop.notified();
     // In a box, so that what is needed only now is given back, and no place is kept for it.

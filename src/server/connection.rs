@@ -69,14 +69,15 @@ pub(super) async fn serve<T: Transport>(mut transport: T, mut guest: Guest, stop
     let door = guest.door();
     let Guest { broker, shared, peer, accepted, admission, place, entrance, .. } = guest;
     let now = clock::now();
-    let link = Link::new(broker.clone(), door, admission, now).under(shared.terms.clone(), accepted);
+    let conditions = shared.tuning.conditions();
+    let link = Link::new(broker.clone(), door, admission, now).under(conditions.terms.clone(), accepted);
     let mut c = Connection {
         trust: transport.trust_changes(),
         transport,
         link,
         unsent: Vec::new(),
         broker,
-        throttle: Throttle::new(shared.message_rate, shared.byte_rate, now),
+        throttle: Throttle::new(conditions.message_rate, conditions.byte_rate, now),
         shared,
         peer,
         armed: None,

@@ -17,7 +17,7 @@ use crate::config::{self, ListenerType, Network, ProxyProtocol};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Turned;
 use crate::tls::{Files, Keeper, TlsError};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::fmt::Display;
 use std::io;
@@ -105,15 +105,66 @@ impl View {
     }
 }
 
+/// What holds for the clients of a listener that come now.
+#[derive(Debug)]
+pub struct Conditions {
+    pub(super) terms: Arc<Terms>,
+    pub(super) message_rate: Option<u64>,
+    pub(super) byte_rate: Option<u64>,
+    max_connections: Option<u64>,
+    rate: Option<Mutex<Bucket>>,
+}
+
+impl Conditions {
+    /// As a listener is configured.
+    pub fn of(listener: &config::Listener, terms: Terms) -> Conditions {
+        Conditions {
+            terms: Arc::new(terms),
+            message_rate: listener.max_message_rate,
+            byte_rate: listener.max_byte_rate,
+            max_connections: listener.max_connections,
+            rate: listener.max_connection_rate.map(|per_s| Mutex::new(Bucket::new(per_s, clock::now()))),
+        }
+    }
+}
+
+/// What may be changed of a listener while it is open: clients that are connected keep what was agreed with them.
+#[derive(Debug)]
+pub struct Tuning {
+    listener: Arc<str>,
+    keeper: Option<Arc<Keeper>>,
+    conditions: RwLock<Arc<Conditions>>,
+}
+
+impl Tuning {
+    /// The listener's name.
+    pub fn listener(&self) -> &str {
+        &self.listener
+    }
+
+    /// Its certificates.
+    pub fn keeper(&self) -> Option<&Arc<Keeper>> {
+        self.keeper.as_ref()
+    }
+
+    /// What holds for those that come from now on.
+    pub fn change(&self, conditions: Conditions) {
+        *self.conditions.write() = Arc::new(conditions);
+    }
+
+    pub(super) fn conditions(&self) -> Arc<Conditions> {
+        self.conditions.read().clone()
+    }
+}
+
 /// A listener, bound but not yet accepting.
 #[derive(Debug)]
 pub struct Listener {
     name: Arc<str>,
     kind: ListenerType,
     sockets: Vec<(TcpListener, SocketAddr)>,
-    keeper: Option<Arc<Keeper>>,
     options: config::Listener,
-    terms: Arc<Terms>,
+    tuning: Arc<Tuning>,
     figures: Arc<Figures>,
 }
 
@@ -135,8 +186,10 @@ impl Listener {
             let bound = socket.local_addr().map_err(refused)?;
             sockets.push((socket, bound));
         }
-        let (name, options, terms) = (Arc::from(name), listener.clone(), Arc::new(terms));
-        Ok(Listener { name, kind, sockets, keeper, options, terms, figures: Arc::default() })
+        let name: Arc<str> = Arc::from(name);
+        let conditions = RwLock::new(Arc::new(Conditions::of(listener, terms)));
+        let tuning = Arc::new(Tuning { listener: name.clone(), keeper, conditions });
+        Ok(Listener { name, kind, sockets, options: listener.clone(), tuning, figures: Arc::default() })
     }
 
     /// What is spoken below MQTT.
@@ -149,9 +202,9 @@ impl Listener {
         self.sockets.first().map(|(_, address)| *address)
     }
 
-    /// Its certificates.
-    pub fn keeper(&self) -> Option<&Arc<Keeper>> {
-        self.keeper.as_ref()
+    /// What may be changed of it while it is open.
+    pub fn tuning(&self) -> &Arc<Tuning> {
+        &self.tuning
     }
 
     /// What operators see of it, from now on.
@@ -160,7 +213,7 @@ impl Listener {
             name: self.name.clone(),
             kind: self.kind,
             addresses: self.sockets.iter().map(|(_, address)| *address).collect(),
-            keeper: self.keeper.clone(),
+            keeper: self.tuning.keeper().cloned(),
             figures: self.figures.clone(),
         }
     }
@@ -168,7 +221,6 @@ impl Listener {
     /// Begins to accept connections, until the tasks are aborted.
     pub fn open(self, broker: &Arc<Broker>, hall: &Hall) -> Vec<JoinHandle<()>> {
         let listener = self.options;
-        let now = clock::now();
         let proxied = listener.proxy_protocol == ProxyProtocol::Required;
         let shared = Arc::new(Shared {
             name: self.name,
@@ -176,21 +228,16 @@ impl Listener {
             metrics: broker.metrics.clone(),
             partings: hall.partings.clone(),
             crowd: hall.crowd.clone(),
-            terms: self.terms,
-            keeper: self.keeper,
+            tuning: self.tuning,
             welcome: Welcome {
                 path: listener.path,
                 origins: listener.allowed_origins,
                 secure: self.kind.has_tls(),
             },
             proxies: proxied.then_some(listener.proxy_from),
-            message_rate: listener.max_message_rate,
-            byte_rate: listener.max_byte_rate,
             nodelay: listener.nodelay,
             keep_alive: listener.keep_alive,
             figures: self.figures,
-            max_connections: listener.max_connections,
-            rate: listener.max_connection_rate.map(|per_s| Mutex::new(Bucket::new(per_s, now))),
             notices: Notices::default(),
         });
         let mut tasks = Vec::new();
@@ -211,18 +258,13 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) partings: Partings,
     crowd: Crowd,
-    pub(super) terms: Arc<Terms>,
-    pub(super) keeper: Option<Arc<Keeper>>,
+    pub(super) tuning: Arc<Tuning>,
     pub(super) welcome: Welcome,
     /// Who has to tell clients' addresses; `None` = nobody.
     pub(super) proxies: Option<Vec<Network>>,
-    pub(super) message_rate: Option<u64>,
-    pub(super) byte_rate: Option<u64>,
     nodelay: bool,
     keep_alive: Option<Duration>,
     figures: Arc<Figures>,
-    max_connections: Option<u64>,
-    rate: Option<Mutex<Bucket>>,
     notices: Notices,
 }
 
@@ -230,7 +272,7 @@ impl Shared {
     /// One connection more: whether it may stay.
     pub(super) fn count_in(&self) -> Admission {
         let n = self.figures.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        match self.max_connections {
+        match self.tuning.conditions().max_connections {
             Some(max) if n > max + REFUSING_MAX => Admission::Close,
             Some(max) if n > max => Admission::Refuse,
             _ => Admission::Serve,
@@ -257,7 +299,8 @@ impl Shared {
 
     /// Until when no new connection is accepted, if more came than may.
     fn closed_until(&self, now: Time) -> Option<Time> {
-        let mut bucket = self.rate.as_ref()?.lock();
+        let conditions = self.tuning.conditions();
+        let mut bucket = conditions.rate.as_ref()?.lock();
         (bucket.left(now) < 1).then(|| bucket.opens_at())
     }
 
@@ -338,7 +381,7 @@ impl Acceptor {
         let shared = &self.shared;
         let (mut place, mut admission) = Place::take(broker, shared);
         for listener in [Some(&*shared.name), None] {
-            let full = broker.metrics.connections_active.get() >= broker.limits.connections as u64;
+            let full = broker.metrics.connections_active.get() >= broker.limits.connections() as u64;
             if admission == Admission::Serve || (listener.is_none() && !full) {
                 break;
             }
@@ -355,7 +398,7 @@ impl Acceptor {
 
     async fn accepted(&self, stream: TcpStream, peer: SocketAddr, broker: &Arc<Broker>) {
         let shared = &self.shared;
-        if let Some(rate) = &shared.rate {
+        if let Some(rate) = &shared.tuning.conditions().rate {
             rate.lock().take(1, clock::now());
         }
         let (place, admission) = self.place(peer, broker).await;

@@ -1,10 +1,9 @@
 //! What a CONNECT asks for, and what the server grants (MQTT 5.0 sections 3.1 and 3.2).
 
-use super::Limits;
-use super::SessionUser;
-use super::actions::Token;
+use super::actions::{Failure, Token};
 use super::lifecycle::Will;
 use super::limits::ANNOUNCED_PACKET_MAX;
+use super::{Limits, QUEUE_POLICY_PROPERTY, QueuePolicy, SessionUser};
 use crate::clock::Time;
 use crate::mqtt::encode::ConnAck;
 use crate::mqtt::message::Parts;
@@ -45,6 +44,8 @@ pub struct Settings {
     pub problem_information: bool,
     /// The user, once it is known who the client is.
     pub user: SessionUser,
+    /// Which messages are dropped when its queue is full; `None` = as the broker does by default.
+    pub queue_policy: Option<QueuePolicy>,
     /// The will.
     pub will: Option<Will>,
     /// The server's limits.
@@ -56,21 +57,21 @@ impl Settings {
     ///
     /// # Errors
     /// The reason for CONNACK: 0x85 for an empty identifier of an MQTT 3 client that wants a persistent session, 0x9B for a will above the maximum QoS, 0x90 for one whose topic has
-    /// too many levels.
+    /// too many levels, 0x83 for a queue policy that there is not.
     pub fn negotiate(
         c: &Connect<'_>,
         limits: Limits,
         assign: impl FnOnce() -> Arc<str>,
-    ) -> Result<Settings, Reason> {
+    ) -> Result<Settings, Failure> {
         let assigned = c.client_id.is_empty();
         if assigned && (c.version == Version::V31 || (c.version == Version::V311 && !c.clean_start)) {
-            return Err(Reason::ClientIdentifierNotValid);
+            return Err(Reason::ClientIdentifierNotValid.into());
         }
         if c.will.as_ref().is_some_and(|w| w.qos > limits.maximum_qos) {
-            return Err(Reason::QoSNotSupported);
+            return Err(Reason::QoSNotSupported.into());
         }
         if c.will.as_ref().is_some_and(|w| validate_name(w.topic).is_err()) {
-            return Err(Reason::TopicNameInvalid);
+            return Err(Reason::TopicNameInvalid.into());
         }
         // A server keep alive can only be told to MQTT 5 clients.
         let granted = limits.keep_alive_s(c.keep_alive_s);
@@ -91,6 +92,7 @@ impl Settings {
             topic_alias_maximum: c.topic_alias_maximum,
             problem_information: c.request_problem_information,
             user: SessionUser::Unknown,
+            queue_policy: queue_policy(c)?,
             will: c.will.as_ref().map(|w| Will {
                 message: Message::new(Parts {
                     topic: w.topic,
@@ -129,6 +131,18 @@ impl Settings {
             ..ConnAck::default()
         }
     }
+}
+
+/// The queue policy that a CONNECT asks for: the last one, if it names several.
+fn queue_policy(c: &Connect<'_>) -> Result<Option<QueuePolicy>, Failure> {
+    let asked = c.properties.user_properties().filter(|(name, _)| *name == QUEUE_POLICY_PROPERTY);
+    let Some((_, value)) = asked.last() else { return Ok(None) };
+    let unknown = || {
+        let [new, oldest] = QueuePolicy::ALL.map(QueuePolicy::name);
+        let why = format!("the user property {QUEUE_POLICY_PROPERTY} must be {new} or {oldest}");
+        Failure::new(Reason::ImplementationSpecificError, why)
+    };
+    QueuePolicy::of(value).map(Some).ok_or_else(unknown)
 }
 
 /// Requests of this connection whose answer is outstanding, oldest first.

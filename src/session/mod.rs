@@ -12,6 +12,7 @@ mod lifecycle;
 pub mod limits;
 mod outbound;
 mod packet_ids;
+mod queue_policy;
 #[cfg(test)]
 mod tests;
 mod user;
@@ -22,6 +23,7 @@ pub use actions::{
 };
 pub use connect::Settings;
 pub use limits::Limits;
+pub use queue_policy::{QUEUE_POLICY_PROPERTY, QueuePolicy};
 pub use user::{Author, SessionUser};
 
 use crate::clock::Time;

@@ -25,6 +25,7 @@ fn settings(version: Version, quota: u16) -> Settings {
         topic_alias_maximum: 0,
         problem_information: true,
         user: SessionUser::Unknown,
+        queue_policy: None,
         will: None,
         limits: Limits { receive_maximum: 2, ..Limits::default() },
     }

@@ -9,7 +9,7 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
 use crate::mqtt::{Message, QoS};
-use crate::session::{Author, SessionUser};
+use crate::session::{Author, QueuePolicy, SessionUser};
 use proptest::prelude::*;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -389,6 +389,11 @@ pub(super) fn record(no: SessionNo, by: u16) -> SessionRecord {
             0 => SessionUser::Unknown,
             1 => SessionUser::Anonymous,
             _ => SessionUser::Named(format!("user-{by}").into()),
+        },
+        queue_policy: match by >> 9 & 3 {
+            0 => None,
+            1 => Some(QueuePolicy::DropNew),
+            _ => Some(QueuePolicy::DropOldest),
         },
     }
 }

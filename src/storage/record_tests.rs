@@ -11,7 +11,7 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
-use crate::session::{Author, SessionUser};
+use crate::session::{Author, QueuePolicy, SessionUser};
 use crate::storage::model::{message, recipient, record};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -188,6 +188,7 @@ pub(super) fn session_of_version_1(no: u64) -> (Vec<u8>, SessionRecord) {
         epoch: 0,
         pending: false,
         user: SessionUser::Unknown,
+        queue_policy: None,
     };
     (row, record)
 }
@@ -226,7 +227,7 @@ fn sessions_of_version_2_are_nobodys_in_particular() {
 }
 
 #[test]
-fn sessions_of_version_3_have_wills_of_unknown_authors() {
+fn sessions_of_version_3_have_neither_authors_of_wills_nor_queue_policies() {
     let (_, record) = session_of_version_1(9);
     let record = SessionRecord { user: SessionUser::Named("alice".into()), ..record };
     let mut row = encoded(|out| put_session(out, &record));
@@ -234,6 +235,11 @@ fn sessions_of_version_3_have_wills_of_unknown_authors() {
     assert_eq!(decode_session(9, &row), Ok(record.clone()));
     row[1] |= 16;
     assert_eq!(decode_session(9, &row), Err(RecordError::Value("flags")), "version 3 had no such flag");
+    for flag in [32, 64] {
+        row[1] = row[1] & !16 | flag;
+        assert_eq!(decode_session(9, &row), Err(RecordError::Value("flags")), "nor such flags");
+        row[1] &= !flag;
+    }
     for (address, groups, publish) in [
         ("192.0.2.1", vec![], None),
         ("2001:db8::1", vec!["ops", "x"], Some(vec![])),
@@ -256,5 +262,12 @@ fn sessions_of_version_3_have_wills_of_unknown_authors() {
         let mut no_will = row.clone();
         no_will[1] &= !2;
         assert!(decode_session(9, &no_will).is_err());
+    }
+    for policy in QueuePolicy::ALL {
+        let record = SessionRecord { queue_policy: Some(policy), ..record.clone() };
+        let mut row = encoded(|out| put_session(out, &record));
+        assert_eq!(decode_session(9, &row), Ok(record));
+        row[1] |= 32 | 64;
+        assert_eq!(decode_session(9, &row), Err(RecordError::Value("queue policy")));
     }
 }

@@ -6,11 +6,11 @@ use super::wire::{Input, put_text, put_u32, put_u64, put_varint};
 use crate::broker::ports::{SessionNo, SessionRecord, SubscriptionRecord, WillRecord};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
-use crate::session::{Author, SessionUser};
+use crate::session::{Author, QueuePolicy, SessionUser};
 use std::sync::Arc;
 
 /// Versions of session records. Version 2 adds the epoch and whether the claim is under way, version 3 the user, version 4 the author of
-/// the will.
+/// the will and the queue policy.
 pub(super) const SESSION_ROWS: Chain = Chain::new(1, &[to_version_2, to_version_3, to_version_4]);
 /// Versions of subscriptions. Version 2 adds the publishes that they are younger than.
 pub(super) const SUBSCRIPTION_ROWS: Chain = Chain::new(1, &[subscription_to_version_2]);
@@ -22,6 +22,10 @@ const PENDING: u8 = 4;
 const USER: u8 = 8;
 /// The author of the will is known, and stands before its message.
 const AUTHOR: u8 = 16;
+/// The client has chosen that new messages are dropped when its queue is full.
+const DROP_NEW: u8 = 32;
+/// The same of the oldest ones.
+const DROP_OLDEST: u8 = 64;
 
 /// Where version 2 has the epoch: behind version, flags, expiry and time of making.
 const EPOCH_AT: usize = 1 + 1 + 4 + 8;
@@ -33,7 +37,9 @@ pub(super) fn put_session(out: &mut Vec<u8>, record: &SessionRecord) {
         | flag(WILL, record.will.is_some())
         | flag(PENDING, record.pending)
         | flag(USER, record.user.written().is_some())
-        | flag(AUTHOR, record.will.as_ref().is_some_and(|will| will.author.is_some()));
+        | flag(AUTHOR, record.will.as_ref().is_some_and(|will| will.author.is_some()))
+        | flag(DROP_NEW, record.queue_policy == Some(QueuePolicy::DropNew))
+        | flag(DROP_OLDEST, record.queue_policy == Some(QueuePolicy::DropOldest));
     out.extend_from_slice(&[SESSION_ROWS.current(), flags]);
     put_u32(out, record.expiry_s);
     put_u64(out, record.created_at.0);
@@ -125,10 +131,12 @@ fn to_version_3(row: &[u8]) -> Result<Vec<u8>, RecordError> {
     }
 }
 
-/// From version 3: only the version changes, and nobody knew an author.
+/// From version 3: only the version changes; nobody knew an author, or could choose a queue policy.
 fn to_version_4(row: &[u8]) -> Result<Vec<u8>, RecordError> {
     match row {
-        [_, flags, ..] if flags & AUTHOR != 0 => Err(RecordError::Value("flags")),
+        [_, flags, ..] if flags & !(DISCONNECTED | WILL | PENDING | USER) != 0 => {
+            Err(RecordError::Value("flags"))
+        }
         [_, rest @ ..] => Ok([&[4], rest].concat()),
         [] => Err(RecordError::Truncated),
     }
@@ -140,7 +148,14 @@ pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord,
     let mut input = Input::new(&row);
     input.u8()?;
     let flags = input.u8()?;
-    if flags & !(DISCONNECTED | WILL | PENDING | USER | AUTHOR) != 0 || flags & (WILL | AUTHOR) == AUTHOR {
+    let queue_policy = match flags & (DROP_NEW | DROP_OLDEST) {
+        0 => None,
+        DROP_NEW => Some(QueuePolicy::DropNew),
+        DROP_OLDEST => Some(QueuePolicy::DropOldest),
+        _ => return Err(RecordError::Value("queue policy")),
+    };
+    let known = DISCONNECTED | WILL | PENDING | USER | AUTHOR | DROP_NEW | DROP_OLDEST;
+    if flags & !known != 0 || flags & (WILL | AUTHOR) == AUTHOR {
         return Err(RecordError::Value("flags"));
     }
     let expiry_s = input.u32()?;
@@ -162,7 +177,18 @@ pub(super) fn decode_session(no: SessionNo, row: &[u8]) -> Result<SessionRecord,
     };
     input.end()?;
     let pending = flags & PENDING != 0;
-    Ok(SessionRecord { no, client_id, expiry_s, disconnected_at, will, created_at, epoch, pending, user })
+    Ok(SessionRecord {
+        no,
+        client_id,
+        expiry_s,
+        disconnected_at,
+        will,
+        created_at,
+        epoch,
+        pending,
+        user,
+        queue_policy,
+    })
 }
 
 /// Decodes the subscription to `filter`.

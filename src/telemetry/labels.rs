@@ -226,6 +226,8 @@ label! {
         MailboxFull = "mailbox_full",
         /// QoS 1 or 2 for a session whose queue is full.
         QueueFull = "queue_full",
+        /// The oldest of a full queue or mailbox, which gave way to a newer one (session.queue_policy: drop_oldest).
+        Displaced = "displaced",
         /// Its message expiry interval passed while it was queued.
         Expired = "expired",
         /// Larger than what the client accepts.

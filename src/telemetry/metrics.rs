@@ -225,6 +225,8 @@ metrics! {
         "Time a check of a password takes, without waiting.";
     account_reloads: Family<ReloadResult, Counter> = "berth_account_reloads_total", count,
         "Files of accounts and keys that were read again because they had changed, by result.";
+    config_reloads: Family<ReloadResult, Counter> = "berth_config_reloads_total", count,
+        "Times that the configuration was read again (SIGHUP or berth ctl reload), by result.";
     accounts_withdrawn: Counter = "berth_accounts_withdrawn_total", count,
         "Connections ended because their account was removed or changed.";
     takeovers: Counter = "berth_takeovers_total", count,
@@ -237,6 +239,16 @@ metrics! {
         "Subscriptions of all sessions that are shared ($share/...).";
     arriving_bytes: Gauge = "berth_arriving_bytes", bytes,
         "Room taken by packets above 64 KiB that are arriving (limits.max_arriving_bytes).";
+    memory_limit_bytes: Gauge = "berth_memory_limit_bytes", bytes,
+        "Memory that the broker may use (limits.memory); 0 = it is not limited.";
+    memory_level: Gauge = "berth_memory_level", count,
+        "How far that is used up: 0 = there is enough, 1 = publishers are not read (limits.memory_pause_at), 2 = new connections are refused as well (limits.memory_refuse_at).";
+    memory_pauses: Counter = "berth_memory_pauses_total", count,
+        "Times that publishers were not read any more because of limits.memory_pause_at.";
+    publishers_paused: Gauge = "berth_publishers_paused", count,
+        "Connections with a PUBLISH packet that waits because of limits.memory_pause_at.";
+    memory_refused: Counter = "berth_memory_refused_total", count,
+        "CONNECT packets refused because of limits.memory_refuse_at.";
     queued_messages: Gauge = "berth_queued_messages", count,
         "QoS 1 and 2 messages that wait for a receiver, counted once per receiver.";
     messages_dropped: Family<DropReason, Counter> = "berth_messages_dropped_total", count,
@@ -435,7 +447,8 @@ impl Default for Metrics {
     }
 }
 
-fn resident_memory_bytes() -> Option<u64> {
+/// Memory of the process that is in RAM, bytes; `None` if the system does not say.
+pub fn resident_memory_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -41,10 +41,19 @@ pub struct Current {
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-/// The certificates of one listener.
+/// Files that were read and can be used.
+#[derive(Debug)]
+pub struct Prepared {
+    files: Files,
+    stamps: Vec<Stamp>,
+    current: Current,
+}
+
+/// The certificates of one listener, or of admin HTTP.
 #[derive(Debug)]
 pub struct Keeper {
-    files: Files,
+    section: String,
+    files: RwLock<Files>,
     current: RwLock<Arc<Current>>,
     /// What the files looked like when they were read last, whether they could be used or not.
     read: Mutex<Vec<Stamp>>,
@@ -60,7 +69,8 @@ impl Keeper {
         let stamps = files.stamps();
         let current = files.load(now, 0)?;
         Ok(Keeper {
-            files,
+            section: files.section.clone(),
+            files: RwLock::new(files),
             current: RwLock::new(Arc::new(current)),
             read: Mutex::new(stamps),
             changed: Notify::new(),
@@ -69,7 +79,7 @@ impl Keeper {
 
     /// The section of the options that name the files, such as `listeners.tls`.
     pub fn section(&self) -> &str {
-        &self.files.section
+        &self.section
     }
 
     /// What new handshakes use.
@@ -92,12 +102,34 @@ impl Keeper {
     /// # Errors
     /// One of them cannot be used.
     pub fn reload(&self, now: Time) -> Result<(), TlsError> {
-        let stamps = self.files.stamps();
-        *self.read.lock() = stamps;
-        let new = self.files.load(now, self.current().generation + 1)?;
-        *self.current.write() = Arc::new(new);
-        self.changed.notify_waiters();
+        let files = self.files.read().clone();
+        // Those that cannot be used are not read again and again.
+        *self.read.lock() = files.stamps();
+        let prepared = self.prepare(files, now)?;
+        self.put(prepared);
         Ok(())
+    }
+
+    /// Reads files, which may be others than before, and changes nothing.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub fn prepare(&self, files: Files, now: Time) -> Result<Prepared, TlsError> {
+        let stamps = files.stamps();
+        let current = files.load(now, 0)?;
+        Ok(Prepared { files, stamps, current })
+    }
+
+    /// What was read is used for handshakes from now on.
+    pub fn put(&self, prepared: Prepared) {
+        let Prepared { files, stamps, current: mut new } = prepared;
+        *self.files.write() = files;
+        *self.read.lock() = stamps;
+        let mut current = self.current.write();
+        new.generation = current.generation + 1;
+        *current = Arc::new(new);
+        drop(current);
+        self.changed.notify_waiters();
     }
 
     /// Whether a client's certificate that was good when it came, at `came`, is still that of a trusted authority and not revoked.
@@ -112,7 +144,7 @@ impl Keeper {
 
     /// What the files look like now, and whether that differs from when they were read.
     fn look(&self) -> (Vec<Stamp>, bool) {
-        let stamps = self.files.stamps();
+        let stamps = self.files.read().stamps();
         let changed = *self.read.lock() != stamps;
         (stamps, changed)
     }

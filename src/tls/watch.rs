@@ -1,4 +1,4 @@
-//! Looks after the files: reads them again when they change, or when somebody asks for it.
+//! Looks after the files: reads them again when they change.
 
 use super::{Keeper, Stamp};
 use crate::clock;
@@ -6,32 +6,28 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reload;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::Signal;
 use tokio::time::MissedTickBehavior;
 
 /// Between two looks at the files, milliseconds. A change is acted on at the second look that finds it: whoever writes a certificate
 /// and then its key has that long.
 pub const POLL_MS: u64 = 250;
 
-/// Reads the files of `keepers` again when they change and on each signal of `asked`.
-pub async fn watch(keepers: Vec<Arc<Keeper>>, mut asked: Signal, metrics: Arc<Metrics>) {
+/// Reads the files of `keepers` again when they change.
+pub async fn watch(keepers: Vec<Arc<Keeper>>, metrics: Arc<Metrics>) {
+    if keepers.is_empty() {
+        return;
+    }
     let mut ticker = tokio::time::interval(Duration::from_millis(POLL_MS));
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Vec<Vec<Stamp>> = vec![Vec::new(); keepers.len()];
     loop {
-        let all = tokio::select! {
-            _ = ticker.tick(), if !keepers.is_empty() => false,
-            _ = asked.recv() => true,
-        };
-        if all && keepers.is_empty() {
-            tracing::info!("SIGHUP: no listener has certificates that could be read again");
-        }
+        ticker.tick().await;
         let (looked, metrics) = (keepers.clone(), metrics.clone());
         // Files may be on a disk that is slow.
         let looking = move || {
             for (keeper, last) in looked.iter().zip(&mut last) {
                 let (stamps, changed) = keeper.look();
-                if all || (changed && *last == stamps) {
+                if changed && *last == stamps {
                     reload(keeper, &metrics);
                 }
                 *last = stamps;

@@ -82,6 +82,8 @@ pub struct Dial {
     pub will: Option<Will>,
     pub username: Option<String>,
     pub password: Option<Vec<u8>>,
+    /// User properties (MQTT 5).
+    pub properties: Vec<(String, String)>,
 }
 
 impl Dial {
@@ -98,6 +100,7 @@ impl Dial {
             will: None,
             username: None,
             password: None,
+            properties: Vec::new(),
         }
     }
 
@@ -165,6 +168,13 @@ impl Dial {
         self
     }
 
+    /// With this user property.
+    #[must_use]
+    pub fn property(mut self, name: &str, value: &str) -> Dial {
+        self.properties.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// CONNECT as bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let mut properties = Vec::new();
@@ -173,6 +183,9 @@ impl Dial {
         }
         if self.receive_maximum < u16::MAX {
             client::put_property(&mut properties, &Property::ReceiveMaximum(self.receive_maximum));
+        }
+        for (name, value) in &self.properties {
+            client::put_property(&mut properties, &Property::UserProperty(name, value));
         }
         let mut will_properties = Vec::new();
         if let Some(will) = self.will.as_ref().filter(|w| w.delay_s > 0) {

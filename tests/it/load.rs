@@ -114,7 +114,10 @@ fn reconnect(dial: &Dial, stage: &Stage, conn: u64) -> Client {
 fn receive(client: &mut Client, stage: &Stage) -> io::Result<In> {
     loop {
         match client.try_recv() {
-            Ok(In::Closed | In::Disconnect(Reason::ServerMoved | Reason::ServerBusy)) => {
+            Ok(
+                In::Closed
+                | In::Disconnect(Reason::ServerMoved | Reason::ServerBusy | Reason::ServerShuttingDown),
+            ) => {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && stage.judging.load(Ordering::Acquire) => {}

@@ -114,7 +114,8 @@ impl Access {
         let path = self.editable()?;
         let before = read_bounded(path).map_err(|source| EditError::Io { path: path.to_owned(), source })?;
         let after = edited(&before, edit, path)?;
-        let parse = |text: &str| RuleSet::parse(&self.source, text, self.otherwise, &self.admin_group);
+        let (otherwise, admin_group) = self.defaults.read().clone();
+        let parse = |text: &str| RuleSet::parse(&self.source, text, otherwise, &admin_group);
         let in_file = |fault| EditError::File { path: path.to_owned(), fault };
         let old = parse(&before).map_err(in_file)?;
         let rules = parse(&after).map_err(in_file)?;

@@ -30,7 +30,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The largest file of rules, bytes.
 pub const ACL_FILE_BYTES_MAX: u64 = 16 << 20;
@@ -105,7 +105,7 @@ pub enum AclError {
 /// All rules at one time.
 #[derive(Debug)]
 pub struct RuleSet {
-    rules: Rules,
+    rules: Arc<Rules>,
     otherwise: Otherwise,
     admin_group: Box<str>,
 }
@@ -125,16 +125,25 @@ impl RuleSet {
                 Rules::List(List::new(yaml::rules(text)?))
             }
         };
-        Ok(RuleSet { rules, otherwise, admin_group: admin_group.into() })
+        Ok(RuleSet::of(rules, otherwise, admin_group))
+    }
+
+    fn of(rules: Rules, otherwise: Otherwise, admin_group: &str) -> RuleSet {
+        RuleSet { rules: Arc::new(rules), otherwise, admin_group: admin_group.into() }
     }
 
     fn none(otherwise: Otherwise, admin_group: &str) -> RuleSet {
-        RuleSet { rules: Rules::List(List::default()), otherwise, admin_group: admin_group.into() }
+        RuleSet::of(Rules::List(List::default()), otherwise, admin_group)
+    }
+
+    /// The same rules, and what holds where they say nothing.
+    fn under(&self, otherwise: Otherwise, admin_group: &str) -> RuleSet {
+        RuleSet { rules: self.rules.clone(), otherwise, admin_group: admin_group.into() }
     }
 
     /// Whether there is no rule.
     pub fn is_empty(&self) -> bool {
-        match &self.rules {
+        match &*self.rules {
             Rules::List(list) => list.rules().is_empty(),
             Rules::Lines(lines) => lines.is_empty(),
         }
@@ -142,7 +151,7 @@ impl RuleSet {
 
     /// Whether anything can be denied. A file of mosquitto's denies all that it does not allow, also if it allows nothing.
     pub fn restricts(&self) -> bool {
-        !self.is_empty() || self.otherwise == Otherwise::Deny || matches!(self.rules, Rules::Lines(_))
+        !self.is_empty() || self.otherwise == Otherwise::Deny || matches!(*self.rules, Rules::Lines(_))
     }
 
     /// What holds where no rule says anything.
@@ -152,7 +161,7 @@ impl RuleSet {
 
     /// Every rule by its number (a mosquitto file's by its line), on one line.
     pub fn shown(&self) -> Vec<(usize, String)> {
-        match &self.rules {
+        match &*self.rules {
             Rules::List(list) => {
                 list.rules().iter().enumerate().map(|(at, r)| (at + 1, r.shown.clone())).collect()
             }
@@ -162,7 +171,7 @@ impl RuleSet {
 
     /// Whether some rule may allow `who` to publish anywhere.
     pub fn may_publish_somewhere(&self, who: &Identity) -> bool {
-        match &self.rules {
+        match &*self.rules {
             _ if self.allows_otherwise() => true,
             Rules::List(list) => list.may_publish_somewhere(who),
             Rules::Lines(lines) => lines.may_publish_somewhere(who),
@@ -189,7 +198,7 @@ impl Permissions for RuleSet {
         if !self.restricts() {
             return Ruling::allow(QoS::ExactlyOnce, By::NoRules);
         }
-        let said = match &self.rules {
+        let said = match &*self.rules {
             Rules::List(list) => list.ruling(who, ask),
             Rules::Lines(lines) => lines.ruling(who, ask),
         };
@@ -251,6 +260,14 @@ impl Changes {
     }
 }
 
+/// Rules that were read and do not hold yet.
+#[derive(Debug)]
+pub struct PreparedRules {
+    /// `None` = those that hold, which are not in a file.
+    rules: Option<Arc<RuleSet>>,
+    defaults: (Otherwise, Box<str>),
+}
+
 #[derive(Debug, Default)]
 struct Seen {
     /// Of what was read last.
@@ -265,13 +282,15 @@ struct Seen {
 #[derive(Debug)]
 pub struct Access {
     source: Source,
-    otherwise: Otherwise,
-    admin_group: Box<str>,
+    /// What holds where no rule says anything, and the group of those who may read `$SYS`.
+    defaults: RwLock<(Otherwise, Box<str>)>,
     current: RwLock<Arc<RuleSet>>,
     /// See [`Permissions::version`].
     version: AtomicU64,
     /// How often rules have been put in force.
     changes: AtomicU64,
+    /// False while it is not known what the cluster's directory has.
+    known: AtomicBool,
     /// Held while the file is read or edited.
     seen: Mutex<Seen>,
     /// Clients may have tokens that say what they may do.
@@ -299,10 +318,10 @@ impl Access {
         Access {
             current: RwLock::new(Arc::new(RuleSet::none(otherwise, admin_group))),
             source,
-            otherwise,
-            admin_group: admin_group.into(),
+            defaults: RwLock::new((otherwise, admin_group.into())),
             version: AtomicU64::new(0),
             changes: AtomicU64::new(0),
+            known: AtomicBool::new(true),
             seen: Mutex::new(Seen::default()),
             tokens: false,
         }
@@ -337,12 +356,49 @@ impl Access {
         }
     }
 
-    /// Takes the file whether it has changed or not.
-    pub fn reload(&self) -> Look {
-        match self.source.path() {
-            Some(_) => self.take(&mut self.seen.lock()),
-            None => Look::Same,
-        }
+    /// Reads the rules again, under defaults that may be others than before, and changes nothing: they hold once that is given to
+    /// [`Access::put_in_force`] which this returns.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is faulty.
+    pub fn prepare(&self, otherwise: Otherwise, admin_group: &str) -> Result<PreparedRules, AclError> {
+        let rules = match self.source.path() {
+            Some(_) => Some(self.not_emptied(self.parse(read_bounded, otherwise, admin_group)?)?),
+            None => None,
+        };
+        Ok(PreparedRules { rules, defaults: (otherwise, admin_group.into()) })
+    }
+
+    /// These rules hold from now on.
+    pub fn put_in_force(&self, prepared: PreparedRules) -> Changes {
+        let mut defaults = self.defaults.write();
+        *defaults = prepared.defaults;
+        let before = self.rules();
+        let rules = prepared.rules.unwrap_or_else(|| {
+            // Until it is known what is in the directory everything is denied.
+            let known = self.known.load(Ordering::Acquire);
+            Arc::new(before.under(if known { defaults.0 } else { Otherwise::Deny }, &defaults.1))
+        });
+        let changes = Changes::between(&before, &rules);
+        self.put(rules);
+        changes
+    }
+
+    /// The rules in what `read` gives, and whether there is nothing in it but comments.
+    fn parse(
+        &self,
+        read: impl FnOnce(&Path) -> io::Result<String>,
+        otherwise: Otherwise,
+        admin_group: &str,
+    ) -> Result<(Arc<RuleSet>, bool), AclError> {
+        let path = self.source.path().unwrap_or(Path::new(""));
+        let key = self.source.key();
+        let text =
+            read(path).map_err(|source| AclError::Unreadable { path: path.to_owned(), key, source })?;
+        let rules = RuleSet::parse(&self.source, &text, otherwise, admin_group)
+            .map_err(|fault| AclError::Faulty { path: path.to_owned(), key, fault })?;
+        let blank = text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));
+        Ok((Arc::new(rules), blank))
     }
 
     fn take(&self, seen: &mut Seen) -> Look {
@@ -372,17 +428,12 @@ impl Access {
     /// The rules in the file, and whether there is nothing in it but comments.
     fn read(&self, seen: &mut Seen) -> Result<(Arc<RuleSet>, bool), AclError> {
         let path = self.source.path().unwrap_or(Path::new(""));
-        let key = self.source.key();
-        let unreadable = |source| AclError::Unreadable { path: path.to_owned(), key, source };
         // Before its content: what changes in between is found by the next look.
         let stamp = stamp_of(path);
         seen.unreadable = stamp.is_err();
         seen.stamp = stamp.as_ref().ok().copied();
-        let text = stamp.and_then(|_| read_bounded(path)).map_err(unreadable)?;
-        let rules = RuleSet::parse(&self.source, &text, self.otherwise, &self.admin_group)
-            .map_err(|fault| AclError::Faulty { path: path.to_owned(), key, fault })?;
-        let blank = text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));
-        Ok((Arc::new(rules), blank))
+        let (otherwise, admin_group) = self.defaults.read().clone();
+        self.parse(|path| stamp.and_then(|_| read_bounded(path)), otherwise, &admin_group)
     }
 
     fn put(&self, rules: Arc<RuleSet>) {

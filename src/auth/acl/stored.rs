@@ -8,6 +8,7 @@ use super::{Access, Changes, Otherwise, RuleSet, Rules};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The version of the record, and the only one that this release reads.
 const VERSION: u32 = 1;
@@ -67,6 +68,7 @@ impl Access {
     /// Rules of the cluster's directory. Until it is known what is there everything is denied.
     pub fn of_directory(otherwise: Otherwise, admin_group: &str) -> Access {
         let access = Access::of(super::Source::Directory, otherwise, admin_group);
+        access.known.store(false, Ordering::Release);
         access.put(Arc::new(RuleSet::none(Otherwise::Deny, admin_group)));
         access
     }
@@ -94,16 +96,20 @@ impl Access {
             yaml::rule(at + 1, &node).map_err(|fault| Fault { line: 0, ..fault })
         };
         let rules = rules.iter().enumerate().map(one).collect::<Result<Vec<_>, Fault>>()?;
-        Ok(RuleSet {
-            rules: Rules::List(List::new(rules)),
-            otherwise: self.otherwise,
-            admin_group: self.admin_group.clone(),
-        })
+        let (otherwise, admin_group) = self.defaults.read().clone();
+        Ok(RuleSet::of(Rules::List(List::new(rules)), otherwise, &admin_group))
     }
 
     /// Puts the rules of the directory in force; `None` = it never had any.
     pub fn put_stored(&self, rules: Option<RuleSet>) -> Changes {
-        let rules = rules.unwrap_or_else(|| RuleSet::none(self.otherwise, &self.admin_group));
+        // Held until they are in force: a reload may bring other defaults at any time.
+        let defaults = self.defaults.read();
+        let (otherwise, admin_group) = &*defaults;
+        let rules = match rules {
+            Some(rules) => rules.under(*otherwise, admin_group),
+            None => RuleSet::none(*otherwise, admin_group),
+        };
+        self.known.store(true, Ordering::Release);
         let changes = Changes::between(&self.rules(), &rules);
         self.put(Arc::new(rules));
         changes

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::auth::acl::Otherwise;
+use crate::auth::bans::Flapping;
 use crate::auth::password::Checker;
 use crate::auth::password::pool::PoolLimits;
 use crate::broker::ports::{BanKind, ClusterTime};
@@ -199,4 +200,65 @@ fn bans_pass_by_the_clusters_time_and_have_one_name() {
         "not its only form"
     );
     assert_eq!(parts.apply(&network("here"), Some(forever)), DirectoryOutcome::Kept);
+}
+
+#[test]
+fn a_reload_leaves_what_is_in_the_directory() {
+    let parts = parts();
+    let reload = |otherwise: Otherwise| {
+        parts.access.put_in_force(parts.access.prepare(otherwise, "admins").unwrap());
+        let flapping = Flapping { connects: 1, within_ms: 1_000, ban_ms: 10_000 };
+        parts.bans.put_all(parts.bans.prepare(Some(flapping), Time(5)).unwrap(), Time(5))
+    };
+    assert_eq!(reload(Otherwise::Allow), 0);
+    assert!(!parts.access.rules().allows_otherwise(), "it is not known yet whether there are rules");
+    parts.snapshot(&[(&DirectoryKey::Rules, RULES), (&ban("c"), br#"{"v":1,"since":1}"#)]);
+    assert_eq!((parts.access.rules().shown().len(), parts.access.rules().allows_otherwise()), (1, true));
+    for (otherwise, allows) in [(Otherwise::Auto, false), (Otherwise::Deny, false), (Otherwise::Allow, true)]
+    {
+        reload(otherwise);
+        let rules = parts.access.rules();
+        assert_eq!((rules.shown().len(), rules.allows_otherwise()), (1, allows), "{otherwise:?}");
+        assert!(parts.banned("c", 5));
+    }
+    // What changes later does so under the defaults that hold.
+    let two = br#"{"v":1,"rules":[{"allow":"all","topics":["a"]},{"allow":"all","topics":["b"]}]}"#;
+    assert_eq!(parts.apply(&DirectoryKey::Rules, Some(two)), DirectoryOutcome::Changed);
+    assert_eq!((parts.access.rules().shown().len(), parts.access.rules().allows_otherwise()), (2, true));
+}
+
+#[test]
+fn a_reload_reads_the_bans_of_the_node_and_keeps_those_of_clients_that_flap() {
+    let dir = tempfile::tempdir().unwrap();
+    let flapping = Flapping { connects: 1, within_ms: 1_000, ban_ms: 10_000 };
+    let bans = Bans::open(Some(dir.path()), Some(flapping), Time(1)).unwrap();
+    let by_hand = |name: &str| {
+        let text = format!(r#"[{{"kind":"client","name":"{name}","since":1}}]"#);
+        std::fs::write(dir.path().join("bans.json"), text).unwrap();
+    };
+    let who = Identity {
+        client_id: "flaps".into(),
+        username: None,
+        door: Door::tcp("127.0.0.1:1".parse().unwrap()),
+        account: Arc::default(),
+    };
+    assert!(bans.connects(&who, Time(2)).is_none() && bans.connects(&who, Time(3)).is_some());
+    let names = || bans.list(Time(5)).into_iter().map(|ban| ban.name).collect::<Vec<_>>();
+    by_hand("x");
+    assert_eq!(names(), ["flaps"]);
+    assert_eq!(bans.put_all(bans.prepare(Some(flapping), Time(5)).unwrap(), Time(5)), 2);
+    assert_eq!(names(), ["flaps", "x"]);
+    // An order that comes between reading and putting in force is not undone.
+    by_hand("y");
+    let prepared = bans.prepare(Some(flapping), Time(5)).unwrap();
+    bans.remove(BanKind::Client, "x", Time(5)).unwrap();
+    assert_eq!(bans.put_all(prepared, Time(5)), 1);
+    assert_eq!(names(), ["flaps"]);
+    // Nobody is banned for flapping any more once that is off.
+    bans.put_all(bans.prepare(None, Time(5)).unwrap(), Time(5));
+    let other = Identity { client_id: "other".into(), ..who };
+    assert!((0..9).all(|_| bans.connects(&other, Time(6)).is_none()));
+    std::fs::write(dir.path().join("bans.json"), "[").unwrap();
+    assert!(bans.prepare(None, Time(5)).is_err());
+    assert_eq!(names(), ["flaps"]);
 }

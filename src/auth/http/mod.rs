@@ -5,7 +5,7 @@ mod cache;
 mod connection;
 mod queue;
 
-use super::method::{Checked, Method, Refusal, Request};
+use super::method::{Checked, Method, Prepared, Refusal, Request};
 use super::password::users::{is_foreign_name, is_name};
 use crate::broker::ports::{AccessClaims, Account, AccountMark};
 use crate::clock::{self, Time};
@@ -122,20 +122,20 @@ impl Hook {
             turns: Semaphore::new(http.parallel),
             waiting: Queue::default(),
         };
-        hook.read_token()?;
+        if let Some((file, token)) = &hook.token {
+            *token.write() = Some(Hook::read_token(file, true)?);
+        }
         Ok(hook)
     }
 
-    fn read_token(&self) -> Result<(), FileError> {
-        let Some((file, token)) = &self.token else { return Ok(()) };
-        let bytes = file.read()?;
+    fn read_token(file: &WatchedFile, note: bool) -> Result<Zeroizing<String>, FileError> {
+        let bytes = if note { file.read()? } else { file.peek()? };
         let text = std::str::from_utf8(&bytes).ok().map(str::trim);
         let visible = |t: &&str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic());
         let text = text
             .filter(visible)
             .ok_or_else(|| file.content("it is no token: one line of visible characters"))?;
-        *token.write() = Some(Zeroizing::new(text.to_owned()));
-        Ok(())
+        Ok(Zeroizing::new(text.to_owned()))
     }
 
     async fn judge(&self, request: &Request) -> Checked {
@@ -240,9 +240,19 @@ impl Method for Hook {
         Box::pin(self.judge(request))
     }
 
-    fn reload(&self, force: bool) -> Option<Result<String, FileError>> {
+    fn has_changed(&self) -> bool {
+        self.token.as_ref().is_some_and(|(file, _)| file.has_changed())
+    }
+
+    fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, FileError>> {
         let (file, _) = self.token.as_ref()?;
-        (file.has_changed() || force)
-            .then(|| self.read_token().map(|()| "the token of the HTTP hook".to_owned()))
+        Some(Hook::read_token(file, note).map(|text| -> Prepared {
+            Box::new(move || {
+                if let Some((_, token)) = &self.token {
+                    *token.write() = Some(text);
+                }
+                "the token of the HTTP hook".to_owned()
+            })
+        }))
     }
 }

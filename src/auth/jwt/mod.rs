@@ -3,7 +3,7 @@
 pub mod keys;
 pub mod token;
 
-use super::method::{Checked, Method, Refusal, Request};
+use super::method::{Checked, Method, Prepared, Refusal, Request};
 use crate::broker::ports::{Account, AccountMark};
 use crate::clock;
 use crate::config::{AuthJwt, TokenPlace};
@@ -52,18 +52,17 @@ impl Tokens {
             skew_ms: u64::try_from(jwt.skew.as_millis()).unwrap_or(u64::MAX),
         };
         let tokens = Tokens { place: jwt.from, expected, files, keys: RwLock::new(Arc::from([])) };
-        tokens.read()?;
+        *tokens.keys.write() = tokens.read(true)?;
         Ok(tokens)
     }
 
-    fn read(&self) -> Result<usize, FileError> {
+    fn read(&self, note: bool) -> Result<Arc<[Key]>, FileError> {
         let mut keys = Vec::new();
         for (file, read) in &self.files {
-            keys.extend(read(&file.read()?).map_err(|why| file.content(why))?);
+            let bytes = if note { file.read()? } else { file.peek()? };
+            keys.extend(read(&bytes).map_err(|why| file.content(why))?);
         }
-        let n = keys.len();
-        *self.keys.write() = keys.into();
-        Ok(n)
+        Ok(keys.into())
     }
 
     fn judge(&self, request: &Request) -> Checked {
@@ -98,10 +97,19 @@ impl Method for Tokens {
         Box::pin(std::future::ready(self.judge(request)))
     }
 
-    fn reload(&self, force: bool) -> Option<Result<String, FileError>> {
+    fn has_changed(&self) -> bool {
         // Each is asked, since each takes note of what it has seen.
-        let changed = self.files.iter().filter(|(file, _)| file.has_changed()).count();
-        (force || changed > 0).then(|| self.read().map(|n| format!("{n} keys of tokens")))
+        self.files.iter().filter(|(file, _)| file.has_changed()).count() > 0
+    }
+
+    fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, FileError>> {
+        Some(self.read(note).map(|keys| -> Prepared {
+            Box::new(move || {
+                let n = keys.len();
+                *self.keys.write() = keys;
+                format!("{n} keys of tokens")
+            })
+        }))
     }
 
     /// A token counts for as long as its key does.

@@ -5,7 +5,7 @@ pub mod pool;
 pub mod scram;
 pub mod users;
 
-use super::method::{Checked, Method, Refusal, Request};
+use super::method::{Checked, Method, Prepared, Refusal, Request};
 use crate::broker::ports::{Account, AccountMark};
 use crate::clock;
 use crate::secret_file::{FileError, Privacy, WatchedFile};
@@ -103,6 +103,12 @@ enum Source {
     },
 }
 
+/// The users in a file. `note`: what was read is no change any more.
+fn read(file: &WatchedFile, note: bool, hasher: &RandomState) -> Result<Users, FileError> {
+    let bytes = if note { file.read()? } else { file.peek()? };
+    Users::parse(&bytes, file, hasher)
+}
+
 /// Knows users from a file, or from the cluster's directory.
 pub struct Passwords {
     source: Source,
@@ -118,27 +124,15 @@ impl Passwords {
     /// If it cannot be read, is wrong, or others can read it.
     pub fn open(path: &Path, checker: Arc<Checker>) -> Result<Passwords, FileError> {
         let file = WatchedFile::new("auth.password.file", path, Privacy::Secret);
-        let passwords = Passwords::new(Source::File(file), checker);
-        if let Source::File(file) = &passwords.source {
-            passwords.read(file)?;
-        }
-        Ok(passwords)
+        let hasher = RandomState::default();
+        let users = read(&file, true, &hasher)?;
+        Ok(Passwords { source: Source::File(file), users: RwLock::new(users), checker, hasher })
     }
 
     /// Users of the cluster's directory, which is not known yet.
     pub fn of_directory(checker: Arc<Checker>) -> Passwords {
-        Passwords::new(Source::Directory { known: AtomicBool::new(false) }, checker)
-    }
-
-    fn new(source: Source, checker: Arc<Checker>) -> Passwords {
+        let source = Source::Directory { known: AtomicBool::new(false) };
         Passwords { source, users: RwLock::default(), checker, hasher: RandomState::default() }
-    }
-
-    fn read(&self, file: &WatchedFile) -> Result<usize, FileError> {
-        let users = Users::parse(&file.read()?, file, &self.hasher)?;
-        let n = users.by_name.len();
-        *self.users.write() = users;
-        Ok(n)
     }
 
     /// A user as it is now, and its name.
@@ -246,12 +240,23 @@ impl Method for Passwords {
         })
     }
 
-    fn reload(&self, force: bool) -> Option<Result<String, FileError>> {
-        let Source::File(file) = &self.source else { return None };
-        if !force && !file.has_changed() {
-            return None;
+    fn has_changed(&self) -> bool {
+        match &self.source {
+            Source::File(file) => file.has_changed(),
+            Source::Directory { .. } => false,
         }
-        Some(self.read(file).map(|n| format!("{n} users from {}", file.path().display())))
+    }
+
+    fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, FileError>> {
+        let Source::File(file) = &self.source else { return None };
+        let (users, file) = (read(file, note, &self.hasher), file.path().display().to_string());
+        Some(users.map(|users| -> Prepared {
+            Box::new(move || {
+                let n = users.by_name.len();
+                *self.users.write() = users;
+                format!("{n} users from {file}")
+            })
+        }))
     }
 
     fn holds(&self, account: &Account, version: u64) -> bool {

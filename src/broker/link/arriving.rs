@@ -79,7 +79,7 @@ impl Link {
             return; // whole packets may wait here: their time has not begun
         }
         let limits = &self.broker.limits;
-        let arriving = self.arriving.get_or_insert_with(|| Arriving::new(now, limits.packet_timeout_ms));
+        let arriving = self.arriving.get_or_insert_with(|| Arriving::new(now, limits.packet_timeout_ms()));
         let mut maximum = CONNECT_BYTES_MAX;
         let mut rooms = &self.broker.receiving.connects;
         if let State::Open(open) = &mut self.state {

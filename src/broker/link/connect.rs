@@ -6,6 +6,7 @@ use crate::broker::handle::Handle;
 use crate::broker::inspect::{Attached, Connection, WillInfo};
 use crate::broker::ports::{Account, BoxFuture, Credentials, Decision, Identity, Lsn, Verdict};
 use crate::broker::publish::STALLED;
+use crate::broker::quotas::UserPlace;
 use crate::broker::remote::sessions::Run;
 use crate::broker::rights::author_of;
 use crate::broker::{Broker, Claim, Claimant};
@@ -30,6 +31,9 @@ const BRINGING_GRACE_MS: u64 = 2_000;
 /// More bytes than any CONNACK of ours has.
 const CONNACK_BYTES_MAX: u32 = 256;
 
+/// What is told whose connection would need memory that is not there.
+const MEMORY_SHORT: &str = "this node's memory is used up (limits.memory_refuse_at)";
+
 /// A client between CONNECT and CONNACK.
 #[derive(Debug)]
 pub(super) struct Connecting {
@@ -41,6 +45,8 @@ pub(super) struct Connecting {
     pub(super) deadline: Time,
     /// When the ends of sessions that a clean start replaced are durable.
     ended: Lsn,
+    /// Its place among the connections of its user.
+    place: Option<UserPlace>,
     pub(super) step: Step,
 }
 
@@ -96,7 +102,7 @@ impl Connecting {
     /// A client that shows who it is in several steps.
     pub fn exchanging(settings: Settings, exchange: Exchange, deadline: Time) -> Connecting {
         let step = Step::Exchanging(exchange);
-        Connecting { settings, account: Arc::default(), proof: None, deadline, ended: 0, step }
+        Connecting { settings, account: Arc::default(), proof: None, deadline, ended: 0, place: None, step }
     }
 
     /// Whether the client is to say something.
@@ -128,6 +134,11 @@ impl Link {
             Err(Reason::QuotaExceeded.into())
         } else if self.broker.draining() {
             Err(Reason::ServerUnavailable.into())
+        } else if self.broker.pressure.refuses() {
+            // The log has said so when it began.
+            self.said = true;
+            self.broker.metrics.memory_refused.inc();
+            Err(Failure::new(Reason::QuotaExceeded, MEMORY_SHORT))
         } else if let Some(Err(why)) = self.broker.remote.as_ref().map(|r| r.may_serve()) {
             tracing::warn!(peer = %self.door.peer, client = %shown(c.client_id), why, "connection refused: this node may not serve");
             self.said = true;
@@ -135,7 +146,7 @@ impl Link {
         } else if let Some(method) = c.authentication_method {
             return self.begin_exchange(c, method, &who, limits, waker, now, cx);
         } else {
-            Settings::negotiate(c, limits, assign).map_err(Failure::from).and_then(|s| {
+            Settings::negotiate(c, limits, assign).and_then(|s| {
                 // Before anything is checked that costs more. Its user is not known yet, only whom it claims to be.
                 let claimed = Account { user: c.username.map(Arc::from), ..Account::default() };
                 self.not_banned(&self.identity(&s, &Arc::new(claimed)), now).map(|()| s)
@@ -150,8 +161,9 @@ impl Link {
                 settings,
                 account: Arc::default(),
                 proof: None,
-                deadline: now.plus_ms(self.broker.limits.connect_timeout_ms),
+                deadline: now.plus_ms(self.broker.limits.connect_timeout_ms()),
                 ended: 0,
+                place: None,
                 step: Step::Deciding(Deciding(decision)),
             }),
         });
@@ -191,16 +203,17 @@ impl Link {
         tracing::debug!(
             peer = %self.door.peer, client = %shown(&settings.client_id), version = ?settings.version, user = %settings.user, "CONNECT"
         );
-        let mut wait = self.broker.limits.connect_timeout_ms;
+        let mut wait = self.broker.limits.connect_timeout_ms();
         let step = match self.broker.bring_here(&settings) {
             Some(run) => {
                 // The procedure knows better why it takes too long, and says so.
-                wait = wait.max(self.broker.limits.remote.takeover_timeout_ms) + BRINGING_GRACE_MS;
+                wait = wait.max(self.broker.limits.remote().takeover_timeout_ms) + BRINGING_GRACE_MS;
                 Step::Bringing(run)
             }
             None => Step::Claiming(Claimant::default()),
         };
-        Ok(Connecting { settings, account, proof: None, deadline: now.plus_ms(wait), ended: 0, step })
+        let deadline = now.plus_ms(wait);
+        Ok(Connecting { settings, account, proof: None, deadline, ended: 0, place: None, step })
     }
 
     /// Refuses a client that is banned.
@@ -321,11 +334,20 @@ impl Link {
                             return self.refuse_connecting(Reason::NotAuthorized, now, cx);
                         }
                         Claim::Granted { handle, session, present } => {
+                            handle.mailbox.set_policy(c.settings.queue_policy);
                             let recorded = claimant.recorded();
                             let recorded =
                                 recorded.or_else(|| self.broker.save_connected(&handle, &c.settings));
                             let lsn = recorded.unwrap_or(0).max(c.ended);
                             c.step = Step::Recording(Granted { handle, session, present }, lsn);
+                            // Only now: whoever had the session has left it, and its place.
+                            if let Some(user) = c.account.user.clone() {
+                                let max = self.broker.limits.connections_per_user();
+                                c.place = self.broker.users.enter(&user, max);
+                                if c.place.is_none() {
+                                    return self.refuse_over_quota(&user, max, now, cx);
+                                }
+                            }
                         }
                     }
                 }
@@ -342,10 +364,27 @@ impl Link {
         }
     }
 
+    /// Refuses a client whose user has as many connections as it may.
+    fn refuse_over_quota(&mut self, user: &str, max: usize, now: Time, cx: &mut super::Context) {
+        let State::Connecting(c) = &self.state else { return };
+        let (version, client_id) = (c.settings.version, c.settings.client_id.clone());
+        let room = if c.settings.problem_information { c.settings.maximum_packet_size } else { 0 };
+        self.abandon(now, cx);
+        self.said = true;
+        if let Some(more) = self.broker.users.refused.first(&user) {
+            tracing::warn!(
+                peer = %self.door.peer, client = %shown(&client_id), user = %shown(user), max, more,
+                "connection refused: its user has as many as it may (limits.max_connections_per_user)"
+            );
+        }
+        let why = format!("the user has {max} connections already (limits.max_connections_per_user)");
+        self.refuse_saying(version, &client_id, &Failure::new(Reason::QuotaExceeded, why), room, cx);
+    }
+
     fn open_session(&mut self, granted: Granted, now: Time, cx: &mut super::Context) {
         let State::Connecting(c) = std::mem::replace(&mut self.state, State::Closed) else { return };
         let Granted { handle, mut session, present } = granted;
-        let (settings, account, proof) = (c.settings, c.account, c.proof);
+        let (settings, account, proof, place) = (c.settings, c.account, c.proof, c.place);
         let mut connack = settings.connack(present);
         if let Some((method, data)) = &proof {
             connack.authentication_method = Some(method);
@@ -395,6 +434,7 @@ impl Link {
             muted: self.ended || self.broken,
             method: proof.map(|(method, _)| method),
             exchange: None,
+            _place: place,
         }));
         self.run_effects(now, cx);
     }
@@ -527,6 +567,7 @@ impl Link {
         }
         let mut actions = std::mem::take(&mut cx.actions);
         handle.set_attached(None);
+        self.held = None;
         self.forget_partial();
         session.detach(cause, now, &mut actions);
         let mut unsent = Vec::new();
@@ -544,7 +585,7 @@ impl Link {
         let done = self.broker.carry_out_left(&handle, session, effects, &unsent, now, &mut cx.scratch);
         // A clean goodbye is over when it is durable: the will must not come back after a crash.
         if let (CloseCause::Disconnected, Some(lsn)) = (cause, done) {
-            let deadline = now.plus_ms(self.broker.limits.publish_timeout_ms);
+            let deadline = now.plus_ms(self.broker.limits.publish_timeout_ms());
             self.state = State::Leaving(Leaving { lsn, deadline });
         }
     }

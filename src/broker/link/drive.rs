@@ -282,7 +282,7 @@ impl Link {
         if !self.silence_due(now) {
             return;
         }
-        let timeout_ms = self.broker.limits.packet_timeout_ms;
+        let timeout_ms = self.broker.limits.packet_timeout_ms();
         match &mut self.state {
             State::Fresh(_) => self.connect_timed_out(),
             State::Open(o) if o.closing.is_none() => {
@@ -340,7 +340,7 @@ impl Link {
         if self.blocked.is_none() && unsent == 0 && self.written_bytes - self.looked_bytes < LOOK_BYTES {
             return;
         }
-        let timeout_ms = self.broker.limits.write_timeout_ms;
+        let timeout_ms = self.broker.limits.write_timeout_ms();
         let look_at = now.plus_ms((timeout_ms / LOOKS).max(1));
         let blocked = self.blocked.get_or_insert(Blocked { since: now, look_at, taken: None });
         if blocked.look_at > now {

@@ -73,7 +73,7 @@ impl Open {
                 if ticket.is_some() {
                     let what = What::Routed(answered.codes, retained);
                     // The journal gets its time after the other nodes had theirs.
-                    let since = now.plus_ms(broker.limits.remote.suback_wait_ms);
+                    let since = now.plus_ms(broker.limits.remote().suback_wait_ms);
                     let lsn = answered.lsn.unwrap_or(0);
                     return self.waiting.push(Answer { lsn, ticket, token, since, what });
                 }

@@ -40,13 +40,13 @@ impl Link {
         now: Time,
         cx: &mut Context,
     ) {
-        let begun = self.broker.authorizer.enhanced(method, who).and_then(|auth| {
+        let begun = self.broker.authorizer.enhanced(method, who).map_err(Failure::from).and_then(|auth| {
             let settings = Settings::negotiate(c, limits, || assigned_id(&self.broker, now))?;
             Ok((settings, Exchange { auth, method: method.into() }))
         });
         match begun {
             Ok((settings, exchange)) => {
-                let deadline = now.plus_ms(self.broker.limits.connect_timeout_ms);
+                let deadline = now.plus_ms(self.broker.limits.connect_timeout_ms());
                 let connecting = Connecting::exchanging(settings, exchange, deadline);
                 self.state = State::Connecting(Box::new(connecting));
                 self.exchange_step(c.authentication_data, waker, now, cx);
@@ -54,7 +54,11 @@ impl Link {
             Err(_) if c.maximum_packet_size.is_some_and(|max| max < REFUSAL_BYTES) => {
                 self.state = State::Closed
             }
-            Err(reason) => self.refuse_saying(c.version, c.client_id, &reason.into(), 0, cx),
+            Err(failure) => {
+                let max =
+                    if c.request_problem_information { c.maximum_packet_size.unwrap_or(u32::MAX) } else { 0 };
+                self.refuse_saying(c.version, c.client_id, &failure, max, cx);
+            }
         }
     }
 

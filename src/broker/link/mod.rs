@@ -8,6 +8,7 @@ mod connect;
 mod drive;
 mod effects;
 mod exchange;
+mod held;
 mod open;
 mod terms;
 mod waiting;
@@ -15,6 +16,7 @@ mod waiting;
 use super::handle::Handle;
 use super::ports::{Door, Identity};
 use super::publish::{Cache, Scratch};
+use super::quotas::UserPlace;
 use super::retained::Found;
 use super::subscribe::RetainedRequest;
 use super::{Admission, Broker};
@@ -28,6 +30,7 @@ pub use arriving::{CONNECT_BYTES_MAX, SMALL_PACKET_MAX};
 use connect::{Connecting, Leaving};
 use drive::{Blocked, Leave};
 pub use drive::{Broken, Driven, ROUNDS_MAX, Read, Socket};
+use held::Held;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
@@ -88,6 +91,8 @@ pub struct Link {
     unwelcome: bool,
     /// The log has said why it is refused.
     said: bool,
+    /// The next packet is a PUBLISH that waits for memory.
+    held: Option<Box<Held>>,
 }
 
 #[derive(Debug)]
@@ -129,6 +134,8 @@ struct Open {
     /// How it showed who it is, if by enhanced authentication; and again, if it is doing so.
     method: Option<Box<str>>,
     exchange: Option<Box<exchange::Exchange>>,
+    /// Its place among the connections of its user.
+    _place: Option<UserPlace>,
 }
 
 /// Retained messages still to be sent.
@@ -160,7 +167,7 @@ pub struct Context {
 impl Link {
     /// A link to a client that has just connected through `door`.
     pub fn new(broker: Arc<Broker>, door: Arc<Door>, admission: Admission, now: Time) -> Link {
-        let deadline = now.plus_ms(broker.limits.connect_timeout_ms);
+        let deadline = now.plus_ms(broker.limits.connect_timeout_ms());
         Link {
             broker,
             door,
@@ -181,20 +188,21 @@ impl Link {
             terms: None,
             unwelcome: admission != Admission::Serve,
             said: false,
+            held: None,
         }
     }
 
     /// The same for a client that was `accepted` earlier, on the terms of its listener: the time for its CONNECT began then.
     #[must_use]
     pub fn under(mut self, terms: Arc<Terms>, accepted: Time) -> Link {
-        self.state = State::Fresh(accepted.plus_ms(self.broker.limits.connect_timeout_ms));
+        self.state = State::Fresh(accepted.plus_ms(self.broker.limits.connect_timeout_ms()));
         self.terms = Some(terms);
         self
     }
 
     /// The limits of its session.
     fn session_limits(&self) -> session::Limits {
-        self.terms.as_ref().map_or(self.broker.limits.session, |t| t.session)
+        self.terms.as_ref().map_or(self.broker.limits.session(), |t| t.session)
     }
 
     /// Whether its CONNECT has not come yet.
@@ -242,6 +250,9 @@ impl Link {
         let mut used = 0;
         while self.takes_packets(cx) {
             let rest = &bytes[used..];
+            if self.holds_back(rest, used == 0, waker, now) {
+                break;
+            }
             let (version, maximum) = match &self.state {
                 State::Open(o) => (Some(o.version), o.maximum_packet_size),
                 // Only MQTT 5 has exchanges.
@@ -274,6 +285,7 @@ impl Link {
             State::Fresh(_) => true,
             State::Open(o) => {
                 o.closing.is_none()
+                    && !self.waits_for_memory()
                     && o.session.wants_packets()
                     && cx.actions.answers() < ANSWER_BYTES_MAX
                     && (o.waiting.is_empty() || !self.broker.publishers_pause())
@@ -290,6 +302,7 @@ impl Link {
             State::Connecting(c) => c.listens() || self.partial.is_empty(),
             State::Open(o) => {
                 o.closing.is_none()
+                    && !self.waits_for_memory()
                     && cx.actions.answers() < ANSWER_BYTES_MAX
                     && !self.waits_for_room()
                     && o.session.wants_packets()
@@ -309,6 +322,7 @@ impl Link {
             State::Fresh(_) | State::Connecting(_) => {}
             State::Open(_) => {
                 self.poll_open(waker, now, cx);
+                self.look_at_memory(waker, now);
                 let packets = self.counts.packets_in;
                 while !self.partial.is_empty() && self.takes_packets(cx) {
                     let before = self.partial.len();
@@ -350,7 +364,7 @@ impl Link {
 
     /// When [`Link::poll`] must be called next, even if nothing wakes it.
     pub fn next_timeout(&self) -> Option<Time> {
-        let limit = self.broker.limits.publish_timeout_ms;
+        let limit = self.broker.limits.publish_timeout_ms();
         match &self.state {
             State::Fresh(deadline) => Some(*deadline),
             State::Connecting(c) => c.deadline(),
@@ -360,7 +374,10 @@ impl Link {
                 let keep_alive = o.session.next_timeout().filter(|_| !self.ended);
                 let arriving = self.arriving.as_ref().map(|a| a.deadline).filter(|_| !self.ended);
                 let account = o.identity.account.expires_at;
-                [waiting, keep_alive, arriving, account, self.look_at()].into_iter().flatten().min()
+                [waiting, keep_alive, arriving, account, self.look_at(), self.trickles_at()]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
             State::Leaving(l) => Some(l.deadline),
             State::Closed => None,

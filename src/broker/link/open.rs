@@ -151,10 +151,10 @@ impl Open {
             }
             self.give_kept(broker, a, kept, now, &mut cx.actions);
         }
-        let before = Time(now.0.saturating_sub(broker.limits.publish_timeout_ms));
+        let before = Time(now.0.saturating_sub(broker.limits.publish_timeout_ms()));
         while let Some(late) = self.waiting.pop_late(before) {
             if let What::Published { .. } = late.what {
-                let loss = Loss::Journal(broker.limits.publish_timeout_ms);
+                let loss = Loss::Journal(broker.limits.publish_timeout_ms());
                 broker.metrics.lost(self.handle.whose(), loss, 1);
                 let outcome = Outcome::Late(Reason::ImplementationSpecificError);
                 self.tell(Input::Published { token: late.token, outcome }, now, &mut cx.actions);

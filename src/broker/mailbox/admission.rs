@@ -1,17 +1,24 @@
 //! Which publishes a mailbox takes, and when: those that may not overtake others of the same sender wait their turn.
 
-use super::{Inner, Mailbox, MailboxLimits, OrderHold, Place, Refusal, Turn, Wakes};
+use super::{Displaced, Inner, Mailbox, MailboxLimits, OrderHold, Place, Refusal, Turn, Wakes};
 use crate::broker::ports::{Incarnation, MessageId};
-use crate::session::{Delivery, Loss};
+use crate::session::{Delivery, Loss, QueuePolicy};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 impl Mailbox {
-    /// Whether a message of `size` bytes may be queued for a persistent session; `turn`, if its order matters.
+    /// Whether a message of `size` bytes may be queued for a persistent session; `turn`, if its order matters. Those that make room for
+    /// it are out of the queue from here on, and in `displaced`.
     ///
     /// # Errors
     /// Why not.
-    pub fn admits(&self, size: usize, turn: Option<Turn>, limits: &MailboxLimits) -> Result<(), Refusal> {
+    pub fn admits(
+        &self,
+        size: usize,
+        turn: Option<Turn>,
+        limits: &MailboxLimits,
+        displaced: &mut Displaced,
+    ) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         match &inner.place {
             Place::Gone => return Err(Refusal::Dropped(Loss::SessionEnded)),
@@ -19,16 +26,16 @@ impl Mailbox {
             Place::Frozen(_) | Place::Attached | Place::Parked(_) => {}
         }
         inner.judge(turn)?;
-        let bytes = inner.backlog_bytes + (inner.queue_bytes + size) as u64;
-        let full = if inner.waiting() >= limits.queued_messages {
-            Loss::QueueMessages(limits.queued_messages as u64)
-        } else if bytes > limits.queued_bytes {
-            Loss::QueueBytes(limits.queued_bytes)
-        } else {
-            return Ok(());
-        };
-        inner.has_come(turn);
-        Err(Refusal::Dropped(full))
+        while let Some(full) = inner.full_for(size, limits) {
+            let makes_room = self.policy_in(limits) == QueuePolicy::DropOldest
+                && size as u64 <= limits.queued_bytes
+                && inner.displace(full, displaced);
+            if !makes_room {
+                inner.has_come(turn);
+                return Err(Refusal::Dropped(full));
+            }
+        }
+        Ok(())
     }
 
     /// As [`Mailbox::push`], of a publish that was admitted with `turn`: those that wait for it may come after it.
@@ -41,9 +48,9 @@ impl Mailbox {
         turn: Option<Turn>,
         limits: &MailboxLimits,
         wakes: &mut Wakes,
-    ) -> Result<(), Refusal> {
+    ) -> Result<usize, Refusal> {
         let mut inner = self.inner.lock();
-        let pushed = inner.push(d, limits, wakes);
+        let pushed = inner.push(d, limits, self.policy_in(limits), wakes);
         if pushed.is_ok() {
             self.load.fetch_add(1, Relaxed);
         }

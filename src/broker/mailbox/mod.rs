@@ -4,6 +4,8 @@
 //! whose bodies stay on disk until there is room. While the backlog is not empty, journaled messages join it, so order holds.
 
 mod admission;
+mod backlog;
+mod displace;
 mod moving;
 mod order;
 
@@ -11,14 +13,16 @@ use super::ports::{Incarnation, MessageId, Revision, Seq};
 use super::remote::Once;
 use crate::clock::Time;
 use crate::mqtt::QoS;
-use crate::session::{CloseCause, Delivery, Loss, Session};
+use crate::session::{CloseCause, Delivery, Loss, QueuePolicy, Session};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::task::Waker;
 
+use backlog::Backlog;
+pub use displace::Displaced;
 pub use moving::Rank;
 pub use order::{OrderHold, Turn};
 
@@ -50,11 +54,19 @@ pub struct MailboxLimits {
     pub queued_messages: usize,
     /// Bytes of a persistent session, on disk and in memory.
     pub queued_bytes: u64,
+    /// What is dropped when one of these is reached, unless the session's client has chosen.
+    pub policy: QueuePolicy,
 }
 
 impl Default for MailboxLimits {
     fn default() -> MailboxLimits {
-        MailboxLimits { messages: 10_000, bytes: 8 << 20, queued_messages: 100_000, queued_bytes: 256 << 20 }
+        MailboxLimits {
+            messages: 10_000,
+            bytes: 8 << 20,
+            queued_messages: 100_000,
+            queued_bytes: 256 << 20,
+            policy: QueuePolicy::DropNew,
+        }
     }
 }
 
@@ -105,8 +117,7 @@ struct Inner {
     place: Place,
     queue: VecDeque<Delivery>,
     queue_bytes: usize,
-    backlog: VecDeque<Seq>,
-    backlog_bytes: u64,
+    backlog: Backlog,
     /// Numbers at the front of the backlog that are being read.
     reading: usize,
     /// What was read.
@@ -139,6 +150,8 @@ pub struct Mailbox {
     inner: Mutex<Inner>,
     online: AtomicBool,
     load: AtomicUsize,
+    /// The policy that the client has chosen: its place among [`QueuePolicy::ALL`], from 1; 0 = none.
+    policy: AtomicU8,
 }
 
 /// What a connection takes out of its mailbox.
@@ -174,8 +187,7 @@ impl Mailbox {
                 place,
                 queue: VecDeque::new(),
                 queue_bytes: 0,
-                backlog,
-                backlog_bytes,
+                backlog: Backlog::new(backlog, backlog_bytes),
                 reading: 0,
                 read: None,
                 loaded: None,
@@ -193,6 +205,7 @@ impl Mailbox {
             }),
             online: AtomicBool::new(online),
             load: AtomicUsize::new(0),
+            policy: AtomicU8::new(0),
         }
     }
 
@@ -207,11 +220,11 @@ impl Mailbox {
     }
 
     /// Puts a message in. Journaled ones are taken unless the session is over or moves; others are dropped when there is no
-    /// room or no client.
+    /// room or no client. How many others were dropped in its place, that the journal does not have.
     ///
     /// # Errors
     /// Why it was not taken.
-    pub fn push(&self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<(), Refusal> {
+    pub fn push(&self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<usize, Refusal> {
         self.push_admitted(d, None, limits, wakes)
     }
 
@@ -238,14 +251,8 @@ impl Mailbox {
                 std::mem::swap(&mut inner.queue, local);
                 inner.queue_bytes = 0;
             } else if let Some(read) = inner.read.take() {
-                let n = std::mem::take(&mut inner.reading).min(inner.backlog.len());
-                inner.backlog.drain(..n);
-                let bytes: usize = read.iter().map(Delivery::size).sum();
-                inner.backlog_bytes = inner.backlog_bytes.saturating_sub(bytes as u64);
-                if inner.backlog.is_empty() {
-                    inner.backlog_bytes = 0;
-                    inner.backlog.shrink_to(64);
-                }
+                let n = std::mem::take(&mut inner.reading);
+                inner.backlog.drop_front(n);
                 local.extend(read);
             }
         }
@@ -259,7 +266,7 @@ impl Mailbox {
         if inner.reading > 0 || inner.backlog.is_empty() || !inner.queue.is_empty() {
             return None;
         }
-        let seqs: Vec<Seq> = inner.backlog.iter().take(max).copied().collect();
+        let seqs: Vec<Seq> = inner.backlog.iter().take(max).collect();
         inner.reading = seqs.len();
         Some((seqs, inner.attachment))
     }
@@ -298,9 +305,8 @@ impl Mailbox {
         }
         let mut inner = self.inner.lock();
         inner.queue_to_backlog();
-        inner.backlog_bytes += unsent.iter().map(|(_, size)| *size as u64).sum::<u64>();
-        for (seq, _) in unsent.iter().rev() {
-            inner.backlog.push_front(seq.get());
+        for (seq, size) in unsent.iter().rev() {
+            inner.backlog.push_front(seq.get(), *size);
         }
     }
 
@@ -332,10 +338,9 @@ impl Mailbox {
         inner.order = None;
         inner.expected = BTreeSet::new();
         inner.queue_bytes = 0;
-        inner.backlog_bytes = 0;
         self.online.store(false, Relaxed);
         inner.leave(wakes);
-        (std::mem::take(&mut inner.backlog), std::mem::take(&mut inner.queue))
+        (inner.backlog.take(), std::mem::take(&mut inner.queue))
     }
 
     /// Claims the session for a new connection. `ticket` is the caller's place in the row: 0 at first.
@@ -413,29 +418,18 @@ impl Mailbox {
             return None;
         }
         inner.purging = true;
-        Some((inner.backlog.iter().take(max).copied().collect(), inner.attachment))
+        Some((inner.backlog.iter().take(max).collect(), inner.attachment))
     }
 
-    /// Of the oldest `looked_at` messages only those in `keep` are kept; `bytes` go. The next look is worth it at
-    /// `again`. False, and nothing is done, if the client came back meanwhile: it gets no expired message anyway.
-    pub fn finish_purging(
-        &self,
-        attachment: u32,
-        looked_at: usize,
-        keep: &[Seq],
-        bytes: u64,
-        again: Time,
-    ) -> bool {
+    /// Of the oldest `looked_at` messages only those in `keep` are kept. The next look is worth it at `again`. False, and nothing is done, if the client came back meanwhile: it gets no expired message anyway.
+    pub fn finish_purging(&self, attachment: u32, looked_at: usize, keep: &[Seq], again: Time) -> bool {
         let mut inner = self.inner.lock();
         inner.purging = false;
         if inner.attachment != attachment || !matches!(inner.place, Place::Parked(_)) {
             return false;
         }
         inner.purge_at = again;
-        let n = looked_at.min(inner.backlog.len());
-        inner.backlog.drain(..n);
-        keep.iter().rev().for_each(|seq| inner.backlog.push_front(*seq));
-        inner.backlog_bytes = inner.backlog_bytes.saturating_sub(bytes);
+        inner.backlog.keep(looked_at, keep);
         true
     }
 
@@ -450,8 +444,18 @@ impl Inner {
         self.queue.len() + self.backlog.len()
     }
 
-    fn push(&mut self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<(), Refusal> {
+    fn push(
+        &mut self,
+        d: Delivery,
+        limits: &MailboxLimits,
+        policy: QueuePolicy,
+        wakes: &mut Wakes,
+    ) -> Result<usize, Refusal> {
         let size = d.size();
+        let mut displaced = 0;
+        if d.seq.is_none() && policy == QueuePolicy::DropOldest && matches!(self.place, Place::Attached) {
+            displaced = self.displace_in_memory(size, limits);
+        }
         let full = if self.queue.len() >= limits.messages {
             Some(Loss::MailboxMessages(limits.messages as u64))
         } else if self.queue_bytes + size > limits.bytes {
@@ -482,7 +486,7 @@ impl Inner {
             }
         }
         self.signal(wakes);
-        Ok(())
+        Ok(displaced)
     }
 
     /// Remembers to wake `waker` when the session is free.
@@ -493,8 +497,7 @@ impl Inner {
     }
 
     fn backlog_push(&mut self, seq: NonZeroU64, size: usize) {
-        self.backlog.push_back(seq.get());
-        self.backlog_bytes += size as u64;
+        self.backlog.push_back(seq.get(), size);
     }
 
     /// Journaled messages in memory go to the front of the backlog: they are older than those in it. Others stay.
@@ -509,9 +512,8 @@ impl Inner {
         for d in journaled.iter().rev() {
             let size = d.size();
             self.queue_bytes = self.queue_bytes.saturating_sub(size);
-            self.backlog_bytes += size as u64;
             if let Some(seq) = d.seq {
-                self.backlog.push_front(seq.get());
+                self.backlog.push_front(seq.get(), size);
             }
         }
         self.queue = others;

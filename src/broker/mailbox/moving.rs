@@ -38,7 +38,7 @@ impl Mailbox {
         self.online.store(false, Relaxed);
         self.load.store(inner.backlog.len(), Relaxed);
         inner.leave(wakes);
-        (inner.backlog.iter().copied().collect(), dropped)
+        (inner.backlog.iter().collect(), dropped)
     }
 
     /// The frozen session stays here: takes it out. What comes waits for [`Mailbox::park`] or [`Mailbox::end`]. `None` if it
@@ -72,8 +72,7 @@ impl Mailbox {
                 return None;
             }
         };
-        let backlog = std::mem::take(&mut inner.backlog);
-        inner.backlog_bytes = 0;
+        let backlog = inner.backlog.take();
         self.load.store(0, Relaxed);
         inner.leave(wakes);
         drop(inner);

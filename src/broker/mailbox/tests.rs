@@ -19,7 +19,13 @@ fn delivery(n: u64, qos: QoS) -> Delivery {
 }
 
 fn small() -> MailboxLimits {
-    MailboxLimits { messages: 3, bytes: 1 << 20, queued_messages: 8, queued_bytes: 1 << 20 }
+    MailboxLimits {
+        messages: 3,
+        bytes: 1 << 20,
+        queued_messages: 8,
+        queued_bytes: 1 << 20,
+        policy: QueuePolicy::DropNew,
+    }
 }
 
 /// What a connection gets, reading from a journal that has everything.
@@ -79,17 +85,23 @@ fn limits_and_places_decide_what_is_dropped() {
         push(QoS::AtMostOnce, &mut wakes).unwrap();
     }
     assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(Refusal::Dropped(Loss::MailboxMessages(3))));
-    assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Ok(())); // on disk
+    assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Ok(0)); // on disk
     assert_eq!(m.park(session(), &mut wakes), 3);
     assert_eq!(push(QoS::AtMostOnce, &mut wakes), Err(Refusal::Dropped(Loss::Offline)));
     for _ in 0..7 {
-        assert_eq!(m.admits(100, None, &small()), Ok(()));
+        assert_eq!(m.admits(100, None, &small(), &mut Displaced::default()), Ok(()));
         push(QoS::AtLeastOnce, &mut wakes).unwrap();
     }
-    assert_eq!(m.admits(100, None, &small()), Err(Refusal::Dropped(Loss::QueueMessages(8))));
+    assert_eq!(
+        m.admits(100, None, &small(), &mut Displaced::default()),
+        Err(Refusal::Dropped(Loss::QueueMessages(8)))
+    );
     assert_eq!(m.end(&mut wakes).0.len(), 8);
     assert_eq!(push(QoS::AtLeastOnce, &mut wakes), Err(Refusal::Dropped(Loss::SessionEnded)));
-    assert_eq!(m.admits(100, None, &small()), Err(Refusal::Dropped(Loss::SessionEnded)));
+    assert_eq!(
+        m.admits(100, None, &small(), &mut Displaced::default()),
+        Err(Refusal::Dropped(Loss::SessionEnded))
+    );
 }
 
 #[test]
@@ -112,14 +124,14 @@ fn a_frozen_session_takes_nothing_until_it_is_known_where_it_is() {
     let frozen = m.check_out().unwrap();
     m.push(delivery(3, QoS::AtLeastOnce), &small(), &mut wakes).unwrap(); // taken out, not yet frozen
     assert_eq!(m.freeze(frozen, &mut wakes), (vec![1, 2, 3], 0));
-    assert_eq!(m.admits(1, None, &small()), Err(Refusal::Moving));
+    assert_eq!(m.admits(1, None, &small(), &mut Displaced::default()), Err(Refusal::Moving));
     assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), &small(), &mut wakes), Err(Refusal::Moving));
     let mut ticket = 0;
     assert!(matches!(m.claim(&mut ticket, Waker::noop(), &mut wakes), Found::Busy));
     let outcome = m.moving().unwrap();
     let frozen = m.thaw().unwrap();
     assert_eq!(outcome.get(), Some(None));
-    assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), &small(), &mut wakes), Ok(()));
+    assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), &small(), &mut wakes), Ok(0));
     m.park(frozen, &mut wakes);
     assert!(matches!(m.claim(&mut ticket, Waker::noop(), &mut wakes), Found::Session(_)));
     assert_eq!(drain(&m), [1, 2, 3, 4]);
@@ -135,7 +147,7 @@ fn a_departed_session_says_since_when() {
     assert!(m.present() && m.departed().is_none());
     assert!(m.depart(7, &mut wakes).is_some());
     assert_eq!(outcome.get(), Some(Some(7)));
-    assert_eq!(m.admits(1, None, &small()), Err(Refusal::Moved(7)));
+    assert_eq!(m.admits(1, None, &small(), &mut Displaced::default()), Err(Refusal::Moved(7)));
     assert_eq!(m.push(delivery(2, QoS::AtLeastOnce), &small(), &mut wakes), Err(Refusal::Moved(7)));
     assert_eq!(m.rank(), Rank::Left(Reverse(7)));
     assert!(matches!(m.claim(&mut 0, Waker::noop(), &mut wakes), Found::Gone));
@@ -148,7 +160,8 @@ fn turn(sender: u64, seq: u64, matched_at: u64) -> Turn {
 #[test]
 fn what_comes_early_to_a_new_owner_waits_and_each_sender_is_taken_in_order() {
     let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
-    let admits = |sender, seq, at| m.admits(1, Some(turn(sender, seq, at)), &small());
+    let admits =
+        |sender, seq, at| m.admits(1, Some(turn(sender, seq, at)), &small(), &mut Displaced::default());
     let hold = Arc::new(OrderHold::default());
     m.hold_order(hold.clone());
     assert_eq!(admits(5, 2, 30), Err(Refusal::Moving), "it is not known whether the session comes");
@@ -170,11 +183,77 @@ fn what_comes_early_to_a_new_owner_waits_and_each_sender_is_taken_in_order() {
         Err(Refusal::Moving),
         "2 has been admitted, by another thread, but is not there yet"
     );
-    assert_eq!(push(2), Ok(()));
-    assert_eq!((admits(5, 3, 30), push(3), admits(5, 4, 30), push(4)), (Ok(()), Ok(()), Ok(()), Ok(())));
+    assert_eq!(push(2), Ok(0));
+    assert_eq!((admits(5, 3, 30), push(3), admits(5, 4, 30), push(4)), (Ok(()), Ok(0), Ok(()), Ok(0)));
     hold.end();
     assert!(m.keeps_back() && m.expects(turn(6, 1, 30).key()));
     m.unexpect(turn(6, 1, 30).key());
     assert!(!m.keeps_back());
     assert_eq!(admits(6, 2, 30), Ok(()));
+}
+
+/// Of a connected session and of a dormant one, with numbers 1 to 8 queued: what is displaced for one more, and what the client gets.
+#[test]
+fn the_oldest_give_way_but_not_those_on_their_way() {
+    let limits = MailboxLimits { policy: QueuePolicy::DropOldest, ..small() };
+    let full = |m: &Mailbox, wakes: &mut Wakes| {
+        (1..=8).for_each(|n| {
+            m.push(delivery(n, QoS::AtLeastOnce), &limits, wakes).unwrap();
+        });
+    };
+    for taken in [0, 1] {
+        let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+        let (mut wakes, mut displaced) = (Wakes::default(), Displaced::default());
+        full(&m, &mut wakes);
+        let mut local = VecDeque::new();
+        let mut reading = None;
+        if taken > 0 {
+            m.take(Waker::noop(), true, &mut local); // 1, 2 and 3
+            reading = m.start_reading(2); // 4 and 5
+            (9..=11).for_each(|n| {
+                m.push(delivery(n, QoS::AtLeastOnce), &limits, &mut wakes).unwrap();
+            });
+        }
+        m.admits(10, None, &limits, &mut displaced).unwrap();
+        m.push(delivery(20, QoS::AtLeastOnce), &limits, &mut wakes).unwrap();
+        let gone = if taken > 0 { 6 } else { 1 };
+        assert_eq!((displaced.seqs, displaced.others), (vec![gone], 0));
+        assert_eq!(displaced.loss, Some(Loss::QueueMessages(8)));
+        let mut got: Vec<_> = local.drain(..).filter_map(|d| d.seq).map(NonZeroU64::get).collect();
+        if let Some((seqs, attachment)) = reading {
+            m.finish_reading(attachment, seqs.iter().map(|n| delivery(*n, QoS::AtLeastOnce)).collect());
+        }
+        got.extend(drain(&m));
+        let expected: Vec<_> =
+            (1..=if taken > 0 { 11 } else { 8 }).chain([20]).filter(|n| *n != gone).collect();
+        assert_eq!(got, expected);
+    }
+    let m = Mailbox::new(Place::Parked(session()), VecDeque::from([1, 2, 3, 4, 5, 6, 7, 8]), 800);
+    let mut displaced = Displaced::default();
+    let tight = MailboxLimits { queued_messages: 100, queued_bytes: 850, ..limits };
+    m.admits(250, None, &tight, &mut displaced).unwrap();
+    assert_eq!((displaced.seqs, displaced.loss), (vec![1, 2], Some(Loss::QueueBytes(850))));
+    // One that would not fit into an empty queue displaces nobody, and a client may choose otherwise.
+    let mut displaced = Displaced::default();
+    let too_large = m.admits(851, None, &tight, &mut displaced);
+    assert_eq!((too_large, displaced.count()), (Err(Refusal::Dropped(Loss::QueueBytes(850))), 0));
+    m.set_policy(Some(QueuePolicy::DropNew));
+    assert_eq!(m.policy(), Some(QueuePolicy::DropNew));
+    assert!(m.admits(251, None, &tight, &mut displaced).is_err());
+    assert_eq!(displaced.count(), 0);
+}
+
+#[test]
+fn in_memory_too_the_oldest_give_way() {
+    let limits = MailboxLimits { policy: QueuePolicy::DropOldest, ..small() };
+    let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
+    let mut wakes = Wakes::default();
+    let text = |n: u64| Delivery { seq: None, ..delivery(n, QoS::AtLeastOnce) };
+    m.push(delivery(1, QoS::AtLeastOnce), &limits, &mut wakes).unwrap();
+    let displaced: Vec<_> = (2..=5).map(|n| m.push(text(n), &limits, &mut wakes).unwrap()).collect();
+    assert_eq!(displaced, [0, 0, 1, 1]);
+    let mut local = VecDeque::new();
+    m.take(Waker::noop(), true, &mut local);
+    let got: Vec<_> = local.iter().map(|d| d.message.payload().to_vec()).collect();
+    assert_eq!(got, [b"1", b"4", b"5"]);
 }

@@ -5,7 +5,7 @@ use super::index::{Epoch, Incarnation, MemberId, MessageId, Revision, Timeline};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
-use crate::session::{Author, SessionUser};
+use crate::session::{Author, QueuePolicy, SessionUser};
 use smallvec::SmallVec;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -79,6 +79,8 @@ pub struct SessionRecord {
     pub pending: bool,
     /// Whose it is.
     pub user: SessionUser,
+    /// Which messages are dropped when its queue is full, if its client has chosen.
+    pub queue_policy: Option<QueuePolicy>,
 }
 
 /// A will waiting for its connection to be lost.

@@ -73,7 +73,7 @@ impl Broker {
             return Some(run);
         };
         // Whoever may not have what is brought for another must not be able to stop that either.
-        let may = |before: &SessionUser| self.limits.client_id_theft || before.lets(&settings.user);
+        let may = |before: &SessionUser| self.limits.client_id_theft() || before.lets(&settings.user);
         let run = remote.sessions.begin(&settings.client_id, &settings.user, may);
         let claiming = Claiming {
             run: run.clone(),
@@ -252,7 +252,7 @@ impl Claiming {
     /// Makes a new session and claims its record, if that is as expected.
     async fn make(&self, expected: Expected, epoch: Epoch, over: Option<&MemberId>) -> Step {
         let broker = &self.broker;
-        if broker.sessions() >= broker.limits.sessions as u64 {
+        if broker.sessions() >= broker.limits.sessions() as u64 {
             return Step::Refused(Reason::QuotaExceeded);
         }
         let (now, durable) = (self.remote.now(), self.expiry_s > 0);

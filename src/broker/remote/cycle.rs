@@ -209,7 +209,7 @@ impl Broker {
     /// What has to be done from time to time.
     fn sweep(&self, remote: &Arc<Remote>) {
         let now = remote.now();
-        self.give_up(remote, Time(now.0.saturating_sub(self.limits.publish_timeout_ms)), &[]);
+        self.give_up(remote, Time(now.0.saturating_sub(self.limits.publish_timeout_ms())), &[]);
         self.match_each(remote, remote.origins.retry());
         self.match_behind(remote);
         // Given up, or their sender gone, without a word.
@@ -330,7 +330,7 @@ impl Broker {
     /// Starts what goes on by itself.
     pub(in crate::broker) fn start_publishing(&self) {
         let Some(remote) = &self.remote else { return };
-        let pause = (self.limits.publish_timeout_ms / SWEEPS).clamp(1, SWEEP_MS);
+        let pause = (self.limits.publish_timeout_ms() / SWEEPS).clamp(1, SWEEP_MS);
         remote.ports.tasks.spawn(Box::pin(sweeps(self.me.clone(), pause)));
     }
 

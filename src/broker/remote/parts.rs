@@ -10,7 +10,7 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
-use crate::session::{Author, SessionUser};
+use crate::session::{Author, QueuePolicy, SessionUser};
 use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const WITH_YOUNG: u8 = 3;
 const WITHOUT_MOMENTS: u8 = 4;
 /// The first that says whose the session is.
 const WITH_USER: u8 = 5;
-/// The first that says who has left the will.
+/// The first that says who has left the will, and which messages are dropped when the queue is full.
 const WITH_AUTHOR: u8 = 6;
 const HEAD: u8 = 1;
 const MESSAGE: u8 = 2;
@@ -143,6 +143,7 @@ fn write_head(w: &mut Writer<'_>, head: &Head) {
             w.list(&author.groups, |w, group| w.text(group));
             w.option(author.publish.as_ref(), |w, filters| w.list(filters, |w, filter| w.text(filter)));
         });
+        w.option(r.queue_policy, |w, policy| w.text(policy.name()));
     }
 }
 
@@ -349,6 +350,7 @@ impl<'a> Reader<'a> {
             epoch: self.u64()?,
             pending: false,
             user: SessionUser::Unknown,
+            queue_policy: None,
         };
         let subscriptions = self.list(|r| {
             Some(SubscriptionRecord {
@@ -376,6 +378,7 @@ impl<'a> Reader<'a> {
             if let Some(will) = &mut record.will {
                 will.author = author;
             }
+            record.queue_policy = self.option(|r| QueuePolicy::of(r.text()?))?;
         }
         Some(Head { record, gone_ms, subscriptions, inbound, outbound, seen })
     }
@@ -428,6 +431,7 @@ mod tests {
                 epoch: 4,
                 pending: false,
                 user: SessionUser::Named("alice".into()),
+                queue_policy: Some(QueuePolicy::DropOldest),
             },
             gone_ms: 5,
             subscriptions: vec![SubscriptionRecord {
@@ -496,6 +500,7 @@ mod tests {
             let mut expected = head();
             if gets < WITH_AUTHOR {
                 expected.record.will.as_mut().unwrap().author = None;
+                expected.record.queue_policy = None;
             }
             if gets < WITH_USER {
                 expected.record.user = SessionUser::Unknown;

@@ -319,6 +319,7 @@ impl Broker {
         let session = Session::recovered(record.expiry_s, detached_at, will, &head.inbound, outbound);
         let mailbox = Mailbox::new(Place::Parked(Box::new(session)), backlog, bytes);
         mailbox.hold_order(hold.clone());
+        mailbox.set_policy(record.queue_policy);
         let handle = Arc::new(Handle::new(no, record.client_id, true, record.created_at, mailbox));
         handle.set_epoch(owner.session.epoch + 1);
         handle.set_user(record.user);

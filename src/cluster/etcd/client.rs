@@ -86,7 +86,9 @@ impl EtcdOptions {
             options = options.with_user(user, self.password_now().as_deref().unwrap_or(password));
         }
         if let Some(tls) = &self.tls {
-            options = options.with_tls(tls.options(now)?);
+            // As the files are now; as they were at the start, if these cannot be used.
+            let again = tls.again(now);
+            options = options.with_tls(again.as_ref().unwrap_or(tls).options(now)?);
         }
         Ok(options)
     }

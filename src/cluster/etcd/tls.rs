@@ -31,6 +31,32 @@ pub struct EtcdTls {
 }
 
 impl EtcdTls {
+    /// Whether the files can be used at `now`.
+    ///
+    /// # Errors
+    /// A file that cannot be used or has expired: which, and what to do.
+    pub fn check(&self, now: Time) -> Result<(), EtcdError> {
+        self.options(now).map(drop)
+    }
+
+    /// With what the files hold now; `None` if one cannot be read, or they cannot be used.
+    pub(super) fn again(&self, now: Time) -> Option<EtcdTls> {
+        let read = |pem: &Pem| {
+            let bytes = std::fs::read(&pem.file).ok()?;
+            Some(Pem { file: pem.file.clone(), bytes })
+        };
+        let ca = match &self.ca {
+            Some(ca) => Some(read(ca)?),
+            None => None,
+        };
+        let identity = match &self.identity {
+            Some((cert, key)) => Some((read(cert)?, read(key)?)),
+            None => None,
+        };
+        let again = EtcdTls { ca, identity };
+        again.options(now).is_ok().then_some(again)
+    }
+
     /// Checks the files and makes the client's configuration of them.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use super::asks::CONTROL_MESSAGE_MAX;
 use super::hello;
 use super::link::Link;
+use super::options::PeerTls;
 use super::proto::peer_client::PeerClient;
 use super::proto::{AnswerBatch, ControlRequest, ControlResponse, Hello, PublishBatch};
 use super::proto::{control_request, control_response};
@@ -144,10 +145,11 @@ fn endpoint(link: &Link, address: &str) -> Result<Endpoint, LinkError> {
         .http2_keep_alive_interval(options.keepalive)
         .keep_alive_timeout(options.peer_timeout.saturating_sub(options.keepalive))
         .keep_alive_while_idle(true);
-    let Some(tls) = link.tls() else { return Ok(endpoint) };
+    // Links are made anew seldom, and go by the files as they are then.
+    let Some(tls) = link.tls().map(PeerTls::newest) else { return Ok(endpoint) };
     let host = endpoint.uri().host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    endpoint.tls_config(tls::client(tls, &host)).map_err(|e| {
+    endpoint.tls_config(tls::client(&tls, &host)).map_err(|e| {
         LinkError::Refused(format!(
             "cannot use {}, {} and {} for TLS between nodes (cluster.tls): {}",
             tls.ca.path,

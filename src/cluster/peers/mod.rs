@@ -14,6 +14,7 @@
 //! **Answers** travel by position: runs of plain answers as ranges, the rest one by one, in any order, so a frame that is
 //! held back delays nobody's answer.
 
+mod accept;
 mod answers;
 mod asks;
 mod breaker;

@@ -2,7 +2,7 @@
 
 use super::tls;
 use crate::broker::ports::MemberId;
-use crate::clock::Time;
+use crate::clock::{self, Time};
 use crate::cluster::certificate::{self, CertificateError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ pub struct PeerIdentity {
 }
 
 /// A PEM file: what is in it, and its name for error messages.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PemFile {
     /// Where it was read from.
     pub path: String,
@@ -73,7 +73,7 @@ pub struct PemFile {
 /// Mutual TLS between nodes: each side shows `cert` and accepts only what `ca` has signed. A node's certificate must be valid
 /// for the host in its `cluster.advertise_peer` (a DNS name, or an IP address as such): that is what others dial. Which node
 /// it is, is what it says; any certificate of the CA may say so.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerTls {
     /// Certificates of the authority.
     pub ca: PemFile,
@@ -84,6 +84,21 @@ pub struct PeerTls {
 }
 
 impl PeerTls {
+    /// With what the files hold now; `None` if one cannot be read. Blocks.
+    pub(super) fn again(&self) -> Option<PeerTls> {
+        let read = |file: &PemFile| {
+            let pem = std::fs::read(&file.path).ok()?;
+            Some(PemFile { path: file.path.clone(), pem })
+        };
+        Some(PeerTls { ca: read(&self.ca)?, cert: read(&self.cert)?, key: read(&self.key)? })
+    }
+
+    /// With what the files hold now if that can be used, else as it is.
+    pub(super) fn newest(&self) -> PeerTls {
+        let good = |tls: &PeerTls| tls.check(clock::now()).is_ok();
+        self.again().filter(good).unwrap_or_else(|| self.clone())
+    }
+
     /// Whether both sides can be set up with these files at `now`.
     ///
     /// # Errors

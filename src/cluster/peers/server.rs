@@ -6,9 +6,10 @@ use super::proto::peer_server::{Peer, PeerServer as PeerService};
 use super::proto::{ControlRequest, ControlResponse, Hello, Pong, PublishBatch};
 use super::proto::{control_request, control_response};
 use super::slots::{Seat, Slots};
-use super::{CONNECTION_WINDOW, GrpcPeers, STREAM_WINDOW, Shared, hello, tls, wire};
+use super::{CONNECTION_WINDOW, GrpcPeers, STREAM_WINDOW, Shared, accept, hello, tls, wire};
 use crate::broker::ports::{Answers, Inbox, MemberId, Request as Question, Response as Reply};
 use crate::clock;
+use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::future::Future;
@@ -91,24 +92,28 @@ impl PeerServer {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(options.keepalive))
             .http2_keepalive_timeout(Some(options.peer_timeout.saturating_sub(options.keepalive)));
-        if let Some(files) = &shared.tls {
-            server = server.tls_config(tls::server(files)).map_err(|e| {
-                BindError(format!(
-                    "cannot use {}, {} and {} for TLS between nodes (cluster.tls): {}",
-                    files.ca.path,
-                    files.cert.path,
-                    files.key.path,
-                    tls::chain(&e)
-                ))
-            })?;
-        }
+        let files = shared.tls.clone();
         let (stopping, stopped) = watch::channel(false);
         let service =
             Service { shared, slots: Arc::default(), refusals: Arc::default(), stopped: stopped.clone() };
         let service = PeerService::new(service).max_decoding_message_size(PUBLISH_MESSAGE_MAX);
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        let serving = server.add_service(service).serve_with_incoming_shutdown(incoming, until(stopped));
-        tokio::pin!(serving);
+        let router = server.add_service(service);
+        type Serving = BoxFuture<'static, Result<(), tonic::transport::Error>>;
+        let mut serving: Serving = match &files {
+            Some(files) => {
+                let incoming = accept::incoming(self.listener, files, options.peer_timeout).map_err(|e| {
+                    BindError(format!(
+                        "cannot use {}, {} and {} for TLS between nodes (cluster.tls): {e}",
+                        files.ca.path, files.cert.path, files.key.path
+                    ))
+                })?;
+                Box::pin(router.serve_with_incoming_shutdown(incoming, until(stopped)))
+            }
+            None => {
+                let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+                Box::pin(router.serve_with_incoming_shutdown(incoming, until(stopped)))
+            }
+        };
         let failed = |e: tonic::transport::Error| {
             BindError(format!("the listener for other nodes failed: {}", tls::chain(&e)))
         };

@@ -43,7 +43,7 @@ pub(super) async fn counted(ConnectInfo(peer): ConnectInfo<Peer>, request: Reque
 /// Who may use what.
 #[derive(Debug, Default)]
 pub struct Access {
-    tokens: Option<Tokens>,
+    tokens: Option<Arc<Tokens>>,
     /// Whether `/metrics` asks for no token.
     open_metrics: bool,
     /// When a refusal was last logged, and how many were not since.
@@ -59,7 +59,7 @@ struct Refusal {
 
 impl Access {
     /// With tokens, or without; `open_metrics` = `/metrics` asks for none.
-    pub fn new(tokens: Option<Tokens>, open_metrics: bool) -> Access {
+    pub fn new(tokens: Option<Arc<Tokens>>, open_metrics: bool) -> Access {
         Access { tokens, open_metrics, refused: Mutex::default() }
     }
 
@@ -272,7 +272,7 @@ mod tests {
         };
         let (admin, read) =
             (file("admin", "root aaaaaaaaaaaaaaaaaaaa"), file("read", "bbbbbbbbbbbbbbbbbbbb"));
-        let access = Access::new(Tokens::read(Some(&admin), Some(&read)).unwrap(), true);
+        let access = Access::new(Tokens::read(Some(&admin), Some(&read)).unwrap().map(Arc::new), true);
         let cases = [
             (Some("Bearer aaaaaaaaaaaaaaaaaaaa"), None, "root", [None, None]),
             (Some("bearer  aaaaaaaaaaaaaaaaaaaa"), None, "root", [None, None]),

@@ -241,8 +241,13 @@ pub(super) fn routes() -> Vec<Route> {
         )
         .refuses(&[404, 409]),
     ];
-    let parts =
-        [super::acl::routes(), super::bans::routes(), super::users::routes(), super::upkeep::routes()];
+    let parts = [
+        super::acl::routes(),
+        super::bans::routes(),
+        super::users::routes(),
+        super::upkeep::routes(),
+        super::reload::routes(),
+    ];
     sessions.into_iter().chain(messages).chain(nodes).chain(parts.into_iter().flatten()).collect()
 }
 

@@ -7,6 +7,7 @@ mod api;
 mod audit;
 mod bans;
 mod bounded;
+mod reload;
 mod routes;
 mod status;
 mod tokens;
@@ -20,11 +21,12 @@ pub use api::{Answer, ApiError, Draining, Forgotten};
 pub use audit::{Audit, AuditError};
 pub use bans::{BanList, BanOperator, BanOrder, Banned, ShownBan, UnbanOrder};
 pub use bounded::{HTTP_CONNECTIONS_MAX, HTTP_HANDSHAKE_MAX, HTTP_IDLE_MAX};
+pub use reload::{LogLevel, ReloadOperator, Reloaded};
 pub use status::{
     ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
     NodeStatus, Status, UnreachedBy,
 };
-pub use tokens::Tokens;
+pub use tokens::{PreparedTokens, Tokens};
 pub use upkeep::{
     ListenerList, Publication, Published, ShownConfig, ShownListener, ShownOption, UpkeepOperator,
 };
@@ -53,7 +55,7 @@ use tokio::net::TcpListener;
 const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// What the server shows and passes on; implemented by the composition root.
-pub trait Operator: AclOperator + BanOperator + UserOperator + UpkeepOperator {
+pub trait Operator: AclOperator + BanOperator + ReloadOperator + UserOperator + UpkeepOperator {
     /// Whether the node serves clients.
     ///
     /// # Errors

@@ -40,6 +40,8 @@ pub struct NodeStatus {
     pub retained_messages: u64,
     /// QoS 1 and 2 messages that wait for a receiver.
     pub queued_messages: u64,
+    /// How far the memory is used up: `ok`, `publishers paused` or `connections refused`.
+    pub memory: &'static str,
     /// The journal; missing until it is open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalStatus>,

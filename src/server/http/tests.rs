@@ -90,6 +90,16 @@ impl UserOperator for Fake {
     }
 }
 
+impl ReloadOperator for Fake {
+    fn reload(&self) -> Answer<Reloaded> {
+        Box::pin(async { Ok(Reloaded { changed: vec!["log.level".to_owned()], ..Reloaded::default() }) })
+    }
+
+    fn log_level(&self, level: &str) -> Result<LogLevel, ApiError> {
+        Err(ApiError::Invalid(level.to_owned()))
+    }
+}
+
 impl Operator for Fake {
     fn ready(&self) -> Result<(), String> {
         if self.0.load(Ordering::Relaxed) {
@@ -365,7 +375,8 @@ async fn tokens_say_who_may_do_what_and_orders_are_written_down() {
         "\r\nauthorization: Bearer aaaaaaaaaaaaaaaaaaaa",
     ];
     for open_metrics in [true, false] {
-        let access = Access::new(Tokens::read(Some(&admin), Some(&read)).unwrap(), open_metrics);
+        let access =
+            Access::new(Tokens::read(Some(&admin), Some(&read)).unwrap().map(Arc::new), open_metrics);
         let audit = Audit::open(Some(log.clone())).unwrap();
         let running = start_guarded(HTTP_IDLE_MAX, access, audit).await;
         let metrics = ("GET /metrics", if open_metrics { [200; 4] } else { [401, 401, 200, 200] });

@@ -49,6 +49,9 @@ struct Source {
 /// The tokens that count now.
 pub struct Tokens(Mutex<Vec<Source>>);
 
+/// Tokens that were read and do not count yet.
+pub struct PreparedTokens(Vec<Vec<Token>>);
+
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Tokens")
@@ -72,6 +75,23 @@ impl Tokens {
             }
         }
         Ok((!sources.is_empty()).then(|| Tokens(Mutex::new(sources))))
+    }
+
+    /// Reads all files, and changes nothing: what they hold counts once it is given to [`Tokens::put`].
+    ///
+    /// # Errors
+    /// If one cannot be used.
+    pub fn prepare(&self) -> Result<PreparedTokens, FileError> {
+        let sources = self.0.lock();
+        let read = |source: &Source| parse(&source.file, source.role, &source.file.peek()?);
+        sources.iter().map(read).collect::<Result<_, _>>().map(PreparedTokens)
+    }
+
+    /// What was read counts from now on; how many tokens there are.
+    pub fn put(&self, prepared: PreparedTokens) -> usize {
+        let mut sources = self.0.lock();
+        sources.iter_mut().zip(prepared.0).for_each(|(source, tokens)| source.tokens = tokens);
+        sources.iter().map(|source| source.tokens.len()).sum()
     }
 
     /// Whose token this is, and what its holder may do.
@@ -112,8 +132,11 @@ impl Tokens {
 }
 
 fn load(file: &WatchedFile, role: Role) -> Result<Vec<Token>, FileError> {
-    let bytes = file.read()?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| file.content("what is in it is no text"))?;
+    parse(file, role, &file.read()?)
+}
+
+fn parse(file: &WatchedFile, role: Role, bytes: &[u8]) -> Result<Vec<Token>, FileError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| file.content("what is in it is no text"))?;
     let mut tokens = Vec::new();
     for (at, line) in text.lines().enumerate() {
         let line = line.trim();

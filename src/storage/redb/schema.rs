@@ -6,10 +6,11 @@ use redb::TableDefinition;
 ///
 /// 2 has the rows of a cluster and [`META_JOURNAL`]; a file of 1 becomes one of 2 when it is opened.
 ///
-/// 5 has the cluster's directory ([`DIRECTORY`]), without which a program would let in whom it should not.
-///
 /// 4 has the users of sessions, which a program that knows only lesser ones would give to anybody. In 3 incarnations may have a
 /// generation: it was compared with a restored store.
+///
+/// 5 has the cluster's directory ([`DIRECTORY`]), without which a program would let in whom it should not, the authors of wills, and the
+/// queue policies that clients have chosen.
 pub(super) const SCHEMA: u64 = 5;
 
 /// Facts about the journal, by the names below.

@@ -15,6 +15,8 @@ pub enum Loss {
     QueueMessages(u64),
     /// The same: bytes.
     QueueBytes(u64),
+    /// The oldest of a full queue gave way to a newer one, as the session's queue policy has it: by this limit, and its value.
+    Displaced(&'static str, u64),
     /// The message expiry interval has passed.
     Expired,
     /// Larger than the client's maximum packet size.
@@ -64,7 +66,7 @@ pub enum Loss {
 }
 
 /// How many kinds there are.
-pub(super) const KINDS: usize = 27;
+pub(super) const KINDS: usize = 28;
 
 /// How loudly a loss is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +119,7 @@ impl Loss {
             Loss::BridgeState(_) => 24,
             Loss::JournalStalled => 25,
             Loss::NotAllowed => 26,
+            Loss::Displaced(..) => 27,
         }
     }
 
@@ -124,6 +127,7 @@ impl Loss {
         match self {
             Loss::MailboxMessages(_) | Loss::MailboxBytes(_) => Counted::Message(DropReason::MailboxFull),
             Loss::QueueMessages(_) | Loss::QueueBytes(_) => Counted::Message(DropReason::QueueFull),
+            Loss::Displaced(..) => Counted::Message(DropReason::Displaced),
             Loss::Expired => Counted::Message(DropReason::Expired),
             Loss::TooLarge(_) => Counted::Message(DropReason::TooLarge),
             Loss::Offline => Counted::Message(DropReason::Offline),
@@ -162,9 +166,12 @@ impl Loss {
 
     pub(super) fn level(self) -> Level {
         match self {
-            Loss::Expired | Loss::Offline | Loss::SessionEnded | Loss::NotAuthorized | Loss::NotAllowed => {
-                Level::Info
-            }
+            Loss::Expired
+            | Loss::Displaced(..)
+            | Loss::Offline
+            | Loss::SessionEnded
+            | Loss::NotAuthorized
+            | Loss::NotAllowed => Level::Info,
             _ => Level::Warn,
         }
     }
@@ -176,6 +183,7 @@ impl Loss {
             Loss::MailboxBytes(n) => ("session.mailbox_bytes", n),
             Loss::QueueMessages(n) => ("session.max_queued_messages", n),
             Loss::QueueBytes(n) => ("session.max_queued_bytes", n),
+            Loss::Displaced(limit, n) => (limit, n),
             Loss::TooLarge(n) => ("the client's maximum packet size", n),
             Loss::Journal(ms) => return Some(format!("publish.timeout={ms}ms")),
             Loss::HeldMessages(n) => ("cluster.max_held_messages", n),

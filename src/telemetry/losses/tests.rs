@@ -59,6 +59,7 @@ fn each_reason_and_each_limit_has_its_line() {
         (FULL, "mailbox_full", Some("session.mailbox_bytes=8388608")),
         (Loss::QueueMessages(7), "queue_full", Some("session.max_queued_messages=7")),
         (Loss::QueueBytes(9), "queue_full", Some("session.max_queued_bytes=9")),
+        (Loss::Displaced("session.max_queued_bytes", 8), "displaced", Some("session.max_queued_bytes=8")),
         (Loss::TooLarge(20), "too_large", Some("the client's maximum packet size=20")),
         (Loss::Offline, "offline", None),
         (Loss::Journal(100), "journal", Some("publish.timeout=100ms")),

@@ -118,6 +118,10 @@ CASES = {
     "BerthSlowReceivers": Case(
         both("berth_messages_dropped_total", f"0+160{STAYS}", f"0+140{STAYS}", reason="mailbox_full"), fires="16m", quiet="9m"
     ),
+    # `good` has memory again now and then.
+    "BerthMemoryShort": Case(
+        both("berth_memory_level", f"0x19 1{STAYS}", "0x19 1x5 0 1x5 0 1x5 0 1x5 0 1x5 0 1x5 0"), fires="9m", quiet="7m"
+    ),
     "BerthQueuesGrow": Case(
         both("berth_queued_messages", "100001+1000x480", f"900000{STAYS}"), fires="80m", quiet="70m"
     ),

@@ -1,5 +1,6 @@
 //! Who clients are: accounts, and whose sessions are.
 
+mod chains;
 mod commands;
 mod flood;
 mod hook;

@@ -147,7 +147,11 @@ fn certificates_are_replaced_and_revoked_on_open_connections() {
         secure_ctl(&broker, &ca, &["--cert", &client.0.file, "--key", &client.1.file, "ready"]).code,
         0
     );
+    // Nor does a reload, until the certificate is there.
+    let reload = || secure_ctl(&broker, &ca, &["--cert", &client.0.file, "--key", &client.1.file, "reload"]);
+    assert!(reload().failed(1).contains("http.key_file"));
     pki.save("now.pem", &new.0.text);
+    assert!(reload().ok().contains("certificates of http"));
     let seen = || {
         let (stream, _) = secure(broker.http, &tls_config(&pki.ca(), Some(&client)), "localhost").unwrap();
         stream.conn.peer_certificates().unwrap()[0].to_vec()

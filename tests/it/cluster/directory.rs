@@ -163,6 +163,8 @@ fn rules_stop_delivery_on_all_nodes_and_the_first_is_confirmed_for_all() {
     ctl(cluster.http(0), &[&first[..], &["--yes"]].concat()).ok();
     ctl(cluster.http(1), &["acl", "add", "allow", "all", "end"]).ok();
     soon(&cluster, "both rules", |i| cluster.metric(i, "berth_acl_rules") == 2.0);
+    // They are in no file: a reload leaves them.
+    (0..3).for_each(|i| drop(ctl(cluster.http(i), &["reload"]).ok()));
     publisher.publish("a/x", "denied", AtLeastOnce);
     publisher.publish("end", "end", AtLeastOnce);
     subs.iter_mut().for_each(|c| assert_eq!(c.receive().text(), "end", "what is denied is not delivered"));
@@ -205,6 +207,7 @@ fn a_ban_closes_the_connection_on_whichever_node_it_is() {
         soon(&cluster, "the ban", |node| answer(&cluster, node, &Dial::v5(&name)) == Reason::Banned);
     }
     good.iter_mut().for_each(Client::ping);
+    (0..3).for_each(|i| drop(ctl(cluster.http(i), &["reload"]).ok()));
     let list = ctl(cluster.http(0), &["bans", "list"]).ok();
     assert!(["bad0", "bad1", "bad2", "noise"].iter().all(|word| list.contains(word)), "{list}");
     // It holds over a restart, and ends on all nodes.

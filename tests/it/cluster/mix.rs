@@ -203,10 +203,11 @@ fn a_mix_of_faults_breaks_no_promise_of_any_kind() {
         let end = berth::clock::now().plus_ms(seconds * 1_000);
         let mut late = 0;
         while berth::clock::now() < end {
-            for n in late..LATE.min(late + LATE_AT_ONCE) {
+            let next = LATE.min(late + LATE_AT_ONCE);
+            for n in late..next {
                 one_more(scope, &stage, n, random.below(LATE_BY_MS));
-                late = n + 1;
             }
+            late = next;
             let fault = FAULTS[random.index(FAULTS.len())];
             strike(&mut cluster, &stage, fault, &mut random);
         }

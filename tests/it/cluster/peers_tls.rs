@@ -149,3 +149,40 @@ async fn files_that_are_no_pem_are_named() {
     let error = server.serve(&peers, std::future::pending()).await.unwrap_err().to_string();
     assert!(error.contains("/etc/a/key.pem") && error.contains("cluster.tls"), "{error}");
 }
+
+/// Writes files of a node to where they say they are.
+fn save(dir: &std::path::Path, tls: &PeerTls) -> PeerTls {
+    let save = |name: &str, file: &PemFile| {
+        let path = dir.join(name);
+        std::fs::write(&path, &file.pem).unwrap();
+        PemFile { path: path.display().to_string(), pem: file.pem.clone() }
+    };
+    PeerTls { ca: save("ca.pem", &tls.ca), cert: save("cert.pem", &tls.cert), key: save("key.pem", &tls.key) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_certificates_count_for_new_links_and_end_none() {
+    let (old, new) = (authority("old"), authority("new"));
+    let dirs = ["a", "b", "c"].map(|_| tempfile::tempdir().unwrap());
+    let made = |at: usize, ca: &Authority| save(dirs[at].path(), &files("x", ca, ca, "127.0.0.1", false));
+    let (a, b) = (node("a", 1, Some(made(0, &old))).await, node("b", 2, Some(made(1, &old))).await);
+    a.keep(&[(&b, b.address)]);
+    a.up().await;
+    // Of another authority, so that whoever still goes by the old ones is refused.
+    made(1, &new);
+    let c = node("c", 3, Some(made(2, &new))).await;
+    c.keep(&[(&b, b.address)]);
+    c.up().await;
+    a.send(&b, 1);
+    becomes_true("the old link still works", || a.inbox.answers() == 1).await;
+    // The side that dials goes by new files, too.
+    made(0, &new);
+    a.keep(&[(&b, b.address), (&c, c.address)]);
+    a.send(&c, 2);
+    becomes_true("a new link works", || a.inbox.answers() == 2).await;
+    // What cannot be used changes nothing.
+    std::fs::write(dirs[1].path().join("cert.pem"), "no certificate").unwrap();
+    let d = node("d", 4, Some(files("d", &new, &new, "127.0.0.1", false))).await;
+    d.keep(&[(&b, b.address)]);
+    d.up().await;
+}

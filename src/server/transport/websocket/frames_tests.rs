@@ -101,7 +101,8 @@ impl Write for Pipe {
 
 /// What tungstenite, as a server, makes of `bytes`: the payload of whole messages, and whether it refuses anything.
 fn theirs(bytes: &[u8]) -> (Vec<u8>, bool, bool) {
-    let config = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
+    // It makes room for a whole frame once it has the header, so that one without a bound may ask for more than there is.
+    let config = WebSocketConfig::default().max_frame_size(Some(1 << 24)).max_message_size(None);
     let mut server =
         WebSocket::from_raw_socket(Pipe(Cursor::new(bytes.to_vec())), Role::Server, Some(config));
     let mut payload = Vec::new();
@@ -111,7 +112,10 @@ fn theirs(bytes: &[u8]) -> (Vec<u8>, bool, bool) {
             Ok(Message::Close(_)) => return (payload, false, true),
             Ok(Message::Text(_)) => return (payload, true, false),
             Ok(_) => {}
-            Err(Error::Io(_) | Error::ConnectionClosed) => return (payload, false, false),
+            // Bytes of a long frame are refused only when they come, if at all.
+            Err(Error::Io(_) | Error::ConnectionClosed | Error::Capacity(_)) => {
+                return (payload, false, false);
+            }
             Err(Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => {
                 return (payload, false, false);
             }

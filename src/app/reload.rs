@@ -1,0 +1,132 @@
+//! The configuration read again while the broker runs: all or nothing. Every room whose state can be exchanged prepares first, which
+//! changes nothing; only if all could, each puts in force what it has read.
+
+use super::desk::Desk;
+use super::rooms::{Commit, Room};
+use crate::config::{Config, Setting, Sources, Values};
+use crate::server::http::{Answer, ApiError, LogLevel, ReloadOperator, Reloaded};
+use crate::telemetry::Metrics;
+use crate::telemetry::logs::Level;
+use crate::telemetry::metrics::ReloadResult;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tokio::signal::unix::Signal;
+
+/// See the module.
+pub(super) struct Reload {
+    rooms: Vec<Box<dyn Room>>,
+    sources: Sources,
+    /// What options say by which the broker runs: of those that need a restart, what they said at the start. Held while it is read again.
+    in_force: Mutex<Values>,
+    /// The same as operators see it.
+    shown: Mutex<Vec<Setting>>,
+    level: Level,
+    metrics: Arc<Metrics>,
+}
+
+impl Reload {
+    /// Of a broker that runs by `config`.
+    pub(super) fn new(
+        config: &Config,
+        rooms: Vec<Box<dyn Room>>,
+        level: Level,
+        metrics: Arc<Metrics>,
+    ) -> Reload {
+        Reload {
+            rooms,
+            sources: config.sources.clone(),
+            in_force: Mutex::new(config.values.clone()),
+            shown: Mutex::new(config.settings.clone()),
+            level,
+            metrics,
+        }
+    }
+
+    /// What options say by which the broker runs, without secrets, and where that comes from.
+    pub(super) fn shown(&self) -> Vec<Setting> {
+        self.shown.lock().clone()
+    }
+
+    /// Reads everything again and puts it in force. Blocks.
+    ///
+    /// # Errors
+    /// All that is wrong; then nothing has changed.
+    pub(super) fn run(&self) -> Result<Reloaded, Vec<String>> {
+        let mut in_force = self.in_force.lock();
+        let outcome = self.prepared().map(|(config, commits)| {
+            let differing = in_force.differing(&config.values);
+            let taken = |key: &String| self.rooms.iter().any(|room| room.takes(key, &config));
+            let (changed, restart): (Vec<_>, Vec<_>) = differing.into_iter().partition(taken);
+            let read = commits.into_iter().flat_map(|commit| commit()).collect();
+            changed.iter().for_each(|key| in_force.take_from(&config.values, key));
+            for shown in self.shown.lock().iter_mut().filter(|shown| !restart.contains(&shown.key)) {
+                if let Some(new) = config.settings.iter().find(|new| new.key == shown.key) {
+                    *shown = new.clone();
+                }
+            }
+            Reloaded { changed, read, restart }
+        });
+        match &outcome {
+            Ok(done) => {
+                self.metrics.config_reloads.of(ReloadResult::Ok).inc();
+                let (changed, restart) = (done.changed.join(", "), done.restart.join(", "));
+                tracing::info!(changed, needs_restart = restart, "configuration read again");
+            }
+            Err(wrong) => {
+                self.metrics.config_reloads.of(ReloadResult::Failed).inc();
+                for error in wrong {
+                    tracing::error!(%error, "configuration not read again: nothing was changed");
+                }
+            }
+        }
+        outcome
+    }
+
+    fn prepared(&self) -> Result<(Config, Vec<Commit>), Vec<String>> {
+        let config = Config::load(&self.sources)
+            .map_err(|problems| problems.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let (mut commits, mut wrong) = (Vec::new(), Vec::new());
+        for room in &self.rooms {
+            match room.prepare(&config) {
+                Ok(commit) => commits.push(commit),
+                Err(why) => wrong.push(why),
+            }
+        }
+        if wrong.is_empty() { Ok((config, commits)) } else { Err(wrong) }
+    }
+}
+
+/// Reads the configuration again on each signal of `asked`.
+pub(super) async fn on_signal(reload: Arc<Reload>, mut asked: Signal) {
+    while asked.recv().await.is_some() {
+        tracing::info!("SIGHUP: the configuration is read again");
+        let reload = reload.clone();
+        // Files may be on a disk that is slow. What came of it is in the log.
+        if tokio::task::spawn_blocking(move || reload.run()).await.is_err() {
+            tracing::error!("the configuration could not be read again");
+        }
+    }
+}
+
+impl ReloadOperator for Desk {
+    fn reload(&self) -> Answer<Reloaded> {
+        let node = self.running().cloned();
+        Box::pin(async move {
+            let reload = node?.reload.clone();
+            let done = tokio::task::spawn_blocking(move || reload.run()).await;
+            let done = done.map_err(|e| ApiError::Unavailable(e.to_string()))?;
+            done.map_err(|wrong| ApiError::Invalid(format!("nothing was changed: {}", wrong.join("; "))))
+        })
+    }
+
+    fn log_level(&self, level: &str) -> Result<LogLevel, ApiError> {
+        let node = self.running()?;
+        let config = Config::from_pairs(&[("log.level", level)])
+            .map_err(|problems| ApiError::Invalid(problems.to_string()))?;
+        let level = &*config.log.level;
+        let before =
+            node.reload.level.change(level).map_err(|error| ApiError::Unavailable(error.to_string()))?;
+        tracing::info!(before, level, "an operator changed the log level");
+        Ok(LogLevel { level: level.to_owned(), before })
+    }
+}

@@ -1,0 +1,83 @@
+//! A PUBLISH that is not handled while memory is short ([`crate::broker::memory`]). What comes before it is: whoever only receives is heard
+//! as ever. Behind it waits what the client has sent since.
+
+use super::{Link, State};
+use crate::broker::memory::TRICKLE_MS;
+use crate::clock::Time;
+use crate::telemetry::Metrics;
+use std::sync::Arc;
+use std::task::Waker;
+
+/// The type of a PUBLISH packet in its first byte (MQTT 5.0 section 2.1.2).
+const PUBLISH: u8 = 3;
+
+/// See the module.
+pub(super) struct Held {
+    since: Time,
+    /// For [`crate::broker::memory::Pressure::wait`].
+    seen: Option<u64>,
+    /// This one passes nevertheless.
+    passes: bool,
+    metrics: Arc<Metrics>,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("since", &self.since).field("passes", &self.passes).finish()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.metrics.publishers_paused.sub(1);
+    }
+}
+
+impl Link {
+    /// Whether the client's next packet is a PUBLISH that waits for memory.
+    pub(super) fn waits_for_memory(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| !held.passes)
+    }
+
+    /// Whether the packet at the front of `next` has to wait for memory; `waker` is then woken when it need not any more. `begun`: a
+    /// part of it may be here already. What has begun to arrive goes on, for it has its room.
+    pub(super) fn holds_back(&mut self, next: &[u8], begun: bool, waker: &Waker, now: Time) -> bool {
+        let broker = &self.broker;
+        if !broker.pressure.pauses()
+            || next.first().is_none_or(|first| first >> 4 != PUBLISH)
+            || !matches!(self.state, State::Open(_))
+            || (begun && self.arriving.is_some())
+        {
+            return false;
+        }
+        if self.held.take().is_some_and(|held| held.passes) {
+            return false;
+        }
+        let mut seen = None;
+        if !broker.pressure.wait(waker, &mut seen) {
+            return false;
+        }
+        broker.metrics.publishers_paused.add(1);
+        let metrics = broker.metrics.clone();
+        self.held = Some(Box::new(Held { since: now, seen, passes: false, metrics }));
+        true
+    }
+
+    /// Lets a held PUBLISH go on if it may.
+    pub(super) fn look_at_memory(&mut self, waker: &Waker, now: Time) {
+        let due = self.trickles_at().is_some_and(|at| at <= now);
+        let Some(held) = &mut self.held else { return };
+        if !self.broker.pressure.wait(waker, &mut held.seen) {
+            self.held = None;
+        } else if due {
+            held.passes = true;
+        }
+    }
+
+    /// When a PUBLISH passes although memory is short: messages wait for the acknowledgements that come behind it.
+    pub(super) fn trickles_at(&self) -> Option<Time> {
+        let held = self.held.as_ref().filter(|held| !held.passes)?;
+        let State::Open(open) = &self.state else { return None };
+        (open.session.load() > 0).then(|| held.since.plus_ms(TRICKLE_MS))
+    }
+}

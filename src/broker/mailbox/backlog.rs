@@ -1,0 +1,114 @@
+//! The numbers of journaled messages that wait for room in memory, oldest first, and how large each is.
+
+use super::super::ports::Seq;
+use std::collections::VecDeque;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    seqs: VecDeque<Seq>,
+    /// Of each, bytes.
+    sizes: VecDeque<u32>,
+    bytes: u64,
+}
+
+impl Backlog {
+    /// Of these messages, which have so many bytes together. What each of them has nobody has said: they count alike.
+    pub fn new(seqs: VecDeque<Seq>, bytes: u64) -> Backlog {
+        let mut backlog = Backlog::default();
+        let mut left = bytes;
+        for (at, seq) in seqs.iter().enumerate() {
+            let share = left / (seqs.len() - at) as u64;
+            left -= share;
+            backlog.push_back(*seq, share as usize);
+        }
+        backlog
+    }
+
+    pub fn len(&self) -> usize {
+        self.seqs.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.seqs.is_empty()
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Seq> {
+        self.seqs.iter().copied()
+    }
+
+    pub fn push_back(&mut self, seq: Seq, size: usize) {
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        self.seqs.push_back(seq);
+        self.sizes.push_back(size);
+        self.bytes += u64::from(size);
+    }
+
+    pub fn push_front(&mut self, seq: Seq, size: usize) {
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        self.seqs.push_front(seq);
+        self.sizes.push_front(size);
+        self.bytes += u64::from(size);
+    }
+
+    /// Takes the message at `at` out.
+    pub fn remove(&mut self, at: usize) -> Option<Seq> {
+        let seq = self.seqs.remove(at)?;
+        self.bytes -= self.sizes.remove(at).map_or(0, u64::from);
+        Some(seq)
+    }
+
+    /// Takes the oldest `n` out.
+    pub fn drop_front(&mut self, n: usize) {
+        let n = n.min(self.seqs.len());
+        self.seqs.drain(..n);
+        self.bytes -= self.sizes.drain(..n).map(u64::from).sum::<u64>();
+        if self.seqs.is_empty() {
+            self.seqs.shrink_to(64);
+            self.sizes.shrink_to(64);
+        }
+    }
+
+    /// Of the oldest `n` only those in `keep`, which are in order, stay.
+    pub fn keep(&mut self, n: usize, keep: &[Seq]) {
+        let n = n.min(self.seqs.len());
+        let looked_at: Vec<_> = self.seqs.drain(..n).zip(self.sizes.drain(..n)).collect();
+        let (mut kept, mut keep) = (Vec::with_capacity(keep.len()), keep.iter().peekable());
+        for (seq, size) in looked_at {
+            self.bytes -= u64::from(size);
+            if keep.next_if(|k| **k == seq).is_some() {
+                kept.push((seq, size));
+            }
+        }
+        kept.into_iter().rev().for_each(|(seq, size)| self.push_front(seq, size as usize));
+    }
+
+    /// Takes all of them out.
+    pub fn take(&mut self) -> VecDeque<Seq> {
+        std::mem::take(self).seqs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_takes_its_bytes_along() {
+        let mut backlog = Backlog::new([1, 2, 3].into(), 11);
+        backlog.push_back(4, 100);
+        backlog.push_front(9, 1000);
+        assert_eq!((backlog.len(), backlog.bytes()), (5, 1111));
+        assert_eq!(backlog.remove(0), Some(9));
+        assert_eq!((backlog.remove(3), backlog.bytes()), (Some(4), 11));
+        backlog.keep(2, &[2]);
+        assert_eq!((backlog.iter().collect::<Vec<_>>(), backlog.bytes()), (vec![2, 3], 8));
+        backlog.drop_front(9);
+        assert_eq!((backlog.len(), backlog.bytes(), backlog.remove(0)), (0, 0, None));
+    }
+}

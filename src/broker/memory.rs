@@ -1,0 +1,202 @@
+//! The memory watermarks: beyond the first, publishers are not read; beyond the second, nobody new is let in. Whoever measures the memory
+//! tells [`Pressure::measured`]; connections ask, and are woken when they may go on.
+
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::Waker;
+
+/// How much of a mark the memory must fall below it before the mark counts as left, as a part of it: a twentieth.
+const LEFT_PARTS: u64 = 20;
+
+/// Between two PUBLISH packets that a client may send beyond the first mark while messages wait for its acknowledgements, milliseconds:
+/// those acknowledgements come behind its PUBLISH packets, and only they set memory free.
+pub const TRICKLE_MS: u64 = 100;
+
+/// Bytes at which something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// Publishers are not read beyond this.
+    pub pause: u64,
+    /// New connections are refused beyond this.
+    pub refuse: u64,
+}
+
+/// How far the memory is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// There is enough.
+    Normal,
+    /// Publishers are not read.
+    Paused,
+    /// Nor are new connections let in.
+    Refusing,
+}
+
+impl Level {
+    const ALL: [Level; 3] = [Level::Normal, Level::Paused, Level::Refusing];
+
+    /// What it is called in `/cluster/status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Normal => "ok",
+            Level::Paused => "publishers paused",
+            Level::Refusing => "connections refused",
+        }
+    }
+
+    /// The level with `used` bytes after this one: a mark that was passed is left only well below it.
+    fn after(self, used: u64, marks: Marks) -> Level {
+        let beyond = |mark: u64, was: bool| used > if was { mark - mark / LEFT_PARTS } else { mark };
+        if beyond(marks.refuse, self >= Level::Refusing) {
+            Level::Refusing
+        } else if beyond(marks.pause, self >= Level::Paused) {
+            Level::Paused
+        } else {
+            Level::Normal
+        }
+    }
+}
+
+/// What happened in a time in which a mark was passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The level before.
+    pub from: Level,
+    /// The level now.
+    pub to: Level,
+    /// Connections refused since publishers were paused.
+    pub refused: u64,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Pressure {
+    level: AtomicU8,
+    /// Counts the times at which those that wait were woken.
+    releases: AtomicU64,
+    waiting: Mutex<Vec<Waker>>,
+    refused: AtomicU64,
+}
+
+impl Pressure {
+    /// How far the memory is used up.
+    pub fn level(&self) -> Level {
+        Level::ALL[usize::from(self.level.load(Ordering::Acquire)).min(Level::ALL.len() - 1)]
+    }
+
+    /// Whether publishers are not read.
+    pub fn pauses(&self) -> bool {
+        self.level.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether a client that comes now is to be refused; counts it then.
+    pub fn refuses(&self) -> bool {
+        let refuses = self.level() == Level::Refusing;
+        if refuses {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        refuses
+    }
+
+    /// So many bytes are used. `marks`: `None` = as many as there may be. What changes, if anything does.
+    pub fn measured(&self, used: u64, marks: Option<Marks>) -> Option<Change> {
+        let from = self.level();
+        let to = marks.map_or(Level::Normal, |marks| from.after(used, marks));
+        if from == to {
+            return None;
+        }
+        let mut waiting = self.waiting.lock();
+        self.level.store(to as u8, Ordering::Release);
+        if to == Level::Normal {
+            self.releases.fetch_add(1, Ordering::AcqRel);
+            waiting.drain(..).for_each(Waker::wake);
+        }
+        let refused = match to {
+            Level::Normal => self.refused.swap(0, Ordering::Relaxed),
+            Level::Paused | Level::Refusing => self.refused.load(Ordering::Relaxed),
+        };
+        Some(Change { from, to, refused })
+    }
+
+    /// Arranges for `waker` to be woken when publishers are read again, unless that is arranged since `seen`; false if they are.
+    pub(super) fn wait(&self, waker: &Waker, seen: &mut Option<u64>) -> bool {
+        let mut waiting = self.waiting.lock();
+        if !self.pauses() {
+            return false;
+        }
+        let now = self.releases.load(Ordering::Acquire);
+        if *seen != Some(now) {
+            *seen = Some(now);
+            waiting.push(waker.clone());
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_mark_is_passed_at_once_and_left_well_below_it() {
+        let marks = Some(Marks { pause: 1000, refuse: 2000 });
+        let pressure = Pressure::default();
+        for (used, marks, level) in [
+            (1000, marks, Level::Normal),
+            (1001, marks, Level::Paused),
+            (2000, marks, Level::Paused),
+            (2001, marks, Level::Refusing),
+            (1901, marks, Level::Refusing),
+            (1900, marks, Level::Paused),
+            (951, marks, Level::Paused),
+            (950, marks, Level::Normal),
+            (5000, marks, Level::Refusing),
+            (100, marks, Level::Normal),
+            (5000, None, Level::Normal),
+        ] {
+            let before = pressure.level();
+            let change = pressure.measured(used, marks);
+            assert_eq!(pressure.level(), level, "{used}");
+            assert_eq!(
+                change.map(|c| (c.from, c.to)),
+                (before != level).then_some((before, level)),
+                "{used}"
+            );
+        }
+    }
+
+    #[test]
+    fn whoever_waits_is_woken_once_and_those_refused_are_counted() {
+        let (pressure, count) = (Pressure::default(), Arc::new(Count::default()));
+        let waker = Waker::from(count.clone());
+        let marks = Some(Marks { pause: 10, refuse: 20 });
+        let mut seen = None;
+        assert!(!pressure.wait(&waker, &mut seen) && !pressure.refuses());
+        pressure.measured(30, marks);
+        for _ in 0..3 {
+            assert!(pressure.wait(&waker, &mut seen));
+        }
+        assert!(pressure.refuses() && pressure.refuses());
+        assert_eq!(pressure.measured(15, marks).map(|c| c.refused), Some(2));
+        assert!(!pressure.refuses());
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+        assert_eq!(pressure.measured(5, marks).map(|c| c.refused), Some(2));
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        pressure.measured(15, marks);
+        assert!(pressure.wait(&waker, &mut seen), "a new pause");
+        assert_eq!(pressure.measured(5, marks).map(|c| c.refused), Some(0));
+        assert_eq!(count.0.load(Ordering::Relaxed), 2);
+    }
+}

@@ -1,0 +1,263 @@
+//! The configuration read again while the broker runs: all or nothing, by SIGHUP or `berth ctl reload`.
+
+use crate::accounts::Files;
+use crate::broker::{Broker, Setup};
+use crate::client::{Dial, In};
+use crate::cluster::nodes::BerthCluster;
+use crate::operate::{ctl, ctl_json};
+use crate::wait;
+use berth::mqtt::{QoS, Reason};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+
+fn answer(dial: &Dial, to: SocketAddr) -> Reason {
+    match dial.try_connect(to).unwrap().1 {
+        In::ConnAck { reason, .. } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A broker with a configuration file, rules, users and an audit log.
+struct Stage {
+    files: Files,
+    broker: Broker,
+}
+
+const RULES: &str = "rules:\n  - {allow: all, topics: ['#']}\n";
+
+impl Stage {
+    fn start(options: &str) -> Stage {
+        let files = Files::new();
+        files.user("alice", "a");
+        files.write("rules.yaml", RULES);
+        files.write("berth.yaml", Stage::yaml(&files, options));
+        let config = files.path("berth.yaml");
+        let broker = Setup::new().arg("--config").arg(config.to_str().unwrap()).start();
+        Stage { files, broker }
+    }
+
+    fn yaml(files: &Files, options: &str) -> String {
+        let path = |name: &str| files.path(name).display().to_string();
+        format!(
+            "auth: {{password: {{file: {}}}}}\nacl: {{file: {}}}\naudit: {{file: {}}}\n{options}",
+            path("users"),
+            path("rules.yaml"),
+            path("audit")
+        )
+    }
+
+    fn configure(&self, options: &str) {
+        self.files.write("berth.yaml", Stage::yaml(&self.files, options));
+    }
+
+    fn audited(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.files.path("audit")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn alice(&self, id: &str) -> Dial {
+        Dial::v5(id).user("alice", "a")
+    }
+}
+
+#[test]
+fn what_changed_counts_at_once_and_what_needs_a_restart_is_named() {
+    let stage = Stage::start("limits: {max_qos: 2}\n");
+    let (broker, http) = (&stage.broker, stage.broker.http);
+    let mut live = stage.alice("live").connect(broker.mqtt);
+    assert!(!broker.log().contains(" DEBUG "));
+    stage.configure(
+        "limits: {max_connections: 2, max_packet_size: 1KiB, max_subscriptions_per_session: 1}\n\
+         log: {level: debug}\nsys: {interval: 5s}\nsession: {max_expiry: 1h}\n",
+    );
+    let answered = ctl_json(http, &["reload"]);
+    let changed = [
+        "limits.max_connections",
+        "limits.max_packet_size",
+        "limits.max_subscriptions_per_session",
+        "log.level",
+        "session.max_expiry",
+    ];
+    assert_eq!(answered["changed"], json!(changed));
+    assert_eq!(answered["restart"], json!(["sys.interval"]));
+    // What is shown is what holds.
+    let options = ctl_json(http, &["config", "show"])["options"].as_array().unwrap().clone();
+    let of = |key: &str| options.iter().find(|o| o["key"] == key).unwrap().clone();
+    let shown =
+        |key: &str| (of(key)["value"].clone(), of(key)["origin"].as_str().unwrap().starts_with("file"));
+    assert_eq!(shown("limits.max_connections"), (json!("2"), true));
+    assert_eq!(shown("session.max_expiry"), (json!("1h"), true));
+    assert_ne!(of("sys.interval")["value"], "5s");
+    let read = answered["read"].to_string();
+    assert!(read.contains("1 users from") && read.contains("1 access rules from"), "{read}");
+    // The one that was there stays, on its terms: only one more comes in.
+    live.publish("t", &"x".repeat(2000), QoS::AtLeastOnce);
+    assert_eq!(live.subscribe(&[("a", QoS::AtMostOnce), ("b", QoS::AtMostOnce)]), [0, 0x97]);
+    let (_second, granted) = stage.alice("second").expiry(86_400).try_connect(broker.mqtt).unwrap();
+    let In::ConnAck { properties, .. } = granted else { panic!("{granted:?}") };
+    let said = format!("{properties:?}");
+    assert!(
+        said.contains("MaximumPacketSize(1024)") && said.contains("SessionExpiryInterval(3600)"),
+        "{said}"
+    );
+    assert_eq!(answer(&stage.alice("third"), broker.mqtt), Reason::QuotaExceeded);
+    wait::until_true("it logs more", || broker.log().contains(" DEBUG "));
+    // Once more: nothing is new, and the restart is still needed.
+    let text = ctl(http, &["reload"]).ok();
+    assert!(text.contains("needs restart: sys.interval") && !text.contains("changed:"), "{text}");
+    assert_eq!(broker.metric("berth_config_reloads_total{result=\"ok\"}"), 2.0);
+    let audited = stage.audited();
+    let told = |line: &Value| (line["action"].clone(), line["outcome"].clone());
+    assert_eq!(
+        audited.iter().map(told).collect::<Vec<_>>(),
+        vec![(json!("config reload"), json!("done")); 2]
+    );
+    live.ping();
+}
+
+#[test]
+fn if_anything_is_wrong_nothing_changes() {
+    let stage = Stage::start("limits: {max_qos: 2}\n");
+    let (broker, http) = (&stage.broker, stage.broker.http);
+    let good = "limits: {max_qos: 1, max_connections: 1}\n";
+    // What is wrong, in which file, and the words for it.
+    let cases: [(&str, &str, String, &[&str]); 4] = [
+        (
+            "options",
+            "berth.yaml",
+            Stage::yaml(&stage.files, "limits: {max_qos: 1, max_conections: 1}\n"),
+            &["limits.max_conections", "did you mean"],
+        ),
+        (
+            "values",
+            "berth.yaml",
+            Stage::yaml(&stage.files, "limits: {max_qos: 9, max_connections: none}\n"),
+            &["limits.max_qos", "limits.max_connections"],
+        ),
+        ("rules", "rules.yaml", "rules:\n  - {alow: all, topics: ['#']}\n".to_owned(), &["rules.yaml"]),
+        ("users", "users", "alice\n".to_owned(), &["users", "line 1"]),
+    ];
+    let users = std::fs::read_to_string(stage.files.users()).unwrap();
+    for (what, file, content, words) in cases {
+        stage.configure(good);
+        stage.files.write(file, content);
+        let said = ctl(http, &["reload"]).failed(1);
+        assert!(said.contains("nothing was changed"), "{what}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{what}: no {word} in {said}");
+        }
+        stage.files.write("rules.yaml", RULES);
+        stage.files.write("users", &users);
+        stage.configure("limits: {max_qos: 2}\n");
+        let (_client, granted) = stage.alice("c").try_connect(broker.mqtt).unwrap();
+        let In::ConnAck { properties, .. } = granted else { panic!("{granted:?}") };
+        assert!(!format!("{properties:?}").contains("MaximumQoS"), "{what}: {properties:?}");
+        let _another = stage.alice("another").connect(broker.mqtt);
+    }
+    assert_eq!(broker.metric("berth_config_reloads_total{result=\"failed\"}"), 4.0);
+    assert!(stage.audited().iter().all(|line| line["outcome"] == "failed"));
+    // The same by SIGHUP, whose answer is the log.
+    stage.configure("limits: {max_qos: 9}\n");
+    broker.signal("HUP");
+    wait::until_true("the log says what is wrong", || {
+        broker.log().contains("configuration not read again") && broker.log().contains("limits.max_qos")
+    });
+    stage.configure(good);
+    broker.signal("HUP");
+    wait::until_true("it is taken", || broker.metric("berth_config_reloads_total{result=\"ok\"}") == 1.0);
+    let (_client, granted) = stage.alice("c").try_connect(broker.mqtt).unwrap();
+    assert!(format!("{granted:?}").contains("MaximumQoS"), "{granted:?}");
+}
+
+#[test]
+fn users_bans_and_limits_of_listeners() {
+    let stage = Stage::start("");
+    let (broker, http) = (&stage.broker, stage.broker.http);
+    stage.files.user("bob", "b");
+    ctl(http, &["reload"]).ok();
+    let mut bob = Dial::v4("bob").user("bob", "b").connect(broker.mqtt);
+    // Written by hand.
+    let bans = broker.dir.join("bans.json");
+    std::fs::write(&bans, r#"[{"kind": "user", "name": "bob", "since": 1}]"#).unwrap();
+    let text = ctl(http, &["reload"]).ok();
+    assert!(text.contains("1 bans"), "{text}");
+    assert_eq!(bob.expect_closed(), None);
+    assert_eq!(answer(&Dial::v5("bob").user("bob", "b"), broker.mqtt), Reason::Banned);
+    stage.configure(
+        "listeners: {tcp: {versions: '3.1.1', max_connections: 1}}\nbans: {flapping_connects: 2}\n",
+    );
+    let answered = ctl_json(http, &["reload"]);
+    let changed = ["bans.flapping_connects", "listeners.tcp.max_connections", "listeners.tcp.versions"];
+    assert_eq!(answered["changed"], json!(changed));
+    assert_eq!(answer(&stage.alice("five"), broker.mqtt), Reason::UnsupportedProtocolVersion);
+    let port = broker.mqtt.port().to_string();
+    let publish = || {
+        let args = [
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &port,
+            "-V",
+            "311",
+            "-i",
+            "m",
+            "-u",
+            "alice",
+            "-P",
+            "a",
+            "-t",
+            "t",
+            "-m",
+            "m",
+        ];
+        Command::new("mosquitto_pub").args(args).output().unwrap().status.success()
+    };
+    assert!(publish() && publish());
+    assert!(!publish(), "the third time within a minute");
+}
+
+#[test]
+fn what_is_logged_can_be_changed_alone() {
+    let stage = Stage::start("");
+    let (broker, http) = (&stage.broker, stage.broker.http);
+    assert_eq!(ctl(http, &["log", "level", "debug"]).ok(), "log level debug (was info)\n");
+    stage.alice("c").connect(broker.mqtt).disconnect();
+    wait::until_true("it logs more", || broker.log().contains(" DEBUG "));
+    let said = ctl(http, &["log", "level", "loud"]).failed(1);
+    assert!(said.contains("expected one of off, error"), "{said}");
+    // The next reload goes by the configuration again.
+    ctl(http, &["reload"]).ok();
+    assert_eq!(ctl(http, &["log", "level", "warn"]).ok(), "log level warn (was info)\n");
+    let audited = stage.audited();
+    let first = (&audited[0]["action"], &audited[0]["subject"], &audited[0]["outcome"]);
+    assert_eq!(first, (&json!("log level"), &json!("debug"), &json!("done")));
+    assert_eq!(audited[1]["outcome"], "failed");
+}
+
+#[test]
+fn every_node_of_a_cluster_takes_it_and_nobody_is_cut_off() {
+    let files = Files::new();
+    let rules =
+        |topic: &str| RULES.replacen("  -", &format!("  - {{deny: publish, topics: ['{topic}']}}\n  -"), 1);
+    let path: PathBuf = files.write("rules.yaml", rules("one"));
+    let cluster = BerthCluster::with(3, 1, &[("acl.file", path.to_str().unwrap())]);
+    let mut clients: Vec<_> = (0..3).map(|i| cluster.connect(i, &Dial::v5(&format!("c{i}")))).collect();
+    for client in &mut clients {
+        assert_eq!(client.publish_with("one", b"", QoS::AtLeastOnce, false), Reason::NotAuthorized);
+    }
+    files.write("rules.yaml", "rules:\n  - {deny: publish");
+    for i in 0..3 {
+        assert!(ctl(cluster.http(i), &["reload"]).failed(1).contains("rules.yaml"));
+    }
+    files.write("rules.yaml", rules("two"));
+    for i in 0..3 {
+        let read = ctl_json(cluster.http(i), &["reload"])["read"].to_string();
+        assert!(read.contains("2 access rules"), "{read}");
+    }
+    for client in &mut clients {
+        assert_eq!(client.publish_with("two", b"", QoS::AtLeastOnce, false), Reason::NotAuthorized);
+        client.publish("one", "", QoS::AtLeastOnce);
+    }
+}
