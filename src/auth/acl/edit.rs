@@ -168,6 +168,40 @@ pub(in crate::auth) fn replace(path: &Path, text: &str) -> io::Result<()> {
     written
 }
 
+/// Carries an edit out on a list of rules of any form; `make` makes a new one of its text.
+///
+/// # Errors
+/// If there is no rule of a number that it names, or the new rule is wrong: then the list is as it was.
+pub(super) fn carry_out<T>(
+    edit: &Edit,
+    rules: &mut Vec<T>,
+    make: impl FnOnce(&str) -> Result<T, EditError>,
+) -> Result<(), EditError> {
+    let count = rules.len();
+    let known = |number: usize| match number {
+        n if (1..=count).contains(&n) => Ok(n - 1),
+        number => Err(EditError::NoSuchRule { number, rules: count }),
+    };
+    match edit {
+        Edit::Add { rule, at } => {
+            let place = match at {
+                Some(n) if *n != count + 1 => known(*n)?,
+                _ => count,
+            };
+            rules.insert(place, make(rule)?);
+        }
+        Edit::Remove { number } => {
+            rules.remove(known(*number)?);
+        }
+        Edit::Move { number, to } => {
+            let (from, to) = (known(*number)?, known(*to)?);
+            let rule = rules.remove(from);
+            rules.insert(to, rule);
+        }
+    }
+    Ok(())
+}
+
 /// The text of the file after the change.
 fn edited(before: &str, edit: &Edit, path: &Path) -> Result<String, EditError> {
     let in_file = |fault| EditError::File { path: path.to_owned(), fault };
@@ -182,27 +216,7 @@ fn edited(before: &str, edit: &Edit, path: &Path) -> Result<String, EditError> {
     let texts =
         |range: &Range<usize>| lines[range.clone()].iter().map(|l| format!("{l}\n")).collect::<String>();
     let mut rules: Vec<String> = blocks.iter().map(texts).collect();
-    let known = |number: usize| match number {
-        n if (1..=rules.len()).contains(&n) => Ok(n - 1),
-        number => Err(EditError::NoSuchRule { number, rules: rules.len() }),
-    };
-    match edit {
-        Edit::Add { rule, at } => {
-            let place = match at {
-                Some(n) if *n != rules.len() + 1 => known(*n)?,
-                _ => rules.len(),
-            };
-            rules.insert(place, new_block(rule, indent)?);
-        }
-        Edit::Remove { number } => {
-            rules.remove(known(*number)?);
-        }
-        Edit::Move { number, to } => {
-            let (from, to) = (known(*number)?, known(*to)?);
-            let rule = rules.remove(from);
-            rules.insert(to, rule);
-        }
-    }
+    carry_out(edit, &mut rules, |rule| new_block(rule, indent))?;
     let head_end = blocks.first().map_or(lines.len(), |b| b.start);
     let mut head: String = lines[..head_end].iter().map(|l| format!("{l}\n")).collect();
     if blocks.is_empty() {

@@ -1,7 +1,7 @@
 //! Rules in the cluster's directory: one record that has the whole list, so that their order needs no keys of its own, and each change is
 //! one comparison with what was there.
 
-use super::edit::{Edit, EditError, parsed};
+use super::edit::{Edit, EditError, carry_out, parsed};
 use super::list::{List, RULES_MAX};
 use super::yaml::{self, Fault};
 use super::{Access, Changes, Otherwise, RuleSet, Rules};
@@ -125,30 +125,12 @@ impl Access {
             None => Vec::new(),
         };
         let old = self.list_of(&rules).map_err(|fault| EditError::Record(fault.to_string()))?;
-        let count = rules.len();
-        let known = |number: usize| match number {
-            n if (1..=count).contains(&n) => Ok(n - 1),
-            number => Err(EditError::NoSuchRule { number, rules: count }),
-        };
-        match edit {
-            Edit::Add { rule, at } => {
-                parsed(rule)?;
-                let place = match at {
-                    Some(n) if *n != count + 1 => known(*n)?,
-                    _ => count,
-                };
-                let rule = serde_json::from_str(rule).map_err(|e| EditError::Rule(fault(e.to_string())))?;
-                rules.insert(place, rule);
-            }
-            Edit::Remove { number } => {
-                rules.remove(known(*number)?);
-            }
-            Edit::Move { number, to } => {
-                let (from, to) = (known(*number)?, known(*to)?);
-                let rule = rules.remove(from);
-                rules.insert(to, rule);
-            }
+        if let Edit::Add { rule, .. } = edit {
+            parsed(rule)?;
         }
+        carry_out(edit, &mut rules, |rule| {
+            serde_json::from_str(rule).map_err(|e| EditError::Rule(fault(e.to_string())))
+        })?;
         let new = self.list_of(&rules).map_err(EditError::Rule)?;
         let turns = old.allows_otherwise() && !new.allows_otherwise();
         let value = serde_json::to_vec(&Record { v: VERSION, rules })
