@@ -18,7 +18,7 @@ pub(super) struct Reload {
     sources: Sources,
     /// What options say by which the broker runs: of those that need a restart, what they said at the start. Held while it is read again.
     in_force: Mutex<Values>,
-    /// The same as operators see it.
+    /// The options in force as operators see them: values without secrets, and where each comes from.
     shown: Mutex<Vec<Setting>>,
     level: Level,
     metrics: Arc<Metrics>,

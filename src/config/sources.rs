@@ -119,7 +119,7 @@ pub(super) struct Reader {
     problems: Vec<Problem>,
     /// What every option that was taken says.
     taken: Values,
-    /// The same as operators see it.
+    /// Every option as operators see it: its value, without a secret, and where that comes from.
     shown: Vec<Setting>,
 }
 

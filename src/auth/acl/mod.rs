@@ -136,7 +136,7 @@ impl RuleSet {
         RuleSet::of(Rules::List(List::default()), otherwise, admin_group)
     }
 
-    /// The same rules, and what holds where they say nothing.
+    /// A rule set with the same rules, and another default where none of them matches.
     fn under(&self, otherwise: Otherwise, admin_group: &str) -> RuleSet {
         RuleSet { rules: self.rules.clone(), otherwise, admin_group: admin_group.into() }
     }
@@ -327,7 +327,7 @@ impl Access {
         }
     }
 
-    /// These rules, and before them what clients' tokens say they may do, if `tokens` says that they may have such.
+    /// Heeds, before the rules, what clients' tokens say they may do, if `tokens` says that they may have such.
     pub fn heeding_tokens(self, tokens: bool) -> Access {
         Access { tokens, ..self }
     }
@@ -369,7 +369,7 @@ impl Access {
         Ok(PreparedRules { rules, defaults: (otherwise, admin_group.into()) })
     }
 
-    /// These rules hold from now on.
+    /// Makes prepared rules those that hold from now on.
     pub fn put_in_force(&self, prepared: PreparedRules) -> Changes {
         let mut defaults = self.defaults.write();
         *defaults = prepared.defaults;
@@ -412,7 +412,10 @@ impl Access {
         }
     }
 
-    /// The same rules, unless with them everything is allowed from now on because the file has lost what was in it.
+    /// Returns the rules that were read.
+    ///
+    /// # Errors
+    /// If the file has lost all that was in it, so that everything would be allowed from now on.
     fn not_emptied(&self, (rules, blank): (Arc<RuleSet>, bool)) -> Result<Arc<RuleSet>, AclError> {
         if !blank || rules.restricts() || !self.rules().restricts() {
             return Ok(rules);

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 /// Clients that may wait for the hook's word on them.
 pub const HOOK_WAITING_MAX: usize = 10_000;
 
-/// The same for clients of one address (of IPv6: one /64): whoever asks for nobody's sake does not keep all others waiting.
+/// Clients of one address (of IPv6: one /64) that may wait for the hook's word, so that no address keeps all others waiting.
 pub const HOOK_WAITING_PER_ADDRESS_MAX: usize = 1_000;
 
 #[derive(Debug, Default)]
