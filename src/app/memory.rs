@@ -28,12 +28,21 @@ impl Budget {
         let limit = match limits.memory {
             config::Memory::Off => return None,
             config::Memory::Bytes(bytes) => bytes,
-            config::Memory::Auto => available(Path::new("/"))?,
+            config::Memory::Auto => of_machine()?,
         };
         let part = |percent: u8| limit / 100 * u64::from(percent);
         let marks = Marks { pause: part(limits.memory_pause_at), refuse: part(limits.memory_refuse_at) };
         Some(Budget { limit, marks })
     }
+}
+
+/// Memory that this process can have, bytes: as the system says, or as it has said before if it cannot be read now, as when there are no
+/// file descriptors left. `None` = the system has never said so.
+fn of_machine() -> Option<u64> {
+    static KNOWN: Mutex<Option<u64>> = Mutex::new(None);
+    let mut known = KNOWN.lock();
+    *known = available(Path::new("/")).or(*known);
+    *known
 }
 
 /// Memory that this process can have, bytes: the machine's, or the least that a control group around it may use. `root` is where the
@@ -63,16 +72,27 @@ fn available(root: &Path) -> Option<u64> {
     least
 }
 
-/// Measures the memory in use, now and then, and tells the broker. `budget`: what it may use at present.
+/// Measures the memory in use, now and then, and tells the broker. `budget`: what it may use at present. A look that fails is made again:
+/// what holds stays, and the log says so once.
 pub(super) async fn follow(broker: Arc<Broker>, budget: Arc<Mutex<Option<Budget>>>) {
-    let mut look = ticker(LOOK);
+    let (mut look, mut blind) = (ticker(LOOK), false);
     loop {
         look.tick().await;
         let budget = *budget.lock();
         let metrics = &broker.metrics;
         metrics.memory_limit_bytes.set(budget.map_or(0, |b| b.limit));
-        // Where the system does not say how much is used there is nothing to go by.
-        let Some(used) = resident_memory_bytes() else { return };
+        let used = match resident_memory_bytes() {
+            Ok(used) => used,
+            Err(error) => {
+                if !std::mem::replace(&mut blind, true) && budget.is_some() {
+                    tracing::warn!(%error, "how much memory is used cannot be read: limits.memory has no effect until it can");
+                }
+                continue;
+            }
+        };
+        if std::mem::take(&mut blind) && budget.is_some() {
+            tracing::info!(used_bytes = used, "how much memory is used can be read again");
+        }
         if let Some(change) = broker.pressure.measured(used, budget.map(|b| b.marks)) {
             metrics.memory_level.set(change.to as u64);
             if change.from == Level::Normal {

@@ -1,6 +1,7 @@
 //! The memory watermarks: beyond the first, publishers are not read; beyond the second, nobody new is let in. Whoever measures the memory
 //! tells [`Pressure::measured`]; connections ask, and are woken when they may go on.
 
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::Waker;
@@ -72,10 +73,15 @@ pub struct Change {
 #[derive(Debug, Default)]
 pub struct Pressure {
     level: AtomicU8,
-    /// Counts the times at which those that wait were woken.
-    releases: AtomicU64,
-    waiting: Mutex<Vec<Waker>>,
+    waiting: Mutex<Waiting>,
     refused: AtomicU64,
+}
+
+/// Those that are woken when there is memory again, each at a number that no other ever had.
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u64,
+    wakers: HashMap<u64, Waker>,
 }
 
 impl Pressure {
@@ -108,8 +114,7 @@ impl Pressure {
         let mut waiting = self.waiting.lock();
         self.level.store(to as u8, Ordering::Release);
         if to == Level::Normal {
-            self.releases.fetch_add(1, Ordering::AcqRel);
-            waiting.drain(..).for_each(Waker::wake);
+            std::mem::take(&mut waiting.wakers).into_values().for_each(Waker::wake);
         }
         let refused = match to {
             Level::Normal => self.refused.swap(0, Ordering::Relaxed),
@@ -118,18 +123,28 @@ impl Pressure {
         Some(Change { from, to, refused })
     }
 
-    /// Arranges for `waker` to be woken when publishers are read again, unless that is arranged since `seen`; false if they are.
-    pub(super) fn wait(&self, waker: &Waker, seen: &mut Option<u64>) -> bool {
+    /// Arranges for `waker` to be woken when publishers are read again; false if they are. Whoever waits keeps its `place`, which is `None`
+    /// at first, and gives it back with [`Pressure::leave`] when it waits no more: a waker keeps a whole connection in memory.
+    pub(super) fn wait(&self, waker: &Waker, place: &mut Option<u64>) -> bool {
         let mut waiting = self.waiting.lock();
         if !self.pauses() {
             return false;
         }
-        let now = self.releases.load(Ordering::Acquire);
-        if *seen != Some(now) {
-            *seen = Some(now);
-            waiting.push(waker.clone());
+        let next = waiting.next;
+        match place.and_then(|place| waiting.wakers.get_mut(&place)) {
+            Some(kept) => kept.clone_from(waker),
+            None => {
+                waiting.next += 1;
+                waiting.wakers.insert(next, waker.clone());
+                *place = Some(next);
+            }
         }
         true
+    }
+
+    /// Nobody waits at this place any more.
+    pub(super) fn leave(&self, place: u64) {
+        self.waiting.lock().wakers.remove(&place);
     }
 }
 
@@ -182,11 +197,11 @@ mod tests {
         let (pressure, count) = (Pressure::default(), Arc::new(Count::default()));
         let waker = Waker::from(count.clone());
         let marks = Some(Marks { pause: 10, refuse: 20 });
-        let mut seen = None;
-        assert!(!pressure.wait(&waker, &mut seen) && !pressure.refuses());
+        let mut place = None;
+        assert!(!pressure.wait(&waker, &mut place) && !pressure.refuses());
         pressure.measured(30, marks);
         for _ in 0..3 {
-            assert!(pressure.wait(&waker, &mut seen));
+            assert!(pressure.wait(&waker, &mut place));
         }
         assert!(pressure.refuses() && pressure.refuses());
         assert_eq!(pressure.measured(15, marks).map(|c| c.refused), Some(2));
@@ -195,8 +210,31 @@ mod tests {
         assert_eq!(pressure.measured(5, marks).map(|c| c.refused), Some(2));
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         pressure.measured(15, marks);
-        assert!(pressure.wait(&waker, &mut seen), "a new pause");
+        assert!(pressure.wait(&waker, &mut place), "a new pause");
         assert_eq!(pressure.measured(5, marks).map(|c| c.refused), Some(0));
         assert_eq!(count.0.load(Ordering::Relaxed), 2);
+    }
+
+    /// A waker holds the memory of its connection: nothing may be left of those that wait no more.
+    #[test]
+    fn whoever_leaves_is_kept_no_longer() {
+        let (pressure, count) = (Pressure::default(), Arc::new(Count::default()));
+        let waker = Waker::from(count.clone());
+        let marks = Some(Marks { pause: 10, refuse: 20 });
+        pressure.measured(15, marks);
+        let (mut stays, mut first) = (None, None);
+        assert!(pressure.wait(&waker, &mut stays) && pressure.wait(&waker, &mut first));
+        for _ in 0..100 {
+            let mut place = None;
+            assert!(pressure.wait(&waker, &mut place));
+            pressure.leave(place.unwrap());
+        }
+        pressure.leave(first.unwrap());
+        assert_eq!(pressure.waiting.lock().wakers.len(), 1);
+        assert_eq!(Arc::strong_count(&count), 3, "the test's two and that of the one that stays");
+        pressure.measured(5, marks);
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        pressure.leave(stays.unwrap());
+        assert_eq!(pressure.waiting.lock().wakers.len(), 0);
     }
 }

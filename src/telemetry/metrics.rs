@@ -447,12 +447,20 @@ impl Default for Metrics {
     }
 }
 
-/// Memory of the process that is in RAM, bytes; `None` if the system does not say.
-pub fn resident_memory_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+/// Memory of the process that is in RAM, bytes.
+///
+/// # Errors
+/// The system's file that says so cannot be read, as when there are no file descriptors left, or has no such line.
+pub fn resident_memory_bytes() -> std::io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let kib = || -> Option<u64> {
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let bytes = kib().and_then(|kib| kib.checked_mul(1024));
+    bytes.ok_or_else(|| {
+        std::io::Error::new(std::io::ErrorKind::InvalidData, "no line VmRSS in /proc/self/status")
+    })
 }
 
 /// The page `docs/metrics.md`.

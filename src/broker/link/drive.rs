@@ -186,6 +186,9 @@ impl Link {
                 }
                 self.look_later(now);
             }
+            if self.looks_for_held(now) {
+                self.looked_for_held(!socket.hung_up(), now);
+            }
             if self.silence_due(now) {
                 let listens = matches!(self.state, State::Open(_));
                 if listens && (self.holds_packet(cx) || socket.unread() > 0) {
@@ -378,7 +381,7 @@ impl Link {
     pub(super) fn look_at(&self) -> Option<Time> {
         let taken = self.blocked.as_ref().map(|b| b.look_at);
         let there = self.arriving.as_ref().filter(|_| self.waits_for_room()).map(|a| a.look_at);
-        [taken, there].into_iter().flatten().min()
+        [taken, there, self.held_look_at()].into_iter().flatten().min()
     }
 
     /// Whether nothing of what came before the end has to be waited for.

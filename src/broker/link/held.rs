@@ -2,34 +2,47 @@
 //! as ever. Behind it waits what the client has sent since.
 
 use super::{Link, State};
+use crate::broker::Broker;
 use crate::broker::memory::TRICKLE_MS;
 use crate::clock::Time;
-use crate::telemetry::Metrics;
 use std::sync::Arc;
 use std::task::Waker;
 
 /// The type of a PUBLISH packet in its first byte (MQTT 5.0 section 2.1.2).
 const PUBLISH: u8 = 3;
 
+/// Between two looks whether the client whose PUBLISH is held is still there, milliseconds.
+const LOOK_MS: u64 = 1_000;
+
 /// See the module.
 pub(super) struct Held {
     since: Time,
     /// For [`crate::broker::memory::Pressure::wait`].
-    seen: Option<u64>,
+    place: Option<u64>,
     /// This one passes nevertheless.
     passes: bool,
-    metrics: Arc<Metrics>,
+    /// When to look whether the client is still there; `None` = it is not: what it has sent passes one by one, up to its end, since it
+    /// may have said goodbye.
+    look_at: Option<Time>,
+    broker: Arc<Broker>,
 }
 
 impl std::fmt::Debug for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Held").field("since", &self.since).field("passes", &self.passes).finish()
+        f.debug_struct("Held")
+            .field("since", &self.since)
+            .field("passes", &self.passes)
+            .field("look_at", &self.look_at)
+            .finish()
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.metrics.publishers_paused.sub(1);
+        self.broker.metrics.publishers_paused.sub(1);
+        if let Some(place) = self.place {
+            self.broker.pressure.leave(place);
+        }
     }
 }
 
@@ -50,16 +63,18 @@ impl Link {
         {
             return false;
         }
-        if self.held.take().is_some_and(|held| held.passes) {
+        let before = self.held.take();
+        if before.as_ref().is_some_and(|held| held.passes) {
             return false;
         }
-        let mut seen = None;
-        if !broker.pressure.wait(waker, &mut seen) {
+        let mut place = None;
+        if !broker.pressure.wait(waker, &mut place) {
             return false;
         }
         broker.metrics.publishers_paused.add(1);
-        let metrics = broker.metrics.clone();
-        self.held = Some(Box::new(Held { since: now, seen, passes: false, metrics }));
+        let look_at = Some(now.plus_ms(LOOK_MS));
+        self.held =
+            Some(Box::new(Held { since: now, place, passes: false, look_at, broker: broker.clone() }));
         true
     }
 
@@ -67,17 +82,35 @@ impl Link {
     pub(super) fn look_at_memory(&mut self, waker: &Waker, now: Time) {
         let due = self.trickles_at().is_some_and(|at| at <= now);
         let Some(held) = &mut self.held else { return };
-        if !self.broker.pressure.wait(waker, &mut held.seen) {
+        if !self.broker.pressure.wait(waker, &mut held.place) {
             self.held = None;
         } else if due {
             held.passes = true;
         }
     }
 
-    /// When a PUBLISH passes although memory is short: messages wait for the acknowledgements that come behind it.
+    /// Whether it is time to look if the client whose PUBLISH is held is still there.
+    pub(super) fn looks_for_held(&self, now: Time) -> bool {
+        self.held_look_at().is_some_and(|at| at <= now)
+    }
+
+    /// When to look whether the client whose PUBLISH is held is still there.
+    pub(super) fn held_look_at(&self) -> Option<Time> {
+        self.held.as_ref().filter(|held| !held.passes)?.look_at
+    }
+
+    /// The client whose PUBLISH is held was still there at `now`, or was not.
+    pub(super) fn looked_for_held(&mut self, there: bool, now: Time) {
+        if let Some(held) = &mut self.held {
+            held.look_at = there.then(|| now.plus_ms(LOOK_MS));
+        }
+    }
+
+    /// When a PUBLISH passes although memory is short: messages wait for the acknowledgements that come behind it, or its client is gone
+    /// and nothing is known of its end before what it has sent is read.
     pub(super) fn trickles_at(&self) -> Option<Time> {
         let held = self.held.as_ref().filter(|held| !held.passes)?;
         let State::Open(open) = &self.state else { return None };
-        (open.session.load() > 0).then(|| held.since.plus_ms(TRICKLE_MS))
+        (held.look_at.is_none() || open.session.load() > 0).then(|| held.since.plus_ms(TRICKLE_MS))
     }
 }

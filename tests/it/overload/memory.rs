@@ -112,6 +112,43 @@ fn publishers_wait_while_receivers_are_heard_and_go_on_when_memory_is_free() {
     assert_eq!(broker.metric("mqtt_errors_total{type=\"keep_alive_timeout\"}"), 0.0);
 }
 
+/// Clients whose PUBLISH is held close their connection: their end counts although memory stays short, and so does what they said before.
+#[test]
+fn whoever_is_gone_while_its_publish_waits_has_gone() {
+    let broker = start(48 * MIB, Some(100));
+    let mut watcher = Dial::v5("watcher").connect(broker.mqtt);
+    watcher.subscribe(&[("will/#", QoS::AtMostOnce), ("said/#", QoS::AtMostOnce)]);
+    let sink = stopped(broker.mqtt);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flooding = flood(scope, broker.mqtt, &stop);
+        wait::until_true("the publisher waits", || broker.metric("berth_publishers_paused") == 1.0);
+        let client =
+            |name: &str| Dial::v5(name).will(&format!("will/{name}"), "gone", 0).connect(broker.mqtt);
+        let (mut lost, mut polite) = (client("lost"), client("polite"));
+        for (name, client) in [("lost", &mut lost), ("polite", &mut polite)] {
+            (0..3).for_each(|_| {
+                client.send_publish(&format!("said/{name}"), b"last words", QoS::AtMostOnce, false).unwrap();
+            });
+        }
+        wait::until_true("they wait", || broker.metric("berth_publishers_paused") == 3.0);
+        let inside = broker.metric("mqtt_connections_active");
+        drop(lost);
+        polite.send(&[0xE0, 0]).unwrap();
+        drop(polite);
+        wait::until_true("they are gone", || broker.metric("mqtt_connections_active") == inside - 2.0);
+        assert_eq!(level(&broker), 1.0, "memory is short all the while");
+        let mut heard: Vec<String> = (0..7).map(|_| watcher.receive_only().topic.to_string()).collect();
+        heard.sort();
+        let expected = [["said/lost"; 3].as_slice(), &["said/polite"; 3], &["will/lost"]].concat();
+        assert_eq!(heard, expected);
+        drop(sink);
+        stop.store(true, Ordering::Relaxed);
+        flooding.join().unwrap();
+    });
+    assert_eq!(broker.metric("berth_publishers_paused"), 0.0);
+}
+
 #[test]
 fn nobody_new_is_let_in_when_memory_is_nearly_used_up() {
     let broker = start(48 * MIB, None);
@@ -157,6 +194,31 @@ fn nobody_new_is_let_in_when_memory_is_nearly_used_up() {
     let recovered = log.lines().find(|l| l.contains("there is memory again")).unwrap();
     assert!(recovered.contains("refused=5"), "{recovered}");
     assert!(!log.contains("connection refused"), "{log}");
+}
+
+/// A look that fails, since no file can be opened, is not the last one.
+#[test]
+fn memory_is_looked_at_again_once_files_can_be_opened_again() {
+    let broker = start(48 * MIB, Some(100));
+    let files_max = |max: &str| {
+        let (pid, limit) = (format!("--pid={}", broker.pid()), format!("--nofile={max}:"));
+        let output = Command::new("prlimit").args([pid, limit]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    files_max("8");
+    wait::until_true("a look fails", || broker.log().contains("how much memory is used cannot be read"));
+    files_max("1024");
+    wait::until_true("a look succeeds", || broker.log().contains("how much memory is used can be read again"));
+    let sink = stopped(broker.mqtt);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flooding = flood(scope, broker.mqtt, &stop);
+        wait::until_true("memory runs short", || level(&broker) == 1.0);
+        drop(sink);
+        stop.store(true, Ordering::Relaxed);
+        flooding.join().unwrap();
+    });
+    assert_eq!(broker.log().matches("how much memory is used cannot be read").count(), 1);
 }
 
 #[test]
