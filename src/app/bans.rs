@@ -5,7 +5,7 @@ use super::cluster::Member;
 use super::desk::Desk;
 use super::directory;
 use super::tasks::ticker;
-use crate::auth::bans::{BANS_MAX, Ban, BanError, Bans, Flapping, Kind, kept_name};
+use crate::auth::bans::{Ban, BanError, Bans, Flapping, Kind, kept_name};
 use crate::auth::directory::{read_ban, write_ban};
 use crate::broker::ports::DirectoryKey;
 use crate::clock::{self, Time};
@@ -111,7 +111,7 @@ async fn banned_in_cluster(node: &Node, order: BanOrder) -> Result<Banned, ApiEr
     let (seconds, now) = (order.seconds, clock::now());
     let ban = ban_of(order, now)?;
     forget_passed(node, member, now).await;
-    if node.bans.shared() >= BANS_MAX {
+    if !node.bans.shared_takes(ban.kind, &ban.name) {
         return Err(BanError::Full.into());
     }
     let in_cluster = |moment: u64| member.time().cluster(Time(moment)).as_millis();

@@ -8,6 +8,7 @@ use crate::names::shown;
 use crate::server::http::{
     Answer, ApiError, ListenerList, Publication, Published, ShownConfig, ShownOption, UpkeepOperator,
 };
+use std::time::Duration;
 
 impl UpkeepOperator for Desk {
     fn listeners(&self) -> Result<ListenerList, ApiError> {
@@ -52,7 +53,8 @@ impl UpkeepOperator for Desk {
             let Publication { topic, payload, qos, retain } = publication;
             let qos = QoS::from_bits(qos).ok_or_else(|| ApiError::Invalid(format!("qos={qos}")))?;
             let publishing = node.broker.publish_as_operator(&topic, &payload, qos, retain, clock::now());
-            let matched = tokio::time::timeout(node.config.publish.timeout, publishing)
+            let limit = Duration::from_millis(node.broker.limits.publish_timeout_ms());
+            let matched = tokio::time::timeout(limit, publishing)
                 .await
                 .map_err(|_| {
                     let why =

@@ -446,9 +446,11 @@ impl Bans {
         known
     }
 
-    /// How many bans of the cluster there are, those included whose time has passed.
-    pub fn shared(&self) -> usize {
-        self.shared.read().len()
+    /// Whether the cluster may get a ban of this: it has room for one more, those counted whose time has passed, or one already, which the
+    /// new one replaces.
+    pub fn shared_takes(&self, kind: Kind, name: &str) -> bool {
+        let shared = self.shared.read();
+        shared.len() < BANS_MAX || shared.has(kind, name)
     }
 
     /// Some bans of the cluster whose time has passed.

@@ -276,7 +276,8 @@ impl Directory {
     /// A record is gone.
     fn remove(&self, state: &mut State, key: &DirectoryKey) -> DirectoryOutcome {
         let unreadable = state.unreadable.remove(key).is_some();
-        if *key == DirectoryKey::Rules && state.marks.contains_key(key) && self.access.is_some() {
+        let known = state.marks.contains_key(key) || unreadable;
+        if *key == DirectoryKey::Rules && known && self.access.is_some() {
             // Commands leave an empty list. Without the key it is not known what was meant, and without rules everything may be allowed.
             let why = "the key was removed, and not by berth ctl acl".to_owned();
             self.cannot_read(state, key, 0, why);

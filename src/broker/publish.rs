@@ -313,7 +313,7 @@ impl Broker {
             };
             self.metrics.lost(handle.whose(), Loss::Displaced(limit.0, limit.1), displaced.count());
             for seq in displaced.seqs {
-                self.journal.append(&[Change::Settle { seq, session: handle.no }]);
+                self.settle_row(seq, handle.no);
             }
         }
         admitted

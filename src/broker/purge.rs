@@ -3,7 +3,7 @@
 
 use super::Broker;
 use super::handle::Handle;
-use super::ports::{Change, Seq, Stored};
+use super::ports::Stored;
 use super::publish::Scratch;
 use crate::clock::Time;
 use crate::session::Loss;
@@ -25,16 +25,16 @@ impl Broker {
     fn purge(&self, handle: &Arc<Handle>, now: Time) {
         let Some((seqs, attachment)) = handle.mailbox.start_purging(PURGE_BATCH_MAX, now) else { return };
         let (broker, handle, session) = (self.me.clone(), handle.clone(), handle.no);
-        let looked_at = seqs.clone();
+        let looked_at = seqs.len();
         let done = move |found: Vec<Stored>| {
             if let Some(broker) = broker.upgrade() {
-                broker.purged(&handle, attachment, &looked_at, found, now);
+                broker.purged(&handle, attachment, looked_at, found, now);
             }
         };
         self.journal.read(session, seqs, Box::new(done));
     }
 
-    fn purged(&self, handle: &Handle, attachment: u32, looked_at: &[Seq], found: Vec<Stored>, now: Time) {
+    fn purged(&self, handle: &Handle, attachment: u32, looked_at: usize, found: Vec<Stored>, now: Time) {
         let (mut expired, mut again) = (HashSet::new(), Time(u64::MAX));
         for s in &found {
             match s.message.expires_at() {
@@ -48,13 +48,10 @@ impl Broker {
         if !expired.is_empty() {
             again = now; // there may be more behind these
         }
-        let keep: Vec<Seq> = looked_at.iter().copied().filter(|seq| !expired.contains(seq)).collect();
-        if !handle.mailbox.finish_purging(attachment, looked_at.len(), &keep, again) {
-            return;
-        }
-        self.metrics.lost(handle.whose(), Loss::Expired, expired.len() as u64);
-        for seq in expired {
-            self.journal.append(&[Change::Settle { seq, session: handle.no }]);
+        let gone = handle.mailbox.finish_purging(attachment, looked_at, &expired, again);
+        self.metrics.lost(handle.whose(), Loss::Expired, gone.len() as u64);
+        for seq in gone {
+            self.settle_row(seq, handle.no);
         }
     }
 }

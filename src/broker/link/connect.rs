@@ -334,20 +334,21 @@ impl Link {
                             return self.refuse_connecting(Reason::NotAuthorized, now, cx);
                         }
                         Claim::Granted { handle, session, present } => {
+                            // Only now: whoever had the session has left it, and its place.
+                            if let Some(user) = c.account.user.clone() {
+                                let max = self.broker.limits.connections_per_user();
+                                c.place = self.broker.users.enter(&user, max);
+                                if c.place.is_none() {
+                                    c.step = Step::Recording(Granted { handle, session, present }, 0);
+                                    return self.refuse_over_quota(&user, max, now, cx);
+                                }
+                            }
                             handle.mailbox.set_policy(c.settings.queue_policy);
                             let recorded = claimant.recorded();
                             let recorded =
                                 recorded.or_else(|| self.broker.save_connected(&handle, &c.settings));
                             let lsn = recorded.unwrap_or(0).max(c.ended);
                             c.step = Step::Recording(Granted { handle, session, present }, lsn);
-                            // Only now: whoever had the session has left it, and its place.
-                            if let Some(user) = c.account.user.clone() {
-                                let max = self.broker.limits.connections_per_user();
-                                c.place = self.broker.users.enter(&user, max);
-                                if c.place.is_none() {
-                                    return self.refuse_over_quota(&user, max, now, cx);
-                                }
-                            }
                         }
                     }
                 }
@@ -560,7 +561,8 @@ impl Link {
     /// The client's connection is over for `cause`; its session ends or goes to rest.
     pub(super) fn leave(&mut self, cause: CloseCause, now: Time, cx: &mut super::Context) {
         let State::Open(open) = std::mem::replace(&mut self.state, State::Closed) else { return };
-        let Open { mut session, handle, local, .. } = *open;
+        let Open { mut session, handle, local, _place: place, .. } = *open;
+        drop(place); // whoever claims the session once it rests may need the place
         if cause == CloseCause::Lost {
             // All others were logged when they were decided on.
             tracing::debug!(client = %shown(&handle.client_id), ?cause, "disconnected");

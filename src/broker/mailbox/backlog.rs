@@ -1,6 +1,7 @@
 //! The numbers of journaled messages that wait for room in memory, oldest first, and how large each is.
 
 use super::super::ports::Seq;
+use hashbrown::HashSet;
 use std::collections::VecDeque;
 
 /// See the module.
@@ -74,18 +75,17 @@ impl Backlog {
         }
     }
 
-    /// Of the oldest `n` only those in `keep`, which are in order, stay.
-    pub fn keep(&mut self, n: usize, keep: &[Seq]) {
+    /// Takes those of the oldest `n` out that are in `which`, and returns them in order. The others stay as they are.
+    pub fn take_out(&mut self, n: usize, which: &HashSet<Seq>) -> Vec<Seq> {
         let n = n.min(self.seqs.len());
         let looked_at: Vec<_> = self.seqs.drain(..n).zip(self.sizes.drain(..n)).collect();
-        let (mut kept, mut keep) = (Vec::with_capacity(keep.len()), keep.iter().peekable());
-        for (seq, size) in looked_at {
-            self.bytes -= u64::from(size);
-            if keep.next_if(|k| **k == seq).is_some() {
-                kept.push((seq, size));
-            }
+        let (out, stay): (Vec<_>, Vec<_>) = looked_at.into_iter().partition(|(seq, _)| which.contains(seq));
+        self.bytes -= out.iter().map(|(_, size)| u64::from(*size)).sum::<u64>();
+        for (seq, size) in stay.into_iter().rev() {
+            self.seqs.push_front(seq);
+            self.sizes.push_front(size);
         }
-        kept.into_iter().rev().for_each(|(seq, size)| self.push_front(seq, size as usize));
+        out.into_iter().map(|(seq, _)| seq).collect()
     }
 
     /// Takes all of them out.
@@ -106,7 +106,8 @@ mod tests {
         assert_eq!((backlog.len(), backlog.bytes()), (5, 1111));
         assert_eq!(backlog.remove(0), Some(9));
         assert_eq!((backlog.remove(3), backlog.bytes()), (Some(4), 11));
-        backlog.keep(2, &[2]);
+        // Number 3 is not among the first two, and 7 is not there.
+        assert_eq!(backlog.take_out(2, &[1, 3, 7].into_iter().collect()), [1]);
         assert_eq!((backlog.iter().collect::<Vec<_>>(), backlog.bytes()), (vec![2, 3], 8));
         backlog.drop_front(9);
         assert_eq!((backlog.len(), backlog.bytes(), backlog.remove(0)), (0, 0, None));

@@ -14,6 +14,7 @@ use super::remote::Once;
 use crate::clock::Time;
 use crate::mqtt::QoS;
 use crate::session::{CloseCause, Delivery, Loss, QueuePolicy, Session};
+use hashbrown::HashSet;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU64;
@@ -421,16 +422,23 @@ impl Mailbox {
         Some((inner.backlog.iter().take(max).collect(), inner.attachment))
     }
 
-    /// Of the oldest `looked_at` messages only those in `keep` are kept. The next look is worth it at `again`. False, and nothing is done, if the client came back meanwhile: it gets no expired message anyway.
-    pub fn finish_purging(&self, attachment: u32, looked_at: usize, keep: &[Seq], again: Time) -> bool {
+    /// Takes those of `expired` out that are still among the oldest `looked_at` messages, and returns them: others have given way to new
+    /// messages meanwhile. The next look is worth it at `again`. Nothing is done if the client came back meanwhile: it gets no expired
+    /// message anyway.
+    pub fn finish_purging(
+        &self,
+        attachment: u32,
+        looked_at: usize,
+        expired: &HashSet<Seq>,
+        again: Time,
+    ) -> Vec<Seq> {
         let mut inner = self.inner.lock();
         inner.purging = false;
         if inner.attachment != attachment || !matches!(inner.place, Place::Parked(_)) {
-            return false;
+            return Vec::new();
         }
         inner.purge_at = again;
-        inner.backlog.keep(looked_at, keep);
-        true
+        inner.backlog.take_out(looked_at, expired)
     }
 
     /// Messages waiting, in memory and on disk.

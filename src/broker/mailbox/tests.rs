@@ -243,6 +243,38 @@ fn the_oldest_give_way_but_not_those_on_their_way() {
     assert_eq!(displaced.count(), 0);
 }
 
+/// While it is looked for expired messages in the journal, the oldest may give way to a new one: what has expired of the rest goes.
+#[test]
+fn whoever_gives_way_during_a_purge_takes_nobody_along() {
+    let limits = MailboxLimits { policy: QueuePolicy::DropOldest, queued_messages: 4, ..small() };
+    let all = [1, 2, 3, 4];
+    let cases: &[(usize, &[Seq], &[Seq], &[u64])] = &[
+        // How many come meanwhile, which have expired; which are taken out by the purge, and what is left.
+        (0, &[], &[], &[1, 2, 3, 4]),
+        (0, &[1, 3], &[1, 3], &[2, 4]),
+        (1, &[], &[], &[2, 3, 4, 11]),
+        (1, &[1], &[], &[2, 3, 4, 11]),
+        (1, &[1, 2, 4], &[2, 4], &[3, 11]),
+        (4, &[1, 2, 3, 4], &[], &[11, 12, 13, 14]),
+    ];
+    for (come, expired, taken, left) in cases {
+        let m = Mailbox::new(Place::Parked(session()), all.into(), 400);
+        let (looked_at, attachment) = m.start_purging(256, Time(5)).unwrap();
+        assert_eq!(looked_at, all);
+        let (mut wakes, mut displaced) = (Wakes::default(), Displaced::default());
+        for n in 0..*come as u64 {
+            m.admits(10, None, &limits, &mut displaced).unwrap();
+            m.push(delivery(11 + n, QoS::AtLeastOnce), &limits, &mut wakes).unwrap();
+        }
+        assert_eq!(displaced.seqs, all[..*come]);
+        let expired = expired.iter().copied().collect();
+        assert_eq!(m.finish_purging(attachment, looked_at.len(), &expired, Time(9)), *taken);
+        assert_eq!(m.waiting(), left.len());
+        m.claim(&mut 0, Waker::noop(), &mut wakes);
+        assert_eq!(drain(&m), *left);
+    }
+}
+
 #[test]
 fn in_memory_too_the_oldest_give_way() {
     let limits = MailboxLimits { policy: QueuePolicy::DropOldest, ..small() };
