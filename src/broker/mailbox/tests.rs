@@ -248,7 +248,8 @@ fn the_oldest_give_way_but_not_those_on_their_way() {
 fn whoever_gives_way_during_a_purge_takes_nobody_along() {
     let limits = MailboxLimits { policy: QueuePolicy::DropOldest, queued_messages: 4, ..small() };
     let all = [1, 2, 3, 4];
-    let cases: &[(usize, &[Seq], &[Seq], &[u64])] = &[
+    type Case<'a> = (usize, &'a [Seq], &'a [Seq], &'a [Seq]);
+    let cases: &[Case<'_>] = &[
         // How many come meanwhile, which have expired; which are taken out by the purge, and what is left.
         (0, &[], &[], &[1, 2, 3, 4]),
         (0, &[1, 3], &[1, 3], &[2, 4]),

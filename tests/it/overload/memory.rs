@@ -208,7 +208,9 @@ fn memory_is_looked_at_again_once_files_can_be_opened_again() {
     files_max("8");
     wait::until_true("a look fails", || broker.log().contains("how much memory is used cannot be read"));
     files_max("1024");
-    wait::until_true("a look succeeds", || broker.log().contains("how much memory is used can be read again"));
+    wait::until_true("a look succeeds", || {
+        broker.log().contains("how much memory is used can be read again")
+    });
     let sink = stopped(broker.mqtt);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
