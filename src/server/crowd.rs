@@ -4,9 +4,10 @@
 //! none gives way sooner than [`GRACE_MS`], or [`CROWDED_GRACE_MS`] if its address has many.
 
 use crate::clock::Time;
+use crate::host::host;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::task::AbortHandle;
 
@@ -58,14 +59,6 @@ pub(super) enum Entry {
     In(Entrance, Option<IpAddr>),
     /// There will be room at this time at the latest.
     Later(Time),
-}
-
-/// Hosts of IPv6 have a network for themselves.
-fn host(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-        v4 => v4,
-    }
 }
 
 impl Crowd {

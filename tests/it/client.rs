@@ -10,7 +10,7 @@ use received::owned;
 use socket2::{Domain, Socket, Type};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// No test waits longer for a packet that must come.
@@ -222,6 +222,13 @@ impl Dial {
         self.try_connect_over(Client::raw(to, self.version)?)
     }
 
+    /// As [`Dial::connect`], from an address of this machine.
+    pub fn connect_from(&self, from: IpAddr, to: SocketAddr) -> Client {
+        self.accepted(
+            Client::raw_from(from, to, self.version).and_then(|client| self.try_connect_over(client)),
+        )
+    }
+
     /// The same over a connection on which nothing was said.
     ///
     /// # Errors
@@ -241,18 +248,16 @@ impl Dial {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(receive_bytes).unwrap();
         socket.connect(&to.into()).unwrap();
-        let mut client = Client::over(socket.into(), self.version).unwrap();
-        client.send(&self.bytes()).unwrap();
-        match client.recv() {
-            In::ConnAck { reason: Reason::Success, present, .. } => client.present = present,
-            other => panic!("{other:?} to {self:?}"),
-        }
-        client
+        self.accepted(self.try_connect_over(Client::over(socket.into(), self.version).unwrap()))
     }
 
     /// Connects; the broker must accept.
     pub fn connect(&self, to: SocketAddr) -> Client {
-        let (client, answer) = self.try_connect(to).unwrap();
+        self.accepted(self.try_connect(to))
+    }
+
+    fn accepted(&self, answered: io::Result<(Client, In)>) -> Client {
+        let (client, answer) = answered.unwrap();
         assert!(matches!(answer, In::ConnAck { reason: Reason::Success, .. }), "{answer:?} to {self:?}");
         client
     }
@@ -287,10 +292,15 @@ impl Client {
         Client::over(TcpStream::connect(to)?, version)
     }
 
-    /// A client over a connection on which nothing was said.
-    ///
-    /// # Errors
-    /// If its options cannot be set.
+    /// The same from an address of this machine.
+    pub fn raw_from(from: IpAddr, to: SocketAddr, version: Version) -> io::Result<Client> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+        socket.connect(&to.into())?;
+        Client::over(socket.into(), version)
+    }
+
+    /// A client over a connection on which nothing was said; an error if its options cannot be set.
     pub fn over(stream: TcpStream, version: Version) -> io::Result<Client> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;

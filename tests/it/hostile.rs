@@ -240,6 +240,48 @@ fn too_many_connections_are_refused_with_a_reason() {
     });
 }
 
+/// A host takes all the room for large packets that it can get and sends nothing more: large packets of others go on.
+#[test]
+fn one_host_does_not_keep_the_large_packets_of_others_waiting() {
+    const LEN: usize = 1 << 20;
+    let broker = Setup::new().set("limits.max_arriving_bytes", "4MiB").start();
+    let attacker = [127, 0, 0, 66].into();
+    let payload = vec![b'x'; LEN];
+    let out =
+        Out { topic: "t", payload: &payload, qos: QoS::AtLeastOnce, retain: false, dup: false, packet_id: 1 };
+    let begin = |n: usize| {
+        let mut client = Dial::v5(&format!("greedy-{n}")).keep_alive(0).connect_from(attacker, broker.mqtt);
+        client.send(&publish_bytes(Version::V5, &out)[..100]).unwrap();
+        client
+    };
+    let greedy: Vec<_> = (0..9).map(begin).collect();
+    wait::until_true("it has what it can get", || broker.metric("berth_arriving_bytes") > LEN as f64);
+    wait::until_true("it is named", || broker.log().contains("most=127.0.0.66"));
+    let mut other = Dial::v5("other").connect(broker.mqtt);
+    (0..9).for_each(|_| other.publish("t", &"x".repeat(LEN), QoS::AtLeastOnce));
+    assert_eq!(broker.log().matches("a packet above 64 KiB waits for room").count(), 1);
+    drop(greedy);
+}
+
+/// A client that is sent away and comes again, as often as it can, fills no log.
+#[test]
+fn whoever_is_sent_away_again_and_again_is_named_once() {
+    let broker = Broker::start();
+    for (kind, bytes) in [("too large", &[0x30, 0xFF, 0xFF, 0xFF, 0x7F][..]), ("no packet", &[0xF0, 0, 0, 0])]
+    {
+        let before = broker.log().matches("disconnected").count();
+        for n in 0..20 {
+            let mut client = Dial::v5(&format!("again-{n}")).connect(broker.mqtt);
+            client.send(bytes).unwrap();
+            client.expect_closed();
+        }
+        wait::until_true("all are gone", || broker.metric("mqtt_connections_active") == 0.0);
+        let log = broker.log();
+        assert_eq!(log.matches("disconnected").count() - before, 1, "{kind}: {log}");
+        assert!(log.contains("peer=127.0.0.1:"), "{log}");
+    }
+}
+
 /// A subscriber that never reads while others publish 300 MB to it: memory stays bounded and the publisher is not held up.
 #[test]
 fn a_client_that_never_reads_costs_a_bounded_amount() {

@@ -15,13 +15,18 @@ pub fn deadline() -> Time {
 }
 
 /// Looks until `look` finds something.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_or(look, || what.to_owned())
+}
+
+/// The same; if it finds nothing, `what` says what was waited for, and what was there instead.
+pub fn until_or<T>(mut look: impl FnMut() -> Option<T>, what: impl Fn() -> String) -> T {
     let deadline = deadline();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(clock::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(clock::now() < deadline, "not within {PATIENCE:?}: {}", what());
         std::thread::park_timeout(LOOK);
     }
 }

@@ -1,8 +1,9 @@
 //! Clients that wait until the hook has said who they are: a bounded number, of all addresses and of each.
 
+use crate::host::host;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// Clients that may wait for the hook's word on them.
 pub const HOOK_WAITING_MAX: usize = 10_000;
@@ -25,14 +26,6 @@ pub(super) struct Queue(Mutex<Counts>);
 pub(super) struct Place<'a> {
     queue: &'a Queue,
     address: IpAddr,
-}
-
-/// Hosts of IPv6 have a network for themselves.
-fn host(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-        v4 => v4,
-    }
 }
 
 impl Queue {

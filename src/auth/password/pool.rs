@@ -1,10 +1,11 @@
 //! Threads that check passwords, beside those that serve clients. A bounded number of checks runs at a time, a bounded number waits, and
 //! addresses have their turns one after another: whoever sends many wrong passwords waits behind its own.
 
+use crate::host::host;
 use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// By how much the system prefers the threads that serve clients to those that check passwords.
@@ -51,17 +52,6 @@ struct Shared {
 /// See the module. Its threads end when it is dropped.
 pub struct Pool(Arc<Shared>);
 
-/// What counts as one address: of IPv6 the network of one site.
-fn address(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => {
-            let [a, b, c, d, ..] = ip.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        ip => ip,
-    }
-}
-
 impl Pool {
     /// Starts the threads.
     ///
@@ -92,7 +82,7 @@ impl Pool {
     /// # Errors
     /// If too many wait.
     pub fn submit(&self, from: IpAddr, job: Job) -> Result<(), Busy> {
-        let from = address(from);
+        let from = host(from);
         let mut state = self.0.state.lock();
         let State { waiting, turns, waiting_total, .. } = &mut *state;
         if *waiting_total >= self.0.limits.queue {

@@ -95,7 +95,17 @@ impl Link {
             && let Ok(Some(len)) = decode::header_len(&self.partial, maximum)
             && len > SMALL_PACKET_MAX
         {
-            arriving.room = Some(rooms.ask(len));
+            let room = rooms.ask(len, self.door.peer.ip());
+            if !room.granted()
+                && let Some((most, held_bytes)) = rooms.most()
+                && let Some(more) = self.broker.refusals.first(&"a packet waits for room")
+            {
+                tracing::warn!(
+                    peer = %self.door.peer, packet_bytes = len, %most, held_bytes, more,
+                    "a packet above 64 KiB waits for room (limits.max_arriving_bytes): most of it has the host in `most`"
+                );
+            }
+            arriving.room = Some(room);
             self.take_room(None);
         }
     }

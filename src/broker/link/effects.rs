@@ -9,9 +9,10 @@ use crate::broker::remote::Kept;
 use crate::broker::subscribe::Answered;
 use crate::broker::{Broker, subscribe::RetainedRequest};
 use crate::clock::Time;
+use crate::host::host;
 use crate::mqtt::{Message, Reason};
 use crate::names::shown;
-use crate::session::{Actions, Effect, Input, Loss, Outcome, Token};
+use crate::session::{Actions, CloseCause, Effect, Input, Loss, Outcome, Token};
 use crate::telemetry::metrics::{Denied, ErrorType};
 use smallvec::SmallVec;
 
@@ -95,7 +96,6 @@ impl Open {
             Effect::Dropped(loss) => broker.metrics.lost(self.handle.whose(), loss, 1),
             Effect::Close { cause, why } => {
                 use crate::session::CloseCause as C;
-                let reason = cause.told();
                 match cause {
                     C::Refused(r) => broker.metrics.errors.of(ErrorType::from_code(r as u8)).inc(),
                     C::KeepAlive => broker.metrics.errors.of(ErrorType::KeepAlive).inc(),
@@ -112,15 +112,34 @@ impl Open {
                     C::Disconnected | C::Lost | C::ShuttingDown | C::HandedOver => {
                         tracing::debug!(client = %shown(&self.handle.client_id), ?cause, "disconnected");
                     }
-                    _ => {
-                        let why = why.as_deref().unwrap_or("");
-                        tracing::info!(client = %shown(&self.handle.client_id), ?cause, ?reason, why, "disconnected");
-                    }
+                    _ => self.tell_of_end(broker, cause, why.as_deref().unwrap_or("")),
                 }
                 self.closing = Some(cause);
             }
             // Only a session without a connection does these; see `Broker::carry_out`.
             Effect::Will(_) | Effect::Save | Effect::End => {}
+        }
+    }
+
+    /// Logs the end of a connection that is no plain goodbye. What a client can bring about as often as it likes is told once a minute for
+    /// each host and reason, with how often it came since.
+    fn tell_of_end(&self, broker: &Broker, cause: CloseCause, why: &str) {
+        let peer = self.handle.attached().map(|a| a.connection.peer);
+        let reason = cause.told();
+        let more = match cause {
+            CloseCause::Refused(_) | CloseCause::DisconnectedWithWill => {
+                let kind = ("disconnected", reason.map(|r| r as u8), why, peer.map(|peer| host(peer.ip())));
+                broker.refusals.first(&kind)
+            }
+            _ => Some(0),
+        };
+        let (id, peer) = (&self.handle.client_id, peer.map(tracing::field::display));
+        match more {
+            Some(more) => {
+                let more = Some(more).filter(|more| *more > 0);
+                tracing::info!(client = %shown(id), peer, ?cause, ?reason, why, more, "disconnected");
+            }
+            None => tracing::debug!(client = %shown(id), peer, ?cause, ?reason, why, "disconnected"),
         }
     }
 

@@ -5,7 +5,6 @@ use crate::client::{Client, Dial, In};
 use crate::wait;
 use berth::clock;
 use berth::mqtt::Reason;
-use socket2::{Domain, Socket, Type};
 use std::net::{IpAddr, SocketAddr};
 
 /// Connections with wrong passwords at a time.
@@ -18,10 +17,7 @@ const WAITING: usize = 30;
 const CONNECT_MS: u64 = 2_000;
 
 fn connect_from(from: IpAddr, dial: &Dial, to: SocketAddr) -> Client {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
-    let mut client = Client::over(socket.into(), dial.version).unwrap();
+    let mut client = Client::raw_from(from, to, dial.version).unwrap();
     client.send(&dial.bytes()).unwrap();
     client
 }

@@ -7,6 +7,7 @@ use crate::broker::{Broker, Setup, free_address};
 use crate::client::{Client, Dial};
 use crate::wait;
 use serde_json::Value;
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -319,11 +320,12 @@ impl BerthCluster {
 
     /// Waits until `/cluster/status` of node `i` is as wanted.
     pub fn wait_status(&self, i: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let mut last = Value::Null;
-        wait::until(what, || {
-            last = self.status(i);
-            wanted(&last).then(|| last.clone())
-        })
+        let last = RefCell::new(Value::Null);
+        let ask = || {
+            last.replace(self.status(i));
+            Some(last.borrow().clone()).filter(&wanted)
+        };
+        wait::until_or(ask, || format!("{what} at node {i}, whose status is {}", last.borrow()))
     }
 
     /// The nodes that are registered in etcd.

@@ -111,6 +111,8 @@ fn mosquitto_sub_chooses() {
         String::from_utf8(output.stdout).unwrap()
     };
     subscribe(&["-E"]);
+    // It leaves without waiting until the broker has seen that.
+    wait::until_true("it is gone", || broker.metric("berth_sessions{state=\"dormant\"}") == 1.0);
     publish(&broker, "t", 1..=8);
     assert_eq!(subscribe(&["-C", "3", "-W", "20"]), "6\n7\n8\n");
 }
