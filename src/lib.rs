@@ -1,7 +1,7 @@
 //! Berth: an MQTT 3.1, 3.1.1 and 5.0 broker.
 //!
 //! Layers point down only: `mqtt <- topic <- session <- broker <- {storage, cluster, auth, tls} <- server <- app <- main`.
-//! `config`, `telemetry`, `host`, `names`, `secret_file` and `clock` are leaves. See `ARCHITECTURE.md`.
+//! `config`, `telemetry`, `host`, `names`, `readings`, `secret_file` and `clock` are leaves. See `ARCHITECTURE.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod app;
@@ -16,6 +16,7 @@ pub mod ctl;
 pub mod host;
 pub mod mqtt;
 pub mod names;
+pub mod readings;
 pub mod secret_file;
 pub mod server;
 pub mod session;

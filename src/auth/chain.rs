@@ -175,10 +175,15 @@ impl Accounts {
         Ok(all)
     }
 
-    /// Reads the files of all methods again that have changed, or all of them (`force`). Blocks.
+    /// Reads the files of all methods again that have changed, or all of them (`force`). Blocks. Several may do so at once: what was
+    /// read later counts.
     pub fn reload(&self, force: bool) -> Reloaded {
         let mut reloaded = Reloaded::default();
-        for (_, method) in self.0.methods.iter().filter(|(_, method)| force || method.has_changed()) {
+        // Each file is asked, since each takes note of what it has seen.
+        let changed = |method: &Arc<dyn Method>| {
+            method.files().into_iter().filter(|file| file.has_changed()).count() > 0
+        };
+        for (_, method) in self.0.methods.iter().filter(|(_, method)| force || changed(method)) {
             match method.clone().prepare(true) {
                 None => {}
                 Some(Ok(prepared)) => {

@@ -2,7 +2,7 @@
 
 use crate::broker::ports::{Account, Credentials, Door};
 use crate::mqtt::{Reason, Version};
-use crate::secret_file::FileError;
+use crate::secret_file::{FileError, WatchedFile};
 use crate::telemetry::metrics::AuthDecision;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -98,13 +98,13 @@ pub trait Method: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Whether its files have changed, and been the same for two looks.
-    fn has_changed(&self) -> bool {
-        false
+    /// Its files that may change while the broker runs.
+    fn files(&self) -> Vec<&WatchedFile> {
+        Vec::new()
     }
 
-    /// Reads its files, and changes nothing: what they hold counts once that is called which this returns; `None` = there is no file.
-    /// `note`: what was read is no change any more for [`Method::has_changed`].
+    /// Reads its files, and changes nothing: what they hold counts once that is called which this returns, unless what somebody else has
+    /// read later counts already; `None` = there is no file. `note`: what was read is no change any more for [`WatchedFile::has_changed`].
     fn prepare(self: Arc<Self>, _note: bool) -> Option<Result<Prepared, FileError>> {
         None
     }

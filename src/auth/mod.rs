@@ -17,3 +17,6 @@ pub mod scram;
 pub use anonymous::Anonymous;
 pub use chain::{Accounts, OpenError, Reloaded};
 pub use directory::Directory;
+
+#[cfg(test)]
+mod tests;

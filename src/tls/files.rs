@@ -33,7 +33,7 @@ pub struct TlsError {
 }
 
 /// The files of a listener, or of admin HTTP.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     /// The section of the options that name them, such as `listeners.tls`.
     pub(super) section: String,
@@ -55,7 +55,7 @@ fn stamp(path: &Path) -> Stamp {
 }
 
 /// When a certificate expires.
-fn expiry(certificate: &CertificateDer<'_>) -> Option<Time> {
+pub(super) fn expiry(certificate: &CertificateDer<'_>) -> Option<Time> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
     Some(Time(0).plus_secs(seconds))

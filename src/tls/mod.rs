@@ -47,17 +47,28 @@ pub struct Prepared {
     files: Files,
     stamps: Vec<Stamp>,
     current: Current,
+    /// [`Held::changes`] before the files were read.
+    changes: u64,
+    at: Time,
 }
 
 /// The certificates of one listener, or of admin HTTP.
 #[derive(Debug)]
 pub struct Keeper {
     section: String,
-    files: RwLock<Files>,
     current: RwLock<Arc<Current>>,
-    /// What the files looked like when they were read last, whether they could be used or not.
-    read: Mutex<Vec<Stamp>>,
+    held: Mutex<Held>,
     changed: Notify,
+}
+
+/// The files that a keeper goes by. Locked while their content is put in force.
+#[derive(Debug)]
+struct Held {
+    files: Files,
+    /// The stamps of the files when they were read last, be it that they could not be used.
+    read: Vec<Stamp>,
+    /// How often something has been put in force.
+    changes: u64,
 }
 
 impl Keeper {
@@ -70,9 +81,8 @@ impl Keeper {
         let current = files.load(now, 0)?;
         Ok(Keeper {
             section: files.section.clone(),
-            files: RwLock::new(files),
             current: RwLock::new(Arc::new(current)),
-            read: Mutex::new(stamps),
+            held: Mutex::new(Held { files, read: stamps, changes: 0 }),
             changed: Notify::new(),
         })
     }
@@ -102,11 +112,11 @@ impl Keeper {
     /// # Errors
     /// One of them cannot be used.
     pub fn reload(&self, now: Time) -> Result<(), TlsError> {
-        let files = self.files.read().clone();
+        let mut held = self.held.lock();
         // Those that cannot be used are not read again and again.
-        *self.read.lock() = files.stamps();
-        let prepared = self.prepare(files, now)?;
-        self.put(prepared);
+        held.read = held.files.stamps();
+        let current = held.files.load(now, 0)?;
+        self.replace(&mut held, current);
         Ok(())
     }
 
@@ -115,16 +125,32 @@ impl Keeper {
     /// # Errors
     /// One of them cannot be used.
     pub fn prepare(&self, files: Files, now: Time) -> Result<Prepared, TlsError> {
+        let changes = self.held.lock().changes;
         let stamps = files.stamps();
         let current = files.load(now, 0)?;
-        Ok(Prepared { files, stamps, current })
+        Ok(Prepared { files, stamps, current, changes, at: now })
     }
 
-    /// What was read is used for handshakes from now on.
+    /// Has handshakes use prepared files from now on; if files were read again meanwhile, their content of now.
     pub fn put(&self, prepared: Prepared) {
-        let Prepared { files, stamps, current: mut new } = prepared;
-        *self.files.write() = files;
-        *self.read.lock() = stamps;
+        let mut held = self.held.lock();
+        let Prepared { files, mut stamps, mut current, changes, at } = prepared;
+        if held.changes != changes {
+            if held.files == files {
+                return;
+            }
+            let now = files.stamps();
+            // If they cannot be used any more, the options count all the same; the next look finds the files changed.
+            if let Ok(newer) = files.load(at, 0) {
+                (stamps, current) = (now, newer);
+            }
+        }
+        (held.files, held.read) = (files, stamps);
+        self.replace(&mut held, current);
+    }
+
+    fn replace(&self, held: &mut Held, mut new: Current) {
+        held.changes += 1;
         let mut current = self.current.write();
         new.generation = current.generation + 1;
         *current = Arc::new(new);
@@ -144,8 +170,74 @@ impl Keeper {
 
     /// What the files look like now, and whether that differs from when they were read.
     fn look(&self) -> (Vec<Stamp>, bool) {
-        let stamps = self.files.read().stamps();
-        let changed = *self.read.lock() != stamps;
+        let held = self.held.lock();
+        let stamps = held.files.stamps();
+        let changed = held.read != stamps;
         (stamps, changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    fn write(path: &Path, text: &str) {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// Writes a certificate and its key, and returns the certificate as a keeper that has read it shows it.
+    fn renew(dir: &Path) -> Option<Time> {
+        static YEAR: std::sync::atomic::AtomicI32 = std::sync::atomic::AtomicI32::new(2080);
+        let year = YEAR.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        write(&dir.join("cert.pem"), &certificate.pem());
+        write(&dir.join("ca.pem"), &certificate.pem());
+        write(&dir.join("key.pem"), &key.serialize_pem());
+        files::expiry(certificate.der())
+    }
+
+    fn files(dir: &Path, more: &[(&str, &str)]) -> Files {
+        let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+        let own = [("http.cert_file", path("cert.pem")), ("http.key_file", path("key.pem"))];
+        let own = own.iter().map(|(key, value)| (*key, value.as_str()));
+        let pairs: Vec<(&str, &str)> = own.chain(more.iter().copied()).collect();
+        Files::of_http(&Config::from_pairs(&pairs).unwrap().http).unwrap()
+    }
+
+    #[test]
+    fn a_reload_does_not_undo_certificates_that_were_read_after_it_had_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (dir, now) = (dir.path(), Time(1_800_000_000_000));
+        renew(dir);
+        let keeper = Keeper::new(files(dir, &[]), now).unwrap();
+        let prepared = keeper.prepare(files(dir, &[]), now).unwrap();
+        let newer = renew(dir);
+        keeper.reload(now).unwrap();
+        keeper.put(prepared);
+        assert_eq!(keeper.current().expires_at, newer);
+        // With other options both are the newer ones: the options of the reload, and the files of now.
+        let ca = dir.join("ca.pem").to_str().unwrap().to_owned();
+        let asks = [("http.client_certificates", "required"), ("http.client_ca_file", &*ca)];
+        let prepared = keeper.prepare(files(dir, &asks), now).unwrap();
+        let newest = renew(dir);
+        keeper.reload(now).unwrap();
+        keeper.put(prepared);
+        assert_eq!(keeper.current().expires_at, newest);
+        assert!(keeper.asks_clients());
+        // And if they cannot be used any more, the options count all the same.
+        let prepared = keeper.prepare(files(dir, &[]), now).unwrap();
+        renew(dir);
+        keeper.reload(now).unwrap();
+        write(&dir.join("key.pem"), "");
+        keeper.put(prepared);
+        assert!(!keeper.asks_clients());
+        assert!(keeper.look().1, "it is looked at again");
     }
 }

@@ -21,6 +21,7 @@ pub use yaml::{Fault, RULE_ITEMS_MAX};
 
 use crate::broker::ports::{Ask, By, Identity, Permissions, Proposed, Ruling};
 use crate::mqtt::QoS;
+use crate::readings::{Reading, Readings};
 use crate::secret_file::Stamp;
 use hashbrown::HashMap;
 use list::List;
@@ -106,6 +107,8 @@ pub enum AclError {
 #[derive(Debug)]
 pub struct RuleSet {
     rules: Arc<Rules>,
+    /// The file of the rules has nothing in it but comments.
+    blank: bool,
     otherwise: Otherwise,
     admin_group: Box<str>,
 }
@@ -125,11 +128,12 @@ impl RuleSet {
                 Rules::List(List::new(yaml::rules(text)?))
             }
         };
-        Ok(RuleSet::of(rules, otherwise, admin_group))
+        let blank = text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));
+        Ok(RuleSet { blank, ..RuleSet::of(rules, otherwise, admin_group) })
     }
 
     fn of(rules: Rules, otherwise: Otherwise, admin_group: &str) -> RuleSet {
-        RuleSet { rules: Arc::new(rules), otherwise, admin_group: admin_group.into() }
+        RuleSet { rules: Arc::new(rules), blank: false, otherwise, admin_group: admin_group.into() }
     }
 
     fn none(otherwise: Otherwise, admin_group: &str) -> RuleSet {
@@ -138,7 +142,12 @@ impl RuleSet {
 
     /// A rule set with the same rules, and another default where none of them matches.
     fn under(&self, otherwise: Otherwise, admin_group: &str) -> RuleSet {
-        RuleSet { rules: self.rules.clone(), otherwise, admin_group: admin_group.into() }
+        RuleSet { rules: self.rules.clone(), blank: self.blank, otherwise, admin_group: admin_group.into() }
+    }
+
+    /// Tells if these rules would allow everything, in place of `before`, only because the file has lost all that was in it.
+    fn is_lost(&self, before: &RuleSet) -> bool {
+        self.blank && !self.restricts() && before.restricts()
     }
 
     /// Whether there is no rule.
@@ -264,9 +273,12 @@ impl Changes {
 #[derive(Debug)]
 pub struct PreparedRules {
     /// `None` = those that hold, which are not in a file.
-    rules: Option<Arc<RuleSet>>,
-    defaults: (Otherwise, Box<str>),
+    rules: Option<Reading<RuleSet>>,
+    defaults: Defaults,
 }
+
+/// The ruling where no rule says anything, and the group of clients that may read `$SYS`.
+type Defaults = (Otherwise, Box<str>);
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -282,8 +294,8 @@ struct Seen {
 #[derive(Debug)]
 pub struct Access {
     source: Source,
-    /// What holds where no rule says anything, and the group of those who may read `$SYS`.
-    defaults: RwLock<(Otherwise, Box<str>)>,
+    /// The defaults of the rules. Locked while rules are put in force, so that these are never under other defaults.
+    defaults: RwLock<Defaults>,
     current: RwLock<Arc<RuleSet>>,
     /// See [`Permissions::version`].
     version: AtomicU64,
@@ -291,8 +303,9 @@ pub struct Access {
     changes: AtomicU64,
     /// False while it is not known what the cluster's directory has.
     known: AtomicBool,
-    /// Held while the file is read or edited.
+    /// Locked while the file is looked at or edited. Taken before the lock of `readings`.
     seen: Mutex<Seen>,
+    readings: Readings,
     /// Clients may have tokens that say what they may do.
     tokens: bool,
 }
@@ -306,7 +319,7 @@ impl Access {
         let access = Access::of(source, otherwise, admin_group);
         let mut seen = access.seen.lock();
         let rules = match access.source.path() {
-            Some(_) => access.read(&mut seen)?.0,
+            Some(_) => Arc::new(access.read(&mut seen)?),
             None => access.rules(),
         };
         access.put(rules);
@@ -323,6 +336,7 @@ impl Access {
             changes: AtomicU64::new(0),
             known: AtomicBool::new(true),
             seen: Mutex::new(Seen::default()),
+            readings: Readings::default(),
             tokens: false,
         }
     }
@@ -362,62 +376,79 @@ impl Access {
     /// # Errors
     /// If the file cannot be read, or is faulty.
     pub fn prepare(&self, otherwise: Otherwise, admin_group: &str) -> Result<PreparedRules, AclError> {
-        let rules = match self.source.path() {
-            Some(_) => Some(self.not_emptied(self.parse(read_bounded, otherwise, admin_group)?)?),
-            None => None,
-        };
+        let read = || self.not_emptied(self.parse(read_bounded, otherwise, admin_group)?);
+        let rules = self.source.path().map(|_| self.readings.read(read)).transpose()?;
         Ok(PreparedRules { rules, defaults: (otherwise, admin_group.into()) })
     }
 
-    /// Makes prepared rules those that hold from now on.
-    pub fn put_in_force(&self, prepared: PreparedRules) -> Changes {
+    /// Makes prepared rules those that hold from now on. If others have been read from the file meanwhile, these stay, under the new
+    /// defaults.
+    pub fn put_in_force(&self, PreparedRules { rules, defaults }: PreparedRules) -> Changes {
+        let newest = rules.and_then(|rules| {
+            self.readings.put(rules, |rules| self.put_under(defaults.clone(), Some(rules)))
+        });
+        newest.unwrap_or_else(|| self.put_under(defaults, None))
+    }
+
+    /// Puts other defaults in force, and other rules if there are any.
+    fn put_under(&self, new: Defaults, rules: Option<RuleSet>) -> Changes {
         let mut defaults = self.defaults.write();
-        *defaults = prepared.defaults;
+        *defaults = new;
         let before = self.rules();
-        let rules = prepared.rules.unwrap_or_else(|| {
+        let rules = rules.unwrap_or_else(|| {
+            let (otherwise, admin_group) = &*defaults;
+            let rules = before.under(*otherwise, admin_group);
             // Until it is known what is in the directory everything is denied.
             let known = self.known.load(Ordering::Acquire);
-            Arc::new(before.under(if known { defaults.0 } else { Otherwise::Deny }, &defaults.1))
+            if known && !rules.is_lost(&before) { rules } else { before.under(Otherwise::Deny, admin_group) }
         });
         let changes = Changes::between(&before, &rules);
-        self.put(rules);
+        self.put(Arc::new(rules));
         changes
     }
 
-    /// The rules in what `read` gives, and whether there is nothing in it but comments.
+    /// Parses the text that `read` gives.
     fn parse(
         &self,
         read: impl FnOnce(&Path) -> io::Result<String>,
         otherwise: Otherwise,
         admin_group: &str,
-    ) -> Result<(Arc<RuleSet>, bool), AclError> {
+    ) -> Result<RuleSet, AclError> {
         let path = self.source.path().unwrap_or(Path::new(""));
         let key = self.source.key();
         let text =
             read(path).map_err(|source| AclError::Unreadable { path: path.to_owned(), key, source })?;
-        let rules = RuleSet::parse(&self.source, &text, otherwise, admin_group)
-            .map_err(|fault| AclError::Faulty { path: path.to_owned(), key, fault })?;
-        let blank = text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));
-        Ok((Arc::new(rules), blank))
+        RuleSet::parse(&self.source, &text, otherwise, admin_group).map_err(|fault| AclError::Faulty {
+            path: path.to_owned(),
+            key,
+            fault,
+        })
     }
 
     fn take(&self, seen: &mut Seen) -> Look {
-        match self.read(seen).and_then(|rules| self.not_emptied(rules)) {
-            Ok(rules) => {
-                let changes = Changes::between(&self.rules(), &rules);
-                self.put(rules);
-                Look::Changed(changes)
-            }
-            Err(error) => Look::Kept(error),
+        let put = |read| self.readings.put(read, |rules| self.put_read(rules));
+        match self.readings.read(|| self.read(seen)).map(put) {
+            Ok(Some(Ok(changes))) => Look::Changed(changes),
+            Ok(None) => Look::Same,
+            Ok(Some(Err(error))) | Err(error) => Look::Kept(error),
         }
+    }
+
+    /// Puts the rules of the file in force, under the defaults that hold by now.
+    fn put_read(&self, rules: RuleSet) -> Result<Changes, AclError> {
+        let defaults = self.defaults.read();
+        let rules = self.not_emptied(rules.under(defaults.0, &defaults.1))?;
+        let changes = Changes::between(&self.rules(), &rules);
+        self.put(Arc::new(rules));
+        Ok(changes)
     }
 
     /// Returns the rules that were read.
     ///
     /// # Errors
     /// If the file has lost all that was in it, so that everything would be allowed from now on.
-    fn not_emptied(&self, (rules, blank): (Arc<RuleSet>, bool)) -> Result<Arc<RuleSet>, AclError> {
-        if !blank || rules.restricts() || !self.rules().restricts() {
+    fn not_emptied(&self, rules: RuleSet) -> Result<RuleSet, AclError> {
+        if !rules.is_lost(&self.rules()) {
             return Ok(rules);
         }
         let why =
@@ -428,8 +459,8 @@ impl Access {
         Err(AclError::Faulty { path, key: self.source.key(), fault })
     }
 
-    /// The rules in the file, and whether there is nothing in it but comments.
-    fn read(&self, seen: &mut Seen) -> Result<(Arc<RuleSet>, bool), AclError> {
+    /// Reads the rules of the file.
+    fn read(&self, seen: &mut Seen) -> Result<RuleSet, AclError> {
         let path = self.source.path().unwrap_or(Path::new(""));
         // Before its content: what changes in between is found by the next look.
         let stamp = stamp_of(path);

@@ -387,6 +387,61 @@ fn a_file_that_is_being_written_allows_nothing_more() {
     }
 }
 
+/// Rules that were read later stand, whoever comes last.
+#[test]
+fn a_reload_does_not_undo_rules_that_were_read_after_it_had_read() {
+    let (_dir, path) = file("rules:\n  - {allow: all, topics: a}\n  - {allow: all, topics: b}\n");
+    let access = Access::open(Source::Yaml(path.clone()), Otherwise::Auto, "admins").unwrap();
+    let said = |what: &str| said(&access.rules(), "c", what);
+    // A command in between.
+    let prepared = access.prepare(Otherwise::Auto, "admins").unwrap();
+    let planned = access.plan(&Edit::Add { rule: "{deny: all, topics: a}".to_owned(), at: Some(1) }).unwrap();
+    access.carry_out(&planned).unwrap();
+    assert_eq!(access.put_in_force(prepared).rules, 3);
+    assert_eq!((&*said("publish a"), &*said("publish b")), ("- 1", "2 3"));
+    // The file itself in between, and another default that comes with the reload: each of the two is the newer one.
+    let prepared = access.prepare(Otherwise::Allow, "admins").unwrap();
+    std::fs::write(&path, "rules:\n  - {deny: all, topics: b}\n").unwrap();
+    access.look();
+    assert!(matches!(access.look(), Look::Changed(_)));
+    assert_eq!(access.put_in_force(prepared).rules, 1);
+    assert_eq!((&*said("publish a"), &*said("publish b")), ("2 d", "- 1"));
+    // Nothing in between.
+    access.put_in_force(access.prepare(Otherwise::Deny, "admins").unwrap());
+    assert_eq!((&*said("publish a"), &*said("publish b")), ("- d", "- 1"));
+    assert!(matches!(access.look(), Look::Same));
+}
+
+/// Rules that are read from the file are put in force under the defaults that hold by then.
+#[test]
+fn a_look_at_the_file_does_not_undo_defaults_that_a_reload_has_brought() {
+    let (_dir, path) = file("rules:\n  - {allow: all, topics: a}\n");
+    let access = Access::open(Source::Yaml(path.clone()), Otherwise::Allow, "admins").unwrap();
+    let read = || access.readings.read(|| access.read(&mut Seen::default())).unwrap();
+    let put = |read| access.readings.put(read, |rules| access.put_read(rules)).unwrap();
+    let prepared = access.prepare(Otherwise::Deny, "staff").unwrap();
+    let looked = read();
+    access.put_in_force(prepared);
+    put(looked).unwrap();
+    assert_eq!((access.rules().allows_otherwise(), &*access.rules().admin_group), (false, "staff"));
+    // A file that loses everything while the default changes opens nothing, whoever comes first.
+    for reload_first in [true, false] {
+        std::fs::write(&path, "rules:\n  - {allow: all, topics: a}\n").unwrap();
+        access.put_in_force(access.prepare(Otherwise::Deny, "admins").unwrap());
+        let prepared = access.prepare(Otherwise::Auto, "admins").unwrap();
+        std::fs::write(&path, "").unwrap();
+        let looked = read();
+        if reload_first {
+            access.put_in_force(prepared);
+            assert!(put(looked).is_err());
+        } else {
+            put(looked).unwrap();
+            access.put_in_force(prepared);
+        }
+        assert!(Permissions::restricts(&access), "{reload_first}");
+    }
+}
+
 #[test]
 fn commands_change_the_file_and_leave_its_comments() {
     let text = "# ours\nrules:\n    # about a\n    - allow: all   # really\n      topics: a\n\n    - deny: publish\n      topics:\n        - b\n        - c/#\n\

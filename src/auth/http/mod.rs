@@ -10,6 +10,7 @@ use super::password::users::{is_foreign_name, is_name};
 use crate::broker::ports::{AccessClaims, Account, AccountMark};
 use crate::clock::{self, Time};
 use crate::config::AuthHttp;
+use crate::readings::Readings;
 use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::metrics::AuthDecision;
 use crate::topic::Filter;
@@ -82,6 +83,7 @@ pub struct Hook {
     connections: Connections,
     timeout: Duration,
     token: Option<(WatchedFile, RwLock<Option<Zeroizing<String>>>)>,
+    readings: Readings,
     cache: Cache,
     breaker: Breaker,
     turns: Semaphore,
@@ -117,6 +119,7 @@ impl Hook {
             connections,
             timeout: http.timeout,
             token,
+            readings: Readings::default(),
             cache: Cache::new(http.cache, http.cache_ttl).ok_or(super::OpenError::Random)?,
             breaker: Breaker::default(),
             turns: Semaphore::new(http.parallel),
@@ -240,19 +243,49 @@ impl Method for Hook {
         Box::pin(self.judge(request))
     }
 
-    fn has_changed(&self) -> bool {
-        self.token.as_ref().is_some_and(|(file, _)| file.has_changed())
+    fn files(&self) -> Vec<&WatchedFile> {
+        self.token.iter().map(|(file, _)| file).collect()
     }
 
     fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, FileError>> {
         let (file, _) = self.token.as_ref()?;
-        Some(Hook::read_token(file, note).map(|text| -> Prepared {
+        Some(self.readings.read(|| Hook::read_token(file, note)).map(|text| -> Prepared {
             Box::new(move || {
                 if let Some((_, token)) = &self.token {
-                    *token.write() = Some(text);
+                    self.readings.put(text, |text| *token.write() = Some(text));
                 }
                 "the token of the HTTP hook".to_owned()
             })
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_reload_does_not_undo_a_token_that_was_read_after_it_had_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let write = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        write("old");
+        let pairs =
+            [("auth.http.url", "http://127.0.0.1:1/"), ("auth.http.token_file", path.to_str().unwrap())];
+        let hook = Arc::new(Hook::open(&Config::from_pairs(&pairs).unwrap().accounts.http).unwrap());
+        let token = || hook.token.as_ref().unwrap().1.read().as_ref().unwrap().to_string();
+        let prepared = hook.clone().prepare(false).unwrap().unwrap();
+        write("new");
+        hook.clone().prepare(true).unwrap().unwrap()();
+        prepared();
+        assert_eq!(token(), "new");
+        write("newest");
+        hook.clone().prepare(false).unwrap().unwrap()();
+        assert_eq!(token(), "newest");
     }
 }

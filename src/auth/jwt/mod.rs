@@ -7,6 +7,7 @@ use super::method::{Checked, Method, Prepared, Refusal, Request};
 use crate::broker::ports::{Account, AccountMark};
 use crate::clock;
 use crate::config::{AuthJwt, TokenPlace};
+use crate::readings::Readings;
 use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::metrics::AuthDecision;
 use futures_util::future::BoxFuture;
@@ -26,6 +27,7 @@ pub struct Tokens {
     place: TokenPlace,
     expected: Expected,
     files: Vec<(WatchedFile, ReadKeys)>,
+    readings: Readings,
     keys: RwLock<Arc<[Key]>>,
 }
 
@@ -51,7 +53,8 @@ impl Tokens {
             issuer: some(&jwt.issuer),
             skew_ms: u64::try_from(jwt.skew.as_millis()).unwrap_or(u64::MAX),
         };
-        let tokens = Tokens { place: jwt.from, expected, files, keys: RwLock::new(Arc::from([])) };
+        let (readings, keys) = (Readings::default(), RwLock::new(Arc::from([])));
+        let tokens = Tokens { place: jwt.from, expected, files, readings, keys };
         *tokens.keys.write() = tokens.read(true)?;
         Ok(tokens)
     }
@@ -97,17 +100,15 @@ impl Method for Tokens {
         Box::pin(std::future::ready(self.judge(request)))
     }
 
-    fn has_changed(&self) -> bool {
-        // Each is asked, since each takes note of what it has seen.
-        self.files.iter().filter(|(file, _)| file.has_changed()).count() > 0
+    fn files(&self) -> Vec<&WatchedFile> {
+        self.files.iter().map(|(file, _)| file).collect()
     }
 
     fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, FileError>> {
-        Some(self.read(note).map(|keys| -> Prepared {
+        Some(self.readings.read(|| self.read(note)).map(|keys| -> Prepared {
             Box::new(move || {
-                let n = keys.len();
-                *self.keys.write() = keys;
-                format!("{n} keys of tokens")
+                self.readings.put(keys, |keys| *self.keys.write() = keys);
+                format!("{} keys of tokens", self.keys.read().len())
             })
         }))
     }

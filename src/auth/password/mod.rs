@@ -8,6 +8,7 @@ pub mod users;
 use super::method::{Checked, Method, Prepared, Refusal, Request};
 use crate::broker::ports::{Account, AccountMark};
 use crate::clock;
+use crate::readings::Readings;
 use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::AuthDecision;
@@ -112,6 +113,7 @@ fn read(file: &WatchedFile, note: bool, hasher: &RandomState) -> Result<Users, F
 /// Knows users from a file, or from the cluster's directory.
 pub struct Passwords {
     source: Source,
+    readings: Readings,
     users: RwLock<Users>,
     checker: Arc<Checker>,
     hasher: RandomState,
@@ -126,13 +128,17 @@ impl Passwords {
         let file = WatchedFile::new("auth.password.file", path, Privacy::Secret);
         let hasher = RandomState::default();
         let users = read(&file, true, &hasher)?;
-        Ok(Passwords { source: Source::File(file), users: RwLock::new(users), checker, hasher })
+        Ok(Passwords::of(Source::File(file), users, checker, hasher))
     }
 
     /// Users of the cluster's directory, which is not known yet.
     pub fn of_directory(checker: Arc<Checker>) -> Passwords {
         let source = Source::Directory { known: AtomicBool::new(false) };
-        Passwords { source, users: RwLock::default(), checker, hasher: RandomState::default() }
+        Passwords::of(source, Users::default(), checker, RandomState::default())
+    }
+
+    fn of(source: Source, users: Users, checker: Arc<Checker>, hasher: RandomState) -> Passwords {
+        Passwords { source, readings: Readings::default(), users: RwLock::new(users), checker, hasher }
     }
 
     /// A user as it is now, and its name.
@@ -240,21 +246,21 @@ impl Method for Passwords {
         })
     }
 
-    fn has_changed(&self) -> bool {
+    fn files(&self) -> Vec<&WatchedFile> {
         match &self.source {
-            Source::File(file) => file.has_changed(),
-            Source::Directory { .. } => false,
+            Source::File(file) => vec![file],
+            Source::Directory { .. } => Vec::new(),
         }
     }
 
     fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, FileError>> {
         let Source::File(file) = &self.source else { return None };
-        let (users, file) = (read(file, note, &self.hasher), file.path().display().to_string());
+        let users = self.readings.read(|| read(file, note, &self.hasher));
+        let file = file.path().display().to_string();
         Some(users.map(|users| -> Prepared {
             Box::new(move || {
-                let n = users.by_name.len();
-                *self.users.write() = users;
-                format!("{n} users from {file}")
+                self.readings.put(users, |users| *self.users.write() = users);
+                format!("{} users from {file}", self.users.read().by_name.len())
             })
         }))
     }

@@ -1,6 +1,7 @@
 //! Bearer tokens (RFC 6750): who may read at admin HTTP, and who may change something. They come from files, which are read again when
 //! they have changed.
 
+use crate::readings::{Reading, Readings};
 use crate::secret_file::{FileError, Privacy, WatchedFile};
 use parking_lot::Mutex;
 use std::path::Path;
@@ -43,14 +44,22 @@ struct Token {
 struct Source {
     file: WatchedFile,
     role: Role,
+    readings: Readings,
     tokens: Vec<Token>,
+}
+
+impl Source {
+    /// What was read counts from now on, unless what was read later does.
+    fn put(&mut self, read: Reading<Vec<Token>>) {
+        self.readings.put(read, |tokens| self.tokens = tokens);
+    }
 }
 
 /// The tokens that count now.
 pub struct Tokens(Mutex<Vec<Source>>);
 
 /// Tokens that were read and do not count yet.
-pub struct PreparedTokens(Vec<Vec<Token>>);
+pub struct PreparedTokens(Vec<Reading<Vec<Token>>>);
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -71,7 +80,7 @@ impl Tokens {
             if let Some(path) = path {
                 let file = WatchedFile::new(option, path, Privacy::Secret);
                 let tokens = load(&file, role)?;
-                sources.push(Source { file, role, tokens });
+                sources.push(Source { file, role, readings: Readings::default(), tokens });
             }
         }
         Ok((!sources.is_empty()).then(|| Tokens(Mutex::new(sources))))
@@ -83,14 +92,16 @@ impl Tokens {
     /// If one cannot be used.
     pub fn prepare(&self) -> Result<PreparedTokens, FileError> {
         let sources = self.0.lock();
-        let read = |source: &Source| parse(&source.file, source.role, &source.file.peek()?);
+        let read = |source: &Source| {
+            source.readings.read(|| parse(&source.file, source.role, &source.file.peek()?))
+        };
         sources.iter().map(read).collect::<Result<_, _>>().map(PreparedTokens)
     }
 
-    /// What was read counts from now on; how many tokens there are.
+    /// What was read counts from now on, but for files that were read again meanwhile; how many tokens there are.
     pub fn put(&self, prepared: PreparedTokens) -> usize {
         let mut sources = self.0.lock();
-        sources.iter_mut().zip(prepared.0).for_each(|(source, tokens)| source.tokens = tokens);
+        sources.iter_mut().zip(prepared.0).for_each(|(source, read)| source.put(read));
         sources.iter().map(|source| source.tokens.len()).sum()
     }
 
@@ -117,11 +128,11 @@ impl Tokens {
     /// Reads what has changed; a file that cannot be used leaves what was read before in force.
     fn look(&self) {
         for source in self.0.lock().iter_mut().filter(|source| source.file.has_changed()) {
-            match load(&source.file, source.role) {
-                Ok(tokens) => {
-                    let (file, count) = (source.file.path(), tokens.len());
+            match source.readings.read(|| load(&source.file, source.role)) {
+                Ok(read) => {
+                    source.put(read);
+                    let (file, count) = (source.file.path(), source.tokens.len());
                     tracing::info!(?file, count, "tokens of admin HTTP read again");
-                    source.tokens = tokens;
                 }
                 Err(error) => {
                     tracing::error!(%error, "tokens of admin HTTP cannot be read again; those of before stay")
@@ -234,6 +245,19 @@ mod tests {
         assert!(tokens.check("aaaaaaaaaaaaaaaaaaaa").is_some(), "the tokens of before stay");
         file(dir.path(), "t", "bbbbbbbbbbbbbbbbbbbb");
         look();
+        assert!(tokens.check("aaaaaaaaaaaaaaaaaaaa").is_none());
+        assert!(tokens.check("bbbbbbbbbbbbbbbbbbbb").is_some());
+    }
+
+    #[test]
+    fn a_reload_does_not_undo_tokens_that_were_read_after_it_had_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), "t", "aaaaaaaaaaaaaaaaaaaa");
+        let tokens = Tokens::read(Some(&path), None).unwrap().unwrap();
+        let prepared = tokens.prepare().unwrap();
+        file(dir.path(), "t", "bbbbbbbbbbbbbbbbbbbb\ncccccccccccccccccccc");
+        (0..2).for_each(|_| tokens.look());
+        assert_eq!(tokens.put(prepared), 2);
         assert!(tokens.check("aaaaaaaaaaaaaaaaaaaa").is_none());
         assert!(tokens.check("bbbbbbbbbbbbbbbbbbbb").is_some());
     }
