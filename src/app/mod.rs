@@ -10,6 +10,7 @@ mod fork;
 mod journal;
 mod limits;
 mod memory;
+mod plan;
 mod reload;
 mod rooms;
 mod status;

@@ -1,7 +1,8 @@
-//! The configuration read again while the broker runs: all or nothing. Every room whose state can be exchanged prepares first, which
-//! changes nothing; only if all could, each puts in force what it has read.
+//! The configuration read again while the broker runs: all or nothing. A plan says what of it can count at once ([`super::plan`]). Every room
+//! whose state can be exchanged prepares for it first, which changes nothing; only if all could, each puts in force what it has read.
 
 use super::desk::Desk;
+use super::plan::Plan;
 use super::rooms::{Commit, Room};
 use crate::config::{Config, Setting, Sources, Values};
 use crate::server::http::{Answer, ApiError, LogLevel, ReloadOperator, Reloaded};
@@ -53,24 +54,24 @@ impl Reload {
     /// All that is wrong; then nothing has changed.
     pub(super) fn run(&self) -> Result<Reloaded, Vec<String>> {
         let mut in_force = self.in_force.lock();
-        let outcome = self.prepared().map(|(config, commits)| {
-            let differing = in_force.differing(&config.values);
-            let taken = |key: &String| self.rooms.iter().any(|room| room.takes(key, &config));
-            let (changed, restart): (Vec<_>, Vec<_>) = differing.into_iter().partition(taken);
+        let outcome = self.prepared(&in_force).map(|(new, plan, commits)| {
             let read = commits.into_iter().flat_map(|commit| commit()).collect();
-            changed.iter().for_each(|key| in_force.take_from(&config.values, key));
+            let notes = plan.notes().into_iter().collect();
+            let Plan { config, changed, restart, .. } = plan;
+            *in_force = config.values;
             for shown in self.shown.lock().iter_mut().filter(|shown| !restart.contains(&shown.key)) {
-                if let Some(new) = config.settings.iter().find(|new| new.key == shown.key) {
+                if let Some(new) = new.settings.iter().find(|new| new.key == shown.key) {
                     *shown = new.clone();
                 }
             }
-            Reloaded { changed, read, restart }
+            Reloaded { changed, read, restart, notes }
         });
         match &outcome {
             Ok(done) => {
                 self.metrics.config_reloads.of(ReloadResult::Ok).inc();
                 let (changed, restart) = (done.changed.join(", "), done.restart.join(", "));
                 tracing::info!(changed, needs_restart = restart, "configuration read again");
+                done.notes.iter().for_each(|note| tracing::info!(note, "of the configuration read again"));
             }
             Err(wrong) => {
                 self.metrics.config_reloads.of(ReloadResult::Failed).inc();
@@ -82,17 +83,19 @@ impl Reload {
         outcome
     }
 
-    fn prepared(&self) -> Result<(Config, Vec<Commit>), Vec<String>> {
-        let config = Config::load(&self.sources)
+    /// The configuration as it is now, what of it counts at once, and what puts that in force.
+    fn prepared(&self, in_force: &Values) -> Result<(Config, Plan, Vec<Commit>), Vec<String>> {
+        let new = Config::load(&self.sources)
             .map_err(|problems| problems.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let plan = Plan::of(in_force, &new, |key| self.rooms.iter().any(|room| room.takes(key, &new)))?;
         let (mut commits, mut wrong) = (Vec::new(), Vec::new());
         for room in &self.rooms {
-            match room.prepare(&config) {
+            match room.prepare(&plan) {
                 Ok(commit) => commits.push(commit),
                 Err(why) => wrong.push(why),
             }
         }
-        if wrong.is_empty() { Ok((config, commits)) } else { Err(wrong) }
+        if wrong.is_empty() { Ok((new, plan, commits)) } else { Err(wrong) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can be exchanged while the broker runs: the rooms that [`super::reload`] asks, each of which knows its options and files.
 
 use super::memory::Budget;
+use super::plan::Plan;
 use super::{access, bans, cluster, limits};
 use crate::auth::Accounts;
 use crate::auth::acl::Access;
@@ -22,14 +23,15 @@ pub(super) type Commit = Box<dyn FnOnce() -> Vec<String> + Send>;
 
 /// Something that is made of options and files, and can be made anew while the broker runs.
 pub(super) trait Room: Send + Sync {
-    /// Whether a change of the option `key` that comes with `config` counts at once.
+    /// Whether a change of the option `key` that comes with `config` can count at once.
     fn takes(&self, key: &str, config: &Config) -> bool;
 
-    /// Reads and checks what `config` says and names. Changes nothing.
+    /// Reads and checks what `plan` says and names. Changes nothing. Files that are named by options which wait are not read: they may be
+    /// gone already, and what was read of them stays.
     ///
     /// # Errors
     /// What is wrong.
-    fn prepare(&self, config: &Config) -> Result<Commit, String>;
+    fn prepare(&self, plan: &Plan) -> Result<Commit, String>;
 }
 
 /// What is logged.
@@ -40,8 +42,8 @@ impl Room for Logs {
         key == "log.level"
     }
 
-    fn prepare(&self, config: &Config) -> Result<Commit, String> {
-        let (level, new) = (self.0.clone(), config.log.level.clone());
+    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
+        let (level, new) = (self.0.clone(), plan.config.log.level.clone());
         Ok(Box::new(move || {
             if level.now() != new
                 && let Err(error) = level.change(&new)
@@ -69,9 +71,9 @@ impl Room for Limits {
         (section && !FIXED.contains(&key)) || others.contains(&key)
     }
 
-    fn prepare(&self, config: &Config) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
         let (broker, budget) = (self.broker.clone(), self.budget.clone());
-        let (new, new_budget) = (limits::of(config), Budget::of(&config.limits));
+        let (new, new_budget) = (limits::of(&plan.config), Budget::of(&plan.config.limits));
         Ok(Box::new(move || {
             broker.limits.change(&new);
             *budget.lock() = new_budget;
@@ -110,14 +112,15 @@ impl Room for Listener {
         own.is_some_and(|(name, option)| opened(name) && OWN.contains(&option))
     }
 
-    fn prepare(&self, config: &Config) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
         let (tuning, metrics) = (self.tuning.clone(), self.metrics.clone());
-        let Some(listener) = config.listeners.get(tuning.listener()).filter(|l| l.enabled) else {
+        let config = &plan.config;
+        let Some(listener) = config.listeners.get(tuning.listener()) else {
             return Ok(Box::new(Vec::new)); // it stays until a restart
         };
         let conditions = Conditions::of(listener, limits::terms(config, listener));
         let mut certificates = None;
-        if let Some(keeper) = tuning.keeper().filter(|_| listener.speaks().has_tls()) {
+        if let Some(keeper) = tuning.keeper().filter(|_| !files_wait(plan, &format!("listeners.{}", tuning.listener()))) {
             let files = Files::of(tuning.listener(), listener);
             certificates = Some(certificates_of(keeper, files, &metrics)?);
         }
@@ -126,6 +129,12 @@ impl Room for Listener {
             certificates.map_or_else(Vec::new, |commit| commit())
         }))
     }
+}
+
+/// Whether an option of a section waits that names its certificates and what belongs to them.
+fn files_wait(plan: &Plan, section: &str) -> bool {
+    let options = ["cert_file", "key_file", "client_ca_file", "crl_file"];
+    options.iter().any(|option| plan.waits(&[&format!("{section}.{option}")]))
 }
 
 /// Reads certificates and what belongs to them.
@@ -162,10 +171,10 @@ impl Room for AdminHttp {
         OWN.contains(&key) && config.http.has_tls()
     }
 
-    fn prepare(&self, config: &Config) -> Result<Commit, String> {
-        match Files::of_http(&config.http) {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
+        match Files::of_http(&plan.config.http).filter(|_| !files_wait(plan, "http")) {
             Some(files) => certificates_of(&self.keeper, files, &self.metrics),
-            None => Ok(Box::new(Vec::new)), // it stays as it is until a restart
+            None => Ok(Box::new(Vec::new)),
         }
     }
 }
@@ -181,10 +190,14 @@ impl Room for Rules {
         ["acl.default", "acl.admin_group"].contains(&key)
     }
 
-    fn prepare(&self, config: &Config) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
         let (access, metrics) = (self.access.clone(), self.metrics.clone());
-        let otherwise = access::otherwise(&config.acl);
-        let prepared = access.prepare(otherwise, &config.acl.admin_group).map_err(|e| e.to_string())?;
+        if plan.waits(&["acl.file", "acl.mosquitto_file"]) {
+            return Ok(Box::new(Vec::new)); // and so does everything of the section
+        }
+        let acl = &plan.config.acl;
+        let prepared =
+            access.prepare(access::otherwise(acl), &acl.admin_group).map_err(|e| e.to_string())?;
         Ok(Box::new(move || {
             let changes = access.put_in_force(prepared);
             metrics.acl_rules.set(changes.rules as u64);
@@ -209,7 +222,7 @@ impl Room for Users {
         false
     }
 
-    fn prepare(&self, _: &Config) -> Result<Commit, String> {
+    fn prepare(&self, _: &Plan) -> Result<Commit, String> {
         let broker = self.broker.clone();
         let prepared = self.accounts.prepare().map_err(|e| e.to_string())?;
         Ok(Box::new(move || {
@@ -231,7 +244,7 @@ impl Room for Operators {
         false
     }
 
-    fn prepare(&self, _: &Config) -> Result<Commit, String> {
+    fn prepare(&self, _: &Plan) -> Result<Commit, String> {
         let tokens = self.0.clone();
         let prepared = tokens.prepare().map_err(|e| e.to_string())?;
         Ok(Box::new(move || vec![format!("{} tokens of admin HTTP", tokens.put(prepared))]))
@@ -249,10 +262,10 @@ impl Room for Banned {
         key.starts_with("bans.")
     }
 
-    fn prepare(&self, config: &Config) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
         let (bans, broker) = (self.bans.clone(), self.broker.clone());
         let prepared =
-            bans.prepare(bans::flapping(config), clock::now()).map_err(|error| error.to_string())?;
+            bans.prepare(bans::flapping(&plan.config), clock::now()).map_err(|error| error.to_string())?;
         Ok(Box::new(move || {
             let now = clock::now();
             let count = bans.put_all(prepared, now);
@@ -274,8 +287,8 @@ impl Room for Links {
         false
     }
 
-    fn prepare(&self, config: &Config) -> Result<Commit, String> {
-        let checked = cluster::check_files(config).map_err(|error| error.to_string())?;
+    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
+        let checked = cluster::check_files(&plan.config).map_err(|error| error.to_string())?;
         Ok(Box::new(move || checked))
     }
 }

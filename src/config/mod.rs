@@ -138,6 +138,15 @@ impl Config {
         Config::load(&Sources { flags, ..Sources::default() })
     }
 
+    /// Checks what every option says.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, at once.
+    pub fn of_values(values: &Values) -> Result<Config, Problems> {
+        Config::load(&Sources { flags: values.flags(), ..Sources::default() })
+    }
+
     fn take(reader: &mut sources::Reader, sources: &Sources) -> Option<Config> {
         // All sections are taken before the first `?`, so that one bad section does not hide another's problems.
         let node = Node::take(reader);

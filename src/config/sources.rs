@@ -28,6 +28,11 @@ impl Values {
         keys.into_iter().filter(|key| self.0.get(*key) != other.0.get(*key)).cloned().collect()
     }
 
+    /// Flags that say the same.
+    pub(super) fn flags(&self) -> Vec<Flag> {
+        self.0.iter().map(|(key, value)| Flag::set(key, value)).collect()
+    }
+
     /// The option `key` says from now on what it says in `other`.
     pub fn take_from(&mut self, other: &Values, key: &str) {
         match other.0.get(key) {

@@ -32,8 +32,9 @@ fn reloaded(answer: &Value) -> String {
     };
     let changed = lines("changed:      ", "changed");
     let restart = lines("needs restart:", "restart");
+    let notes = lines("note:         ", "notes");
     let none = if changed.is_empty() && restart.is_empty() { "no option has changed\n" } else { "" };
-    format!("{changed}{}{restart}{none}", lines("read:         ", "read"))
+    format!("{changed}{}{restart}{notes}{none}", lines("read:         ", "read"))
 }
 
 fn levelled(answer: &Value) -> String {
@@ -46,11 +47,12 @@ mod tests {
 
     #[test]
     fn what_changed_and_what_waits() {
-        let answer = json!({ "changed": ["log.level"], "read": ["3 users"], "restart": ["node.id"] });
+        let answer =
+            json!({ "changed": ["log.level"], "read": ["3 users"], "restart": ["node.id"], "notes": ["n"] });
         let expected =
-            "changed:       log.level\nread:          3 users\nneeds restart: node.id\n".to_owned();
+            "changed:       log.level\nread:          3 users\nneeds restart: node.id\nnote:          n\n";
         assert_eq!(reloaded(&answer), expected);
-        let nothing = json!({ "changed": [], "read": ["3 users"], "restart": [] });
+        let nothing = json!({ "changed": [], "read": ["3 users"], "restart": [], "notes": [] });
         assert_eq!(reloaded(&nothing), "read:          3 users\nno option has changed\n");
     }
 }

@@ -263,3 +263,28 @@ fn every_node_of_a_cluster_takes_it_and_nobody_is_cut_off() {
         client.publish("one", "", QoS::AtLeastOnce);
     }
 }
+
+#[test]
+fn rules_and_their_default_change_together() {
+    let files = Files::new();
+    let config = files.write("berth.yaml", "acl: {default: deny}\n");
+    let broker = Setup::new().arg("--config").arg(config.to_str().unwrap()).start();
+    let mut client = Dial::v5("c").connect(broker.mqtt);
+    let mut denied =
+        || assert_eq!(client.publish_with("secret", b"", QoS::AtLeastOnce, false), Reason::NotAuthorized);
+    denied();
+    // Rules in place of the default: without them the new default would allow everything.
+    let rules = files.write("rules.yaml", "rules:\n  - {deny: all, topics: [secret]}\n");
+    files.write("berth.yaml", format!("acl: {{file: {}}}\nlimits: {{max_qos: 1}}\n", rules.display()));
+    let answered = ctl_json(broker.http, &["reload"]);
+    assert_eq!(answered["changed"], json!(["limits.max_qos"]));
+    assert_eq!(answered["restart"], json!(["acl.default", "acl.file"]));
+    denied();
+    // The answer says why, and what is shown is what holds.
+    assert!(answered["notes"].to_string().contains("acl.default"), "{answered}");
+    let options = ctl_json(broker.http, &["config", "show"])["options"].as_array().unwrap().clone();
+    assert!(options.iter().any(|o| o["key"] == "acl.default" && o["value"] == "deny"));
+    files.write("berth.yaml", "acl: {default: allow}\n");
+    assert_eq!(ctl_json(broker.http, &["reload"])["changed"], json!(["acl.default", "limits.max_qos"]));
+    client.publish("secret", "", QoS::AtLeastOnce);
+}

@@ -20,6 +20,8 @@ pub struct Reloaded {
     pub read: Vec<String>,
     /// Options that say something else than at the start, and count after a restart only.
     pub restart: Vec<String>,
+    /// Further remarks, in words: why options wait, or that there is no configuration file.
+    pub notes: Vec<String>,
 }
 
 /// What is logged.

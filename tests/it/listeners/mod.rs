@@ -5,6 +5,7 @@ mod haproxy;
 mod limits;
 pub mod pki;
 mod proxy;
+mod reload;
 mod rotation;
 mod slow;
 mod tls;
