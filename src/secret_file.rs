@@ -187,6 +187,11 @@ impl WatchedFile {
         FileError::Line { option: self.option, path: self.path.clone(), line, why: why.into() }
     }
 
+    /// The option that names it.
+    pub fn option(&self) -> &'static str {
+        self.option
+    }
+
     /// Its name.
     pub fn path(&self) -> &Path {
         &self.path

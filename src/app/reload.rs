@@ -92,7 +92,7 @@ impl Reload {
         for room in &self.rooms {
             match room.prepare(&plan) {
                 Ok(commit) => commits.push(commit),
-                Err(why) => wrong.push(why),
+                Err(why) => wrong.extend(why),
             }
         }
         if wrong.is_empty() { Ok((new, plan, commits)) } else { Err(wrong) }

@@ -21,17 +21,22 @@ use std::sync::Arc;
 /// Puts in force what was prepared; says in words what was read.
 pub(super) type Commit = Box<dyn FnOnce() -> Vec<String> + Send>;
 
+/// Puts errors in words.
+fn all<E: ToString>(wrong: impl IntoIterator<Item = E>) -> Vec<String> {
+    wrong.into_iter().map(|error| error.to_string()).collect()
+}
+
 /// Something that is made of options and files, and can be made anew while the broker runs.
 pub(super) trait Room: Send + Sync {
-    /// Whether a change of the option `key` that comes with `config` can count at once.
+    /// Tells if a change of the option `key` that comes with `config` can count at once.
     fn takes(&self, key: &str, config: &Config) -> bool;
 
-    /// Reads and checks what `plan` says and names. Changes nothing. Files that are named by options which wait are not read: they may be
-    /// gone already, and what was read of them stays.
+    /// Reads and checks what `plan` says and names, and changes nothing. Files that are named by options which wait are not read: they may
+    /// be gone already, and their former content stays in force.
     ///
     /// # Errors
-    /// What is wrong.
-    fn prepare(&self, plan: &Plan) -> Result<Commit, String>;
+    /// Everything that is wrong, in words.
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>>;
 }
 
 /// What is logged.
@@ -42,7 +47,7 @@ impl Room for Logs {
         key == "log.level"
     }
 
-    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
         let (level, new) = (self.0.clone(), plan.config.log.level.clone());
         Ok(Box::new(move || {
             if level.now() != new
@@ -71,7 +76,7 @@ impl Room for Limits {
         (section && !FIXED.contains(&key)) || others.contains(&key)
     }
 
-    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
         let (broker, budget) = (self.broker.clone(), self.budget.clone());
         let (new, new_budget) = (limits::of(&plan.config), Budget::of(&plan.config.limits));
         Ok(Box::new(move || {
@@ -112,7 +117,7 @@ impl Room for Listener {
         own.is_some_and(|(name, option)| opened(name) && OWN.contains(&option))
     }
 
-    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
         let (tuning, metrics) = (self.tuning.clone(), self.metrics.clone());
         let config = &plan.config;
         let Some(listener) = config.listeners.get(tuning.listener()) else {
@@ -120,7 +125,9 @@ impl Room for Listener {
         };
         let conditions = Conditions::of(listener, limits::terms(config, listener));
         let mut certificates = None;
-        if let Some(keeper) = tuning.keeper().filter(|_| !files_wait(plan, &format!("listeners.{}", tuning.listener()))) {
+        if let Some(keeper) =
+            tuning.keeper().filter(|_| !files_wait(plan, &format!("listeners.{}", tuning.listener())))
+        {
             let files = Files::of(tuning.listener(), listener);
             certificates = Some(certificates_of(keeper, files, &metrics)?);
         }
@@ -131,18 +138,22 @@ impl Room for Listener {
     }
 }
 
-/// Whether an option of a section waits that names its certificates and what belongs to them.
+/// Tells if an option of a section waits that names its certificates and the files that belong to them.
 fn files_wait(plan: &Plan, section: &str) -> bool {
     let options = ["cert_file", "key_file", "client_ca_file", "crl_file"];
     options.iter().any(|option| plan.waits(&[&format!("{section}.{option}")]))
 }
 
 /// Reads certificates and what belongs to them.
-fn certificates_of(keeper: &Arc<Keeper>, files: Files, metrics: &Arc<Metrics>) -> Result<Commit, String> {
+fn certificates_of(
+    keeper: &Arc<Keeper>,
+    files: Files,
+    metrics: &Arc<Metrics>,
+) -> Result<Commit, Vec<String>> {
     let (keeper, metrics) = (keeper.clone(), metrics.clone());
     let prepared = keeper.prepare(files, clock::now()).map_err(|error| {
         metrics.certificate_reloads.of(Reload::Failed).inc();
-        error.to_string()
+        all([error])
     })?;
     Ok(Box::new(move || {
         keeper.put(prepared);
@@ -171,7 +182,7 @@ impl Room for AdminHttp {
         OWN.contains(&key) && config.http.has_tls()
     }
 
-    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
         match Files::of_http(&plan.config.http).filter(|_| !files_wait(plan, "http")) {
             Some(files) => certificates_of(&self.keeper, files, &self.metrics),
             None => Ok(Box::new(Vec::new)),
@@ -190,14 +201,14 @@ impl Room for Rules {
         ["acl.default", "acl.admin_group"].contains(&key)
     }
 
-    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
         let (access, metrics) = (self.access.clone(), self.metrics.clone());
         if plan.waits(&["acl.file", "acl.mosquitto_file"]) {
             return Ok(Box::new(Vec::new)); // and so does everything of the section
         }
         let acl = &plan.config.acl;
         let prepared =
-            access.prepare(access::otherwise(acl), &acl.admin_group).map_err(|e| e.to_string())?;
+            access.prepare(access::otherwise(acl), &acl.admin_group).map_err(|error| all([error]))?;
         Ok(Box::new(move || {
             let changes = access.put_in_force(prepared);
             metrics.acl_rules.set(changes.rules as u64);
@@ -222,9 +233,9 @@ impl Room for Users {
         false
     }
 
-    fn prepare(&self, _: &Plan) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
         let broker = self.broker.clone();
-        let prepared = self.accounts.prepare().map_err(|e| e.to_string())?;
+        let prepared = self.accounts.prepare(|option| plan.waits(&[option])).map_err(all)?;
         Ok(Box::new(move || {
             let read: Vec<String> = prepared.into_iter().map(|commit| commit()).collect();
             let ended = broker.review_accounts();
@@ -244,9 +255,9 @@ impl Room for Operators {
         false
     }
 
-    fn prepare(&self, _: &Plan) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
         let tokens = self.0.clone();
-        let prepared = tokens.prepare().map_err(|e| e.to_string())?;
+        let prepared = tokens.prepare(|option| plan.waits(&[option])).map_err(all)?;
         Ok(Box::new(move || vec![format!("{} tokens of admin HTTP", tokens.put(prepared))]))
     }
 }
@@ -262,10 +273,10 @@ impl Room for Banned {
         key.starts_with("bans.")
     }
 
-    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
         let (bans, broker) = (self.bans.clone(), self.broker.clone());
         let prepared =
-            bans.prepare(bans::flapping(&plan.config), clock::now()).map_err(|error| error.to_string())?;
+            bans.prepare(bans::flapping(&plan.config), clock::now()).map_err(|error| all([error]))?;
         Ok(Box::new(move || {
             let now = clock::now();
             let count = bans.put_all(prepared, now);
@@ -287,8 +298,11 @@ impl Room for Links {
         false
     }
 
-    fn prepare(&self, plan: &Plan) -> Result<Commit, String> {
-        let checked = cluster::check_files(&plan.config).map_err(|error| error.to_string())?;
+    fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
+        if plan.restart.iter().any(|key| key.starts_with("cluster.tls.") || key.starts_with("etcd.")) {
+            return Ok(Box::new(Vec::new));
+        }
+        let checked = cluster::check_files(&plan.config).map_err(|error| all([error]))?;
         Ok(Box::new(move || checked))
     }
 }

@@ -150,13 +150,14 @@ impl Accounts {
     }
 
     /// Reads the files of all methods and changes nothing; what they hold counts once that is called which this returns, for each method
-    /// that has files. Blocks.
+    /// that has files. Methods with a file whose option `left_out` names are left out: what they have read stays. Blocks.
     ///
     /// # Errors
-    /// Which file cannot be used, and why.
-    pub fn prepare(&self) -> Result<Vec<Prepared>, FileError> {
-        let mut all = Vec::new();
-        for (_, method) in &self.0.methods {
+    /// Which files cannot be used, and why.
+    pub fn prepare(&self, left_out: impl Fn(&str) -> bool) -> Result<Vec<Prepared>, Vec<FileError>> {
+        let (mut all, mut wrong) = (Vec::new(), Vec::new());
+        let read = |method: &Arc<dyn Method>| !method.files().iter().any(|file| left_out(file.option()));
+        for (_, method) in self.0.methods.iter().filter(|(_, method)| read(method)) {
             let (name, metrics) = (method.name(), self.0.metrics.clone());
             match method.clone().prepare(false) {
                 None => {}
@@ -166,17 +167,17 @@ impl Accounts {
                     tracing::info!(method = name, what, "accounts read again");
                     what
                 }) as Prepared),
-                Some(Err(error)) => {
+                Some(Err(errors)) => {
                     metrics.account_reloads.of(ReloadResult::Failed).inc();
-                    return Err(error);
+                    wrong.extend(errors);
                 }
             }
         }
-        Ok(all)
+        if wrong.is_empty() { Ok(all) } else { Err(wrong) }
     }
 
-    /// Reads the files of all methods again that have changed, or all of them (`force`). Blocks. Several may do so at once: what was
-    /// read later counts.
+    /// Reads the files of all methods again that have changed, or all of them (`force`). Blocks. Several may do so at once: the later
+    /// reading counts.
     pub fn reload(&self, force: bool) -> Reloaded {
         let mut reloaded = Reloaded::default();
         // Each file is asked, since each takes note of what it has seen.
@@ -192,10 +193,12 @@ impl Accounts {
                     tracing::info!(method = method.name(), what, "accounts read again");
                     reloaded.changed.push(what);
                 }
-                Some(Err(error)) => {
+                Some(Err(errors)) => {
                     self.0.metrics.account_reloads.of(ReloadResult::Failed).inc();
-                    tracing::error!(method = method.name(), %error, "accounts not read again: those from before count");
-                    reloaded.failed.push(error.to_string());
+                    for error in errors {
+                        tracing::error!(method = method.name(), %error, "accounts not read again: those from before count");
+                        reloaded.failed.push(error.to_string());
+                    }
                 }
             }
         }

@@ -98,14 +98,14 @@ pub trait Method: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Its files that may change while the broker runs.
+    /// The files of the method that may change while the broker runs.
     fn files(&self) -> Vec<&WatchedFile> {
         Vec::new()
     }
 
-    /// Reads its files, and changes nothing: what they hold counts once that is called which this returns, unless what somebody else has
-    /// read later counts already; `None` = there is no file. `note`: what was read is no change any more for [`WatchedFile::has_changed`].
-    fn prepare(self: Arc<Self>, _note: bool) -> Option<Result<Prepared, FileError>> {
+    /// Reads the files, and changes nothing: what they hold counts once that is called which this returns, unless a later reading counts
+    /// already; `None` = there is no file. `note`: what was read is no change any more for [`WatchedFile::has_changed`].
+    fn prepare(self: Arc<Self>, _note: bool) -> Option<Result<Prepared, Vec<FileError>>> {
         None
     }
 

@@ -18,13 +18,13 @@ fn write(path: &Path, text: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-/// Whether a token that was verified with this key counts.
+/// Tells if a token that was verified with this key counts.
 fn counts(accounts: &Accounts, secret: &str) -> bool {
     let version = keys::of_key_file(secret.as_bytes()).unwrap()[0].version;
     accounts.holds(&Account { mark: AccountMark { source: jwt::SOURCE, version }, ..Account::default() })
 }
 
-/// Whoever reads later stands, whoever puts in force last.
+/// Files that were read later stand, whoever comes last.
 #[test]
 fn a_reload_does_not_undo_accounts_that_were_read_after_it_had_read() {
     let dir = tempfile::tempdir().unwrap();
@@ -34,11 +34,10 @@ fn a_reload_does_not_undo_accounts_that_were_read_after_it_had_read() {
     let named = |path: &Path| path.to_str().unwrap().to_owned();
     let pairs = [("auth.password.file", named(&users)), ("auth.jwt.key_file", named(&key))];
     let pairs: Vec<(&str, &str)> = pairs.iter().map(|(key, value)| (*key, value.as_str())).collect();
-    let accounts =
-        Accounts::open(&Config::from_pairs(&pairs).unwrap(), Arc::new(Metrics::new())).unwrap();
+    let accounts = Accounts::open(&Config::from_pairs(&pairs).unwrap(), Arc::new(Metrics::new())).unwrap();
     let knows = |name: &str| accounts.passwords().unwrap().find(name).unwrap().is_some();
     assert!(knows("alice") && knows("bob") && counts(&accounts, OLD));
-    let prepared = accounts.prepare().unwrap();
+    let prepared = accounts.prepare(|_| false).unwrap();
     write(&users, &format!("alice:{HASH}\n"));
     write(&key, NEW);
     assert_eq!(accounts.reload(true).changed.len(), 2);
@@ -49,6 +48,6 @@ fn a_reload_does_not_undo_accounts_that_were_read_after_it_had_read() {
     assert_eq!(accounts.reload(false).changed, Vec::<String>::new());
     // Nothing in between.
     write(&users, &format!("bob:{HASH}\n"));
-    accounts.prepare().unwrap().into_iter().for_each(|commit| drop(commit()));
+    accounts.prepare(|_| false).unwrap().into_iter().for_each(|commit| drop(commit()));
     assert!(knows("bob") && !knows("alice"));
 }

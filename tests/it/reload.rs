@@ -288,3 +288,38 @@ fn rules_and_their_default_change_together() {
     assert_eq!(ctl_json(broker.http, &["reload"])["changed"], json!(["acl.default", "limits.max_qos"]));
     client.publish("secret", "", QoS::AtLeastOnce);
 }
+
+#[test]
+fn all_files_of_accounts_that_are_wrong_are_named_and_those_of_before_are_not_missed() {
+    let files = Files::new();
+    files.user("alice", "a");
+    let secret = "0123456789abcdef0123456789abcdef";
+    let (key, admin) = (files.write("key", secret), files.write("admin", secret));
+    let (users, read) = (files.users(), files.write("read", "fedcba9876543210fedcba9876543210"));
+    let auth = format!("auth: {{password: {{file: {}}}, jwt: {{key_file: {}}}}}\n", users.display(), key.display());
+    let tokens = format!("http: {{admin_token_file: {}, read_token_file: {}}}\n", admin.display(), read.display());
+    let config = files.write("berth.yaml", format!("{auth}{tokens}"));
+    let broker = Setup::new().arg("--config").arg(config.to_str().unwrap()).start();
+    let (before, kept) = (std::fs::read(&users).unwrap(), files.write("kept", secret));
+    let ask = |args: &[&str]| ctl(broker.http, &[&["--token-file", kept.to_str().unwrap()], args].concat());
+    for (file, content) in [("users", "alice\n"), ("key", "short"), ("admin", "short"), ("read", "short")] {
+        files.write(file, content);
+    }
+    let said = ask(&["reload"]).failed(1);
+    for option in ["auth.password.file", "auth.jwt.key_file", "http.admin_token_file", "http.read_token_file"] {
+        assert!(said.contains(option), "no {option} in {said}");
+    }
+    for (file, content) in [("key", secret), ("admin", secret), ("read", "fedcba9876543210fedcba9876543210")] {
+        files.write(file, content);
+    }
+    // Users that are kept elsewhere after the restart: the file of before may be gone by then, and its users stay.
+    std::fs::remove_file(&users).unwrap();
+    files.write("berth.yaml", format!("auth: {{jwt: {{key_file: {}}}}}\n{tokens}", key.display()));
+    let said = ask(&["reload"]).ok();
+    assert!(said.contains("needs restart: auth.password.file"), "{said}");
+    assert!(said.contains("1 keys of tokens") && said.contains("2 tokens of admin HTTP"), "{said}");
+    assert_eq!(answer(&Dial::v5("c").user("alice", "a"), broker.mqtt), Reason::Success);
+    files.write("users", before);
+    files.write("berth.yaml", format!("{auth}{tokens}"));
+    assert!(ask(&["reload"]).ok().contains("1 users from"));
+}

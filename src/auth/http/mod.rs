@@ -247,9 +247,10 @@ impl Method for Hook {
         self.token.iter().map(|(file, _)| file).collect()
     }
 
-    fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, FileError>> {
+    fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, Vec<FileError>>> {
         let (file, _) = self.token.as_ref()?;
-        Some(self.readings.read(|| Hook::read_token(file, note)).map(|text| -> Prepared {
+        let read = || Hook::read_token(file, note).map_err(|error| vec![error]);
+        Some(self.readings.read(read).map(|text| -> Prepared {
             Box::new(move || {
                 if let Some((_, token)) = &self.token {
                     self.readings.put(text, |text| *token.write() = Some(text));

@@ -55,17 +55,23 @@ impl Tokens {
         };
         let (readings, keys) = (Readings::default(), RwLock::new(Arc::from([])));
         let tokens = Tokens { place: jwt.from, expected, files, readings, keys };
-        *tokens.keys.write() = tokens.read(true)?;
+        match tokens.read(true) {
+            Ok(keys) => *tokens.keys.write() = keys,
+            Err(wrong) => wrong.into_iter().next().map_or(Ok(()), Err)?,
+        }
         Ok(tokens)
     }
 
-    fn read(&self, note: bool) -> Result<Arc<[Key]>, FileError> {
-        let mut keys = Vec::new();
+    fn read(&self, note: bool) -> Result<Arc<[Key]>, Vec<FileError>> {
+        let (mut keys, mut wrong) = (Vec::new(), Vec::new());
         for (file, read) in &self.files {
-            let bytes = if note { file.read()? } else { file.peek()? };
-            keys.extend(read(&bytes).map_err(|why| file.content(why))?);
+            let bytes = if note { file.read() } else { file.peek() };
+            match bytes.and_then(|bytes| read(&bytes).map_err(|why| file.content(why))) {
+                Ok(more) => keys.extend(more),
+                Err(error) => wrong.push(error),
+            }
         }
-        Ok(keys.into())
+        if wrong.is_empty() { Ok(keys.into()) } else { Err(wrong) }
     }
 
     fn judge(&self, request: &Request) -> Checked {
@@ -104,7 +110,7 @@ impl Method for Tokens {
         self.files.iter().map(|(file, _)| file).collect()
     }
 
-    fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, FileError>> {
+    fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, Vec<FileError>>> {
         Some(self.readings.read(|| self.read(note)).map(|keys| -> Prepared {
             Box::new(move || {
                 self.readings.put(keys, |keys| *self.keys.write() = keys);

@@ -253,9 +253,10 @@ impl Method for Passwords {
         }
     }
 
-    fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, FileError>> {
+    fn prepare(self: Arc<Self>, note: bool) -> Option<Result<Prepared, Vec<FileError>>> {
         let Source::File(file) = &self.source else { return None };
-        let users = self.readings.read(|| read(file, note, &self.hasher));
+        let read = || read(file, note, &self.hasher).map_err(|error| vec![error]);
+        let users = self.readings.read(read);
         let file = file.path().display().to_string();
         Some(users.map(|users| -> Prepared {
             Box::new(move || {

@@ -49,7 +49,7 @@ struct Source {
 }
 
 impl Source {
-    /// What was read counts from now on, unless what was read later does.
+    /// Puts tokens in force that were read, unless later ones are.
     fn put(&mut self, read: Reading<Vec<Token>>) {
         self.readings.put(read, |tokens| self.tokens = tokens);
     }
@@ -59,7 +59,7 @@ impl Source {
 pub struct Tokens(Mutex<Vec<Source>>);
 
 /// Tokens that were read and do not count yet.
-pub struct PreparedTokens(Vec<Reading<Vec<Token>>>);
+pub struct PreparedTokens(Vec<Option<Reading<Vec<Token>>>>);
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -86,22 +86,31 @@ impl Tokens {
         Ok((!sources.is_empty()).then(|| Tokens(Mutex::new(sources))))
     }
 
-    /// Reads all files, and changes nothing: what they hold counts once it is given to [`Tokens::put`].
+    /// Reads the files and changes nothing: what they hold counts once it is given to [`Tokens::put`]. Files whose option `left_out`
+    /// names are left out.
     ///
     /// # Errors
-    /// If one cannot be used.
-    pub fn prepare(&self) -> Result<PreparedTokens, FileError> {
-        let sources = self.0.lock();
-        let read = |source: &Source| {
-            source.readings.read(|| parse(&source.file, source.role, &source.file.peek()?))
-        };
-        sources.iter().map(read).collect::<Result<_, _>>().map(PreparedTokens)
+    /// Which cannot be used, and why.
+    pub fn prepare(&self, left_out: impl Fn(&str) -> bool) -> Result<PreparedTokens, Vec<FileError>> {
+        let (mut prepared, mut wrong) = (Vec::new(), Vec::new());
+        for source in self.0.lock().iter() {
+            let read = || parse(&source.file, source.role, &source.file.peek()?);
+            match (!left_out(source.file.option())).then(|| source.readings.read(read)).transpose() {
+                Ok(read) => prepared.push(read),
+                Err(error) => wrong.push(error),
+            }
+        }
+        if wrong.is_empty() { Ok(PreparedTokens(prepared)) } else { Err(wrong) }
     }
 
-    /// What was read counts from now on, but for files that were read again meanwhile; how many tokens there are.
+    /// Puts prepared tokens in force, but for files that were read again meanwhile; returns how many tokens there are.
     pub fn put(&self, prepared: PreparedTokens) -> usize {
         let mut sources = self.0.lock();
-        sources.iter_mut().zip(prepared.0).for_each(|(source, read)| source.put(read));
+        sources.iter_mut().zip(prepared.0).for_each(|(source, read)| {
+            if let Some(read) = read {
+                source.put(read);
+            }
+        });
         sources.iter().map(|source| source.tokens.len()).sum()
     }
 
@@ -254,7 +263,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "t", "aaaaaaaaaaaaaaaaaaaa");
         let tokens = Tokens::read(Some(&path), None).unwrap().unwrap();
-        let prepared = tokens.prepare().unwrap();
+        let prepared = tokens.prepare(|_| false).unwrap();
         file(dir.path(), "t", "bbbbbbbbbbbbbbbbbbbb\ncccccccccccccccccccc");
         (0..2).for_each(|_| tokens.look());
         assert_eq!(tokens.put(prepared), 2);
