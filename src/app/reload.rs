@@ -17,12 +17,20 @@ use tokio::signal::unix::Signal;
 pub(super) struct Reload {
     rooms: Vec<Box<dyn Room>>,
     sources: Sources,
-    /// What options say by which the broker runs: of those that need a restart, what they said at the start. Held while it is read again.
-    in_force: Mutex<Values>,
+    /// Held while it is read again.
+    in_force: Mutex<InForce>,
     /// The options in force as operators see them: values without secrets, and where each comes from.
     shown: Mutex<Vec<Setting>>,
     level: Level,
     metrics: Arc<Metrics>,
+}
+
+/// By what the broker runs.
+struct InForce {
+    /// What options say: of those that need a restart, what they said at the start.
+    values: Values,
+    /// There was nothing in the configuration file but comments when it was read last.
+    blank: bool,
 }
 
 impl Reload {
@@ -36,7 +44,7 @@ impl Reload {
         Reload {
             rooms,
             sources: config.sources.clone(),
-            in_force: Mutex::new(config.values.clone()),
+            in_force: Mutex::new(InForce { values: config.values.clone(), blank: config.blank }),
             shown: Mutex::new(config.settings.clone()),
             level,
             metrics,
@@ -58,7 +66,7 @@ impl Reload {
             let read = commits.into_iter().flat_map(|commit| commit()).collect();
             let notes = plan.notes().into_iter().collect();
             let Plan { config, changed, restart, .. } = plan;
-            *in_force = config.values;
+            *in_force = InForce { values: config.values, blank: new.blank };
             for shown in self.shown.lock().iter_mut().filter(|shown| !restart.contains(&shown.key)) {
                 if let Some(new) = new.settings.iter().find(|new| new.key == shown.key) {
                     *shown = new.clone();
@@ -84,10 +92,17 @@ impl Reload {
     }
 
     /// The configuration as it is now, what of it counts at once, and what puts that in force.
-    fn prepared(&self, in_force: &Values) -> Result<(Config, Plan, Vec<Commit>), Vec<String>> {
+    fn prepared(&self, in_force: &InForce) -> Result<(Config, Plan, Vec<Commit>), Vec<String>> {
         let new = Config::load(&self.sources)
             .map_err(|problems| problems.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let plan = Plan::of(in_force, &new, |key| self.rooms.iter().any(|room| room.takes(key, &new)))?;
+        if new.blank
+            && !in_force.blank
+            && let Some(file) = &self.sources.file
+        {
+            let why = "nothing is left in the configuration file, and every option would have its default";
+            return Err(vec![format!("{}: {why}: write `{{}}` if that is to be", file.display())]);
+        }
+        let plan = Plan::of(&in_force.values, &new, |key| self.rooms.iter().any(|room| room.takes(key, &new)))?;
         let (mut commits, mut wrong) = (Vec::new(), Vec::new());
         for room in &self.rooms {
             match room.prepare(&plan) {

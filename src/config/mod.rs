@@ -108,6 +108,8 @@ pub struct Config {
     pub settings: Vec<Setting>,
     /// Where it was read from, and may be read again.
     pub sources: Sources,
+    /// True if there is no configuration file, or nothing in it but comments.
+    pub blank: bool,
 }
 
 impl Config {
@@ -138,7 +140,7 @@ impl Config {
         Config::load(&Sources { flags, ..Sources::default() })
     }
 
-    /// Checks what every option says.
+    /// Checks a configuration of which every option is given.
     ///
     /// # Errors
     ///
@@ -192,6 +194,7 @@ impl Config {
             values: reader.taken(),
             settings: reader.settings(),
             sources: sources.clone(),
+            blank: reader.is_blank(),
         })
     }
 

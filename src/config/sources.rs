@@ -121,6 +121,8 @@ pub(super) struct Reader {
     given: BTreeMap<String, Given>,
     /// Listeners that are named, be it without any option.
     listeners: BTreeSet<String>,
+    /// There is no file, or nothing in it but comments.
+    blank: bool,
     problems: Vec<Problem>,
     /// What every option that was taken says.
     taken: Values,
@@ -134,13 +136,18 @@ impl Reader {
         let mut reader = Reader {
             given: BTreeMap::new(),
             listeners: BTreeSet::new(),
+            blank: true,
             problems: Vec::new(),
             taken: Values::default(),
             shown: Vec::new(),
         };
         if let Some(path) = &sources.file {
             match read_file(path) {
-                Ok(values) => reader.add("", &values, &|_| format!("file {}", path.display())),
+                Ok(None) => {}
+                Ok(Some(values)) => {
+                    reader.blank = false;
+                    reader.add("", &values, &|_| format!("file {}", path.display()));
+                }
                 Err(reason) => reader.problem("", None, reason, format!("file {}", path.display())),
             }
         }
@@ -224,6 +231,11 @@ impl Reader {
         std::mem::take(&mut self.taken)
     }
 
+    /// Whether there is no file, or nothing in it but comments.
+    pub(super) fn is_blank(&self) -> bool {
+        self.blank
+    }
+
     /// The options that were handed out, in this order.
     pub(super) fn settings(&self) -> Vec<Setting> {
         self.shown.clone()
@@ -262,16 +274,18 @@ fn is_section(key: &str) -> bool {
         .any(|s| s.path == key || s.path.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
 }
 
-fn read_file(path: &Path) -> Result<Map<String, Value>, String> {
+/// What a file says; `None` = there is nothing in it but comments.
+fn read_file(path: &Path) -> Result<Option<Map<String, Value>>, String> {
     let text =
         std::fs::read_to_string(path).map_err(|e| format!("cannot read the configuration file: {e}"))?;
     // Comments only: a document, but not a table.
     let blank =
         |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---";
     if text.lines().all(blank) {
-        return Ok(Map::new());
+        return Ok(None);
     }
-    File::from_str(&text, FileFormat::Yaml).collect().map_err(|e| format!("not a valid YAML file: {e}"))
+    let values = File::from_str(&text, FileFormat::Yaml).collect();
+    values.map(Some).map_err(|e| format!("not a valid YAML file: {e}"))
 }
 
 /// A scalar as one would write it; a list of scalars with commas between.

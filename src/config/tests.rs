@@ -219,7 +219,7 @@ fn the_yaml_reference_says_the_defaults() {
     let (_kept, sources) = file(&stated);
     let mut loaded = Config::load(&sources).unwrap();
     // They may be written in another way, and come from the file then.
-    (defaults.sources, defaults.values) = (sources.clone(), loaded.values.clone());
+    (defaults.sources, defaults.values, defaults.blank) = (sources.clone(), loaded.values.clone(), false);
     (defaults.settings, loaded.settings) = (Vec::new(), Vec::new());
     assert_eq!(loaded, defaults, "{stated}");
 }

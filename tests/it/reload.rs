@@ -323,3 +323,22 @@ fn all_files_of_accounts_that_are_wrong_are_named_and_those_of_before_are_not_mi
     files.write("berth.yaml", format!("{auth}{tokens}"));
     assert!(ask(&["reload"]).ok().contains("1 users from"));
 }
+
+#[test]
+fn a_configuration_that_lost_everything_is_refused() {
+    let stage = Stage::start("limits: {max_qos: 1}\n");
+    let (broker, http) = (&stage.broker, stage.broker.http);
+    for nothing in ["", "\n# nothing\n---\n"] {
+        stage.files.write("berth.yaml", nothing);
+        let said = ctl(http, &["reload"]).failed(1);
+        assert!(said.contains("berth.yaml") && said.contains("nothing is left"), "{said}");
+        assert!(said.contains("nothing was changed"), "{said}");
+    }
+    let (_client, granted) = stage.alice("c").try_connect(broker.mqtt).unwrap();
+    assert!(format!("{granted:?}").contains("MaximumQoS"), "{granted:?}");
+    // Said in so many words it is an order.
+    stage.files.write("berth.yaml", "{}\n");
+    assert_eq!(ctl_json(http, &["reload"])["changed"], json!(["limits.max_qos"]));
+    stage.configure("");
+    ctl(http, &["reload"]).ok();
+}
