@@ -1,4 +1,4 @@
-//! What of a configuration that was read again counts at once, and what waits for a restart.
+//! Divides a configuration that was read again: one part counts at once, the other waits for a restart.
 //!
 //! Options that only together say who gets in somewhere, and what is allowed there, change together: if one of them needs a restart, all
 //! wait for it. Half of such a change could let everybody in.
@@ -19,7 +19,7 @@ const AMOUNTS: [&str; 10] = [
     "max_keep_alive",
 ];
 
-/// The same of accounts.
+/// Options of accounts that say how much and how fast, and nothing of who gets in.
 const AMOUNTS_OF_ACCOUNTS: [&str; 6] = [
     "auth.password.parallel",
     "auth.password.queue",
@@ -34,14 +34,14 @@ const AMOUNTS_OF_ACCOUNTS: [&str; 6] = [
 enum Place<'a> {
     /// At one listener.
     Door(&'a str),
-    /// At all of them: accounts, and rules.
+    /// At every listener: accounts, and rules.
     AllDoors,
     /// At admin HTTP.
     Admin,
 }
 
 impl Place<'_> {
-    /// Where the option `key` has a say; `None` = nowhere. Whatever is not known to be harmless has one.
+    /// The place where the option `key` has a say; `None` = nowhere. An option that is not known to be harmless has one.
     fn of(key: &str) -> Option<Place<'_>> {
         if let Some((name, option)) = key.strip_prefix("listeners.").and_then(|rest| rest.split_once('.')) {
             return (!AMOUNTS.contains(&option)).then_some(Place::Door(name));
@@ -53,7 +53,7 @@ impl Place<'_> {
         }
     }
 
-    /// Whether options of both places change together.
+    /// Tells if options of both places change together.
     fn goes_with(self, other: Place<'_>) -> bool {
         let doors = |place| matches!(place, Place::Door(_) | Place::AllDoors);
         let shared = self == Place::AllDoors || other == Place::AllDoors;
@@ -61,24 +61,25 @@ impl Place<'_> {
     }
 }
 
-/// What becomes of a configuration that was read again.
+/// The outcome of reading the configuration again: the options that count at once, and those that wait.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// Everything as it holds once the plan is carried out: of what waits as it was before. Checked as a whole, as at a start.
+    /// The configuration by which the broker runs once the plan is carried out: options that wait say what they said before. It is checked
+    /// as a whole, as at a start.
     pub config: Config,
-    /// Options that say something else than before, and count at once.
+    /// Options that say something else than before and count at once.
     pub changed: Vec<String>,
-    /// Options that say something else, and count after a restart only.
+    /// Options that say something else and count after a restart only.
     pub restart: Vec<String>,
-    /// Those of `restart` that need none for themselves.
+    /// Options of `restart` that need none for themselves and wait with others.
     pub held: Vec<String>,
 }
 
 impl Plan {
-    /// From what holds to `new`; `takes` says which options can be exchanged while the broker runs.
+    /// Makes the plan that leads from `in_force` to `new`; `takes` says which options can be exchanged while the broker runs.
     ///
     /// # Errors
-    /// If what counts at once does not fit what waits.
+    /// If the options that count at once contradict those that wait.
     pub(super) fn of(
         in_force: &Values,
         new: &Config,
@@ -113,13 +114,13 @@ impl Plan {
         Ok(Plan { config, changed, restart, held })
     }
 
-    /// Whether one of these options waits.
+    /// Tells if one of these options waits.
     pub(super) fn waits(&self, keys: &[&str]) -> bool {
         self.restart.iter().any(|key| keys.contains(&&**key))
     }
 
-    /// What is to be said of it besides.
-    pub(super) fn notes(&self) -> Option<String> {
+    /// Says in words which options wait with others, if there are any.
+    pub(super) fn note(&self) -> Option<String> {
         let held = self.held.join(", ");
         let note = format!(
             "{held}: needs no restart, but waits with the others: only together they say who gets in, and what is allowed"
@@ -136,7 +137,7 @@ mod tests {
     type Pairs = &'static [(&'static str, &'static str)];
 
     fn taken(key: &str) -> bool {
-        const TAKEN: [&str; 10] = [
+        const TAKEN: [&str; 11] = [
             "acl.default",
             "acl.admin_group",
             "auth.client_id_theft",
@@ -144,11 +145,12 @@ mod tests {
             "http.client_ca_file",
             "listeners.a.client_certificates",
             "listeners.a.client_ca_file",
+            "listeners.a.max_connections",
             "listeners.b.client_certificates",
             "listeners.b.client_ca_file",
             "retained.max_payload",
         ];
-        TAKEN.contains(&key) || key.starts_with("limits.") || key.ends_with(".max_connections")
+        TAKEN.contains(&key) || key.starts_with("limits.")
     }
 
     fn plan(before: Pairs, after: Pairs) -> Result<Plan, Vec<String>> {
@@ -248,7 +250,7 @@ mod tests {
             let asks = plan.config.listeners.get("a").unwrap().client_ca_file.len() == 1;
             let waits = plan.waits(&["listeners.a.client_ca_file"]);
             assert_eq!(asks, waits, "what waits holds as before: {before:?} {after:?}");
-            assert_eq!(plan.notes().is_some(), plan.restart.iter().any(|key| taken(key)));
+            assert_eq!(plan.note().is_some(), plan.restart.iter().any(|key| taken(key)));
         }
     }
 

@@ -25,11 +25,11 @@ pub(super) struct Reload {
     metrics: Arc<Metrics>,
 }
 
-/// By what the broker runs.
+/// The configuration by which the broker runs.
 struct InForce {
-    /// What options say: of those that need a restart, what they said at the start.
+    /// The value of every option; an option that waits for a restart has the one of the start.
     values: Values,
-    /// There was nothing in the configuration file but comments when it was read last.
+    /// The configuration file had nothing in it but comments when it was read last.
     blank: bool,
 }
 
@@ -64,7 +64,7 @@ impl Reload {
         let mut in_force = self.in_force.lock();
         let outcome = self.prepared(&in_force).map(|(new, plan, commits)| {
             let read = commits.into_iter().flat_map(|commit| commit()).collect();
-            let notes = plan.notes().into_iter().collect();
+            let notes = plan.note().into_iter().chain(self.sources.without_file()).collect();
             let Plan { config, changed, restart, .. } = plan;
             *in_force = InForce { values: config.values, blank: new.blank };
             for shown in self.shown.lock().iter_mut().filter(|shown| !restart.contains(&shown.key)) {
@@ -91,7 +91,7 @@ impl Reload {
         outcome
     }
 
-    /// The configuration as it is now, what of it counts at once, and what puts that in force.
+    /// Reads the configuration, makes a plan, and has every room prepare for it.
     fn prepared(&self, in_force: &InForce) -> Result<(Config, Plan, Vec<Commit>), Vec<String>> {
         let new = Config::load(&self.sources)
             .map_err(|problems| problems.0.iter().map(ToString::to_string).collect::<Vec<_>>())?;
@@ -102,7 +102,8 @@ impl Reload {
             let why = "nothing is left in the configuration file, and every option would have its default";
             return Err(vec![format!("{}: {why}: write `{{}}` if that is to be", file.display())]);
         }
-        let plan = Plan::of(&in_force.values, &new, |key| self.rooms.iter().any(|room| room.takes(key, &new)))?;
+        let plan =
+            Plan::of(&in_force.values, &new, |key| self.rooms.iter().any(|room| room.takes(key, &new)))?;
         let (mut commits, mut wrong) = (Vec::new(), Vec::new());
         for room in &self.rooms {
             match room.prepare(&plan) {

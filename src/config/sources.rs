@@ -28,7 +28,7 @@ impl Values {
         keys.into_iter().filter(|key| self.0.get(*key) != other.0.get(*key)).cloned().collect()
     }
 
-    /// Flags that say the same.
+    /// Gives every option as a flag.
     pub(super) fn flags(&self) -> Vec<Flag> {
         self.0.iter().map(|(key, value)| Flag::set(key, value)).collect()
     }
@@ -98,6 +98,17 @@ impl Sources {
         let file = config.or_else(named).or_else(found);
         Sources { file, env, flags }
     }
+
+    /// Says in words that no file is read, and where one is looked for; `None` = there is one.
+    pub fn without_file(&self) -> Option<String> {
+        let places = FILES.join(" or ");
+        let now = FILES.iter().find(|path| Path::new(path).is_file());
+        let now = now.map_or_else(String::new, |path| format!("; {path} is there by now"));
+        let words = format!(
+            "no configuration file is read: there was none at the start ({places}, or what --config or BERTH_CONFIG names){now}"
+        );
+        self.file.is_none().then_some(words)
+    }
 }
 
 struct Given {
@@ -121,7 +132,7 @@ pub(super) struct Reader {
     given: BTreeMap<String, Given>,
     /// Listeners that are named, be it without any option.
     listeners: BTreeSet<String>,
-    /// There is no file, or nothing in it but comments.
+    /// True if there is no file, or nothing in it but comments.
     blank: bool,
     problems: Vec<Problem>,
     /// What every option that was taken says.
@@ -231,7 +242,7 @@ impl Reader {
         std::mem::take(&mut self.taken)
     }
 
-    /// Whether there is no file, or nothing in it but comments.
+    /// Tells if there is no file, or nothing in it but comments.
     pub(super) fn is_blank(&self) -> bool {
         self.blank
     }
@@ -274,7 +285,7 @@ fn is_section(key: &str) -> bool {
         .any(|s| s.path == key || s.path.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// What a file says; `None` = there is nothing in it but comments.
+/// Reads a file; `None` = there is nothing in it but comments.
 fn read_file(path: &Path) -> Result<Option<Map<String, Value>>, String> {
     let text =
         std::fs::read_to_string(path).map_err(|e| format!("cannot read the configuration file: {e}"))?;

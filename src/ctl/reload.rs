@@ -33,7 +33,8 @@ fn reloaded(answer: &Value) -> String {
     let changed = lines("changed:      ", "changed");
     let restart = lines("needs restart:", "restart");
     let notes = lines("note:         ", "notes");
-    let none = if changed.is_empty() && restart.is_empty() { "no option has changed\n" } else { "" };
+    let nothing = changed.is_empty() && restart.is_empty() && notes.is_empty();
+    let none = if nothing { "no option has changed\n" } else { "" };
     format!("{changed}{}{restart}{notes}{none}", lines("read:         ", "read"))
 }
 

@@ -296,8 +296,10 @@ fn all_files_of_accounts_that_are_wrong_are_named_and_those_of_before_are_not_mi
     let secret = "0123456789abcdef0123456789abcdef";
     let (key, admin) = (files.write("key", secret), files.write("admin", secret));
     let (users, read) = (files.users(), files.write("read", "fedcba9876543210fedcba9876543210"));
-    let auth = format!("auth: {{password: {{file: {}}}, jwt: {{key_file: {}}}}}\n", users.display(), key.display());
-    let tokens = format!("http: {{admin_token_file: {}, read_token_file: {}}}\n", admin.display(), read.display());
+    let auth =
+        format!("auth: {{password: {{file: {}}}, jwt: {{key_file: {}}}}}\n", users.display(), key.display());
+    let tokens =
+        format!("http: {{admin_token_file: {}, read_token_file: {}}}\n", admin.display(), read.display());
     let config = files.write("berth.yaml", format!("{auth}{tokens}"));
     let broker = Setup::new().arg("--config").arg(config.to_str().unwrap()).start();
     let (before, kept) = (std::fs::read(&users).unwrap(), files.write("kept", secret));
@@ -306,10 +308,12 @@ fn all_files_of_accounts_that_are_wrong_are_named_and_those_of_before_are_not_mi
         files.write(file, content);
     }
     let said = ask(&["reload"]).failed(1);
-    for option in ["auth.password.file", "auth.jwt.key_file", "http.admin_token_file", "http.read_token_file"] {
+    for option in ["auth.password.file", "auth.jwt.key_file", "http.admin_token_file", "http.read_token_file"]
+    {
         assert!(said.contains(option), "no {option} in {said}");
     }
-    for (file, content) in [("key", secret), ("admin", secret), ("read", "fedcba9876543210fedcba9876543210")] {
+    for (file, content) in [("key", secret), ("admin", secret), ("read", "fedcba9876543210fedcba9876543210")]
+    {
         files.write(file, content);
     }
     // Users that are kept elsewhere after the restart: the file of before may be gone by then, and its users stay.
@@ -341,4 +345,12 @@ fn a_configuration_that_lost_everything_is_refused() {
     assert_eq!(ctl_json(http, &["reload"])["changed"], json!(["limits.max_qos"]));
     stage.configure("");
     ctl(http, &["reload"]).ok();
+}
+
+#[test]
+fn a_broker_without_a_configuration_file_says_so() {
+    let broker = Broker::start();
+    let text = ctl(broker.http, &["reload"]).ok();
+    assert!(text.contains("no configuration file") && text.contains("/etc/berth/berth.yaml"), "{text}");
+    assert!(!text.contains("no option has changed"), "{text}");
 }
