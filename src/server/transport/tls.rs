@@ -271,9 +271,10 @@ fn process(
     }
 }
 
-/// Takes what a failed connection still has to say. What came is not shown to it again: it would fail once more.
+/// Takes what a failed connection still has to say. Once that is nothing it must not be asked again: it would look at what came, which is not
+/// shown to it, and panic.
 fn alerts(session: &mut UnbufferedServerConnection, outgoing: &mut Backlog) {
-    loop {
+    while session.wants_write() {
         match session.process_tls_records(&mut []).state {
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 if encode(&mut data, outgoing).is_err() {
