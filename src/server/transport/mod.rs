@@ -120,7 +120,7 @@ impl Backlog {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Writes what `write` takes. True if nothing is left; memory is then given back.
+    /// Writes what `write` takes. True if nothing is left; memory is then given back. Of what was sent no more is kept than waits.
     fn send(&mut self, write: impl FnOnce(&[u8]) -> Result<usize, Broken>) -> Result<bool, Broken> {
         if self.is_empty() {
             return Ok(true);
@@ -129,6 +129,10 @@ impl Backlog {
         let done = self.is_empty();
         if done {
             *self = Backlog::default();
+        } else if self.sent >= self.len() {
+            // Who takes a little each time, and is sent as much again, never takes the last of it.
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
         }
         Ok(done)
     }

@@ -88,8 +88,12 @@ pub fn judge(bytes: &[u8], welcome: &Welcome) -> Answer {
         }
         Err(_) => return Refusal::answer(400, "this is not HTTP/1.1: MQTT comes here over WebSocket"),
     };
-    let request =
-        Request { path: request.path.unwrap_or_default(), headers: request.headers, method: request.method };
+    let request = Request {
+        path: request.path.unwrap_or_default(),
+        headers: request.headers,
+        method: request.method,
+        version: request.version,
+    };
     match request.accept(welcome) {
         Ok(response) => Answer::Accept(response, length),
         Err(refusal) => refusal,
@@ -98,6 +102,8 @@ pub fn judge(bytes: &[u8], welcome: &Welcome) -> Answer {
 
 struct Request<'a> {
     method: Option<&'a str>,
+    /// The digit behind `1.` in the version of HTTP.
+    version: Option<u8>,
     path: &'a str,
     headers: &'a [httparse::Header<'a>],
 }
@@ -134,8 +140,8 @@ impl Request<'_> {
                 format!("nothing is here: MQTT over WebSocket is at {}", welcome.path),
             ));
         }
-        if self.method != Some("GET") {
-            return Err(Refusal::answer(400, "MQTT over WebSocket begins with a GET request"));
+        if self.method != Some("GET") || self.version != Some(1) {
+            return Err(Refusal::answer(400, "MQTT over WebSocket begins with a GET request of HTTP/1.1"));
         }
         let asks = |header, word: &str| self.list(header).any(|w| w.eq_ignore_ascii_case(word));
         if !asks("Upgrade", "websocket") || !asks("Connection", "upgrade") {

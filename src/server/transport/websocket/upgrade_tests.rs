@@ -61,6 +61,7 @@ fn requests_are_judged() {
         (changed("Protocol: mqtt", "Protocol: amqp"), 400),
         (changed("Sec-WebSocket-Protocol: mqtt\r\n", ""), 400),
         (changed("HTTP/1.1", "HTTP/9"), 400),
+        (changed("HTTP/1.1", "HTTP/1.0"), 400),
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 404),
         ("\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00".to_owned(), 400),
         ("\x16\x03\x01".to_owned(), 400),
