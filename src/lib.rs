@@ -4,6 +4,10 @@
 //! `config`, `telemetry`, `host`, `names`, `readings`, `secret_file` and `clock` are leaves. See `ARCHITECTURE.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+// Some files of `tests/it` are compiled into the unit tests as well; there they say `berth`.
+#[cfg(test)]
+extern crate self as berth;
+
 pub mod app;
 pub mod auth;
 pub mod broker;

@@ -17,7 +17,7 @@ use crate::tls::names;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -151,7 +151,7 @@ impl<T: Opens> Opens for WebSocket<T> {
 }
 
 /// Reads a proxy's header, and no byte behind it.
-async fn tell(stream: &mut TcpStream) -> Result<Told, Refused> {
+async fn tell(stream: &mut (impl AsyncRead + Unpin)) -> Result<Told, Refused> {
     let mut header = Vec::new();
     loop {
         let more = match proxy::step(&header)? {
@@ -210,3 +210,7 @@ pub(super) async fn receive<T: Opens>(stream: TcpStream, guest: Guest, stop: Arc
         }
     }
 }
+
+#[cfg(test)]
+#[path = "arrival_fuzz_tests.rs"]
+mod arrival_fuzz_tests;

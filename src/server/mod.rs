@@ -3,6 +3,8 @@
 mod arrival;
 mod connection;
 pub mod crowd;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod http;
 pub mod listener;
 mod notices;

@@ -17,6 +17,7 @@ mod disk_full;
 mod docs;
 mod field;
 mod fuzz_decode;
+mod fuzz_loop;
 mod heard;
 mod history;
 mod hostile;

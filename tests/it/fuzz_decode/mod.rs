@@ -1,13 +1,11 @@
 //! Fuzzing on the stable toolchain: seeded mutation of the corpus, the same checks as the fuzz target in `fuzz/`.
-//!
-//! `BERTH_FUZZ_SECONDS` says for how long (default 5). A failure prints its seed; `BERTH_FUZZ_SEED` replays it.
 
 mod check;
 
 use crate::arbitrary::any_from_client;
 use crate::corpus::{State, malformed};
+use crate::fuzz_loop;
 use crate::random::Random;
-use berth::clock;
 use berth::mqtt::Version;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -70,32 +68,9 @@ fn mutated(rng: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     data
 }
 
-fn env(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
-}
-
 #[test]
 fn any_bytes() {
-    let seconds = env("BERTH_FUZZ_SECONDS").unwrap_or(5);
-    let first = env("BERTH_FUZZ_SEED");
-    let start = clock::now();
-    let end = start.plus_secs(seconds);
     let seeds = seeds();
     seeds.iter().for_each(|seed| check::check(seed));
-    // Each input has a seed of its own, so that one number replays it.
-    let mut seed = first.unwrap_or_else(|| start.as_millis() << 20);
-    let begin = seed;
-    loop {
-        let data = mutated(&mut Random(seed), &seeds);
-        if let Err(panic) = std::panic::catch_unwind(|| check::check(&data)) {
-            eprintln!("BERTH_FUZZ_SEED={seed} fails with {data:02x?}");
-            std::panic::resume_unwind(panic);
-        }
-        seed = seed.wrapping_add(1);
-        if seed.is_multiple_of(256) && clock::now() >= end {
-            break;
-        }
-    }
-    println!("{} inputs from BERTH_FUZZ_SEED={begin}", seed.wrapping_sub(begin));
+    fuzz_loop::run(|rng| mutated(rng, &seeds), |data| check::check(data));
 }

@@ -62,7 +62,7 @@ pub struct Decoder {
     /// A message has begun and was not ended.
     in_message: bool,
     /// The payload of a control frame that has begun.
-    control: Vec<u8>,
+    pub(super) control: Vec<u8>,
 }
 
 impl Decoder {

@@ -253,3 +253,7 @@ impl<T: Transport> Transport for WebSocket<T> {
         self.inner.trust_changes()
     }
 }
+
+#[cfg(test)]
+#[path = "fuzz_tests.rs"]
+mod fuzz_tests;
