@@ -1,6 +1,7 @@
 //! Clients that mean harm or know no better: each is dealt with as the specification says, and others notice nothing.
 
 use crate::broker::{Broker, Setup};
+use crate::bystanders::Bystanders;
 use crate::client::{Client, Dial, In, Out, publish_bytes, subscribe_bytes};
 use crate::corpus::{Case, Expected, State, malformed};
 use crate::random::Random;
@@ -8,44 +9,7 @@ use crate::wait;
 use berth::mqtt::{QoS, Reason, Version};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-/// Two clients that exchange messages for as long as they are watched; they must not notice what happens beside them.
-struct Bystanders {
-    stop: AtomicBool,
-}
-
-impl Bystanders {
-    /// Runs `hostile` beside them.
-    fn watch<R>(broker: &Broker, hostile: impl FnOnce() -> R) -> R {
-        let shared = Bystanders { stop: AtomicBool::new(false) };
-        let address = broker.mqtt;
-        std::thread::scope(|scope| {
-            let exchange = scope.spawn(|| shared.exchange(address));
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(hostile));
-            shared.stop.store(true, Ordering::Release);
-            exchange.join().unwrap();
-            result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    /// Until it is told to stop, and at least a few rounds.
-    fn exchange(&self, address: SocketAddr) {
-        let mut receiver = Dial::v5("bystander-in").persistent().connect(address);
-        receiver.subscribe(&[("bystanders/#", QoS::ExactlyOnce)]);
-        let mut sender = Dial::v4("bystander-out").connect(address);
-        for round in 0.. {
-            if round > 5 && self.stop.load(Ordering::Acquire) {
-                return;
-            }
-            let qos = QoS::from_bits((round % 3) as u8).unwrap();
-            sender.publish("bystanders/t", &round.to_string(), qos);
-            let p = receiver.receive();
-            assert_eq!((p.text(), p.qos, p.dup), (&*round.to_string(), qos, false));
-        }
-    }
-}
 
 /// What the broker answers to a case, up to the close.
 fn answer(case: &Case, address: SocketAddr) -> Result<Option<Reason>, String> {

@@ -7,6 +7,7 @@ mod arbitrary;
 mod architecture;
 mod bridges;
 mod broker;
+mod bystanders;
 mod checker;
 mod client;
 mod clients;

@@ -5,7 +5,7 @@ use rcgen::{
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -116,4 +116,41 @@ pub fn save(path: &Path, text: &str) -> Pem {
     fs::write(path, text).unwrap();
     fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
     Pem { file: path.to_str().unwrap().to_owned(), text: text.to_owned() }
+}
+
+/// Files as Kubernetes mounts a Secret: links to a link to a directory, which is replaced as a whole.
+pub struct Mount {
+    dir: TempDir,
+    version: u32,
+}
+
+impl Mount {
+    /// With no files yet.
+    pub fn new() -> Mount {
+        Mount { dir: tempfile::tempdir().unwrap(), version: 0 }
+    }
+
+    /// Puts these files, by name, in the place of all that were there.
+    pub fn swap(&mut self, files: &[(&str, &str)]) {
+        self.version += 1;
+        let dir = self.dir.path();
+        let data = format!("..version-{}", self.version);
+        std::fs::create_dir(dir.join(&data)).unwrap();
+        for (name, text) in files {
+            save(&dir.join(&data).join(name), text);
+        }
+        symlink(&data, dir.join("..data_tmp")).unwrap();
+        std::fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+        for (name, _) in files {
+            let link = dir.join(name);
+            if !link.is_symlink() {
+                symlink(Path::new("..data").join(name), link).unwrap();
+            }
+        }
+    }
+
+    /// The path of a file.
+    pub fn file(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
 }

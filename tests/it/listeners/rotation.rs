@@ -1,6 +1,6 @@
 //! Certificates that are replaced while clients are connected.
 
-use super::pki::{GOOD, Pem, Pki, save};
+use super::pki::{GOOD, Mount, Pem, Pki, save};
 use super::{connect_wss, connected_tls, let_in_tls, listen, secure, tls_config};
 use crate::broker::Broker;
 use crate::client::{Client, Dial, In};
@@ -9,49 +9,19 @@ use berth::clock;
 use berth::mqtt::{QoS, Reason, Version};
 use rustls::ClientConfig;
 use std::net::SocketAddr;
-use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::sync::Arc;
 
 /// How long a change of files may take to be in effect, milliseconds; generous, for busy machines.
-const IN_EFFECT_MS: u64 = 5_000;
-
-/// Files as Kubernetes mounts a Secret: links to a link to a directory, which is replaced as a whole.
-struct Mount<'a> {
-    dir: &'a Path,
-    version: u32,
-}
-
-impl Mount<'_> {
-    fn swap(&mut self, files: &[(&str, &str)]) {
-        self.version += 1;
-        let data = format!("..version-{}", self.version);
-        std::fs::create_dir(self.dir.join(&data)).unwrap();
-        for (name, text) in files {
-            save(&self.dir.join(&data).join(name), text);
-        }
-        symlink(&data, self.dir.join("..data_tmp")).unwrap();
-        std::fs::rename(self.dir.join("..data_tmp"), self.dir.join("..data")).unwrap();
-        for (name, _) in files {
-            let link = self.dir.join(name);
-            if !link.is_symlink() {
-                symlink(Path::new("..data").join(name), link).unwrap();
-            }
-        }
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.dir.join(name).to_str().unwrap().to_owned()
-    }
-}
+pub const IN_EFFECT_MS: u64 = 5_000;
 
 /// The certificate that a new connection is shown.
-fn shown(to: SocketAddr, config: &Arc<ClientConfig>) -> Vec<u8> {
+pub fn shown(to: SocketAddr, config: &Arc<ClientConfig>) -> Vec<u8> {
     let (stream, _) = secure(to, config, "localhost").unwrap();
     stream.conn.peer_certificates().unwrap()[0].to_vec()
 }
 
-fn der(pem: &Pem) -> Vec<u8> {
+/// A certificate as it is shown.
+pub fn der(pem: &Pem) -> Vec<u8> {
     use rustls::pki_types::pem::PemObject;
     rustls::pki_types::CertificateDer::from_pem_slice(pem.text.as_bytes()).unwrap().to_vec()
 }
@@ -61,8 +31,7 @@ fn certificates_are_rotated_by_a_swap_of_links_under_a_live_connection() {
     let pki = Pki::new("authority");
     let config = tls_config(&pki.ca(), None);
     let (old, new) = (pki.sign("old", 1, GOOD, &["localhost"]), pki.sign("new", 2, GOOD, &["localhost"]));
-    let dir = tempfile::tempdir().unwrap();
-    let mut mount = Mount { dir: dir.path(), version: 0 };
+    let mut mount = Mount::new();
     mount.swap(&[("tls.crt", &old.0.text), ("tls.key", &old.1.text)]);
     let options = [("cert_file", &*mount.file("tls.crt")), ("key_file", &*mount.file("tls.key"))];
     let (mut broker, address) = listen("tls", &options);
