@@ -6,6 +6,7 @@ mod flood;
 mod hook;
 mod ownership;
 mod passwords;
+mod scram;
 mod secrets;
 mod tokens;
 

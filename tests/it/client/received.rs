@@ -31,6 +31,6 @@ pub(super) fn owned(packet: ServerPacket<'_>) -> In {
         ServerPacket::UnsubAck(s) => In::UnsubAck(s.packet_id, s.codes.to_vec()),
         ServerPacket::PingResp => In::PingResp,
         ServerPacket::Disconnect(d) => In::Disconnect(d.reason),
-        ServerPacket::Auth(_) => In::Auth,
+        ServerPacket::Auth(a) => In::Auth(a.reason, a.data.unwrap_or_default().to_vec()),
     }
 }

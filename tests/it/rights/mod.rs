@@ -2,6 +2,7 @@
 
 mod bans;
 mod cluster;
+mod codes;
 mod commands;
 mod delivery;
 mod live;

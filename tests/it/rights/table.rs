@@ -5,7 +5,7 @@ use crate::client::{Dial, In, Will};
 use berth::mqtt::QoS::{self, AtLeastOnce, AtMostOnce, ExactlyOnce};
 use berth::mqtt::{Reason, Version};
 
-const RULES: [&str; 8] = [
+pub const RULES: [&str; 8] = [
     "allow: all, topics: ['#', '$SYS/#'], users: [root]",
     "deny: all, topics: 'secret/#'",
     "allow: all, topics: ['own/%c/#', 'user/%u/#']",
@@ -16,7 +16,7 @@ const RULES: [&str; 8] = [
     "allow: publish, topics: 'write/#'",
 ];
 
-const VERSIONS: [Version; 3] = [Version::V31, Version::V311, Version::V5];
+pub const VERSIONS: [Version; 3] = [Version::V31, Version::V311, Version::V5];
 
 /// Client, user, topic, QoS, RETAIN, whether it may.
 type Publish<'a> = (&'a str, Option<&'a str>, &'a str, QoS, bool, bool);
