@@ -42,6 +42,20 @@ apt_install() {
         fail "apt could not install: $*"
 }
 
+# Installs Debian or Ubuntu packages none of whose services is to run, now or after a restart of the machine. Whoever installs
+# packages asks policy-rc.d whether services may start; where the machine has none, there is one for the time of this.
+apt_install_stopped() (
+    policy=/usr/sbin/policy-rc.d
+    if ! [ -e "$policy" ]; then
+        trap 'as_root rm -f "$policy"' EXIT
+        trap 'exit 1' HUP INT TERM
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null || exit
+        as_root chmod 755 "$policy" || exit
+    fi
+    apt_install "$@"
+    if have systemctl; then as_root systemctl disable "$@" >/dev/null 2>&1 || true; fi
+)
+
 # Whether version $1 is at least version $2.
 at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
 
