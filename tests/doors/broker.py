@@ -104,7 +104,6 @@ class Berth(Process):
         self.directory = Path(tempfile.mkdtemp(prefix="berth-doors-"))
         self.http = free_port()
         self.ports = {name: free_port() for name in listeners}
-        self.scheme = "https" if "http.cert_file" in options else "http"
         settings = {"storage.dir": str(self.directory / "data"), "http.address": f"127.0.0.1:{self.http}", **options}
         if "tcp" not in listeners:
             settings["listeners.tcp.enabled"] = "false"
@@ -129,7 +128,7 @@ class Berth(Process):
 
     def metrics(self) -> dict[str, float]:
         """All metrics, by name and labels as they are written."""
-        url = f"{self.scheme}://127.0.0.1:{self.http}/metrics"
+        url = f"http://127.0.0.1:{self.http}/metrics"
         with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             lines = answer.read().decode().splitlines()
         pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
