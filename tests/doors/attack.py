@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -163,10 +164,7 @@ class Ground:
         begun = time.monotonic()
         child = subprocess.Popen(attack, stdout=subprocess.PIPE, text=True) if attack else None
         peaks: Counter[str] = Counter()
-        large_ms = None
-        if large:
-            time.sleep(seconds / 2)
-            large_ms = asyncio.run(publish_large(berth.ports["tcp"], seconds / 3))
+        others = Others(berth.ports["tcp"], seconds) if large else None
         while child.poll() is None if child else time.monotonic() < begun + seconds:
             now = berth.metrics()
             for name in GAUGES:
@@ -180,8 +178,30 @@ class Ground:
         counted = {name: after[name] - before.get(name, 0) for name in after if name.partition("{")[0].endswith("_total")}
         return Seen(
             load, probe, time.monotonic() - begun, before_kib, berth.peak_kib(),
-            {name: n for name, n in counted.items() if n}, dict(peaks), berth.log()[said:].splitlines(), attackers, large_ms,
+            {name: n for name, n in counted.items() if n}, dict(peaks), berth.log()[said:].splitlines(), attackers,
+            others.took() if others else None,
         )  # fmt: skip
+
+
+class Others:
+    """Somebody else who publishes a large message in the midst of an attack."""
+
+    def __init__(self, port: int, seconds: float) -> None:
+        self.ms: float | None = None
+        self.thread = threading.Thread(target=self._publish, args=(port, seconds))
+        self.thread.start()
+
+    def _publish(self, port: int, seconds: float) -> None:
+        time.sleep(seconds / 2)
+        try:
+            self.ms = asyncio.run(publish_large(port, seconds / 3))
+        except (OSError, client.Refused):
+            pass
+
+    def took(self) -> float | None:
+        """Milliseconds until it was acknowledged; `None` = it was not."""
+        self.thread.join()
+        return self.ms
 
 
 async def publish_large(port: int, patience_s: float) -> float | None:

@@ -33,7 +33,8 @@ class Door:
 def trusting(ca_file: str) -> ssl.SSLContext:
     """TLS as a client of this authority has it."""
     context = ssl.create_default_context(cafile=ca_file)
-    context.set_alpn_protocols(["mqtt"])
+    # The second one is that of secure WebSocket.
+    context.set_alpn_protocols(["mqtt", "http/1.1"])
     return context
 
 
@@ -137,6 +138,8 @@ class Client(asyncio.Protocol):
         for waiting in (self.answer, self.suback):
             if waiting and not waiting.done():
                 waiting.set_exception(ConnectionError("closed"))
+                # Whoever waits is told; if nobody does any more, that is no mistake.
+                waiting.exception()
         if not self.closing:
             self.on_lost()
 
@@ -153,8 +156,6 @@ class Client(asyncio.Protocol):
     def close(self) -> None:
         """Ends the connection at once."""
         self.closing = True
-        if self.answer.done() and not self.answer.cancelled():
-            self.answer.exception()
         if self.transport:
             self.transport.abort()
 

@@ -19,6 +19,8 @@ import windows
 from report import percentile
 
 RETRY_S = 0.2
+# To connect at the beginning: after these something is wrong.
+FIRST_TRIES = 3
 
 
 class Stats:
@@ -56,13 +58,13 @@ class Pair:
         self.seen: set[int] = set()
         self.publisher: client.Client | None = None
 
-    async def open(self, role: str) -> client.Client:
-        """Connects one end, as often as it takes."""
+    async def open(self, role: str, tries: int = sys.maxsize) -> client.Client:
+        """Connects one end, as often as it takes; fails if it does not succeed in so many tries."""
         load = self.load
         clean = role == "publisher"
         # A kept session gets what comes while it is away.
         hello = wire.connect(f"load-{role}-{self.n}", load.user, load.password, 60, clean or not load.persistent)
-        while True:
+        for left in reversed(range(tries)):
             try:
                 source = f"127.0.1.{1 + self.n % 100}"
                 opened = await client.Client.connect(self.door, source, hello, load.tls)
@@ -75,7 +77,10 @@ class Pair:
                     self.publisher = opened
                 return opened
             except (OSError, client.Refused):
+                if not left:
+                    raise
                 await asyncio.sleep(RETRY_S)
+        raise AssertionError("no try")
 
     def received(self, opened: client.Client, first: int, body: bytes) -> None:
         now = time.monotonic_ns()
@@ -143,8 +148,8 @@ class Load:
 
     async def run(self) -> None:
         """Connects all and begins to publish."""
-        await asyncio.gather(*(pair.open("subscriber") for pair in self.pairs))
-        await asyncio.gather(*(pair.open("publisher") for pair in self.pairs))
+        await asyncio.gather(*(pair.open("subscriber", FIRST_TRIES) for pair in self.pairs))
+        await asyncio.gather(*(pair.open("publisher", FIRST_TRIES) for pair in self.pairs))
         for pair in self.pairs:
             self.begin(pair.publish(self.rate))
 

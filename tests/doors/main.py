@@ -1,6 +1,7 @@
 """The doors of the broker in full numbers: `scripts/doors` calls this. See docs/testing.md."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
+    # What was started here ends with this, however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report(f"doors {args.run}, scale {args.scale}")
     RUNS[args.run](args, report)
     return report.finish(args.out)
