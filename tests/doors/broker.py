@@ -60,6 +60,20 @@ class Process:
             self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory)
         self.pid = self.child.pid
 
+    def wait_for(self, ports: list[int]) -> None:
+        """Waits until it listens on all of these; ends it if it does not."""
+
+        def serves() -> bool:
+            if self.child.poll() is not None:
+                raise RuntimeError(f"{self.child.args[0]} ended: {self.log()}")
+            return all(listens(port) for port in ports)
+
+        try:
+            wait_until(f"{self.child.args[0]} serves", serves)
+        except BaseException:
+            self.stop()
+            raise
+
     def cpu_s(self) -> float:
         """Processor time that it has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -115,16 +129,7 @@ class Berth(Process):
             command += ["--set", f"{key}={value}"]
         self.settings = settings
         super().__init__(command, self.directory, "berth")
-        try:
-            wait_until("the broker serves", self._serves)
-        except BaseException:
-            self.stop()
-            raise
-
-    def _serves(self) -> bool:
-        if self.child.poll() is not None:
-            raise RuntimeError(f"the broker ended: {self.log()}")
-        return all(listens(port) for port in [self.http, *self.ports.values()])
+        self.wait_for([self.http, *self.ports.values()])
 
     def metrics(self) -> dict[str, float]:
         """All metrics, by name and labels as they are written."""

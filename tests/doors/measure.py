@@ -20,6 +20,8 @@ from windows import HERE
 # What an idle TLS connection may take, KiB.
 TLS_KIB_MAX = 12.0
 IDLE = 5_000
+# As many come before them.
+FEW = 64
 HANDSHAKES = 5_000
 CONNECT_S = 8.0
 # Processes that connect, and connections that each has under way: below auth.password.queue_per_address.
@@ -82,7 +84,7 @@ def idle(bench: Bench) -> None:
             with Berth(bench.args.berth, listeners, {}) as berth:
                 config = {"kind": kind, "port": berth.ports[kind], "ca": bench.authority.ca}
                 # Some before the others, so that what the first ones set up for all does not count.
-                few = Crowd("idle", {**config, "count": 20})
+                few = Crowd("idle", {**config, "count": FEW})
                 few.read()
                 few.end()
                 wait_until("the first ones are gone", lambda: berth.metrics()[ACTIVE] == 0)

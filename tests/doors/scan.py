@@ -107,7 +107,7 @@ def resumption(port: int, report: Report, where: str, resumes: bool, directory: 
         else:
             _, text = s_client(port, flag, "-sess_in", session, cert=cert)
             found = "Reused, " in text
-        said = "documented: tickets, but never where a client certificate is asked for"
+        said = "documented: by tickets, but never where a client certificate is asked for"
         report.bound(f"{where}: TLS {version} sessions are {'' if resumes else 'not '}resumed", found == resumes, f"{'resumed' if found else 'not resumed'}; {said}")
 
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from broker import Berth, Process, free_port, listens, wait_until
+from broker import Berth, Process, free_port
 from report import Report
 
 WINDOW = "100"
@@ -28,14 +28,14 @@ def mosquitto(directory: Path, cert: tuple[str, str]) -> tuple[Process, int, int
         f"listener {plain} 127.0.0.1\nlistener {covered} 127.0.0.1\ncertfile {cert[0]}\nkeyfile {cert[1]}\n"
     )
     process = Process(["mosquitto", "-c", str(config)], directory, "mosquitto")
-    wait_until("mosquitto serves", lambda: listens(plain) and listens(covered))
+    process.wait_for([plain, covered])
     return process, plain, covered
 
 
 def haproxy(directory: Path, ways: dict[str, tuple[int, bool]]) -> tuple[Process, dict[str, int]]:
     """A proxy that leads to ports, over TLS or not; where it listens for each."""
     lines = [
-        "global\n nbthread 1\n maxconn 10000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
+        "global\n nbthread 1\n maxconn 2000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
     ]
     fronts = {}
     for n, (name, (port, covered)) in enumerate(ways.items()):
@@ -45,7 +45,7 @@ def haproxy(directory: Path, ways: dict[str, tuple[int, bool]]) -> tuple[Process
     config = directory / "haproxy.cfg"
     config.write_text("".join(lines))
     process = Process(["haproxy", "-db", "-f", str(config)], directory, "haproxy")
-    wait_until("HAProxy serves", lambda: all(listens(port) for port in fronts.values()))
+    process.wait_for(list(fronts.values()))
     return process, fronts
 
 
