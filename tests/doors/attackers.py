@@ -21,6 +21,8 @@ ADDRESS = "127.0.0.66"
 # 256 MiB, the most that a length of MQTT can say.
 HUGE = b"\xff\xff\xff\x7f"
 CONNECT_PATIENCE_S = 20
+# How often one client with an account announces a packet that is refused.
+AGAIN = 20
 
 Config = dict[str, Any]
 Attack = Callable[[Config, Counter[str]], Awaitable[None]]
@@ -151,17 +153,20 @@ async def passwords(config: Config, counts: Counter[str]) -> None:
 
 async def huge(config: Config, counts: Counter[str]) -> None:
     """Packets of 256 MiB that are announced: as CONNECT, and as PUBLISH of clients with an account, where that is allowed and where not.
-    First one of each, then many.
+    First one of each, then many, and one of them that comes again and again.
     """
     ports, count, seconds = config["ports"], config["count"], config["seconds"]
+    # Their own passwords are not to be refused because too many of one address wait.
+    connecting = asyncio.Semaphore(20)
 
     async def anonymous() -> None:
         await hold(ports["tcp"], b"\x10" + HUGE + wire.text("MQTT") + b"x" * 30_000, b"", 0, counts, 1.0)
 
-    async def account(n: int, door: client.Door, key: str) -> None:
-        hello = wire.connect(f"attacker-{door.port}-{n}", config["user"], config["password"])
+    async def account(n: int | str, door: client.Door, key: str) -> None:
+        hello = wire.connect(f"attacker-{key}-{n}", config["user"], config["password"])
         try:
-            opened = await client.Client.connect(door, ADDRESS, hello)
+            async with connecting:
+                opened = await client.Client.connect(door, ADDRESS, hello)
         except (OSError, client.Refused):
             counts[f"{key}_not_let_in"] += 1
             return
@@ -175,6 +180,10 @@ async def huge(config: Config, counts: Counter[str]) -> None:
         finally:
             opened.close()
 
+    async def again() -> None:
+        for _ in range(AGAIN):
+            await account("again", client.Door("tcp", ports["tcp"]), "refused")
+
     def kinds(numbers: range) -> list[Awaitable[None]]:
         work: list[Awaitable[None]] = []
         for n in numbers:
@@ -187,7 +196,7 @@ async def huge(config: Config, counts: Counter[str]) -> None:
 
     first = asyncio.create_task(all_for(seconds, kinds(range(1))))
     await asyncio.sleep(seconds / 4)
-    await all_for(seconds * 3 / 4, kinds(range(1, max(2, count // 3))))
+    await all_for(seconds * 3 / 4, [again(), *kinds(range(1, max(2, count // 3)))])
     await first
 
 
