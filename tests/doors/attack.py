@@ -4,8 +4,6 @@ import argparse
 import asyncio
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,7 +17,7 @@ import wire
 from broker import Berth, add_users, machine
 from pki import Authority
 from report import Report
-from windows import HERE, Measured
+from windows import Helper, Measured
 
 ATTACKER = "127.0.0.66"
 MEMORY_MIB = 1024
@@ -153,10 +151,10 @@ class Ground:
     def stop(self) -> None:
         """Ends all."""
         for measured in self.measured:
-            measured.stop()
+            measured.end()
         self.berth.stop()
 
-    def watch(self, seconds: float, attack: list[str] | None = None, large: bool = False) -> Seen:
+    def watch(self, seconds: float, attack: tuple[str, str] | None = None, large: bool = False) -> Seen:
         """A window of this length, or as long as an attack lasts."""
         berth = self.berth
         self.load.window()
@@ -165,23 +163,21 @@ class Ground:
         berth.forget_peak()
         before_kib, said = berth.rss_kib(), len(berth.log())
         begun = time.monotonic()
-        child = subprocess.Popen(attack, stdout=subprocess.PIPE, text=True) if attack else None
-        peaks: Counter[str] = Counter()
+        child = Helper("attackers.py", *attack) if attack else None
+        peaks: dict[str, float] = {}
         others = Others(berth.ports["tcp"], seconds) if large else None
-        while child.poll() is None if child else time.monotonic() < begun + seconds:
+        while child.running() if child else time.monotonic() < begun + seconds:
             now = berth.metrics()
             for name in GAUGES:
-                peaks[name] = max(peaks[name], now.get(name, 0))
+                peaks[name] = max(peaks.get(name, 0), now.get(name, 0))
             time.sleep(0.5)
-        attackers = json.loads(child.stdout.read()) if child and child.returncode == 0 else {}
-        if child and child.returncode:
-            raise RuntimeError(f"{attack[1]} ended with {child.returncode}")
+        attackers = child.read() if child else {}
         load, probe = self.load.window(), self.probe.window()
         after = berth.metrics()
         counted = {name: after[name] - before.get(name, 0) for name in after if name.partition("{")[0].endswith("_total")}
         return Seen(
             load, probe, time.monotonic() - begun, before_kib, berth.peak_kib(),
-            {name: n for name, n in counted.items() if n}, dict(peaks), berth.log()[said:].splitlines(), attackers,
+            {name: n for name, n in counted.items() if n}, peaks, berth.log()[said:].splitlines(), attackers,
             others.took() if others else None,
         )  # fmt: skip
 
@@ -211,12 +207,12 @@ async def publish_large(port: int, patience_s: float) -> float | None:
     """How long somebody else's message of 100 KiB takes until it is acknowledged, milliseconds; `None` = longer than that."""
     hello = wire.connect("large", "legit", USERS["legit"])
     opened = await client.Client.connect(client.Door("tcp", port), "127.0.1.201", hello)
-    answered = asyncio.get_running_loop().create_future()
-    opened.on_packet = lambda first, body: answered.done() or answered.set_result(None)
+    answered = asyncio.Event()
+    opened.on_packet = lambda first, body: answered.set()
     begun = time.monotonic()
     opened.send(wire.publish("load/large", b"l" * 100 * 1024, 1, 1))
     try:
-        await asyncio.wait_for(answered, patience_s)
+        await asyncio.wait_for(answered.wait(), patience_s)
     except (asyncio.TimeoutError, ConnectionError):
         return None
     finally:
@@ -315,8 +311,7 @@ def run(args: argparse.Namespace, report: Report) -> None:
                     "count": count, "seconds": seconds, "ports": ground.berth.ports, "known_user": "legit",
                     "user": "mallory", "password": USERS["mallory"],
                 }  # fmt: skip
-                command = [sys.executable, str(HERE / "attackers.py"), attack.name, json.dumps(config)]
-                seen = ground.watch(seconds, command, attack.name == "huge")
+                seen = ground.watch(seconds, (attack.name, json.dumps(config)), attack.name == "huge")
                 judge(report, attack, seen, quiet, full)
                 rows.append([f"{attack.name} {count}", *shown(seen)])
                 windows[attack.name] = {**vars(seen), "count": count, "named": dict(named(seen.log))}

@@ -9,7 +9,7 @@ import ssl
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import client
@@ -25,7 +25,8 @@ CONNECT_PATIENCE_S = 20
 AGAIN = 20
 
 Config = dict[str, Any]
-Attack = Callable[[Config, Counter[str]], Awaitable[None]]
+Work = Coroutine[Any, Any, None]
+Attack = Callable[[Config, Counter[str]], Coroutine[Any, Any, None]]
 
 
 async def hold(port: int, said: bytes, then: bytes, every_s: float, counts: Counter[str], again_s: float) -> None:
@@ -86,7 +87,7 @@ def client_hello() -> bytes:
     return outgoing.read()
 
 
-async def all_for(seconds: float, work: list[Awaitable[None]]) -> None:
+async def all_for(seconds: float, work: Sequence[Work]) -> None:
     """Runs all until the time is over."""
     tasks = [asyncio.ensure_future(one) for one in work]
     await asyncio.sleep(seconds)
@@ -170,12 +171,12 @@ async def huge(config: Config, counts: Counter[str]) -> None:
         except (OSError, client.Refused):
             counts[f"{key}_not_let_in"] += 1
             return
-        over = asyncio.get_running_loop().create_future()
-        opened.on_lost = lambda: over.done() or over.set_result(None)
+        over = asyncio.Event()
+        opened.on_lost = over.set
         opened.send(bytes([wire.PUBLISH]) + HUGE + wire.text("huge") + b"x" * 30_000)
         counts[f"{key}_announced"] += 1
         try:
-            await over
+            await over.wait()
             counts[f"{key}_closed"] += 1
         finally:
             opened.close()
@@ -184,8 +185,8 @@ async def huge(config: Config, counts: Counter[str]) -> None:
         for _ in range(AGAIN):
             await account("again", client.Door("tcp", ports["tcp"]), "refused")
 
-    def kinds(numbers: range) -> list[Awaitable[None]]:
-        work: list[Awaitable[None]] = []
+    def kinds(numbers: range) -> list[Work]:
+        work: list[Work] = []
         for n in numbers:
             work += [
                 anonymous(),

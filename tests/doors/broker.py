@@ -55,6 +55,7 @@ class Process:
     """A program that was started here, and what it uses."""
 
     def __init__(self, command: list[str], directory: Path, name: str) -> None:
+        self.name = name
         self.log_file = directory / f"{name}.log"
         with self.log_file.open("wb") as log:
             self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory)
@@ -65,11 +66,11 @@ class Process:
 
         def serves() -> bool:
             if self.child.poll() is not None:
-                raise RuntimeError(f"{self.child.args[0]} ended: {self.log()}")
+                raise RuntimeError(f"{self.name} ended: {self.log()}")
             return all(listens(port) for port in ports)
 
         try:
-            wait_until(f"{self.child.args[0]} serves", serves)
+            wait_until(f"{self.name} serves", serves)
         except BaseException:
             self.stop()
             raise

@@ -124,7 +124,8 @@ class Client(asyncio.Protocol):
         except (ConnectionError, ValueError) as error:
             if not self.answer.done():
                 self.answer.set_exception(ConnectionError(str(error)))
-            self.transport.abort()
+            if self.transport:
+                self.transport.abort()
 
     def _take(self, first: int, body: bytes) -> None:
         if first == wire.CONNACK and not self.answer.done():
@@ -145,7 +146,13 @@ class Client(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Writes packets."""
-        self.transport.write(wire.frame(data) if self.frames else data)
+        if self.transport:
+            self.transport.write(wire.frame(data) if self.frames else data)
+
+    @property
+    def open(self) -> bool:
+        """Whether the connection is there."""
+        return self.transport is not None and not self.transport.is_closing()
 
     async def subscribe(self, topic_filter: str, qos: int) -> None:
         """Subscribes and waits for the SUBACK."""
@@ -162,6 +169,6 @@ class Client(asyncio.Protocol):
     def leave(self) -> None:
         """Says goodbye and ends the connection."""
         self.closing = True
-        if self.transport and not self.transport.is_closing():
+        if self.transport and self.open:
             self.send(wire.DISCONNECT)
             self.transport.close()

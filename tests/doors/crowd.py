@@ -27,15 +27,15 @@ async def idle(config: dict[str, Any]) -> dict[str, Any]:
 
     async def one(n: int) -> client.Client:
         async with opening:
-            return await client.Client.connect(door, f"127.0.1.{1 + n % 200}", wire.connect(f"idle-{n}"), tls)
+            return await client.Client.connect(door, f"127.0.1.{1 + n % 200}", wire.connect(f"{config['name']}-{n}"), tls)
 
     begun = time.monotonic()
     opened = await asyncio.gather(*(one(n) for n in range(count)))
     print(json.dumps({"opened": len(opened), "seconds": time.monotonic() - begun}), flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    alive = sum(not one.transport.is_closing() for one in opened)
-    for one in opened:
-        one.close()
+    alive = sum(connection.open for connection in opened)
+    for connection in opened:
+        connection.close()
     return {"alive": alive}
 
 

@@ -2,10 +2,14 @@
 
 import json
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+# Characters of what was found that a table shows; JSON has all.
+FOUND_MAX = 220
 
 
 @dataclass
@@ -54,7 +58,8 @@ class Report:
 
     def finish(self, out: Path | None) -> int:
         """Prints the bounds and writes JSON; the exit code."""
-        self.table(["bound", "", "found"], [(b.what, "holds" if b.holds else "DOES NOT HOLD", b.found) for b in self.bounds])
+        rows = [(b.what, "holds" if b.holds else "DOES NOT HOLD", textwrap.shorten(b.found, FOUND_MAX)) for b in self.bounds]
+        self.table(["bound", "", "found"], rows)
         if out:
             out.write_text(json.dumps(asdict(self), indent=1) + "\n")
             self.say(f"written: {out}")

@@ -15,30 +15,45 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-class Measured:
+class Helper:
+    """A program of this directory in a process of its own, which answers with lines of JSON."""
+
+    def __init__(self, script: str, *args: str) -> None:
+        self.script = script
+        command = [sys.executable, str(HERE / script), *args]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.child.stdin and self.child.stdout
+        self.to, self.out = self.child.stdin, self.child.stdout
+
+    def read(self) -> dict[str, Any]:
+        """The next line that it says."""
+        line = self.out.readline()
+        if not line:
+            raise RuntimeError(f"{self.script} ended with {self.child.wait()}")
+        return json.loads(line)
+
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.child.poll() is None
+
+    def end(self) -> None:
+        """Ends its input, and waits for its end."""
+        self.to.close()
+        self.child.wait(30)
+
+
+class Measured(Helper):
     """Such a program, from outside."""
 
     def __init__(self, script: str, config: dict[str, Any]) -> None:
-        command = [sys.executable, str(HERE / script), json.dumps(config)]
-        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._read()
-
-    def _read(self) -> dict[str, Any]:
-        line = self.child.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.child.args[1]} ended with {self.child.wait()}")
-        return json.loads(line)
+        super().__init__(script, json.dumps(config))
+        self.read()
 
     def window(self) -> dict[str, Any]:
         """Ends a window: what was in it."""
-        self.child.stdin.write("next\n")
-        self.child.stdin.flush()
-        return self._read()
-
-    def stop(self) -> None:
-        """Ends it."""
-        self.child.stdin.close()
-        self.child.wait(30)
+        self.to.write("next\n")
+        self.to.flush()
+        return self.read()
 
 
 async def serve(cut: Callable[[], dict[str, Any]], run: Callable[[], Awaitable[None]]) -> None:
