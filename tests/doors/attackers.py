@@ -213,6 +213,7 @@ ATTACKS: dict[str, Attack] = {
 
 def main() -> None:
     os.nice(NICE)
+    client.raise_open_files()
     name, config = sys.argv[1], json.loads(sys.argv[2])
     counts: Counter[str] = Counter()
     asyncio.run(ATTACKS[name](config, counts))

@@ -15,14 +15,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from broker import Berth, add_users
+from broker import Berth, add_users, free_port
 from pki import Authority
 from report import Report
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE_S = 120
 USERS = {"page": "a secret"}
-# Somebody else's page: the same server under another address.
+HOME = "127.0.0.1"
+# Somebody else's page: the same server at another address.
 FOREIGN = "127.0.0.2"
 ORIGINS = "https://app.example.org"
 
@@ -35,7 +36,7 @@ class Case:
     listener: str
     expected: str
     what: str
-    host: str = "127.0.0.1"
+    host: str = HOME
     password: str = "a secret"
     trusts: bool = True
 
@@ -54,7 +55,7 @@ CASES = [
 
 
 class Server:
-    """Serves the page to every address of this machine, and takes what it found."""
+    """Serves the page at two addresses of this machine, and takes what it found."""
 
     def __init__(self) -> None:
         results: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -78,14 +79,16 @@ class Server:
                 pass
 
         self.results = results
-        self.http = ThreadingHTTPServer(("0.0.0.0", 0), Handler)
-        self.port = self.http.server_port
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.port = free_port()
+        self.servers = [ThreadingHTTPServer((host, self.port), Handler) for host in (HOME, FOREIGN)]
+        for server in self.servers:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
         """Ends it."""
-        self.http.shutdown()
-        self.http.server_close()
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
 
 
 def visit(url: str, trusted_key: str | None, server: Server, name: str) -> dict[str, Any]:

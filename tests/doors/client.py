@@ -1,6 +1,7 @@
 """A small client over TCP, TLS, WebSocket or secure WebSocket, for asyncio."""
 
 import asyncio
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -28,6 +29,12 @@ class Door:
     def framed(self) -> bool:
         """Whether WebSocket is spoken there."""
         return self.kind in ("ws", "wss")
+
+
+def raise_open_files() -> None:
+    """Lets this process have as many connections as the system allows."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def trusting(ca_file: str) -> ssl.SSLContext:

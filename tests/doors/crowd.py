@@ -106,4 +106,5 @@ def _session(context: ssl.SSLContext, port: int) -> ssl.SSLSession:
 WORK = {"idle": idle, "connects": connects, "handshakes": handshakes}
 
 if __name__ == "__main__":
+    client.raise_open_files()
     print(json.dumps(asyncio.run(WORK[sys.argv[1]](json.loads(sys.argv[2])))), flush=True)

@@ -64,6 +64,8 @@ def mqload(args: argparse.Namespace, port: int, qos: int, pid: int) -> dict[str,
 
 def throughput(args: argparse.Namespace, report: Report, directory: Path, cert: tuple[str, str], row: Row) -> None:
     """All of it: brokers and ways in turn, round by round."""
+    for command in (["haproxy", "-v"], ["mosquitto", "-h"]):
+        report.note(subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0])
     listeners = {"tcp": {}, "tls": {"cert_file": cert[0], "key_file": cert[1]}}
     started: list[Process] = []
     try:
