@@ -104,7 +104,11 @@ def visit(url: str, trusted_key: str | None, server: Server, name: str) -> dict[
         command.append(f"--ignore-certificate-errors-spki-list={trusted_key}")
     log = Path(profile) / "chromium.log"
     with log.open("wb") as said:
-        child = subprocess.Popen([*command, url], stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+        # What it leaves behind is removed with the profile.
+        own = os.environ | {"TMPDIR": profile}
+        child = subprocess.Popen(
+            [*command, url], stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True, env=own
+        )
     try:
         while (result := server.results.get(timeout=PATIENCE_S))["name"] != name:
             pass
