@@ -4,7 +4,7 @@
 use crate::clock::Time;
 use crate::mqtt::Message;
 use crate::mqtt::message::Parts;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 /// Moments that are no further apart count as the same, milliseconds: the measurement is not better, and a message is not copied for that.
 const SAME_MS: i64 = 20;
@@ -17,6 +17,8 @@ const UNJUDGED_MS: u64 = 1_000;
 pub struct ClusterTime {
     ahead_ms: AtomicI64,
     known: AtomicBool,
+    /// By the own clock.
+    young_until_ms: AtomicU64,
 }
 
 impl ClusterTime {
@@ -27,7 +29,7 @@ impl ClusterTime {
 
     /// The time of a process without others: its own clock.
     pub fn own_clock() -> ClusterTime {
-        ClusterTime { ahead_ms: AtomicI64::new(0), known: AtomicBool::new(true) }
+        ClusterTime { known: AtomicBool::new(true), ..ClusterTime::default() }
     }
 
     /// The cluster's time is ahead of the own clock by so much; `known`: that was measured, and is no guess.
@@ -42,6 +44,17 @@ impl ClusterTime {
     /// By how much the cluster's time is ahead of the own clock, milliseconds.
     pub fn ahead_ms(&self) -> i64 {
         self.ahead_ms.load(Ordering::Relaxed)
+    }
+
+    /// The time is young ([`ClusterTime::young_ms`]) until then, by the own clock.
+    pub fn be_young(&self, until: Time) {
+        self.young_until_ms.store(until.0, Ordering::Relaxed);
+    }
+
+    /// For how long, `now` by the own clock, the time is young: made of fewer than three clocks, it gives way at once to the median of three
+    /// or more, milliseconds.
+    pub fn young_ms(&self, now: Time) -> u64 {
+        self.young_until_ms.load(Ordering::Relaxed).saturating_sub(now.0)
     }
 
     /// Whether the cluster's time is known; until then nothing in etcd expires.

@@ -202,6 +202,10 @@ pub struct SaidClock {
     pub now: Time,
     /// By how much the cluster's time is ahead of it, milliseconds; `None` = the node does not know that yet.
     pub cluster_ahead_ms: Option<i64>,
+    /// For how long the cluster's time is young ([`ClusterTime::young_ms`]), milliseconds.
+    ///
+    /// [`ClusterTime::young_ms`]: super::ClusterTime::young_ms
+    pub cluster_young_ms: u64,
 }
 
 /// Another node's clock as measured on the link to it.
@@ -215,6 +219,8 @@ pub struct PeerClock {
     pub error_ms: u64,
     /// By how much the cluster's time is ahead of it, by that node's own word; `None` = it does not know that yet.
     pub cluster_ahead_ms: Option<i64>,
+    /// For how long the cluster's time is young, by that node's own word, milliseconds.
+    pub cluster_young_ms: u64,
 }
 
 /// What is known of another node's clock.

@@ -1,7 +1,8 @@
 //! What the nodes' clocks show, and the cluster's time that is made of it (docs/decisions/0023-cluster-time.md).
 //!
 //! The oldest process that knows the time keeps it: it moves it towards the median of all clocks, so slowly that no expiry notices. All
-//! others follow that process. So the time goes on when nodes come and go whose clocks are wrong.
+//! others follow that process. So the time goes on when nodes come and go whose clocks are wrong. At first it is young: whoever makes it may
+//! have seen too few clocks, since the others are just starting; then the one who keeps it, whoever has made it, goes to the median at once.
 
 use super::Remote;
 use crate::broker::Broker;
@@ -20,7 +21,7 @@ const LOOK_SOON_MS: u64 = 50;
 /// milliseconds.
 const PATIENCE_MS: u64 = 60_000;
 
-/// For how long a time that a process made without others gives way at once to three clocks or more, milliseconds.
+/// For how long the time is young once it is made: it gives way at once to three clocks or more, milliseconds.
 const YOUNG_MS: u64 = 60_000;
 
 /// Beyond this a difference is no error of measurement, milliseconds.
@@ -85,9 +86,9 @@ impl Clocks {
 struct Reckoning {
     /// By how much it is ahead of the own clock, microseconds.
     ahead_us: i64,
-    known_since: Option<Time>,
-    /// Whether this process made the cluster's time, from the clocks that it knew then.
-    made_here: bool,
+    known: bool,
+    /// Until then the time is young, by the own clock.
+    young_until: Time,
     since: Option<Time>,
     last: Option<Time>,
 }
@@ -117,10 +118,10 @@ impl View {
         self.measured().count() < self.others.iter().filter(|seen| !untold(seen)).count()
     }
 
-    /// The oldest other process that knows the time, and by how much that is ahead of the own clock, milliseconds.
-    fn eldest(&self) -> Option<(Incarnation, i64)> {
+    /// The oldest other process that knows the time, by how much that is ahead of the own clock, and for how long it is young, milliseconds.
+    fn eldest(&self) -> Option<(Incarnation, i64, u64)> {
         let knows = |(_, c): (&Seen, PeerClock)| {
-            Some((c.incarnation, c.ahead_ms.saturating_add(c.cluster_ahead_ms?)))
+            Some((c.incarnation, c.ahead_ms.saturating_add(c.cluster_ahead_ms?), c.cluster_young_ms))
         };
         self.measured().filter_map(knows).min()
     }
@@ -147,36 +148,34 @@ impl Reckoning {
         let clocks = view.clocks();
         let counted = clocks.len();
         let (middle, _) = median(clocks);
-        match (view.eldest(), self.known_since) {
-            (Some((_, ahead)), None) => {
-                self.becomes(ahead, now);
+        match (view.eldest(), self.known) {
+            (Some((_, ahead, young_ms)), false) => {
+                self.becomes(ahead, now.plus_ms(young_ms));
                 None
             }
-            (Some((who, ahead)), Some(_)) if who < view.me.1 => {
-                self.made_here = false;
+            (Some((who, ahead, young_ms)), true) if who < view.me.1 => {
+                self.young_until = now.plus_ms(young_ms);
                 self.jump(ahead).or_else(|| self.approach(ahead, passed_ms * FOLLOW_US_PER_MS))
             }
-            (_, Some(known)) => {
-                let young = self.made_here && counted > 2 && now.since_ms(known) < YOUNG_MS;
-                let jump = if young { self.jump(middle) } else { None };
+            (_, true) => {
+                let jump = if counted > 2 && now < self.young_until { self.jump(middle) } else { None };
                 jump.or_else(|| self.approach(middle, passed_ms * KEEP_US_PER_MS))
             }
-            (None, None) => {
+            (None, false) => {
                 let older = |seen: &Seen| seen.incarnation < view.me.1 && seen.clock != LinkClock::Untold;
                 let waits = view.missing || view.measuring() || view.others.iter().any(older);
                 self.ahead_us = middle.saturating_mul(1000);
                 if !waits || now.since_ms(since) >= PATIENCE_MS {
-                    self.becomes(middle, now);
-                    self.made_here = true;
+                    self.becomes(middle, now.plus_ms(YOUNG_MS));
                 }
                 None
             }
         }
     }
 
-    fn becomes(&mut self, ahead_ms: i64, now: Time) {
+    fn becomes(&mut self, ahead_ms: i64, young_until: Time) {
         self.ahead_us = ahead_ms.saturating_mul(1000);
-        self.known_since = Some(now);
+        (self.known, self.young_until) = (true, young_until);
     }
 
     /// Goes to what is too far away to be approached.
@@ -281,7 +280,8 @@ impl Remote {
                 "the cluster's time jumps: messages and records that expire do so by that much earlier or later"
             );
         }
-        self.ports.time.set(reckoning.ahead_ms(), reckoning.known_since.is_some());
+        self.ports.time.be_young(reckoning.young_until);
+        self.ports.time.set(reckoning.ahead_ms(), reckoning.known);
         let clocks = Clocks { nodes: view.differences(limit), measuring: view.measuring() };
         if let Some(own) = clocks.of(&self.me.node) {
             self.metrics.clock_difference.set_ms(own.difference_ms);

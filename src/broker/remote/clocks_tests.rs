@@ -4,7 +4,7 @@ use super::*;
 
 /// Another process: its incarnation, its clock, and the cluster's time by its word.
 fn other(incarnation: Incarnation, ahead_ms: i64, cluster_ahead_ms: Option<i64>) -> Seen {
-    let clock = PeerClock { incarnation, ahead_ms, error_ms: 1, cluster_ahead_ms };
+    let clock = PeerClock { incarnation, ahead_ms, error_ms: 1, cluster_ahead_ms, cluster_young_ms: 0 };
     Seen { node: format!("n{incarnation}").into(), incarnation, clock: LinkClock::Measured(clock) }
 }
 
@@ -64,13 +64,13 @@ fn a_process_makes_the_time_once_it_has_measured_or_need_not_wait() {
     for (what, view, expected) in cases {
         let mut reckoning = Reckoning::default();
         assert_eq!(reckoning.look(&view, Time(1_000)), None);
-        let made = reckoning.known_since.is_some().then(|| reckoning.ahead_ms());
+        let made = reckoning.known.then(|| reckoning.ahead_ms());
         assert_eq!(made, expected, "{what}");
         // In the end it goes without those that it waits for.
         reckoning.look(&view, Time(1_000 + PATIENCE_MS - 1));
-        assert_eq!(reckoning.known_since.is_some(), expected.is_some(), "{what}");
+        assert_eq!(reckoning.known, expected.is_some(), "{what}");
         reckoning.look(&view, Time(1_000 + PATIENCE_MS));
-        assert!(reckoning.known_since.is_some(), "{what}");
+        assert!(reckoning.known, "{what}");
     }
 }
 
@@ -120,6 +120,40 @@ fn a_young_time_of_one_process_gives_way_to_three_clocks() {
     assert_eq!(reckoning.ahead_ms(), -1);
 }
 
+/// A process that registered later makes the time, since the older one is not there yet, and its clock is an hour ahead. The older one keeps
+/// the time from then on, or outlives it, and a third clock comes.
+#[test]
+fn a_time_is_young_whoever_keeps_it() {
+    let made = |young_ms| Seen {
+        clock: LinkClock::Measured(PeerClock {
+            incarnation: 3,
+            ahead_ms: 3_600_000,
+            error_ms: 1,
+            cluster_ahead_ms: Some(0),
+            cluster_young_ms: young_ms,
+        }),
+        ..other(3, 0, None)
+    };
+    // Who this is, for how long the time is young by the word of its maker, whether that goes on; and where the time is in the end.
+    for (me, young_ms, stays, expected) in [
+        (2, 60_000, true, 0),
+        (2, 60_000, false, 0),
+        (2, 0, true, 3_599_999),
+        (2, 1_000, true, 3_599_999),
+        (4, 60_000, true, 3_600_000),
+        (4, 60_000, false, 0),
+        (4, 0, false, 3_599_999),
+    ] {
+        let mut reckoning = Reckoning::default();
+        reckoning.look(&view(me, vec![made(young_ms)]), Time(1));
+        assert_eq!((reckoning.known, reckoning.ahead_ms()), (true, 3_600_000));
+        let mut others = vec![other(8, 5, None), other(9, -5, None)];
+        others.extend(stays.then(|| made(young_ms.saturating_sub(1_000))));
+        reckoning.look(&view(me, others), Time(1_001));
+        assert_eq!(reckoning.ahead_ms(), expected, "{me}, {young_ms}, {stays}");
+    }
+}
+
 #[test]
 fn a_difference_is_said_once_per_change() {
     let limit = 2_000;
@@ -149,6 +183,7 @@ fn a_difference_is_said_once_per_change() {
                 ahead_ms: 0,
                 error_ms: 0,
                 cluster_ahead_ms: None,
+                cluster_young_ms: 0,
             });
         });
         let said: Vec<String> = told

@@ -264,6 +264,8 @@ impl Inbox for Broker {
     fn clock(&self) -> Option<SaidClock> {
         let remote = self.remote.as_ref()?;
         let time = &remote.ports.time;
-        Some(SaidClock { now: remote.now(), cluster_ahead_ms: time.known().then(|| time.ahead_ms()) })
+        let now = remote.now();
+        let cluster_ahead_ms = time.known().then(|| time.ahead_ms());
+        Some(SaidClock { now, cluster_ahead_ms, cluster_young_ms: time.young_ms(now) })
     }
 }

@@ -161,6 +161,7 @@ impl Link {
                     ahead_ms: 0,
                     error_ms: 0,
                     cluster_ahead_ms: Some(0),
+                    cluster_young_ms: 0,
                 }),
                 None => LinkClock::Unmeasured,
             },

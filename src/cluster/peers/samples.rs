@@ -24,6 +24,7 @@ pub(super) struct ClockSamples {
     of: Incarnation,
     samples: VecDeque<Sample>,
     cluster_ahead_ms: Option<i64>,
+    cluster_young_ms: u64,
     untold: bool,
 }
 
@@ -42,6 +43,7 @@ impl ClockSamples {
             return false;
         };
         self.cluster_ahead_ms = pong.cluster_ahead_ms;
+        self.cluster_young_ms = pong.cluster_young_ms.unwrap_or(0);
         let then = shown.saturating_add(rtt_us / 2_000);
         let by = i64::try_from(then.abs_diff(now.0)).unwrap_or(i64::MAX);
         let ahead_ms = if then < now.0 { by.saturating_neg() } else { by };
@@ -68,6 +70,7 @@ impl ClockSamples {
             // Both clocks are read to the millisecond.
             error_ms: best.rtt_us.div_ceil(2_000) + 1,
             cluster_ahead_ms: self.cluster_ahead_ms,
+            cluster_young_ms: self.cluster_young_ms,
         })
     }
 }
@@ -77,7 +80,7 @@ mod tests {
     use super::*;
 
     fn pong(clock_ms: Option<u64>, cluster_ahead_ms: Option<i64>) -> Pong {
-        Pong { unreachable: None, clock_ms, cluster_ahead_ms }
+        Pong { unreachable: None, clock_ms, cluster_ahead_ms, cluster_young_ms: cluster_ahead_ms.map(|_| 9) }
     }
 
     #[test]
@@ -97,7 +100,9 @@ mod tests {
             let again = samples.answered(&pong(Some(shown), Some(-5)), rtt_us, Time(now));
             assert_eq!(again, i + 1 < SAMPLES_SOON);
             let (ahead_ms, error_ms) = expected;
-            let clock = PeerClock { incarnation: 7, ahead_ms, error_ms, cluster_ahead_ms: Some(-5) };
+            let cluster_ahead_ms = Some(-5);
+            let clock =
+                PeerClock { incarnation: 7, ahead_ms, error_ms, cluster_ahead_ms, cluster_young_ms: 9 };
             assert_eq!(samples.clock(), LinkClock::Measured(clock));
         }
         // Its clock was moved on by something; the old answers go in time.
@@ -105,7 +110,9 @@ mod tests {
             samples.answered(&pong(Some(1_000), None), 5_000, Time(61_002));
         }
         assert!(samples.lacks_time());
-        let clock = PeerClock { incarnation: 7, ahead_ms: -60_000, error_ms: 4, cluster_ahead_ms: None };
+        let (ahead_ms, error_ms) = (-60_000, 4);
+        let clock =
+            PeerClock { incarnation: 7, ahead_ms, error_ms, cluster_ahead_ms: None, cluster_young_ms: 0 };
         assert_eq!(samples.clock(), LinkClock::Measured(clock));
         samples.begin(7);
         assert_eq!(samples.clock(), LinkClock::Measured(clock), "the same process is linked again");

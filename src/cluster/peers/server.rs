@@ -286,6 +286,7 @@ impl Service {
                 unreachable,
                 clock_ms: said.map(|c| c.now.as_millis()),
                 cluster_ahead_ms: said.and_then(|c| c.cluster_ahead_ms),
+                cluster_young_ms: said.map(|c| c.cluster_young_ms).filter(|ms| *ms > 0),
             };
             let pong = control_response::Response::Pong(pong);
             let _ = responses.send(Ok(ControlResponse { id, response: Some(pong) })).await;

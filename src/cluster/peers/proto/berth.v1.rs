@@ -412,6 +412,10 @@ pub struct Pong {
     /// By how much the cluster's time is ahead of that clock, milliseconds; absent = the node does not know it yet.
     #[prost(sint64, optional, tag = "3")]
     pub cluster_ahead_ms: ::core::option::Option<i64>,
+    /// For how many milliseconds the cluster's time still gives way at once to the median of three clocks or more, since it was made of fewer;
+    /// absent = it does not.
+    #[prost(uint64, optional, tag = "4")]
+    pub cluster_young_ms: ::core::option::Option<u64>,
 }
 /// Nothing more to say.
 #[allow(clippy::all)]
