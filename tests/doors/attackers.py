@@ -91,8 +91,11 @@ async def all_for(seconds: float, work: Sequence[Work]) -> None:
     """Runs all until the time is over."""
     tasks = [asyncio.ensure_future(one) for one in work]
     await asyncio.sleep(seconds)
-    for task in tasks:
-        task.cancel()
+    # A cancellation that comes together with what a task waits for can be lost, and the task goes on.
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=1)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
