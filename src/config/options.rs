@@ -347,8 +347,8 @@ options! {
         /// The largest packet a client may send. Announced to MQTT 5 clients; a larger one closes the
         /// connection with 0x95.
         "max_packet_size" max_packet_size: Size<u32, 128, 268_435_460> = "16MiB",
-        /// Memory for packets above 64 KiB of which only a part has come, all clients together. When it is used up, further
-        /// ones are read on when there is room again. One packet always fits.
+        /// Memory for packets above 64 KiB of which only a part has come, all clients together, of which one address (IPv6: /64)
+        /// has at most half. When it is used up, further ones are read on when there is room again. One packet always fits.
         "max_arriving_bytes" max_arriving_bytes: Size<usize, MIB, TIB> = "256MiB",
         /// Memory that the broker may use. auto = as much as its control group (container) or else the machine has; off = no limit.
         "memory" memory: MemoryLimit = "auto",
