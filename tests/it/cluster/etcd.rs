@@ -46,6 +46,16 @@ pub struct Etcd {
     dir: TempDir,
 }
 
+/// Whether the etcd that is installed refuses every transaction while its database is full, those that cost nothing included, as it did
+/// before 3.4.20 and 3.5.7 (docs/etcd.md).
+pub fn refuses_all_when_full() -> bool {
+    let output = Command::new("etcd").arg("--version").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let version = text.lines().find_map(|line| line.strip_prefix("etcd Version: ")).unwrap();
+    let numbers: Vec<u32> = version.split('.').map(|n| n.parse().unwrap()).collect();
+    matches!(numbers[..], [3, 4, 0..20] | [3, 5, 0..7])
+}
+
 impl Etcd {
     /// Starts `n` members and waits until they have a leader.
     pub fn start(n: usize) -> Etcd {
