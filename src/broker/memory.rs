@@ -36,7 +36,7 @@ pub enum Level {
 impl Level {
     const ALL: [Level; 3] = [Level::Normal, Level::Paused, Level::Refusing];
 
-    /// What it is called in `/cluster/status`.
+    /// The name of the level in `/cluster/status`.
     pub fn name(self) -> &'static str {
         match self {
             Level::Normal => "ok",
@@ -58,7 +58,7 @@ impl Level {
     }
 }
 
-/// What happened in a time in which a mark was passed.
+/// A change of level, and what happened until then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The level before.
@@ -77,7 +77,7 @@ pub struct Pressure {
     refused: AtomicU64,
 }
 
-/// Those that are woken when there is memory again, each at a number that no other ever had.
+/// The wakers of connections that wait for memory, each under a number (its place) that is never given out again.
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,

@@ -90,7 +90,7 @@ impl Client {
         Client::over(TcpStream::connect(to)?, version)
     }
 
-    /// The same from an address of this machine.
+    /// As [`Client::raw`], from an address of this machine.
     pub fn raw_from(from: IpAddr, to: SocketAddr, version: Version) -> io::Result<Client> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;

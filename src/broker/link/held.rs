@@ -19,7 +19,7 @@ pub(super) struct Held {
     since: Time,
     /// For [`crate::broker::memory::Pressure::wait`].
     place: Option<u64>,
-    /// This one passes nevertheless.
+    /// The held PUBLISH passes although memory is short.
     passes: bool,
     /// When to look whether the client is still there; `None` = it is not: what it has sent passes one by one, up to its end, since it
     /// may have said goodbye.
@@ -89,17 +89,17 @@ impl Link {
         }
     }
 
-    /// Whether it is time to look if the client whose PUBLISH is held is still there.
+    /// Whether a look is due, by [`Link::held_look_at`], at whether the client whose PUBLISH is held is still connected.
     pub(super) fn looks_for_held(&self, now: Time) -> bool {
         self.held_look_at().is_some_and(|at| at <= now)
     }
 
-    /// When to look whether the client whose PUBLISH is held is still there.
+    /// When to look whether the client whose PUBLISH is held is still connected; `None` = no PUBLISH is held, or its client is gone.
     pub(super) fn held_look_at(&self) -> Option<Time> {
         self.held.as_ref().filter(|held| !held.passes)?.look_at
     }
 
-    /// The client whose PUBLISH is held was still there at `now`, or was not.
+    /// Notes whether the client whose PUBLISH is held was still connected at `now`; if it was not, its packets pass one by one.
     pub(super) fn looked_for_held(&mut self, there: bool, now: Time) {
         if let Some(held) = &mut self.held {
             held.look_at = there.then(|| now.plus_ms(LOOK_MS));
