@@ -10,6 +10,10 @@ use std::task::Waker;
 /// Rounds of reading and writing before other connections of this thread get their turn.
 pub const ROUNDS_MAX: usize = 8;
 
+/// Bytes read from one client before other connections of this thread get their turn. However fast a client sends, nobody waits
+/// longer for it than this many bytes of packets take.
+pub const TURN_BYTES_MAX: usize = 64 * 1024;
+
 /// How often in `limits.write_timeout` it is looked whether the client has taken anything.
 const LOOKS: u64 = 8;
 
@@ -31,6 +35,17 @@ pub enum Read {
     Nothing,
     /// Nothing comes any more: the peer has closed its side, or the connection is broken.
     Ended,
+}
+
+/// What a round of reading brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Came {
+    /// Nothing that is a reason to look again.
+    Nothing,
+    /// So many bytes.
+    Bytes(usize),
+    /// The end of the connection.
+    End,
 }
 
 /// The connection is broken: the peer gets nothing more.
@@ -128,9 +143,14 @@ impl Link {
         now: Time,
         cx: &mut Context,
     ) -> Driven {
+        let mut read = 0;
         for _ in 0..ROUNDS_MAX {
             self.poll(waker, now, cx);
             let came = self.take_in(socket, buffer, waker, now, cx);
+            if let Came::Bytes(n) = came {
+                read += n;
+            }
+            let came = came != Came::Nothing;
             cx.scratch.wakes.flush();
             // A link stops producing when much waits for the client; whoever takes it makes room.
             let (full, answers) = (cx.actions.unsent(), cx.actions.answers());
@@ -160,11 +180,14 @@ impl Link {
             if !again && !room && !broke {
                 return Driven::Waits;
             }
+            if read >= TURN_BYTES_MAX {
+                break;
+            }
         }
         Driven::Again
     }
 
-    /// Reads once, if the link takes more; true if there is reason to look again. Silence is judged only once the socket is
+    /// Reads once, if the link takes more. Silence is judged only once the socket is
     /// known to be empty: bytes that wait unread are a sign of life, whyever they do.
     fn take_in(
         &mut self,
@@ -173,9 +196,9 @@ impl Link {
         waker: &Waker,
         now: Time,
         cx: &mut Context,
-    ) -> bool {
+    ) -> Came {
         if self.ended {
-            return false;
+            return Came::Nothing;
         }
         if !self.wants_read(cx) {
             self.unread_since.get_or_insert(now);
@@ -197,7 +220,7 @@ impl Link {
                     self.judge_silence(now, cx);
                 }
             }
-            return false;
+            return Came::Nothing;
         }
         if let Some(since) = self.unread_since.take()
             && let Some(a) = &mut self.arriving
@@ -208,28 +231,28 @@ impl Link {
             Read::Bytes(n) => {
                 self.receive(&buffer[..n], waker, now, cx);
                 self.count_last(n, now, cx);
-                true
+                Came::Bytes(n)
             }
             // After a standstill the timer may know sooner than the socket's readiness what has happened meanwhile.
             Read::Nothing
                 if !self.overdue(now) && (self.silence_due(now) || self.leaves()) && socket.unread() > 0 =>
             {
-                false
+                Came::Nothing
             }
             Read::Nothing => {
                 self.part(now, cx);
                 self.judge_silence(now, cx);
-                false
+                Came::Nothing
             }
             Read::Ended => self.end(),
         }
     }
 
-    /// Nothing more comes from the client. True: what came has to be looked at once more.
-    fn end(&mut self) -> bool {
+    /// Nothing more comes from the client; what came has to be looked at once more.
+    fn end(&mut self) -> Came {
         self.ended = true;
         self.mute();
-        true
+        Came::End
     }
 
     /// Whether the client is to be parted from.

@@ -29,7 +29,7 @@ use arriving::Arriving;
 pub use arriving::{CONNECT_BYTES_MAX, SMALL_PACKET_MAX};
 use connect::{Connecting, Leaving};
 use drive::{Blocked, Leave};
-pub use drive::{Broken, Driven, ROUNDS_MAX, Read, Socket};
+pub use drive::{Broken, Driven, ROUNDS_MAX, Read, Socket, TURN_BYTES_MAX};
 use held::Held;
 use std::collections::VecDeque;
 use std::sync::Arc;
