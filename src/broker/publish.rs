@@ -248,7 +248,7 @@ impl Broker {
         }
         let qos = message.qos().min(t.qos);
         let retain = t.retain_as_published && message.retain();
-        if way.repeated && self.came_later(way, t, message.topic()) {
+        if way.repeated && self.came_later(way, t, message) {
             if let Some(id) = way.id.filter(|_| message.retain()) {
                 self.retained.not_given(message.topic(), id);
             }

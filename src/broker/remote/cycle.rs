@@ -2,6 +2,7 @@
 //! on, time passes, the node restarts.
 
 use super::origin::entry::{Entry, OpenGroup};
+use super::young::OrderKey;
 use super::{Remote, RemoteCache, Ticket};
 use crate::broker::Broker;
 use crate::broker::ports::{
@@ -335,12 +336,14 @@ impl Broker {
     }
 
     /// Whether all subscriptions of a session that match a publish are younger than it. It has had what it is owed, if not less.
-    pub(in crate::broker) fn came_later(&self, way: &Way<'_>, t: &Target, topic_name: &str) -> bool {
+    pub(in crate::broker) fn came_later(&self, way: &Way<'_>, t: &Target, message: &Message) -> bool {
         let (Some(remote), Some(id)) = (&self.remote, way.id) else { return false };
         if remote.young.is_empty() || t.extra.as_ref().is_some_and(|e| e.shared.is_some()) {
             return false;
         }
-        let younger = remote.young.younger(t.handle.no, id, || remote.highest(id.origin));
+        let topic_name = message.topic();
+        let of = (id, OrderKey::of(topic_name, message.qos()));
+        let younger = remote.young.younger(t.handle.no, of, || remote.highest(id.origin));
         let old = |name: &Arc<str>| {
             !younger.contains(name) && !name.starts_with("$share/") && topic::matches(name, topic_name)
         };

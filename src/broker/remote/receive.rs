@@ -191,9 +191,9 @@ impl Inbox for Broker {
         for frame in frames {
             match frame.id.filter(|_| frame.message.qos() > QoS::AtMostOnce) {
                 Some(id) => {
-                    let key = (from.incarnation, id);
+                    let (key, message) = ((from.incarnation, id), frame.message.clone());
                     self.take_frame(remote, frame, key, None, answers, &mut cache, &mut scratch);
-                    remote.young.came(id.origin, id.seq);
+                    remote.young.came(id, &message);
                 }
                 None => {
                     let received = self.receive(remote, &frame, from.incarnation, &mut cache, &mut scratch);
