@@ -2,11 +2,11 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use berth::auth::Anonymous;
-use berth::broker::ports::{Door, NoBans, Recovered, Unrestricted};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports};
 use berth::clock::Time;
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
 use berth::mqtt::{QoS, Version, client};
+use berth::ports::{Door, NoBans, Recovered, Unrestricted};
 use berth::storage::{MemoryJournal, MemoryOptions};
 use berth::telemetry::Metrics;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

@@ -4,12 +4,12 @@
 //! Plain loops and not a statistics harness: each figure is one long run against a real disk.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use berth::broker::ports::{Change, Journal, Lsn, Recipient, Seq, SessionNo, SessionRecord};
 use berth::clock::{Time, monotonic_us};
 use berth::mqtt::message::Parts;
 use berth::mqtt::{Message, QoS};
-use berth::session::SessionUser;
+use berth::ports::{Change, Journal, Lsn, Recipient, Seq, SessionNo, SessionRecord};
 use berth::storage::{RedbJournal, RedbOptions};
+use berth::user::SessionUser;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;

@@ -7,30 +7,32 @@ use super::VERSION;
 use super::desk::Progress;
 use super::fork::{self, ForkError};
 use super::journal::JournalKind;
-use crate::broker::ports::{Change, ClusterTime, Inbox, Index, Journal, MemberId, NodeRecord, Recovered};
-use crate::broker::{Broker, ClusterPorts, ports};
+use super::tokio_tasks::TokioTasks;
+use crate::backoff::Backoff;
+use crate::broker::{Broker, ClusterPorts};
 use crate::clock::{self, Time};
-use crate::cluster::TokioTasks;
-use crate::cluster::certificate::CertificateError;
-use crate::cluster::etcd::client::{Etcd, EtcdOptions, read_password};
-use crate::cluster::etcd::coordinator::{EtcdCoordinator, EtcdStatus, Limits, Registered};
-use crate::cluster::etcd::custody::{self, ForgetError, Forgotten, Linked};
-use crate::cluster::etcd::election::Election;
-use crate::cluster::etcd::error::{EtcdError, StoreError};
-use crate::cluster::etcd::journals::{Answers, Begun, Entry, Positions};
-use crate::cluster::etcd::keys::Keys;
-use crate::cluster::etcd::leader::{Leader, LeaderOptions};
-use crate::cluster::etcd::member::{Membership, Standing};
-use crate::cluster::etcd::records::JournalRecord;
-use crate::cluster::etcd::register::RegisterError;
-use crate::cluster::etcd::restored;
-use crate::cluster::etcd::snapshot::SnapshotError;
-use crate::cluster::etcd::tls::{EtcdTls, Pem};
-use crate::cluster::older::Known;
-use crate::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile, Probe};
 use crate::config::{Advertised, Config};
+use crate::etcd::client::{Etcd, EtcdOptions, read_password};
+use crate::etcd::coordinator::{EtcdCoordinator, EtcdStatus, Limits, Registered};
+use crate::etcd::custody::{self, ForgetError, Forgotten, Linked};
+use crate::etcd::election::Election;
+use crate::etcd::error::{EtcdError, StoreError};
+use crate::etcd::journals::{Answers, Begun, Entry, Positions};
+use crate::etcd::keys::Keys;
+use crate::etcd::leader::{Leader, LeaderOptions};
+use crate::etcd::member::{Membership, Standing};
+use crate::etcd::older::Known;
+use crate::etcd::records::JournalRecord;
+use crate::etcd::register::RegisterError;
+use crate::etcd::restored;
+use crate::etcd::snapshot::SnapshotError;
+use crate::etcd::tls::{EtcdTls, Pem};
+use crate::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile, Probe};
+use crate::ports;
+use crate::ports::{Change, ClusterTime, Inbox, Index, Journal, MemberId, NodeRecord, Recovered};
 use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::Metrics;
+use crate::tls::certificate::CertificateError;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -78,7 +80,7 @@ pub enum JoinError {
     Certificate(#[from] CertificateError),
     /// The listener for other nodes.
     #[error(transparent)]
-    Listen(#[from] crate::cluster::peers::BindError),
+    Listen(#[from] crate::peers::BindError),
     /// etcd refuses this node for good.
     #[error(transparent)]
     Etcd(#[from] EtcdError),
@@ -441,12 +443,13 @@ pub(super) struct Waiting<'a> {
     what: &'static str,
     said: Option<Time>,
     progress: &'a Progress,
+    backoff: Backoff,
 }
 
 impl<'a> Waiting<'a> {
     pub(super) fn new(what: &'static str, progress: &'a Progress) -> Waiting<'a> {
         progress.say(what);
-        Waiting { what, said: None, progress }
+        Waiting { what, said: None, progress, backoff: Backoff::steady(RETRY) }
     }
 
     pub(super) async fn pause(&mut self, error: &str) {
@@ -456,7 +459,7 @@ impl<'a> Waiting<'a> {
             tracing::warn!(error, "{} is tried again until it succeeds", self.what);
             self.said = Some(now);
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(self.backoff.pause()).await;
     }
 }
 

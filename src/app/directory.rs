@@ -3,9 +3,9 @@
 use super::Node;
 use super::cluster::Member;
 use crate::auth::Directory;
-use crate::broker::ports::DirectoryKey;
 use crate::clock;
-use crate::cluster::etcd::directory::{self as store, Stored};
+use crate::etcd::directory::{self as store, Stored};
+use crate::ports::DirectoryKey;
 use crate::server::http::ApiError;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Finds and opens the journal that the configuration asks for.
 
 use super::RunError;
-use crate::broker::ports::{Journal, Recovered, Stamped};
 use crate::config::{Config, StorageType};
+use crate::ports::{Journal, Recovered, Stamped};
 use crate::storage::{FoundJournal, MemoryJournal, MemoryOptions, Observer, RedbJournal, RedbOptions};
 use crate::telemetry::Metrics;
 use std::sync::Arc;

@@ -7,7 +7,8 @@ use crate::broker::remote::RemoteLimits;
 use crate::broker::retained::RetainedLimits;
 use crate::config::{self, ClientIdTheft, Config, Listener};
 use crate::mqtt::QoS;
-use crate::session::{self, QueuePolicy};
+use crate::queue_policy::QueuePolicy;
+use crate::session::{self};
 use std::time::Duration;
 
 pub(super) fn of(config: &Config) -> Limits {

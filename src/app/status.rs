@@ -3,9 +3,9 @@
 use super::Node;
 use super::cluster::Member;
 use super::journal::JournalKind;
-use crate::broker::ports::{self, Custody, JournalHealth, LinkState, LinkStatus, MemberId};
 use crate::broker::remote::Remote;
 use crate::clock::{self, Time};
+use crate::ports::{self, Custody, JournalHealth, LinkState, LinkStatus, MemberId};
 use crate::server::http::{
     ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
     NodeStatus, UnreachedBy,

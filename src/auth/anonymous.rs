@@ -1,7 +1,7 @@
 //! Clients without an account: who of them is let in.
 
-use crate::broker::ports::{Account, Authorizer, Credentials, Decision, Door, EnhancedAuth};
 use crate::mqtt::Reason;
+use crate::ports::{Account, Authorizer, Credentials, Decision, Door, EnhancedAuth};
 use std::net::IpAddr;
 use std::sync::Arc;
 

@@ -2,12 +2,12 @@
 //! the cluster's directory. Clients that connect too often ban themselves, on the node where they do.
 
 use super::acl::replace;
-pub use crate::broker::ports::BanKind as Kind;
-use crate::broker::ports::{self, ClusterTime, Identity};
 use crate::clock::Time;
 use crate::config::Network;
+use crate::hashing::HashMap;
 use crate::names::shown;
-use hashbrown::HashMap;
+pub use crate::ports::BanKind as Kind;
+use crate::ports::{self, ClusterTime, Identity};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::io;

@@ -2,8 +2,8 @@
 
 use super::method::{Checked, Method, Refusal, Request};
 use super::password::users::is_foreign_name;
-use crate::broker::ports::{Account, AccountMark, CertificateNames};
 use crate::config::CertificateName;
+use crate::ports::{Account, AccountMark, CertificateNames};
 use crate::telemetry::metrics::AuthDecision;
 use futures_util::future::BoxFuture;
 
@@ -59,8 +59,8 @@ impl Method for Certificates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::ports::Door;
     use crate::mqtt::Version;
+    use crate::ports::Door;
     use std::sync::Arc;
 
     fn request(certificate: Option<CertificateNames>) -> Request {

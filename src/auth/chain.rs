@@ -8,14 +8,14 @@ use super::password::pool::PoolLimits;
 use super::password::{self, Checker, Passwords};
 use super::scram;
 use super::{Anonymous, certificate};
-use crate::broker::ports::{Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Verdict};
 use crate::config::{AuthMethod, Config, UserStore};
+use crate::hashing::HashMap;
 use crate::mqtt::Reason;
 use crate::names::shown;
+use crate::ports::{Account, Authorizer, Credentials, Decision, Door, EnhancedAuth, Verdict};
 use crate::secret_file::FileError;
 use crate::telemetry::metrics::{AuthDecision, ReloadResult};
 use crate::telemetry::{Metrics, Repeats};
-use hashbrown::HashMap;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::sync::Arc;
 
@@ -113,7 +113,7 @@ impl Accounts {
             // Whoever has accounts wants to know who comes.
             nowhere: !said.unwrap_or(methods.is_empty()),
         };
-        let mut by_listener = HashMap::new();
+        let mut by_listener = HashMap::default();
         for (name, listener) in config.listeners.opened() {
             let own = listener.auth_chain.as_ref().map(|own| {
                 let of = |method: &AuthMethod| methods.iter().find(|(_, m)| m.name() == method.name());

@@ -9,12 +9,12 @@ use super::password::Passwords;
 use super::password::hash::Hash;
 use super::password::scram::ScramKeys;
 use super::password::users::{self, User};
-use crate::broker::ports::{self, DirectoryKey, DirectoryOutcome, DirectoryRecord};
+use crate::hashing::{HashMap, HashSet};
 use crate::names::shown;
+use crate::ports::{self, DirectoryKey, DirectoryOutcome, DirectoryRecord};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ReloadResult;
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::hash::BuildHasher;
@@ -332,7 +332,7 @@ impl Directory {
 
 impl ports::Directory for Directory {
     fn begin_snapshot(&self) {
-        self.state.lock().snapshot = Some(HashSet::new());
+        self.state.lock().snapshot = Some(HashSet::default());
     }
 
     fn apply(&self, key: &DirectoryKey, value: Option<&[u8]>) -> DirectoryOutcome {

@@ -1,7 +1,7 @@
 //! What a method of authentication is: it says yes, no, or that a client is not its own.
 
-use crate::broker::ports::{Account, Credentials, Door};
 use crate::mqtt::{Reason, Version};
+use crate::ports::{Account, Credentials, Door};
 use crate::secret_file::{FileError, WatchedFile};
 use crate::telemetry::metrics::AuthDecision;
 use futures_util::future::BoxFuture;
@@ -109,7 +109,7 @@ pub trait Method: Send + Sync {
         None
     }
 
-    /// Whether an account that this method accepted is still what it was. `version` is of [`crate::broker::ports::AccountMark`].
+    /// Whether an account that this method accepted is still what it was. `version` is of [`crate::ports::AccountMark`].
     fn holds(&self, _account: &Account, _version: u64) -> bool {
         true
     }

@@ -4,8 +4,8 @@
 use super::method::Refusal;
 use super::password::scram::{ScramKeys, hmac_sha256, sha256};
 use super::password::{Passwords, account};
-use crate::broker::ports::{Account, AuthStep, EnhancedAuth};
 use crate::mqtt::Reason;
+use crate::ports::{Account, AuthStep, EnhancedAuth};
 use crate::telemetry::metrics::AuthDecision;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

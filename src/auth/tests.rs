@@ -2,8 +2,8 @@
 
 use super::Accounts;
 use super::jwt::{self, keys};
-use crate::broker::ports::{Account, AccountMark, Authorizer};
 use crate::config::Config;
+use crate::ports::{Account, AccountMark, Authorizer};
 use crate::telemetry::Metrics;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

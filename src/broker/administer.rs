@@ -3,7 +3,6 @@
 use super::Broker;
 use super::handle::Handle;
 use super::inspect::{LISTED_MAX, listed};
-use super::ports::durable;
 use super::publish::{Cache, Origin, Scratch};
 use super::remote::{Kept, Remote};
 use super::sys;
@@ -11,6 +10,7 @@ use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
 use crate::names::shown;
+use crate::ports::durable;
 use crate::session::Failure;
 use crate::telemetry::metrics::SessionState;
 use crate::topic::validate_name;

@@ -7,9 +7,9 @@
 use super::Broker;
 use super::remote::Updated;
 use super::retained::Forbidden;
+use crate::hashing::HashMap;
 use crate::mqtt::Message;
 use crate::names::shown;
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub(super) fn admits(state: &Message) -> Result<(), Forbidden> {
 #[derive(Debug, Default)]
 struct Told {
     next: u64,
-    numbers: HashMap<Arc<str>, u64, foldhash::fast::RandomState>,
+    numbers: HashMap<Arc<str>, u64>,
     topics: BTreeMap<u64, Arc<str>>,
     /// The log has said that more than [`BRIDGE_STATES_MAX`] states were told.
     full: bool,

@@ -4,17 +4,17 @@
 use super::Broker;
 use super::handle::Handle;
 use super::mailbox::Rank;
-use super::ports::{Change, Lsn, Seq, SessionNo, SessionRecord, Stored, WillRecord};
 use super::publish::{Cache, Origin, Scratch};
 use super::remote::Remote;
 use super::remote::sessions::Over;
 use crate::clock::Time;
+use crate::hashing::HashSet;
 use crate::mqtt::{Message, QoS};
 use crate::names::shown;
+use crate::ports::{Change, Lsn, Seq, SessionNo, SessionRecord, Stored, WillRecord};
 use crate::session::{Actions, Delivery, Effect, Extra, Loss, Session, Settings, Will};
 use crate::telemetry::metrics::SessionState;
 use crate::topic::Filter;
-use hashbrown::HashSet;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -217,7 +217,7 @@ impl Broker {
         }
         self.routes_removed(subscriptions.keys(), handle.durable);
         let mut on_disk: VecDeque<Seq> = VecDeque::new();
-        let mut begun: HashSet<Seq> = HashSet::new();
+        let mut begun: HashSet<Seq> = HashSet::default();
         let ended = Loss::SessionEnded;
         for l in session.take_leftovers() {
             match (l.delivery, l.seq) {

@@ -2,15 +2,15 @@
 
 use super::inspect::Attached;
 use super::mailbox::Mailbox;
-use super::ports::{BoxFuture, Epoch, Revision, SessionNo};
 use super::remote::expiry::ToldExpiry;
 use super::rights::Rights;
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::mqtt::packet::SubscribeOptions;
-use crate::session::SessionUser;
+use crate::ports::{BoxFuture, Epoch, Revision, SessionNo};
 use crate::telemetry::Whose;
 use crate::telemetry::losses::Account;
-use hashbrown::HashMap;
+use crate::user::SessionUser;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ pub struct Subscription {
 }
 
 /// The subscriptions of a session by filter, `$share/…` included.
-pub type Subscriptions = HashMap<Arc<str>, Subscription, foldhash::fast::RandomState>;
+pub type Subscriptions = HashMap<Arc<str>, Subscription>;
 
 /// See the module.
 #[derive(Debug)]

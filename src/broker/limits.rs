@@ -5,7 +5,8 @@ use super::Limits;
 use super::mailbox::MailboxLimits;
 use super::remote::RemoteLimits;
 use super::retained::RetainedLimits;
-use crate::session::{self, QueuePolicy};
+use crate::queue_policy::QueuePolicy;
+use crate::session::{self};
 use parking_lot::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 

@@ -1,7 +1,7 @@
 //! The memory watermarks: beyond the first, publishers are not read; beyond the second, nobody new is let in. Whoever measures the memory
 //! tells [`Pressure::measured`]; connections ask, and are woken when they may go on.
 
-use hashbrown::HashMap;
+use crate::hashing::HashMap;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::Waker;

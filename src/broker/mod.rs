@@ -9,7 +9,6 @@ pub mod link;
 pub mod mailbox;
 pub mod memory;
 pub mod operate;
-pub mod ports;
 pub mod publish;
 pub mod remote;
 pub mod retained;
@@ -37,13 +36,15 @@ pub use registry::{Admission, Claim, Claimant};
 pub use sys::Sys;
 pub use totals::publish_cluster;
 
+use crate::ports::{
+    Authorizer, ClusterTime, Coordinator, Directory, Journal, Peers, Permissions, SessionNo, Tasks,
+};
 use crate::session;
 use crate::telemetry::metrics::SessionState;
 use crate::telemetry::{Metrics, Repeats};
 use bridges::Bridges;
 use dormant::Dormant;
 use mailbox::MailboxLimits;
-use ports::{Authorizer, ClusterTime, Coordinator, Directory, Journal, Peers, Permissions, SessionNo, Tasks};
 use receiving::Receiving;
 use registry::Registry;
 use remote::{Remote, RemoteLimits};
@@ -117,7 +118,7 @@ pub struct Ports {
     /// What whoever is let in may do.
     pub permissions: Arc<dyn Permissions>,
     /// Who may not connect.
-    pub bans: Arc<dyn ports::Bans>,
+    pub bans: Arc<dyn crate::ports::Bans>,
     /// The other nodes; `None` = this node is alone.
     pub cluster: Option<ClusterPorts>,
 }
@@ -148,7 +149,7 @@ pub struct Broker {
     pub(crate) journal: Arc<dyn Journal>,
     authorizer: Arc<dyn Authorizer>,
     permissions: Arc<dyn Permissions>,
-    bans: Arc<dyn ports::Bans>,
+    bans: Arc<dyn crate::ports::Bans>,
     /// What this node knows of and does with the others; `None` = it is alone.
     pub(crate) remote: Option<Arc<Remote>>,
     registry: Registry,
@@ -207,7 +208,7 @@ impl Broker {
     }
 
     /// The revision of the cluster that set a topic's retained message; 0 = there is none.
-    pub fn retained_revision(&self, topic: &str) -> ports::Revision {
+    pub fn retained_revision(&self, topic: &str) -> crate::ports::Revision {
         self.retained.revision_of(topic)
     }
 
@@ -221,7 +222,7 @@ impl Broker {
     /// # Errors
     /// Why not, and what to do.
     pub fn may_serve(&self) -> Result<(), String> {
-        if let ports::JournalHealth::Failing(why) = self.journal.health() {
+        if let crate::ports::JournalHealth::Failing(why) = self.journal.health() {
             return Err(why);
         }
         self.remote.as_ref().map_or(Ok(()), |r| r.may_serve())

@@ -5,11 +5,11 @@ use super::Broker;
 use super::inspect::{
     Judged, LISTED_MAX, Losing, Question, SessionDetails, SessionPage, SessionQuery, Unanswered, listed,
 };
-use super::ports::{BoxFuture, MemberId, Request, Response};
 use super::remote::Remote;
 use super::totals::{Figures, Totals};
 use crate::clock::Time;
 use crate::names::shown;
+use crate::ports::{BoxFuture, MemberId, Request, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

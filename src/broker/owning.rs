@@ -4,9 +4,10 @@
 use super::Broker;
 use super::handle::Handle;
 use super::mailbox::Wakes;
-use super::ports::Account;
 use crate::names::shown;
-use crate::session::{CloseCause, SessionUser};
+use crate::ports::Account;
+use crate::session::CloseCause;
+use crate::user::SessionUser;
 
 impl Broker {
     /// Whether a client of user `came` may have the session of user `of`; the log names both if not.

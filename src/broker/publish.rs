@@ -4,13 +4,13 @@
 use super::Broker;
 use super::handle::Handle;
 use super::mailbox::{Displaced, Refusal, Turn, Wakes};
-use super::ports::{
-    Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Publisher, Recipient, Revision, Seq, SessionNo,
-    SessionRecord, Unserved,
-};
 use super::remote::{RemoteCache, Ticket};
 use super::router::{self, Target};
 use crate::mqtt::{Message, QoS, Reason};
+use crate::ports::{
+    Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Publisher, Recipient, Revision, Seq, SessionNo,
+    SessionRecord, Unserved,
+};
 use crate::session::{Delivery, Extra, Failure, Loss};
 use smallvec::SmallVec;
 use std::num::NonZeroU64;

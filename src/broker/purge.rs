@@ -3,11 +3,11 @@
 
 use super::Broker;
 use super::handle::Handle;
-use super::ports::Stored;
 use super::publish::Scratch;
 use crate::clock::Time;
+use crate::hashing::HashSet;
+use crate::ports::Stored;
 use crate::session::Loss;
-use hashbrown::HashSet;
 use std::sync::Arc;
 
 /// Messages that are looked at at a time, oldest first.
@@ -35,7 +35,7 @@ impl Broker {
     }
 
     fn purged(&self, handle: &Handle, attachment: u32, looked_at: usize, found: Vec<Stored>, now: Time) {
-        let (mut expired, mut again) = (HashSet::new(), Time(u64::MAX));
+        let (mut expired, mut again) = (HashSet::default(), Time(u64::MAX));
         for s in &found {
             match s.message.expires_at() {
                 Some(at) if at <= now => {

@@ -1,7 +1,7 @@
 //! Quotas of users: how many connections one may have at a time on this node, whatever client identifiers they have.
 
+use crate::hashing::HashMap;
 use crate::telemetry::Repeats;
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::sync::Arc;
 

@@ -6,8 +6,8 @@
 //! and nobody else.
 
 use super::Broker;
+use crate::hashing::{HashMap, HashSet};
 use crate::host::host;
-use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ struct Inner {
 impl Inner {
     /// Grants what fits, in order; whoever must be woken is added to `wakers`.
     fn grant(&mut self, max: usize, wakers: &mut Vec<Waker>) {
-        let (mut at, mut waits) = (0, HashSet::new());
+        let (mut at, mut waits) = (0, HashSet::default());
         while let Some(ask) = self.waiting.get(at) {
             let held = self.held.get(&ask.host).copied().unwrap_or(0);
             // For room of its own host, in which nobody overtakes either, while others go on.

@@ -3,13 +3,13 @@
 use super::Broker;
 use super::handle::Handle;
 use super::mailbox::{Found, Mailbox, Place, Wakes};
-use super::ports::Lsn;
 use super::publish::Scratch;
 use crate::clock::Time;
+use crate::hashing::{HashMap, State};
 use crate::mqtt::Reason;
+use crate::ports::Lsn;
 use crate::session::{CloseCause, Session, Settings};
 use crate::telemetry::metrics::SessionState;
-use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -19,21 +19,18 @@ use std::task::Waker;
 
 const SHARDS: usize = 64;
 
-type Shard = Mutex<HashMap<Arc<str>, Arc<Handle>, foldhash::fast::RandomState>>;
+type Shard = Mutex<HashMap<Arc<str>, Arc<Handle>>>;
 
 /// Sessions by client identifier.
 #[derive(Debug)]
 pub(super) struct Registry {
     shards: Vec<Shard>,
-    hasher: foldhash::fast::RandomState,
+    hasher: State,
 }
 
 impl Default for Registry {
     fn default() -> Registry {
-        Registry {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: foldhash::fast::RandomState::default(),
-        }
+        Registry { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: State::default() }
     }
 }
 

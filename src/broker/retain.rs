@@ -4,7 +4,6 @@
 //! What is refused with a reason changes nothing. What is accepted all the same, since nobody could be told (QoS 0, a will), clears
 //! its topic: who subscribes later gets what was published last or nothing, never what that has replaced.
 
-use super::ports::{Change, NoRoom};
 use super::publish::Keeping;
 use super::remote::Updated;
 use super::retained::{Forbidden, Underway};
@@ -12,6 +11,7 @@ use super::sys;
 use super::{Broker, bridges};
 use crate::clock::Time;
 use crate::mqtt::Message;
+use crate::ports::{Change, NoRoom};
 use crate::session::Loss;
 
 impl Broker {

@@ -6,12 +6,12 @@
 
 mod live;
 
-use super::ports::{BoxFuture, ClusterTime, Incarnation, MessageId, Revision};
 use super::remote::level::Waiters;
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::mqtt::Message;
+use crate::ports::{BoxFuture, ClusterTime, Incarnation, MessageId, Revision};
 use crate::topic::{RetainedTrie, matches};
-use hashbrown::HashMap;
 use live::{Live, Update};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;

@@ -2,16 +2,17 @@
 //! as the rules are the same. While nothing is restricted nobody is asked.
 
 use super::handle::Handle;
-use super::ports::{AccessClaims, Account, Ask, Door, Identity};
 use super::publish::Scratch;
 use super::router::{Group, Subscriber};
 use super::{Broker, bridges, sys};
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::mqtt::{Message, QoS};
 use crate::names::shown;
-use crate::session::{Author, Delivery, Loss, SessionUser};
+use crate::ports::{AccessClaims, Account, Ask, Door, Identity};
+use crate::session::{Delivery, Loss};
 use crate::telemetry::metrics::Denied;
-use hashbrown::HashMap;
+use crate::user::{Author, SessionUser};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ struct Inner {
 }
 
 #[derive(Debug)]
-struct Decisions<T>(HashMap<Box<str>, T, foldhash::fast::RandomState>);
+struct Decisions<T>(HashMap<Box<str>, T>);
 
 impl<T> Default for Decisions<T> {
     fn default() -> Decisions<T> {

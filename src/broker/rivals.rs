@@ -1,8 +1,8 @@
 //! Connections that take one session from each other again and again: the log says so with a rate, not at every turn.
 
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::names::shown;
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::sync::Arc;
 

@@ -2,7 +2,6 @@
 
 use super::Broker;
 use super::handle::{Handle, Subscription, Subscriptions};
-use super::ports::{Change, Identity, Lsn, SubscriptionRecord};
 use super::publish::Scratch;
 use super::remote::RouteWait;
 use super::retained::{Found, Retained};
@@ -11,6 +10,7 @@ use super::sys;
 use crate::clock::Time;
 use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
 use crate::mqtt::{Message, QoS, Reason};
+use crate::ports::{Change, Identity, Lsn, SubscriptionRecord};
 use crate::session::{Extra, SubscribeRequest};
 use crate::topic::{Filter, OwnedFilter};
 use smallvec::SmallVec;

@@ -3,6 +3,7 @@
 //! [`decode()`] validates everything the specifications call malformed or a protocol error that one packet alone
 //! can show; what depends on earlier packets is the session's business.
 
+#[cfg(any(test, feature = "testing"))]
 pub mod client;
 pub mod decode;
 pub mod encode;

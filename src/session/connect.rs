@@ -1,15 +1,17 @@
 //! What a CONNECT asks for, and what the server grants (MQTT 5.0 sections 3.1 and 3.2).
 
+use super::Limits;
 use super::actions::{Failure, Token};
 use super::lifecycle::Will;
 use super::limits::ANNOUNCED_PACKET_MAX;
-use super::{Limits, QUEUE_POLICY_PROPERTY, QueuePolicy, SessionUser};
 use crate::clock::Time;
 use crate::mqtt::encode::ConnAck;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::Connect;
 use crate::mqtt::{Message, QoS, Reason, Version};
+use crate::queue_policy::{QUEUE_POLICY_PROPERTY, QueuePolicy};
 use crate::topic::validate_name;
+use crate::user::SessionUser;
 use std::collections::VecDeque;
 use std::sync::Arc;
 

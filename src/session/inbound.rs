@@ -6,12 +6,12 @@ use super::Session;
 use super::actions::{Actions, CloseCause, Effect, FilterRequest, Outcome, SubscribeRequest, Token};
 use super::connect::{Request, expires_at};
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::mqtt::encode::{self, AckKind};
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::{Ack, Disconnect, Publish, Subscribe, SubscribeFilter, Unsubscribe};
 use crate::mqtt::{Message, QoS, Reason, Version};
 use crate::topic::{AliasError, OwnedFilter};
-use hashbrown::HashMap;
 use std::collections::VecDeque;
 
 /// A publish that came over an earlier connection is still under way.

@@ -3,11 +3,12 @@
 use super::actions::{Actions, CloseCause, Effect, Leftover, Loss};
 use super::connect::{Pending, Settings, expires_at};
 use super::inflight::Stage;
-use super::{Author, Conn, Session, limits};
+use super::{Conn, Session, limits};
 use crate::clock::Time;
 use crate::mqtt::Message;
 use crate::mqtt::message::Parts;
 use crate::topic::{InboundAliases, OutboundAliases};
+use crate::user::Author;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 

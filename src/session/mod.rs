@@ -12,10 +12,8 @@ mod lifecycle;
 pub mod limits;
 mod outbound;
 mod packet_ids;
-mod queue_policy;
 #[cfg(test)]
 mod tests;
-mod user;
 
 pub use actions::{
     Actions, CloseCause, Delivery, Effect, Extra, Failure, FilterRequest, Input, Leftover, Loss, Outcome,
@@ -23,8 +21,6 @@ pub use actions::{
 };
 pub use connect::Settings;
 pub use limits::Limits;
-pub use queue_policy::{QUEUE_POLICY_PROPERTY, QueuePolicy};
-pub use user::{Author, SessionUser};
 
 use crate::clock::Time;
 use crate::mqtt::packet::Packet;

@@ -4,6 +4,7 @@ use super::*;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::{Ack, Packet, Publish};
 use crate::mqtt::{Message, QoS};
+use crate::user::SessionUser;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 

@@ -2,8 +2,8 @@
 
 use super::takeovers::{EXPIRY_S, cluster, connected, expected, resume};
 use super::*;
-use crate::broker::ports::{Change, RecoveredSession, SessionRecord};
 use crate::mqtt::{QoS, Reason};
+use crate::ports::{Change, RecoveredSession, SessionRecord};
 
 /// More changes than any step of these tests makes in the journal.
 const CHANGES: usize = 30;

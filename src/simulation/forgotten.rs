@@ -2,8 +2,8 @@
 
 use super::publish_tests::{acked, cluster, connect, start_routes, subscribe};
 use super::*;
-use crate::broker::ports::{Index, IndexEvent};
 use crate::mqtt::QoS;
+use crate::ports::{Index, IndexEvent};
 
 /// How long it may take, milliseconds.
 const SOON_MS: u64 = 1_000;

@@ -6,6 +6,7 @@ mod choices;
 #[cfg(test)]
 mod claims;
 mod client;
+pub mod cluster;
 #[cfg(test)]
 mod cluster_figures;
 #[cfg(test)]
@@ -64,13 +65,13 @@ pub use client::{Got, SimClient};
 pub use wire::Wire;
 
 use crate::auth::Anonymous;
-use crate::broker::ports::{
-    ClusterTime, Coordinator, Journal, Member, MemberId, NoBans, NoDirectory, Recovered, Tasks, Unrestricted,
-};
 use crate::broker::publish::Scratch;
 use crate::broker::{Broker, ClusterPorts, Limits, Ports};
 use crate::clock::Time;
-use crate::cluster::memory::{
+use crate::ports::{
+    ClusterTime, Coordinator, Journal, Member, MemberId, NoBans, NoDirectory, Recovered, Tasks, Unrestricted,
+};
+use crate::simulation::cluster::{
     MemoryCoordinator, MemoryPeers, Network, Registration, SimProcess, SimTasks, Store,
 };
 use crate::storage::{MemoryJournal, MemoryOptions};

@@ -3,9 +3,9 @@
 use super::takeovers::{EXPIRY_S, cluster, connected, resume};
 use super::*;
 use crate::broker::operate::OperateError;
-use crate::broker::ports::{Claim, ClaimOutcome, Expected, Index, IndexEvent, SessionOwner};
 use crate::mqtt::{QoS, client};
-use crate::session::SessionUser;
+use crate::ports::{Claim, ClaimOutcome, Expected, Index, IndexEvent, SessionOwner};
+use crate::user::SessionUser;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Wake};
 

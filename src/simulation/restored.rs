@@ -3,8 +3,8 @@
 
 use super::publish_tests::{acked, cluster, connect, start_routes, subscribe};
 use super::*;
-use crate::cluster::memory::Backup;
 use crate::mqtt::{QoS, Reason};
+use crate::simulation::cluster::Backup;
 use futures_util::FutureExt;
 
 const EXPIRY_S: u32 = 7_200;

@@ -2,11 +2,11 @@
 //! its time has come; so a wake-up that the broker forgets shows as an answer that is missing.
 
 use crate::broker::link::{Broken, Driven, Read, Socket};
-use crate::broker::ports::{BoxFuture, Door, Tasks};
 use crate::broker::{Admission, Broker, Context, Link};
 use crate::clock::Time;
-use crate::cluster::memory::SimProcess;
 use crate::mqtt::frame_len;
+use crate::ports::{BoxFuture, Door, Tasks};
+use crate::simulation::cluster::SimProcess;
 use parking_lot::Mutex;
 use std::future::poll_fn;
 use std::net::SocketAddr;

@@ -4,7 +4,7 @@ use super::record::{
     Body, LogRow, RecordError, begin_node, begin_parked, begin_seen, get_body, get_id, put_body, put_id,
 };
 use super::wire::{Input, put_text, put_varint};
-use crate::broker::ports::{MemberId, MessageId, NodeRecord, ParkedRetain, Revision, SessionNo, Unserved};
+use crate::ports::{MemberId, MessageId, NodeRecord, ParkedRetain, Revision, SessionNo, Unserved};
 use std::sync::Arc;
 
 /// Added to the mark that says whether there is a message, if the revision follows at which the update was accepted. Older releases

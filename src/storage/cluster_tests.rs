@@ -2,7 +2,7 @@
 
 use super::conformance::{Subject, append, both, read, sessions, wait};
 use super::model::{Op, message, recipient, record};
-use crate::broker::ports::{
+use crate::ports::{
     Journal, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Recovered, Seq, SessionNo,
     SessionRecord, StoreKnown, Timeline,
 };

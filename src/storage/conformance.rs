@@ -2,9 +2,7 @@
 
 use super::model::{Do, Model, Op, Raw, World, message, raws, recipient, record};
 use super::{MemoryJournal, MemoryOptions, RedbJournal, RedbOptions};
-use crate::broker::ports::{
-    Change, Journal, JournalHealth, Lsn, OutboundState, Recovered, Seq, SessionNo, Stored,
-};
+use crate::ports::{Change, Journal, JournalHealth, Lsn, OutboundState, Recovered, Seq, SessionNo, Stored};
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};

@@ -4,12 +4,12 @@
 use super::order::order_by_origin;
 use super::random_name;
 use super::wakers::Wakers;
-use crate::broker::ports::{
+use crate::mqtt::Message;
+use crate::ports::{
     Change, DirectoryKey, DirectoryRecord, Journal, JournalHealth, Lsn, MessageId, NoRoom, NodeRecord,
     ORIGIN_DUTY, OutboundState, ParkedRetain, ReadDone, Recipient, Recovered, RecoveredSession, Seq,
     SessionNo, SessionRecord, StoreKnown, Stored, SubscriptionRecord,
 };
-use crate::mqtt::Message;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Where sessions, queues and retained messages are kept: two journals behind [`crate::broker::ports::Journal`].
+//! Where sessions, queues and retained messages are kept: two journals behind [`crate::ports::Journal`].
 //!
 //! [`RedbJournal`] keeps them in a file and survives crashes; [`MemoryJournal`] forgets everything with the process. Nothing
 //! here knows MQTT's rules or decides what to store: it keeps what it is told, in order, and gives it back.

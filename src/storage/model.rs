@@ -1,15 +1,16 @@
 //! What a journal is, said as plainly as possible, and random changes to hold one against it.
 
-use crate::broker::ports::{
-    BanKind, Change, DirectoryKey, DirectoryRecord, MemberId, MessageId, NodeRecord, ORIGIN_DUTY,
-    OutboundState, ParkedRetain, Publisher, Recipient, Recovered, RecoveredSession, Seq, SessionNo,
-    SessionRecord, StoreKnown, Stored, SubscriptionRecord, Unserved, WillRecord,
-};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
 use crate::mqtt::{Message, QoS};
-use crate::session::{Author, QueuePolicy, SessionUser};
+use crate::ports::{
+    BanKind, Change, DirectoryKey, DirectoryRecord, MemberId, MessageId, NodeRecord, ORIGIN_DUTY,
+    OutboundState, ParkedRetain, Publisher, Recipient, Recovered, RecoveredSession, Seq, SessionNo,
+    SessionRecord, StoreKnown, Stored, SubscriptionRecord, Unserved, WillRecord,
+};
+use crate::queue_policy::QueuePolicy;
+use crate::user::{Author, SessionUser};
 use proptest::prelude::*;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};

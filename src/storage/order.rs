@@ -1,6 +1,6 @@
 //! The order in which a session's queue goes on after a start.
 
-use crate::broker::ports::{MessageId, Seq};
+use crate::ports::{MessageId, Seq};
 
 /// Puts messages of one origin, as told by `id_of`, into the order of their IDs, each of them at a place that one of them
 /// had: queues keep the order in which messages came, but an origin's may have come late (they were moved, or sent again).

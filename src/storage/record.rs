@@ -5,10 +5,10 @@ use super::cluster_rows::{self, Parked};
 use super::migrate::Chain;
 use super::session_rows;
 use super::wire::{Input, put_text, put_u64, put_varint};
-use crate::broker::ports::{MessageId, NodeRecord, OutboundState, Publisher, Recipient, Seq, SessionNo};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
+use crate::ports::{MessageId, NodeRecord, OutboundState, Publisher, Recipient, Seq, SessionNo};
 use smallvec::SmallVec;
 use std::sync::Arc;
 

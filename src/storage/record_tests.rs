@@ -3,16 +3,17 @@
 use super::cluster_rows::{put_node, put_parked, put_seen};
 use super::record::*;
 use super::session_rows::*;
-use crate::broker::ports::{
-    MemberId, MessageId, NodeRecord, OutboundState, ParkedRetain, Publisher, Recipient, SessionRecord,
-    SubscriptionRecord, Unserved, WillRecord,
-};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
-use crate::session::{Author, QueuePolicy, SessionUser};
+use crate::ports::{
+    MemberId, MessageId, NodeRecord, OutboundState, ParkedRetain, Publisher, Recipient, SessionRecord,
+    SubscriptionRecord, Unserved, WillRecord,
+};
+use crate::queue_policy::QueuePolicy;
 use crate::storage::model::{message, recipient, record};
+use crate::user::{Author, SessionUser};
 use proptest::prelude::*;
 use std::sync::Arc;
 

@@ -3,10 +3,11 @@
 use super::migrate::Chain;
 use super::record::{RecordError, get_body, put_body};
 use super::wire::{Input, put_text, put_u32, put_u64, put_varint};
-use crate::broker::ports::{SessionNo, SessionRecord, SubscriptionRecord, WillRecord};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
-use crate::session::{Author, QueuePolicy, SessionUser};
+use crate::ports::{SessionNo, SessionRecord, SubscriptionRecord, WillRecord};
+use crate::queue_policy::QueuePolicy;
+use crate::user::{Author, SessionUser};
 use std::sync::Arc;
 
 /// Versions of session records. Version 2 adds the epoch and whether the claim is under way, version 3 the user, version 4 the author of

@@ -1,6 +1,6 @@
 //! Tasks waiting for a position of the journal. Never calls a waker while holding its lock.
 
-use crate::broker::ports::Lsn;
+use crate::ports::Lsn;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;

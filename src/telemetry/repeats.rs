@@ -1,7 +1,7 @@
 //! Events that come again and again: the log says each kind once a while, and how many came since.
 
 use crate::clock::{self, Time};
-use hashbrown::HashMap;
+use crate::hashing::{HashMap, State};
 use parking_lot::Mutex;
 use std::hash::{BuildHasher, Hash};
 
@@ -17,7 +17,7 @@ const OTHERS_MS: u64 = 1_000;
 #[derive(Debug, Default)]
 struct Table {
     /// By the hash of the kind: when it was told, and how many came since.
-    followed: HashMap<u64, (Time, u64), foldhash::fast::RandomState>,
+    followed: HashMap<u64, (Time, u64)>,
     others: (Time, u64),
 }
 
@@ -25,7 +25,7 @@ struct Table {
 #[derive(Debug, Default)]
 pub struct Repeats {
     table: Mutex<Table>,
-    hasher: foldhash::fast::RandomState,
+    hasher: State,
 }
 
 impl Repeats {

@@ -1,5 +1,6 @@
 //! The files of a listener's certificates, and what is wrong with them, in words.
 
+use super::certificate::{self, Invalid};
 use super::server_names::ByName;
 use super::{Current, provider};
 use crate::clock::Time;
@@ -176,22 +177,15 @@ impl Files {
         let file = self.read(cert, "cert_file")?;
         let chain: Vec<CertificateDer<'static>> = file.all("certificate")?;
         for certificate in &chain {
-            let (_, parsed) = X509Certificate::from_der(certificate)
-                .map_err(|e| file.unusable(format!("a certificate in it is not X.509: {e}")))?;
-            let validity = parsed.validity();
-            let now_s = i64::try_from(now.as_millis() / 1000).unwrap_or(i64::MAX);
-            if validity.not_after.timestamp() < now_s {
-                let when = validity.not_after;
-                return Err(
+            certificate::validity(certificate, now).map_err(|invalid| match invalid {
+                Invalid::Unreadable(e) => file.unusable(format!("a certificate in it is not X.509: {e}")),
+                Invalid::Expired(when) => {
                     file.unusable(format!("a certificate in it expired on {when}: replace it by a new one"))
-                );
-            }
-            if validity.not_before.timestamp() > now_s {
-                let from = validity.not_before;
-                return Err(file.unusable(format!(
+                }
+                Invalid::Early(from) => file.unusable(format!(
                     "a certificate in it is valid only from {from} on: check this machine's clock"
-                )));
-            }
+                )),
+            })?;
         }
         let file = self.read(key, "key_file")?;
         // What is wrong with a key is not repeated: messages of parsers may show parts of it.

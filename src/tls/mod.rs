@@ -3,6 +3,7 @@
 //! What a handshake uses is never changed: new files make a new [`Current`], and connections go on with the old one. Only whether a
 //! client's certificate is still good is asked again of each new one.
 
+pub mod certificate;
 mod files;
 mod names;
 mod server_names;

@@ -1,6 +1,6 @@
 //! The names in a client's certificate.
 
-use crate::broker::ports::CertificateNames;
+use crate::ports::CertificateNames;
 use std::fmt::Write;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 
-use foldhash::fast::RandomState;
+use crate::hashing::State;
 
 use super::arena::{Arena, Id};
 use super::table::IdTable;
@@ -49,12 +49,12 @@ pub(super) struct Names {
     long: Arena<Long>,
     table: IdTable,
     bytes: usize,
-    hasher: RandomState,
+    hasher: State,
 }
 
 impl Names {
     pub(super) fn new() -> Self {
-        Self { long: Arena::new(), table: IdTable::default(), bytes: 0, hasher: RandomState::default() }
+        Self { long: Arena::new(), table: IdTable::default(), bytes: 0, hasher: State::default() }
     }
 
     /// How many different long names are in use.

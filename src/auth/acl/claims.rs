@@ -1,8 +1,8 @@
 //! What a client's token says it may do, which comes before all rules.
 
 use super::pattern::covers;
-use crate::broker::ports::{Ask, By, Identity, Ruling};
 use crate::mqtt::QoS;
+use crate::ports::{Ask, By, Identity, Ruling};
 use crate::topic;
 
 /// What the token of `who` says; `None` if there is none, or it does not speak of this.
@@ -19,7 +19,7 @@ pub(super) fn ruling(who: &Identity, ask: &Ask<'_>) -> Option<Ruling> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::ports::{AccessClaims, Account, Door};
+    use crate::ports::{AccessClaims, Account, Door};
     use std::sync::Arc;
 
     #[test]

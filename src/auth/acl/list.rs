@@ -1,10 +1,10 @@
 //! The ordered list of rules: the first one that matches decides.
 
 use super::pattern::Pattern;
-use crate::broker::ports::{Ask, By, Identity, Ruling};
 use crate::config::Network;
+use crate::hashing::{HashMap, HashSet};
 use crate::mqtt::QoS;
-use hashbrown::{HashMap, HashSet};
+use crate::ports::{Ask, By, Identity, Ruling};
 
 /// Rules of one list.
 pub const RULES_MAX: usize = 10_000;

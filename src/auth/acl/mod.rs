@@ -19,11 +19,11 @@ pub use mosquitto::LINES_MAX;
 pub use stored::PlannedRecord;
 pub use yaml::{Fault, RULE_ITEMS_MAX};
 
-use crate::broker::ports::{Ask, By, Identity, Permissions, Proposed, Ruling};
+use crate::hashing::HashMap;
 use crate::mqtt::QoS;
+use crate::ports::{Ask, By, Identity, Permissions, Proposed, Ruling};
 use crate::readings::{Reading, Readings};
 use crate::secret_file::Stamp;
-use hashbrown::HashMap;
 use list::List;
 use mosquitto::Lines;
 use parking_lot::{Mutex, RwLock};
@@ -260,7 +260,7 @@ pub struct Changes {
 impl Changes {
     fn between(before: &RuleSet, after: &RuleSet) -> Changes {
         let (old, new) = (before.shown(), after.shown());
-        let mut balance: HashMap<&str, i64> = HashMap::new();
+        let mut balance: HashMap<&str, i64> = HashMap::default();
         old.iter().for_each(|(_, rule)| *balance.entry(rule).or_default() -= 1);
         new.iter().for_each(|(_, rule)| *balance.entry(rule).or_default() += 1);
         let sum = |sign: i64| balance.values().map(|n| (n * sign).max(0)).sum::<i64>();

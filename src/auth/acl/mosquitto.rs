@@ -4,9 +4,9 @@
 
 use super::pattern::Pattern;
 use super::yaml::Fault;
-use crate::broker::ports::{Ask, By, Identity, Ruling};
+use crate::hashing::HashMap;
 use crate::mqtt::QoS;
-use hashbrown::HashMap;
+use crate::ports::{Ask, By, Identity, Ruling};
 
 /// Lines of one file that are rules.
 pub const LINES_MAX: usize = 100_000;

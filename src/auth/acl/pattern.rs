@@ -1,6 +1,6 @@
 //! A topic filter of a rule, in which `%c` stands for the client identifier and `%u` for the user name.
 
-use crate::broker::ports::Identity;
+use crate::ports::Identity;
 use crate::topic::{self, Filter, TopicError};
 use std::borrow::Cow;
 
@@ -131,7 +131,7 @@ pub(super) fn covers(wide: &str, narrow: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::ports::Door;
+    use crate::ports::Door;
     use std::sync::Arc;
 
     fn identity(client_id: &str, username: Option<&str>) -> Identity {

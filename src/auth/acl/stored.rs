@@ -142,7 +142,7 @@ impl Access {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::ports::Permissions;
+    use crate::ports::Permissions;
 
     fn add(rule: &str, at: Option<usize>) -> Edit {
         Edit::Add { rule: rule.to_owned(), at }

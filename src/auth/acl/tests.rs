@@ -1,5 +1,5 @@
 use super::*;
-use crate::broker::ports::{Account, Door};
+use crate::ports::{Account, Door};
 
 /// `client[@user][+group…][ from address][ by listener]`
 fn identity(text: &str) -> Identity {

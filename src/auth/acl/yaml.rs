@@ -4,8 +4,8 @@ use super::list::{Actions, Effect, RULES_MAX, Rule, Who};
 use super::pattern::Pattern;
 use super::tree::{self, Node, Value};
 use crate::config::Network;
+use crate::hashing::HashSet;
 use crate::mqtt::QoS;
-use hashbrown::HashSet;
 use std::fmt;
 
 /// Topics, names or networks of one rule.

@@ -5,9 +5,9 @@ use crate::auth::acl::Otherwise;
 use crate::auth::bans::Flapping;
 use crate::auth::password::Checker;
 use crate::auth::password::pool::PoolLimits;
-use crate::broker::ports::{BanKind, ClusterTime};
-use crate::broker::ports::{Bans as _, Directory as _, Door, Identity, Permissions};
 use crate::clock::Time;
+use crate::ports::{BanKind, ClusterTime};
+use crate::ports::{Bans as _, Directory as _, Door, Identity, Permissions};
 
 const HASH: &str = "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4";
 

@@ -4,7 +4,7 @@ use super::Checked;
 use crate::auth::method::Request;
 use crate::auth::password::scram::hmac_sha256;
 use crate::clock::Time;
-use hashbrown::HashMap;
+use crate::hashing::HashMap;
 use parking_lot::Mutex;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::collections::VecDeque;
@@ -96,8 +96,8 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::ports::{Account, Door};
     use crate::mqtt::Version;
+    use crate::ports::{Account, Door};
     use zeroize::Zeroizing;
 
     fn request(name: &str, password: &str) -> Request {

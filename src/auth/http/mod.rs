@@ -7,9 +7,9 @@ mod queue;
 
 use super::method::{Checked, Method, Prepared, Refusal, Request};
 use super::password::users::{is_foreign_name, is_name};
-use crate::broker::ports::{AccessClaims, Account, AccountMark};
 use crate::clock::{self, Time};
 use crate::config::AuthHttp;
+use crate::ports::{AccessClaims, Account, AccountMark};
 use crate::readings::Readings;
 use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::metrics::AuthDecision;

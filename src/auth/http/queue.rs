@@ -1,7 +1,7 @@
 //! Clients that wait until the hook has said who they are: a bounded number, of all addresses and of each.
 
+use crate::hashing::HashMap;
 use crate::host::host;
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::net::IpAddr;
 

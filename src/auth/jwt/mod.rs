@@ -4,9 +4,9 @@ pub mod keys;
 pub mod token;
 
 use super::method::{Checked, Method, Prepared, Refusal, Request};
-use crate::broker::ports::{Account, AccountMark};
 use crate::clock;
 use crate::config::{AuthJwt, TokenPlace};
+use crate::ports::{Account, AccountMark};
 use crate::readings::Readings;
 use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::metrics::AuthDecision;

@@ -2,8 +2,8 @@
 
 use super::keys::Key;
 use crate::auth::password::users::{is_foreign_name, is_name};
-use crate::broker::ports::AccessClaims;
 use crate::clock::Time;
+use crate::ports::AccessClaims;
 use crate::topic::Filter;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -6,8 +6,8 @@ pub mod scram;
 pub mod users;
 
 use super::method::{Checked, Method, Prepared, Refusal, Request};
-use crate::broker::ports::{Account, AccountMark};
 use crate::clock;
+use crate::ports::{Account, AccountMark};
 use crate::readings::Readings;
 use crate::secret_file::{FileError, Privacy, WatchedFile};
 use crate::telemetry::Metrics;

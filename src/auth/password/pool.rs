@@ -1,8 +1,8 @@
 //! Threads that check passwords, beside those that serve clients. A bounded number of checks runs at a time, a bounded number waits, and
 //! addresses have their turns one after another: whoever sends many wrong passwords waits behind its own.
 
+use crate::hashing::HashMap;
 use crate::host::host;
-use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::net::IpAddr;

@@ -2,8 +2,8 @@
 
 use super::hash::Hash;
 use super::scram::{ScramKeys, sha256};
+use crate::hashing::HashMap;
 use crate::secret_file::{FileError, WatchedFile};
-use hashbrown::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -135,7 +135,7 @@ impl Users {
     /// The first line that is wrong.
     pub fn parse(text: &[u8], file: &WatchedFile, hasher: &impl BuildHasher) -> Result<Users, FileError> {
         let mut users = Users::default();
-        let mut lines: HashMap<Arc<str>, usize> = HashMap::new();
+        let mut lines: HashMap<Arc<str>, usize> = HashMap::default();
         for (at, bytes) in text.split(|b| *b == b'\n').enumerate() {
             let number = at + 1;
             let wrong = |why: String| file.line(number, why);

@@ -3,8 +3,8 @@
 use super::LISTED_MAX;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
-use crate::broker::ports::{Account, Ask, By, Door, Identity, Permissions, Ruling};
 use crate::broker::rights::published_by_clients;
+use crate::ports::{Account, Ask, By, Door, Identity, Permissions, Ruling};
 use crate::topic::{Filter, TopicError, validate_name};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -3,8 +3,8 @@
 use super::{LISTED_MAX, listed};
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
-use crate::broker::ports::Account;
 use crate::clock::Time;
+use crate::ports::Account;
 use crate::session::Will;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,6 @@
 use super::waiting::{Answer, What};
 use super::{Context, Link, Open, State};
 use crate::broker::ending::delivery;
-use crate::broker::ports::{Change, Lsn, OutboundState};
 use crate::broker::publish::{Origin, Routed, Scratch};
 use crate::broker::remote::Kept;
 use crate::broker::subscribe::Answered;
@@ -12,6 +11,7 @@ use crate::clock::Time;
 use crate::host::host;
 use crate::mqtt::{Message, Reason};
 use crate::names::shown;
+use crate::ports::{Change, Lsn, OutboundState};
 use crate::session::{Actions, CloseCause, Effect, Input, Loss, Outcome, Token};
 use crate::telemetry::metrics::{Denied, ErrorType};
 use smallvec::SmallVec;

@@ -2,12 +2,12 @@
 
 use super::connect::{Connecting, REFUSAL_BYTES, Step, assigned_id};
 use super::{Context, Link, Open, State};
-use crate::broker::ports::{Account, AuthStep, Credentials, EnhancedAuth, Identity};
 use crate::clock::Time;
 use crate::mqtt::encode;
 use crate::mqtt::packet::{Auth, Connect};
 use crate::mqtt::{Reason, Version};
 use crate::names::shown;
+use crate::ports::{Account, AuthStep, Credentials, EnhancedAuth, Identity};
 use crate::session::{CloseCause, Failure, Limits, Settings};
 use std::sync::Arc;
 use std::task::Waker;
@@ -124,7 +124,7 @@ impl Open {
     fn exchange_step(
         &mut self,
         a: &Auth<'_>,
-        authorizer: &dyn crate::broker::ports::Authorizer,
+        authorizer: &dyn crate::ports::Authorizer,
         cx: &mut Context,
     ) -> Result<(), Failure> {
         let method = self.method.clone().unwrap_or_default();

@@ -14,7 +14,6 @@ mod terms;
 mod waiting;
 
 use super::handle::Handle;
-use super::ports::{Door, Identity};
 use super::publish::{Cache, Scratch};
 use super::quotas::UserPlace;
 use super::retained::Found;
@@ -23,6 +22,7 @@ use super::{Admission, Broker};
 use crate::clock::Time;
 use crate::mqtt::decode::{self, DecodeError};
 use crate::mqtt::{Reason, Version};
+use crate::ports::{Door, Identity};
 use crate::session::{self, Actions, CloseCause, Delivery, Session};
 use crate::telemetry::metrics::ErrorType;
 use arriving::Arriving;

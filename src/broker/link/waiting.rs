@@ -1,10 +1,10 @@
 //! Answers that wait for the journal and for other nodes, in the order in which they were asked for.
 
-use crate::broker::ports::{Journal, Lsn};
 use crate::broker::remote::{Kept, Ticket};
 use crate::broker::subscribe::RetainedRequest;
 use crate::clock::Time;
 use crate::mqtt::Reason;
+use crate::ports::{Journal, Lsn};
 use crate::session::Token;
 use smallvec::SmallVec;
 use std::collections::VecDeque;

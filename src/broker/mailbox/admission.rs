@@ -1,8 +1,9 @@
 //! Which publishes a mailbox takes, and when: those that may not overtake others of the same sender wait their turn.
 
 use super::{Displaced, Inner, Mailbox, MailboxLimits, OrderHold, Place, Refusal, Turn, Wakes};
-use crate::broker::ports::{Incarnation, MessageId};
-use crate::session::{Delivery, Loss, QueuePolicy};
+use crate::ports::{Incarnation, MessageId};
+use crate::queue_policy::QueuePolicy;
+use crate::session::{Delivery, Loss};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 

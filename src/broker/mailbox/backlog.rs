@@ -1,7 +1,7 @@
 //! The numbers of journaled messages that wait for room in memory, oldest first, and how large each is.
 
-use super::super::ports::Seq;
-use hashbrown::HashSet;
+use crate::hashing::HashSet;
+use crate::ports::Seq;
 use std::collections::VecDeque;
 
 /// See the module.

@@ -1,7 +1,8 @@
 //! A full queue in which the oldest messages give way to new ones.
 
 use super::{Inner, Mailbox, MailboxLimits, Seq};
-use crate::session::{Delivery, Loss, QueuePolicy};
+use crate::queue_policy::QueuePolicy;
+use crate::session::{Delivery, Loss};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Messages in memory that are looked at for one that the journal does not have.

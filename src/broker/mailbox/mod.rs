@@ -9,12 +9,13 @@ mod displace;
 mod moving;
 mod order;
 
-use super::ports::{Incarnation, MessageId, Revision, Seq};
 use super::remote::Once;
 use crate::clock::Time;
+use crate::hashing::HashSet;
 use crate::mqtt::QoS;
-use crate::session::{CloseCause, Delivery, Loss, QueuePolicy, Session};
-use hashbrown::HashSet;
+use crate::ports::{Incarnation, MessageId, Revision, Seq};
+use crate::queue_policy::QueuePolicy;
+use crate::session::{CloseCause, Delivery, Loss, Session};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU64;

@@ -1,8 +1,8 @@
 //! A mailbox whose session moves to another node, or has come from one.
 
 use super::{Frozen, Mailbox, Place, Wakes};
-use crate::broker::ports::{Revision, Seq};
 use crate::broker::remote::Once;
+use crate::ports::{Revision, Seq};
 use crate::session::{CloseCause, Session};
 use std::cmp::Reverse;
 use std::collections::VecDeque;

@@ -2,8 +2,8 @@
 //! it sent to the old owner before has found its way here.
 
 use super::Refusal;
-use crate::broker::ports::{Incarnation, MessageId, Revision, registered_at};
-use hashbrown::HashSet;
+use crate::hashing::HashSet;
+use crate::ports::{Incarnation, MessageId, Revision, registered_at};
 use parking_lot::Mutex;
 
 /// A publish on its way to a session. What one process sends is taken in the order of its names.
@@ -50,7 +50,7 @@ impl OrderHold {
     pub fn end(&self) {
         let mut inner = self.0.lock();
         inner.over = true;
-        inner.released = HashSet::new();
+        inner.released = HashSet::default();
     }
 
     /// Whether nothing does.

@@ -9,15 +9,16 @@ use super::{Remote, durable};
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::{Mailbox, Place};
-use crate::broker::ports::{
-    BoxFuture, Change, Claim, ClaimOutcome, Epoch, Expected, MemberId, Owner, Request, Response,
-};
 use crate::broker::publish::Scratch;
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use crate::names::shown;
-use crate::session::{Session, SessionUser, Settings};
+use crate::ports::{
+    BoxFuture, Change, Claim, ClaimOutcome, Epoch, Expected, MemberId, Owner, Request, Response,
+};
+use crate::session::{Session, Settings};
 use crate::telemetry::metrics::{ClaimResult, SessionState};
+use crate::user::SessionUser;
 use futures_util::future::{Either, select};
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -6,8 +6,8 @@
 
 use super::Remote;
 use crate::broker::Broker;
-use crate::broker::ports::{BoxFuture, Incarnation, LinkClock, LinkState, PeerClock};
 use crate::clock::Time;
+use crate::ports::{BoxFuture, Incarnation, LinkClock, LinkState, PeerClock};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 

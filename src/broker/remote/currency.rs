@@ -5,8 +5,8 @@
 //! that is alone in its index always is current.
 
 use super::level::Waiters;
-use crate::broker::ports::{BoxFuture, Coordinator};
 use crate::clock::Time;
+use crate::ports::{BoxFuture, Coordinator};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -5,13 +5,13 @@ use super::origin::entry::{Entry, OpenGroup};
 use super::young::OrderKey;
 use super::{Remote, RemoteCache, Ticket};
 use crate::broker::Broker;
-use crate::broker::ports::{
-    Answer, Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recipient, Recovered, Revision, Seq, SessionNo,
-};
 use crate::broker::publish::{Origin, Way};
 use crate::broker::router::{Group, Target};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
+use crate::ports::{
+    Answer, Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recipient, Recovered, Revision, Seq, SessionNo,
+};
 use crate::session::Loss;
 use crate::topic;
 use std::future::poll_fn;

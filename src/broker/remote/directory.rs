@@ -3,7 +3,7 @@
 
 use super::Remote;
 use crate::broker::Broker;
-use crate::broker::ports::{Change, DirectoryOutcome, IndexEvent};
+use crate::ports::{Change, DirectoryOutcome, IndexEvent};
 
 impl Broker {
     /// Hands the records among `events` on.

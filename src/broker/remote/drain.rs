@@ -6,12 +6,12 @@ use super::freeze::Out;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::Wakes;
-use crate::broker::ports::{BoxFuture, Member, Request, Response};
 use crate::broker::publish::Scratch;
+use crate::hashing::HashSet;
 use crate::names::shown;
+use crate::ports::{BoxFuture, Member, Request, Response};
 use crate::telemetry::metrics::HandOver;
 use futures_util::StreamExt;
-use hashbrown::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ impl Broker {
             }
             // Who still waits for a session's owner waits elsewhere.
             remote.sessions.poke();
-            let (mut left, mut asked) = (0, HashSet::new());
+            let (mut left, mut asked) = (0, HashSet::default());
             loop {
                 asked.extend(handles.iter().map(|h| h.no));
                 let gone = futures_util::stream::iter(handles)

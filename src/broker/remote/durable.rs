@@ -1,9 +1,9 @@
 //! What is to be done once the journal is durable up to some point, in order.
 
 use crate::broker::Broker;
-use crate::broker::ports::Lsn;
-pub use crate::broker::ports::durable;
 use crate::broker::remote::Remote;
+use crate::ports::Lsn;
+pub use crate::ports::durable;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;

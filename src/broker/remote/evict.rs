@@ -7,9 +7,9 @@ use super::sessions::Sessions;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::Wakes;
-use crate::broker::ports::{BoxFuture, Epoch, MemberId};
 use crate::broker::publish::Scratch;
 use crate::names::shown;
+use crate::ports::{BoxFuture, Epoch, MemberId};
 use crate::session::{CloseCause, Session};
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use super::Remote;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
 use crate::clock::Time;
-use crate::session::SessionUser;
+use crate::user::SessionUser;
 use parking_lot::Mutex;
 use std::sync::Arc;
 

@@ -11,13 +11,13 @@ use super::sessions::Departed;
 use crate::broker::Broker;
 use crate::broker::handle::{Handle, Subscriptions};
 use crate::broker::mailbox::{Found, Wakes};
-use crate::broker::ports::{
-    BoxFuture, Claim, ClaimOutcome, Epoch, Expected, MemberId, OutboundState, Response, Revision, Seq,
-    SubscriptionRecord,
-};
 use crate::broker::publish::Scratch;
 use crate::clock::Time;
 use crate::names::shown;
+use crate::ports::{
+    BoxFuture, Claim, ClaimOutcome, Epoch, Expected, MemberId, OutboundState, Response, Revision, Seq,
+    SubscriptionRecord,
+};
 use crate::session::{Loss, Session};
 use crate::telemetry::metrics::{MoveResult, SessionState};
 use crate::topic::Filter;

@@ -2,9 +2,9 @@
 //! anywhere, one with a persistent member, to queue it (MQTT 5.0 section 4.8.2).
 
 use super::origin::entry::OpenGroup;
-use crate::broker::ports::Revision;
 use crate::broker::router::Group;
 use crate::broker::{mailbox::Rank, remote::RemoteShare};
+use crate::ports::Revision;
 use std::cmp::Reverse;
 use std::sync::Arc;
 

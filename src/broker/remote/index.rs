@@ -3,8 +3,8 @@
 use super::Remote;
 use super::members::Standing;
 use crate::broker::Broker;
-use crate::broker::ports::{Index, IndexEvent, Revision};
 use crate::clock::Time;
+use crate::ports::{Index, IndexEvent, Revision};
 use parking_lot::Mutex;
 use std::sync::Arc;
 

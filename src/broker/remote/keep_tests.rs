@@ -2,7 +2,7 @@
 
 use super::testing::{FakeStore, Manual};
 use super::*;
-use crate::broker::ports::{
+use crate::ports::{
     ClusterTime, Frame, LinkStatus, Member, MessageId, NoDirectory, PeerError, Peers, Report, Request,
     Response,
 };

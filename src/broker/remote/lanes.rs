@@ -2,8 +2,8 @@
 //! other, in the order in which they came.
 
 use super::Once;
-use crate::broker::ports::BoxFuture;
-use hashbrown::HashMap;
+use crate::hashing::HashMap;
+use crate::ports::BoxFuture;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;

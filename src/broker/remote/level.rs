@@ -1,6 +1,6 @@
 //! What the parts of a node wait with: flags, bells, and numbers that grow.
 
-use crate::broker::ports::BoxFuture;
+use crate::ports::BoxFuture;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;

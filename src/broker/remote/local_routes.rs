@@ -6,11 +6,11 @@
 
 use super::level::Bell;
 use crate::broker::handle::Handle;
-use crate::broker::ports::{BoxFuture, Coordinator, Revision, RouteChange, Tasks};
+use crate::hashing::HashMap;
+use crate::ports::{BoxFuture, Coordinator, Revision, RouteChange, Tasks};
 use crate::topic::Filter;
 use futures_util::FutureExt;
 use futures_util::future::{Either, Shared, join_all, select};
-use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
@@ -51,7 +51,7 @@ impl Local {
 #[derive(Debug, Default)]
 struct Table {
     started: bool,
-    routes: HashMap<Arc<str>, Local, foldhash::fast::RandomState>,
+    routes: HashMap<Arc<str>, Local>,
     /// Filters to be looked at when the lazy changes are due.
     lazy: Vec<Arc<str>>,
     /// The last write of lazy changes.

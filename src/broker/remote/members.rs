@@ -1,10 +1,8 @@
 //! Which processes make up the cluster: who is registered, who is linked, who speaks for whom, and what each has reported.
 
-use crate::broker::ports::{
-    Custody, Incarnation, Member, MemberId, MessageId, Report, RetainedProgress, Revision,
-};
 use crate::clock::Time;
-use hashbrown::{HashMap, HashSet};
+use crate::hashing::{HashMap, HashSet};
+use crate::ports::{Custody, Incarnation, Member, MemberId, MessageId, Report, RetainedProgress, Revision};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -53,11 +53,11 @@ pub use retained::Updated;
 pub use routes_index::{RemoteCache, RemoteGroup, RemoteMatches, RemoteNode, RemoteShare};
 pub use ticket::{Kept, Ticket};
 
-use super::ports::{BoxFuture, MemberId, Revision};
 use super::retained::Retained;
 use super::totals::LastTotals;
 use super::{Broker, ClusterPorts};
 use crate::clock::Time;
+use crate::ports::{BoxFuture, MemberId, Revision};
 use crate::telemetry::Metrics;
 use currency::{Currency, Evidence};
 use cycle::Recorded;

@@ -1,6 +1,6 @@
 //! A value that is said once and heard by everyone who waits for it.
 
-use crate::broker::ports::BoxFuture;
+use crate::ports::BoxFuture;
 use parking_lot::Mutex;
 use std::future::poll_fn;
 use std::sync::Arc;

@@ -3,14 +3,15 @@
 //! nodes' clocks being different: a message has the time that it has left, a session its age. Version 5 adds whose the session is,
 //! version 6 who has left its will. Who reads nothing newer gets an older version.
 
-use crate::broker::ports::{
-    MessageId, OutboundState, Recipient, Seq, SessionRecord, Stored, SubscriptionRecord, WillRecord,
-};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
-use crate::session::{Author, QueuePolicy, SessionUser};
+use crate::ports::{
+    MessageId, OutboundState, Recipient, Seq, SessionRecord, Stored, SubscriptionRecord, WillRecord,
+};
+use crate::queue_policy::QueuePolicy;
+use crate::user::{Author, SessionUser};
 use bytes::{Buf, BufMut, BytesMut};
 use smallvec::SmallVec;
 use std::sync::Arc;

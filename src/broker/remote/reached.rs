@@ -3,8 +3,8 @@
 
 use super::Remote;
 use crate::broker::Broker;
-use crate::broker::ports::{LinkState, LinkStatus};
 use crate::clock::Time;
+use crate::ports::{LinkState, LinkStatus};
 use std::sync::{Arc, Weak};
 
 /// Between two looks, milliseconds.
@@ -122,7 +122,7 @@ pub(super) async fn watch(broker: Weak<Broker>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::ports::LinkClock;
+    use crate::ports::LinkClock;
 
     fn unreached(by: &[&str], others: usize) -> Unreached {
         let by = by.iter().map(|n| (Arc::from(*n), "no".to_owned())).collect();

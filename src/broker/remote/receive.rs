@@ -3,14 +3,14 @@
 use super::Remote;
 use super::groups::{self, Fit};
 use crate::broker::Broker;
-use crate::broker::ports::{
-    Answer, Answers, BoxFuture, Frame, GroupTry, Inbox, Incarnation, Lsn, MemberId, MessageId, Report,
-    Request, Response, Revision, SaidClock,
-};
 use crate::broker::publish::{Cache, Leaving, Scratch, Way};
 use crate::broker::remote::durable::durable;
 use crate::broker::router::Matches;
 use crate::mqtt::QoS;
+use crate::ports::{
+    Answer, Answers, BoxFuture, Frame, GroupTry, Inbox, Incarnation, Lsn, MemberId, MessageId, Report,
+    Request, Response, Revision, SaidClock,
+};
 use crate::session::Loss;
 use std::sync::Arc;
 

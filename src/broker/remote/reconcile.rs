@@ -5,12 +5,12 @@ use super::Remote;
 use super::evict::Learned;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
-use crate::broker::ports::{BoxFuture, Epoch, SessionNo, SessionOwner};
 use crate::broker::publish::Scratch;
+use crate::hashing::HashMap;
+use crate::ports::{BoxFuture, Epoch, SessionNo, SessionOwner};
 use crate::session::Session;
 use crate::telemetry::metrics::SessionState;
 use futures_util::StreamExt;
-use hashbrown::HashMap;
 use std::sync::Arc;
 
 /// Records of earlier processes without state that are removed at a time.
@@ -234,7 +234,7 @@ impl Remote {
             let epoch = if exact { u64::MAX } else { c.handle.epoch() };
             (exact || !c.pending).then_some((epoch, c.handle.no))
         };
-        let mut best: HashMap<&str, (u64, SessionNo)> = HashMap::new();
+        let mut best: HashMap<&str, (u64, SessionNo)> = HashMap::default();
         for c in candidates {
             let e = best.entry(&c.handle.client_id).or_default();
             *e = rank(c).map_or(*e, |rank| rank.max(*e));

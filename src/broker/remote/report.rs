@@ -3,7 +3,7 @@
 use super::Remote;
 use super::level::Bell;
 use crate::broker::Broker;
-use crate::broker::ports::{BoxFuture, MemberId, Report, Request, Response, Revision};
+use crate::ports::{BoxFuture, MemberId, Report, Request, Response, Revision};
 use futures_util::future::{Either, select};
 use std::sync::{Arc, Weak};
 
@@ -157,12 +157,10 @@ impl Remote {
 mod tests {
     use super::*;
     use crate::broker::ClusterPorts;
-    use crate::broker::ports::{
-        ClusterTime, Frame, LinkStatus, Member, MessageId, NoDirectory, PeerError, Peers,
-    };
     use crate::broker::remote::RemoteLimits;
     use crate::broker::remote::testing::{FakeStore, Manual};
     use crate::clock::Time;
+    use crate::ports::{ClusterTime, Frame, LinkStatus, Member, MessageId, NoDirectory, PeerError, Peers};
     use crate::telemetry::Metrics;
     use futures_util::FutureExt;
     use parking_lot::Mutex;

@@ -2,7 +2,7 @@
 
 use super::evict::Learned;
 use crate::broker::Broker;
-use crate::broker::ports::{BoxFuture, MemberId, Owner, Request, Response, Unavailable};
+use crate::ports::{BoxFuture, MemberId, Owner, Request, Response, Unavailable};
 
 impl Broker {
     /// Carries out what another node asks for.

@@ -4,12 +4,12 @@
 use super::Remote;
 use super::local_routes::RouteWait;
 use crate::broker::Broker;
-use crate::broker::ports::Revision;
 use crate::broker::publish::Scratch;
 use crate::broker::subscribe::RetainedRequest;
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
+use crate::ports::Revision;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 

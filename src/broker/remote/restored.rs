@@ -4,12 +4,10 @@
 use super::Remote;
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
-use crate::broker::ports::{
-    Claim, ClaimOutcome, Epoch, Expected, Owner, Revision, SessionOwner, generation_of,
-};
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::names::shown;
-use hashbrown::HashMap;
+use crate::ports::{Claim, ClaimOutcome, Epoch, Expected, Owner, Revision, SessionOwner, generation_of};
 use std::sync::Arc;
 
 /// Sessions claimed anew at a time.

@@ -7,16 +7,16 @@
 use super::durable::durable;
 use super::{Kept, Remote, Ticket};
 use crate::broker::Broker;
-use crate::broker::ports::{
-    BoxFuture, Change, Incarnation, Journal, Lsn, MessageId, ParkedRetain, Retain, RetainOutcome,
-    RetainedProgress, Revision, TooLarge,
-};
 use crate::broker::publish::Keeping;
 use crate::broker::retained::{Forbidden, NOT_RETAINED, Underway};
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::mqtt::{Message, Reason};
+use crate::ports::{
+    BoxFuture, Change, Incarnation, Journal, Lsn, MessageId, ParkedRetain, Retain, RetainOutcome,
+    RetainedProgress, Revision, TooLarge,
+};
 use futures_util::future::{Either, select};
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -2,11 +2,11 @@
 //! is one, with a few bytes a route: incarnations are numbers here.
 
 use super::members::Standing;
-use crate::broker::ports::{MemberId, Route};
 use crate::broker::router::head;
+use crate::hashing::{HashMap, State};
 use crate::names::shown;
+use crate::ports::{MemberId, Route};
 use crate::topic::{Filter, Trie};
-use hashbrown::HashMap;
 use parking_lot::RwLock;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -279,7 +279,7 @@ impl Owners {
 #[derive(Debug)]
 pub struct RoutesIndex {
     shards: Vec<Shard>,
-    hasher: foldhash::fast::RandomState,
+    hasher: State,
     owners: RwLock<Owners>,
     /// Changes when anybody's standing does.
     standings: AtomicU64,
@@ -291,7 +291,7 @@ impl Default for RoutesIndex {
         let shard = || Shard { trie: RwLock::new(Trie::new()), generation: AtomicU64::new(0) };
         RoutesIndex {
             shards: (0..=SHARDS).map(|_| shard()).collect(),
-            hasher: foldhash::fast::RandomState::default(),
+            hasher: State::default(),
             owners: RwLock::default(),
             standings: AtomicU64::new(0),
             snapshot: AtomicU64::new(0),

@@ -3,8 +3,8 @@
 //! An ID is remembered until its origin says that nobody will send it again. What a session has settled before that is in the
 //! journal too, with QoS 2 publishes only: others may come twice after a crash.
 
-use crate::broker::ports::{Incarnation, Lsn, MessageId, Seq, SessionNo};
-use hashbrown::HashMap;
+use crate::hashing::HashMap;
+use crate::ports::{Incarnation, Lsn, MessageId, Seq, SessionNo};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -179,7 +179,7 @@ impl Seen {
     }
 
     /// Publishes that `session` has had with its last owner. Returns those that are not done with: the journal must have
-    /// them ([`crate::broker::ports::Change::Seen`]) before the session is served.
+    /// them ([`crate::ports::Change::Seen`]) before the session is served.
     pub fn add_for(&self, session: SessionNo, ids: &[MessageId]) -> Vec<MessageId> {
         let mut inner = self.inner.lock();
         let mut added = Vec::new();

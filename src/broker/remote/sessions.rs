@@ -9,15 +9,15 @@ use super::{Once, Remote};
 use crate::broker::Broker;
 use crate::broker::handle::{Handle, Subscriptions};
 use crate::broker::mailbox::OrderHold;
-use crate::broker::ports::{
-    BoxFuture, Claim, ClaimOutcome, Epoch, IndexEvent, MemberId, Owner, Revision, SessionNo, SessionOwner,
-};
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::mqtt::Reason;
 use crate::names::shown;
-use crate::session::SessionUser;
+use crate::ports::{
+    BoxFuture, Claim, ClaimOutcome, Epoch, IndexEvent, MemberId, Owner, Revision, SessionNo, SessionOwner,
+};
+use crate::user::SessionUser;
 use futures_util::future::{Either, select};
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -6,13 +6,13 @@ use super::young::Older;
 use super::{Kept, Remote, Ticket};
 use crate::broker::Broker;
 use crate::broker::handle::Handle;
-use crate::broker::ports::{
-    BoxFuture, Change, Coordinator, Incarnation, MemberId, MessageId, RetainedProgress, Revision, SessionNo,
-    SubscriptionRecord,
-};
 use crate::broker::subscribe::RetainedRequest;
 use crate::broker::sys;
 use crate::clock::Time;
+use crate::ports::{
+    BoxFuture, Change, Coordinator, Incarnation, MemberId, MessageId, RetainedProgress, Revision, SessionNo,
+    SubscriptionRecord,
+};
 use crate::telemetry::metrics::SubackWait;
 use futures_util::future::{Either, select};
 use std::sync::Arc;

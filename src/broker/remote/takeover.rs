@@ -10,18 +10,19 @@ use crate::broker::Broker;
 use crate::broker::ending::delivery;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::{Mailbox, OrderHold, Place, Wakes};
-use crate::broker::ports::{
-    Change, Claim, ClaimOutcome, Expected, MemberId, OutboundState, Owner, Recipient, Request, Response,
-    Revision, Seq, SessionNo, SessionRecord, Stored,
-};
 use crate::broker::recover::will_of;
 use crate::broker::subscribe::{Added, subscriber};
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::names::shown;
+use crate::ports::{
+    Change, Claim, ClaimOutcome, Expected, MemberId, OutboundState, Owner, Recipient, Request, Response,
+    Revision, Seq, SessionNo, SessionRecord, Stored,
+};
 use crate::session::Session;
 use crate::telemetry::metrics::{MoveResult, SessionState};
 use crate::topic::Filter;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -274,7 +275,7 @@ impl Broker {
         changes.extend(added.iter().map(|id| Change::Seen { id: *id, sessions: &session }));
         self.journal.append(&changes);
         drop(changes);
-        let (steps, backlog) = (HashMap::new(), VecDeque::new());
+        let (steps, backlog) = (HashMap::default(), VecDeque::new());
         Incoming { head: Head { record, ..head }, since, no, steps, backlog, bytes: 0 }
     }
 

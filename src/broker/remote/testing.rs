@@ -1,12 +1,12 @@
 //! A coordination store and a runtime for unit tests: both do what the test says, when it says so.
 
-use crate::broker::ports::{
+use crate::broker::remote::level::Level;
+use crate::clock::Time;
+use crate::ports::{
     BoxFuture, Claim, ClaimOutcome, Coordinator, Epoch, MemberId, Owner, Retain, RetainOutcome, Revision,
     RouteChange, Tasks, Unavailable,
 };
-use crate::broker::remote::level::Level;
-use crate::clock::Time;
-use crate::session::SessionUser;
+use crate::user::SessionUser;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -1,7 +1,7 @@
 //! A promise of the rest of the cluster: an answer to a client waits for it besides waiting for the journal.
 
-use crate::broker::ports::Lsn;
 use crate::mqtt::Reason;
+use crate::ports::Lsn;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::task::Waker;

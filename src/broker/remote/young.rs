@@ -10,9 +10,9 @@
 //! is promised for each topic and QoS (G3), and no more can be asked for: a publish at QoS 2 leaves its node once it is durable there, behind
 //! newer ones at QoS 1.
 
-use crate::broker::ports::{Incarnation, MessageId, Revision, SessionNo};
+use crate::hashing::HashMap;
 use crate::mqtt::{Message, QoS};
-use hashbrown::HashMap;
+use crate::ports::{Incarnation, MessageId, Revision, SessionNo};
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,10 +1,10 @@
 //! Updates of retained messages that sessions of this node have been given, or are about to be, while the index does not say yet
 //! what became of them.
 
-use crate::broker::ports::{Incarnation, MessageId};
+use crate::hashing::HashMap;
 use crate::mqtt::Message;
+use crate::ports::{Incarnation, MessageId};
 use crate::topic::matches;
-use hashbrown::HashMap;
 use smallvec::SmallVec;
 use std::sync::Arc;
 

@@ -5,11 +5,11 @@
 
 use super::handle::Handle;
 use super::mailbox::Rank;
+use crate::hashing::{HashMap, State};
 use crate::mqtt::QoS;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::session::Extra;
 use crate::topic::{Filter, Trie};
-use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use std::hash::{BuildHasher, Hasher};
@@ -39,7 +39,7 @@ pub struct Subscriber {
 #[derive(Debug)]
 enum Subscribers {
     Few(SmallVec<[Subscriber; 1]>),
-    Many(HashMap<u64, Subscriber, foldhash::fast::RandomState>),
+    Many(HashMap<u64, Subscriber>),
 }
 
 impl Subscribers {
@@ -69,7 +69,7 @@ impl Subscribers {
                 if list.len() < FEW {
                     list.push(s);
                 } else {
-                    let mut map: HashMap<u64, Subscriber, _> = HashMap::default();
+                    let mut map: HashMap<u64, Subscriber> = HashMap::default();
                     map.extend(list.drain(..).map(|o| (o.handle.no, o)));
                     map.insert(s.handle.no, s);
                     *self = Subscribers::Many(map);
@@ -176,7 +176,7 @@ struct Shard {
 #[derive(Debug)]
 pub struct Router {
     shards: Vec<Shard>,
-    hasher: foldhash::fast::RandomState,
+    hasher: State,
 }
 
 /// A session that a topic goes to.
@@ -216,10 +216,7 @@ pub struct Cache {
 impl Default for Router {
     fn default() -> Router {
         let shard = || Shard { trie: RwLock::new(Trie::new()), generation: AtomicU64::new(0) };
-        Router {
-            shards: (0..=SHARDS).map(|_| shard()).collect(),
-            hasher: foldhash::fast::RandomState::default(),
-        }
+        Router { shards: (0..=SHARDS).map(|_| shard()).collect(), hasher: State::default() }
     }
 }
 

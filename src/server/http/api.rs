@@ -5,7 +5,7 @@ use super::audit::{Caller, Order};
 use super::routes::Route;
 use crate::broker::inspect::{LISTED_MAX, RetainedPage, Routes, SessionPage, SessionQuery};
 use crate::broker::operate::{Kicked, Located};
-use crate::broker::ports::BoxFuture;
+use crate::ports::BoxFuture;
 use axum::extract::{Extension, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};

@@ -1,7 +1,7 @@
 //! Changes gathered for one commit: a flat buffer of encoded rows and lists of what to do with them. Knows no database
 //! and no locks; reused from commit to commit, so that gathering allocates nothing once warm.
 
-use crate::broker::ports::{Lsn, Seq, SessionNo};
+use crate::ports::{Lsn, Seq, SessionNo};
 use hashbrown::HashMap;
 use std::ops::Range;
 

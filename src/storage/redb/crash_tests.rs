@@ -2,7 +2,7 @@
 
 use super::testdisk::{Dice, Replay, TestDisk};
 use super::{RedbJournal, RedbOptions};
-use crate::broker::ports::{Journal, Recovered, Seq};
+use crate::ports::{Journal, Recovered, Seq};
 use crate::storage::OpenError;
 use crate::storage::conformance::{append, normal, wait};
 use crate::storage::model::{Do, Op, Raw, World, message, raws, recipient, record};

@@ -3,7 +3,7 @@
 
 use super::recover::ScanError;
 use super::schema::DIRECTORY;
-use crate::broker::ports::{DirectoryKey, DirectoryRecord};
+use crate::ports::{DirectoryKey, DirectoryRecord};
 use crate::storage::record::RecordError;
 use redb::{ReadTransaction, ReadableTable, TableError, WriteTransaction};
 
@@ -57,7 +57,7 @@ pub(super) fn set(txn: &WriteTransaction, name: &str, row: Option<&[u8]>) -> Res
 mod tests {
     use super::super::{FoundJournal, JOURNAL_FILE, RedbOptions};
     use super::*;
-    use crate::broker::ports::{Change, Journal};
+    use crate::ports::{Change, Journal};
     use crate::storage::conformance::wait;
     use redb::Database;
     use std::path::Path;

@@ -4,7 +4,7 @@
 use super::crash_tests::open;
 use super::testdisk::{Faults, TestDisk};
 use super::{JournalStats, RedbJournal, RedbOptions};
-use crate::broker::ports::{Journal, JournalHealth, Lsn, Recovered, Seq};
+use crate::ports::{Journal, JournalHealth, Lsn, Recovered, Seq};
 use crate::storage::conformance::{append, normal, read, wait};
 use crate::storage::model::{Do, Op, World, message, raws, recipient, record};
 use proptest::strategy::{Strategy, ValueTree};

@@ -2,7 +2,7 @@
 
 use super::medium::{FileMedium, Medium};
 use super::{JOURNAL_FILE, RedbJournal, RedbOptions, open};
-use crate::broker::ports::{History, Recovered, Stamped};
+use crate::ports::{History, Recovered, Stamped};
 use crate::storage::OpenError;
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 use super::batch::Batch;
 use super::directory;
 use super::index::{Index, Settlement};
-use crate::broker::ports::{Change, Lsn, Seq, SessionNo};
+use crate::ports::{Change, Lsn, Seq, SessionNo};
 use crate::storage::record::{self, StepRow};
 use crate::storage::{cluster_rows, session_rows};
 use std::collections::VecDeque;

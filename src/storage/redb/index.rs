@@ -1,14 +1,14 @@
 //! Which rows of the log stand for what: found by session and packet identifier, topic or message, so that a change
 //! finds the row that it replaces or ends. Holds no message and no more than what is live.
 
-use crate::broker::ports::{MessageId, Seq, SessionNo};
-use hashbrown::HashMap;
+use crate::hashing::HashMap;
+use crate::ports::{MessageId, Seq, SessionNo};
 
 mod seen;
 
 use seen::Seen;
 
-type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+type Map<K, V> = HashMap<K, V>;
 
 /// Keys of live rows.
 #[derive(Default)]

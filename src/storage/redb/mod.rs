@@ -37,7 +37,7 @@ pub use stats::{Commit, JournalStats, Observer};
 
 use super::error::OpenError;
 use super::wakers::Wakers;
-use crate::broker::ports::{
+use crate::ports::{
     Change, Journal, JournalHealth, Lsn, ReadDone, Recovered, Seq, SessionNo, Stamped, StoreKnown,
 };
 use gather::Gather;
@@ -180,7 +180,7 @@ impl RedbJournal {
         self.shared.stall.age_us() / 1_000_000
     }
 
-    /// How many batches have become durable in the journal's whole life: [`crate::broker::ports::History::position`].
+    /// How many batches have become durable in the journal's whole life: [`crate::ports::History::position`].
     pub fn position(&self) -> u64 {
         self.shared.position.load(Ordering::Acquire)
     }

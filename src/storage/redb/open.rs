@@ -10,8 +10,8 @@ use super::schema::{
     SCHEMA, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
 use super::starts;
-use crate::broker::ports::Stamped;
 use crate::clock;
+use crate::ports::Stamped;
 use crate::storage::error::OpenError;
 use crate::storage::random_name;
 use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, StorageBackend};

@@ -4,7 +4,7 @@
 use super::open::panic_text;
 use super::schema::{LOG, SETTLED};
 use super::shared::Shared;
-use crate::broker::ports::{ReadDone, Seq, SessionNo, Stored};
+use crate::ports::{ReadDone, Seq, SessionNo, Stored};
 use crate::storage::record::{LOG_ROWS, LogRow, RecordError, decode_log};
 use parking_lot::{Condvar, Mutex};
 use redb::{Database, ReadTransaction, ReadableDatabase};

@@ -10,10 +10,10 @@ use super::schema::{
     META_STORE_NAME, META_STORE_REVISION, SESSIONS, SETTLED, SUBSCRIPTIONS,
 };
 use super::starts;
-use crate::broker::ports::{
+use crate::mqtt::{Message, QoS, message::Parts};
+use crate::ports::{
     History, MessageId, ORIGIN_DUTY, Recovered, RecoveredSession, Seq, SessionNo, StoreKnown, Timeline,
 };
-use crate::mqtt::{Message, QoS, message::Parts};
 use crate::storage::record::{self, LOG_ROWS, LogRow, MessageRow, RecordError, StepRow};
 use crate::storage::session_rows;
 use cluster::ClusterRows;

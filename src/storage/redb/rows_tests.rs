@@ -4,7 +4,7 @@ use super::crash_tests::open;
 use super::schema::{LOG, SETTLED};
 use super::testdisk::TestDisk;
 use super::*;
-use crate::broker::ports::OutboundState;
+use crate::ports::OutboundState;
 use crate::storage::conformance::{append, wait};
 use crate::storage::model::{Op, message, recipient, record};
 use redb::{ReadableDatabase, ReadableTableMetadata};

@@ -8,7 +8,7 @@ use super::open;
 use super::reader::ReadQueue;
 use super::stall::Stall;
 use super::stats::Counters;
-use crate::broker::ports::{JournalHealth, Lsn, StoreKnown};
+use crate::ports::{JournalHealth, Lsn, StoreKnown};
 use crate::storage::wakers::Wakers;
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::Database;

@@ -1,7 +1,7 @@
 //! The starts that a journal remembers: see [`History`].
 
 use super::schema::{META, META_POSITION, STARTS};
-use crate::broker::ports::{History, JournalStart, STARTS_KEPT, Stamped};
+use crate::ports::{History, JournalStart, STARTS_KEPT, Stamped};
 use redb::{ReadTransaction, ReadableTable, TableError, WriteTransaction};
 
 /// Reads them; a journal of a release that kept none has had none.
@@ -39,7 +39,7 @@ pub(super) fn note(txn: &WriteTransaction, start: Stamped, position: u64) -> Res
 mod tests {
     use super::super::{FoundJournal, JOURNAL_FILE, RedbOptions};
     use super::*;
-    use crate::broker::ports::{Change, Journal, NodeRecord};
+    use crate::ports::{Change, Journal, NodeRecord};
     use crate::storage::conformance::wait;
     use redb::{Database, ReadableDatabase};
     use std::path::Path;

@@ -2,7 +2,7 @@
 
 use super::crash_tests::open;
 use super::testdisk::{Dice, TestDisk};
-use crate::broker::ports::{Journal, Seq, SessionNo};
+use crate::ports::{Journal, Seq, SessionNo};
 use crate::storage::conformance::{append, read, wait};
 use crate::storage::model::{Op, message, recipient, record};
 use std::collections::BTreeSet;

@@ -10,8 +10,8 @@ use super::schema::{
 };
 use super::shared::Shared;
 use super::stats::Commit;
-use crate::broker::ports::StoreKnown;
 use crate::clock;
+use crate::ports::StoreKnown;
 use redb::{Database, Table};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -14,7 +14,7 @@ pub use kind::Loss;
 
 use super::cells::Counter;
 use crate::clock::Time;
-use hashbrown::HashMap;
+use crate::hashing::HashMap;
 use kind::{KINDS, Level};
 use line::Line;
 use parking_lot::{Mutex, RwLock};

@@ -3,8 +3,8 @@
 use super::authority::Authority;
 use super::etcd::{Etcd as Server, free_port};
 use super::node::{Node, connect, options, register};
-use berth::cluster::etcd::client::{Etcd, EtcdOptions};
-use berth::cluster::etcd::tls::{EtcdTls, Pem};
+use berth::etcd::client::{Etcd, EtcdOptions};
+use berth::etcd::tls::{EtcdTls, Pem};
 use std::time::Duration;
 
 async fn refusal(options: EtcdOptions) -> String {

@@ -1,7 +1,7 @@
 //! Certificates for tests.
 
 use super::etcd::Etcd as Server;
-use berth::cluster::etcd::tls::Pem;
+use berth::etcd::tls::Pem;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 
 /// An authority and what it signs, as files.

@@ -2,11 +2,11 @@
 
 use super::store::{Node, dump, keys, setup};
 use crate::wait::becomes_true;
-use berth::broker::ports::{Claim, ClaimOutcome, Coordinator, Expected, Owner, RouteChange};
-use berth::cluster::etcd::client::kv;
-use berth::cluster::etcd::records::{self, CustodyRecord};
-use berth::cluster::older::mark_of;
-use berth::session::SessionUser;
+use berth::etcd::client::kv;
+use berth::etcd::older::mark_of;
+use berth::etcd::records::{self, CustodyRecord};
+use berth::ports::{Claim, ClaimOutcome, Coordinator, Expected, Owner, RouteChange};
+use berth::user::SessionUser;
 use futures_util::future::join_all;
 
 fn claim(client: &str, expected: Expected, epoch: u64) -> Claim {

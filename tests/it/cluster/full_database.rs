@@ -5,10 +5,10 @@ use super::nodes::BerthCluster;
 use super::store::{Node, runtime};
 use crate::client::{Dial, In};
 use crate::wait;
-use berth::broker::ports::{Claim, ClaimOutcome, Coordinator, Expected};
 use berth::clock;
 use berth::mqtt::{QoS, Reason};
-use berth::session::SessionUser;
+use berth::ports::{Claim, ClaimOutcome, Coordinator, Expected};
+use berth::user::SessionUser;
 
 #[test]
 fn clients_go_on_with_a_full_database_and_everything_is_made_up_for_when_there_is_room() {

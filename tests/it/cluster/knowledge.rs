@@ -2,9 +2,9 @@
 
 use crate::random::Random;
 use berth::broker::Limits;
-use berth::broker::ports::{Coordinator, Index, IndexEvent, MemberId, Revision, Route};
 use berth::broker::remote::{Remote, RemoteCache};
 use berth::mqtt::{QoS, Reason};
+use berth::ports::{Coordinator, Index, IndexEvent, MemberId, Revision, Route};
 use berth::simulation::{Cluster, Got, SimClient};
 use berth::telemetry::metrics::SubackWait;
 use std::collections::BTreeSet;

@@ -4,11 +4,11 @@ use super::etcd::Etcd as Server;
 use super::node::{Node, below, connect, crash, custody_of, member};
 use crate::wait;
 use berth::clock;
-use berth::cluster::etcd::custody::{self, ForgetError};
-use berth::cluster::etcd::election::Election;
-use berth::cluster::etcd::error::StoreError;
-use berth::cluster::etcd::member::Standing;
-use berth::cluster::etcd::register::RegisterError;
+use berth::etcd::custody::{self, ForgetError};
+use berth::etcd::election::Election;
+use berth::etcd::error::StoreError;
+use berth::etcd::member::Standing;
+use berth::etcd::register::RegisterError;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,8 +122,8 @@ async fn many_incarnations_are_adopted() {
     let keys = last.keys.clone();
     let own = custody_of(&last.etcd, &last.me()).await.unwrap().record;
     for incarnation in 1_000_000..1_000_250 {
-        let of = berth::broker::ports::MemberId { node: "a".into(), incarnation };
-        let value = berth::cluster::etcd::records::write(&own);
+        let of = berth::ports::MemberId { node: "a".into(), incarnation };
+        let value = berth::etcd::records::write(&own);
         assert!(last.write(&last.membership.fence(), &keys.custody(&of), &value).await);
     }
     drop(last);
@@ -172,7 +172,7 @@ async fn a_process_whose_place_was_taken_or_given_up_does_not_come_back() {
     // In one step, so that it cannot register again in between.
     let mut record = custody_of(&b.etcd, &a.me()).await.unwrap().record;
     record.given_up = true;
-    let value = berth::cluster::etcd::records::write(&record);
+    let value = berth::etcd::records::write(&record);
     assert!(b.write(&b.membership.fence(), &b.keys.custody(&a.me()), &value).await);
     server.ctl(&["lease", "revoke", &format!("{lease:x}")]);
     let standing = a.stands(|s| matches!(s, Standing::Replaced(_))).await;
@@ -214,7 +214,7 @@ async fn leases_live_through_the_loss_and_the_hanging_of_a_member() {
 fn stand(node: &Node) -> (Election, Arc<Mutex<Vec<String>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = seen.clone();
-    let on_change = move |leader: Option<&berth::broker::ports::MemberId>| {
+    let on_change = move |leader: Option<&berth::ports::MemberId>| {
         log.lock().push(leader.map_or("nobody".to_owned(), |l| l.node.to_string()));
     };
     (Election::start(&node.membership, Box::new(on_change)), seen)

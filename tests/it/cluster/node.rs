@@ -2,16 +2,16 @@
 
 use super::etcd::Etcd as Server;
 use crate::wait;
-use berth::broker::ports::{Member, MemberId, SessionOwner};
-use berth::cluster::etcd::client::{Etcd, EtcdOptions};
-use berth::cluster::etcd::custody::{self, Stored};
-use berth::cluster::etcd::fence::Fence;
-use berth::cluster::etcd::journals::Entry;
-use berth::cluster::etcd::keys::Keys;
-use berth::cluster::etcd::member::{Membership, Standing};
-use berth::cluster::etcd::records::{self, MemberRecord, SessionRecord};
-use berth::cluster::etcd::register::RegisterError;
-use berth::session::SessionUser;
+use berth::etcd::client::{Etcd, EtcdOptions};
+use berth::etcd::custody::{self, Stored};
+use berth::etcd::fence::Fence;
+use berth::etcd::journals::Entry;
+use berth::etcd::keys::Keys;
+use berth::etcd::member::{Membership, Standing};
+use berth::etcd::records::{self, MemberRecord, SessionRecord};
+use berth::etcd::register::RegisterError;
+use berth::ports::{Member, MemberId, SessionOwner};
+use berth::user::SessionUser;
 use etcd_client::{KeyValue, Txn, TxnOp};
 use std::time::Duration;
 

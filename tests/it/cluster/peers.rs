@@ -2,13 +2,13 @@
 
 use super::proxy::Proxy;
 use crate::wait::becomes_true;
-use berth::broker::ports::{
+use berth::mqtt::message::Parts;
+use berth::mqtt::{Message, QoS};
+use berth::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls};
+use berth::ports::{
     Answer, Answers, BoxFuture, Frame, Inbox, LinkState, LinkStatus, Member, MemberId, MessageId, PeerError,
     Peers, Report, Request, Response,
 };
-use berth::cluster::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls};
-use berth::mqtt::message::Parts;
-use berth::mqtt::{Message, QoS};
 use berth::telemetry::Metrics;
 use parking_lot::Mutex;
 use std::collections::HashMap;

@@ -4,8 +4,8 @@ use super::peers::{Got, Node, frame, pair, quick};
 use super::proxy::Proxy;
 use crate::random::Random;
 use crate::wait::{becomes_true, chaos};
-use berth::broker::ports::{LinkState, MemberId, Peers, Request};
-use berth::cluster::peers::PeerOptions;
+use berth::peers::PeerOptions;
+use berth::ports::{LinkState, MemberId, Peers, Request};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -156,7 +156,7 @@ async fn a_process_that_is_superseded_later_is_refused_from_then_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_in_use_is_an_error_that_names_the_key() {
     let a = Node::start("a", 1, quick()).await;
-    let error = berth::cluster::peers::PeerServer::bind(&a.address.to_string()).await.err().unwrap();
+    let error = berth::peers::PeerServer::bind(&a.address.to_string()).await.err().unwrap();
     let text = error.to_string();
     assert!(text.contains("cluster.peer_address") && text.contains(&a.address.to_string()), "{text}");
     let gone = Proxy::start(a.address).await;
@@ -180,7 +180,7 @@ async fn many_requests_at_once_are_told_apart() {
     let mut seen = HashSet::new();
     for ask in asks {
         let reply = ask.await.unwrap().unwrap();
-        let berth::broker::ports::Response::Events(Some((_, after))) = reply else { panic!("{reply:?}") };
+        let berth::ports::Response::Events(Some((_, after))) = reply else { panic!("{reply:?}") };
         assert!(seen.insert(after));
     }
     b.inbox.mute.store(true, std::sync::atomic::Ordering::SeqCst);

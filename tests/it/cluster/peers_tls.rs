@@ -3,8 +3,8 @@
 use super::peers::{Node, quick};
 use crate::broker::{Setup, free_address};
 use crate::wait::becomes_true;
-use berth::broker::ports::LinkState;
-use berth::cluster::peers::{PeerServer, PeerTls, PemFile};
+use berth::peers::{PeerServer, PeerTls, PemFile};
+use berth::ports::LinkState;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     date_time_ymd,
@@ -139,13 +139,13 @@ async fn files_that_are_no_pem_are_named() {
     tls.key.pem = b"nonsense".to_vec();
     let peer = node("b", 2, None).await;
     let server = PeerServer::bind("127.0.0.1:0").await.unwrap();
-    let identity = berth::cluster::peers::PeerIdentity {
+    let identity = berth::peers::PeerIdentity {
         cluster: "test".into(),
-        me: berth::broker::ports::MemberId { node: "a".into(), incarnation: 1 },
+        me: berth::ports::MemberId { node: "a".into(), incarnation: 1 },
         journal: 1,
     };
     let metrics = peer.metrics.clone();
-    let peers = berth::cluster::peers::GrpcPeers::new(quick(), identity, Some(tls), metrics);
+    let peers = berth::peers::GrpcPeers::new(quick(), identity, Some(tls), metrics);
     let error = server.serve(&peers, std::future::pending()).await.unwrap_err().to_string();
     assert!(error.contains("/etc/a/key.pem") && error.contains("cluster.tls"), "{error}");
 }

@@ -2,7 +2,7 @@
 
 use crate::tree::root;
 
-const COMMITTED: &str = "src/cluster/peers/proto/berth.v1.rs";
+const COMMITTED: &str = "src/peers/proto/berth.v1.rs";
 
 #[test]
 fn the_generated_proto_code_is_current() {

@@ -6,11 +6,11 @@ use super::nodes::BerthCluster;
 use crate::client::{Client, Dial, In};
 use crate::operate::ctl;
 use crate::wait;
-use berth::broker::ports::{StoreKnown, generation_of, registered_at};
-use berth::cluster::etcd::journals::Entry;
-use berth::cluster::etcd::member::Membership;
-use berth::cluster::older::Known;
+use berth::etcd::journals::Entry;
+use berth::etcd::member::Membership;
+use berth::etcd::older::Known;
 use berth::mqtt::{QoS, Reason};
+use berth::ports::{StoreKnown, generation_of, registered_at};
 use std::time::Duration;
 
 const QUICK: &[(&str, &str)] =

@@ -2,9 +2,9 @@
 
 use super::store::{Node, setup};
 use crate::wait::{PATIENCE, becomes_true};
-use berth::broker::ports::{Coordinator, MessageId, Retain, RetainOutcome};
 use berth::mqtt::message::Parts;
 use berth::mqtt::{Message, QoS};
+use berth::ports::{Coordinator, MessageId, Retain, RetainOutcome};
 use futures_util::future::join_all;
 
 fn update(node: &Node, topic: &str, payload: Option<&str>, seq: u64, known: u64) -> Retain {

@@ -4,8 +4,8 @@ use super::etcd::{self, Etcd};
 use super::store::{Node, dump, keys, runtime, setup};
 use crate::random::Random;
 use crate::wait::becomes_true;
-use berth::broker::ports::{Coordinator, RouteChange};
-use berth::cluster::etcd::snapshot;
+use berth::etcd::snapshot;
+use berth::ports::{Coordinator, RouteChange};
 use etcd_client::WatchOptions;
 use std::collections::BTreeMap;
 

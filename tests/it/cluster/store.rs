@@ -3,16 +3,16 @@
 
 use super::etcd::Etcd;
 use crate::wait;
-use berth::broker::ports::{ClusterTime, Index, IndexEvent, Member, MemberId, RetainedRecord, Revision};
 use berth::clock::{self, Time};
-use berth::cluster::etcd::batch::FenceNow;
-use berth::cluster::etcd::client::{self, EtcdOptions, kv};
-use berth::cluster::etcd::coordinator::{EtcdCoordinator, Limits, Registered};
-use berth::cluster::etcd::decode::Decoder;
-use berth::cluster::etcd::holders::Holders;
-use berth::cluster::etcd::keys::Keys;
-use berth::cluster::etcd::records::{self, CustodyRecord, MemberRecord};
-use berth::cluster::etcd::{applier::Applier, snapshot};
+use berth::etcd::batch::FenceNow;
+use berth::etcd::client::{self, EtcdOptions, kv};
+use berth::etcd::coordinator::{EtcdCoordinator, Limits, Registered};
+use berth::etcd::decode::Decoder;
+use berth::etcd::holders::Holders;
+use berth::etcd::keys::Keys;
+use berth::etcd::records::{self, CustodyRecord, MemberRecord};
+use berth::etcd::{applier::Applier, snapshot};
+use berth::ports::{ClusterTime, Index, IndexEvent, Member, MemberId, RetainedRecord, Revision};
 use berth::telemetry::Metrics;
 use etcd_client::{Compare, CompareOp, PutOptions};
 use parking_lot::Mutex;

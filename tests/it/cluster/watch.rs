@@ -6,12 +6,12 @@ use super::store::{Node, dump, keys, setup};
 use super::trap::{Trap, Way};
 use crate::random::Random;
 use crate::wait::{self, becomes_true};
-use berth::broker::ports::{Claim, ClusterTime, Coordinator, Expected, MessageId, Retain, RouteChange};
 use berth::clock;
-use berth::cluster::etcd::client::kv;
+use berth::etcd::client::kv;
 use berth::mqtt::message::Parts;
 use berth::mqtt::{Message, QoS};
-use berth::session::SessionUser;
+use berth::ports::{Claim, ClusterTime, Coordinator, Expected, MessageId, Retain, RouteChange};
+use berth::user::SessionUser;
 use futures_util::future::join_all;
 use std::time::Duration;
 
@@ -179,11 +179,11 @@ fn after_a_compaction_during_an_outage_there_is_another_snapshot() {
         let hung = hung.await;
         let live = etcd.endpoint((hung + 1) % 3);
         etcd.stop(hung);
-        let store = berth::cluster::etcd::client::Etcd::new(super::store::options(vec![live])).unwrap();
+        let store = berth::etcd::client::Etcd::new(super::store::options(vec![live])).unwrap();
         let mut last = 0;
         for i in 0..50 {
             let key = &keys().retained(&format!("compacted/{i}"));
-            let value = &berth::cluster::etcd::retained_value::encode(
+            let value = &berth::etcd::retained_value::encode(
                 &message("t", b"x"),
                 MessageId { origin: 1, seq: i },
                 &ClusterTime::own_clock(),

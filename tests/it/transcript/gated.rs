@@ -1,10 +1,10 @@
 //! A journal in memory whose durability can be held back, and that forgets at a crash what was not durable.
 
-use berth::broker::ports::{
+use berth::mqtt::Message;
+use berth::ports::{
     Change, DirectoryKey, Journal, JournalHealth, Lsn, MessageId, NodeRecord, OutboundState, ParkedRetain,
     ReadDone, Recipient, Recovered, Seq, SessionNo, SessionRecord, SubscriptionRecord,
 };
-use berth::mqtt::Message;
 use berth::storage::{MemoryJournal, MemoryOptions};
 use parking_lot::Mutex;
 use std::collections::VecDeque;

@@ -5,13 +5,13 @@
 
 use super::gated::GatedJournal;
 use berth::broker::link::{Broken, Driven, Read, Socket};
-use berth::broker::ports::{
-    Account, Ask, AuthStep, Authorizer, By, Credentials, Decision, Door, EnhancedAuth, Identity, NoBans,
-    Permissions, Recovered, Ruling,
-};
 use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
 use berth::mqtt::{QoS, Reason, Version, frame_len};
+use berth::ports::{
+    Account, Ask, AuthStep, Authorizer, By, Credentials, Decision, Door, EnhancedAuth, Identity, NoBans,
+    Permissions, Recovered, Ruling,
+};
 use berth::telemetry::Metrics;
 use std::net::SocketAddr;
 use std::sync::Arc;

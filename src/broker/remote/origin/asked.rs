@@ -1,6 +1,6 @@
 //! What nodes are asked to do with a publish, and the shared subscriptions that nobody has served yet. Pure.
 
-use crate::broker::ports::{GroupTry, MemberId, Revision, Unserved};
+use crate::ports::{GroupTry, MemberId, Revision, Unserved};
 use smallvec::SmallVec;
 use std::sync::Arc;
 

@@ -3,11 +3,11 @@
 pub use super::asked::{Asked, OpenGroup};
 use super::floors::{Floors, Matched};
 use super::view::View;
-use crate::broker::ports::{Answer, GroupTry, Publisher, Recipient, Revision, Seq, SessionNo};
 use crate::broker::publish;
 use crate::broker::remote::{Kept, Ticket};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS};
+use crate::ports::{Answer, GroupTry, Publisher, Recipient, Revision, Seq, SessionNo};
 use smallvec::SmallVec;
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! For each node: the revisions at which the publishes were matched that it has not answered.
 
-use crate::broker::ports::Revision;
-use hashbrown::HashMap;
+use crate::hashing::HashMap;
+use crate::ports::Revision;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -10,14 +10,14 @@ mod past;
 mod unserved;
 mod view;
 
-use crate::broker::ports::{Answer, BoxFuture, Incarnation, MemberId, MessageId, Revision, SessionNo};
 use crate::broker::remote::{Kept, Once, Ticket};
 use crate::clock::Time;
+use crate::hashing::HashMap;
 use crate::mqtt::{QoS, Reason};
+use crate::ports::{Answer, BoxFuture, Incarnation, MemberId, MessageId, Revision, SessionNo};
 use crate::session::Loss;
 use entry::{Entry, Plan, Sends, Stage};
 use floors::Floors;
-use hashbrown::HashMap;
 use held::{Count, Held};
 use parking_lot::Mutex;
 use smallvec::SmallVec;

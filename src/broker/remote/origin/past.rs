@@ -2,7 +2,7 @@
 
 use super::Origins;
 use super::entry::{Entry, Stage};
-use crate::broker::ports::Revision;
+use crate::ports::Revision;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

@@ -1,8 +1,8 @@
 //! Shared subscriptions that may not have had a QoS 2 publish: what the journal knows of them, and who is waited for.
 
 use super::{Next, Origins};
-use crate::broker::ports::{Lsn, MemberId, MessageId, Recipient, Revision, Seq};
 use crate::mqtt::Message;
+use crate::ports::{Lsn, MemberId, MessageId, Recipient, Revision, Seq};
 use std::sync::Arc;
 
 impl Origins {

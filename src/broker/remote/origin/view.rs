@@ -1,9 +1,9 @@
 //! What is handed out of the table of publishes: one to be matched, and what is to be done next.
 
 use super::entry::{OpenGroup, Sends};
-use crate::broker::ports::{Lsn, MessageId, Revision, Seq, SessionNo};
 use crate::broker::remote::Ticket;
 use crate::mqtt::Message;
+use crate::ports::{Lsn, MessageId, Revision, Seq, SessionNo};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

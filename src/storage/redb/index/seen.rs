@@ -2,7 +2,7 @@
 //! row goes with the publish or with the last of its sessions.
 
 use super::Map;
-use crate::broker::ports::{MessageId, SessionNo};
+use crate::ports::{MessageId, SessionNo};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! What the scan remembers of rows and fields that only a node of a cluster has.
 
-use crate::broker::ports::{MessageId, NodeRecord, ParkedRetain, Recovered, Seq, SessionNo};
+use crate::ports::{MessageId, NodeRecord, ParkedRetain, Recovered, Seq, SessionNo};
 use crate::storage::order::order_by_origin;
 
 /// Found so far.
