@@ -228,7 +228,9 @@ def named(log: list[str]) -> Counter[str]:
             continue
         fields = dict(re.findall(r'(\w+)=("[^"]*"|\S+)', line))
         parts = [fields[name] for name in ("listener", "kind", "reason", "cause", "why") if name in fields]
-        if "peer" not in fields and "client" in fields:
+        # What a client's own doing did not bring about is told of each client: that it takes nothing, for one.
+        alone = fields.get("cause", "Refused").split("(")[0] not in ("Refused", "DisconnectedWithWill")
+        if "client" in fields and (alone or "peer" not in fields):
             parts.append(fields["client"])
         message = re.sub(r"\d+|\w+=(\"[^\"]*\"|\S+)", "", line.split("  ", 1)[-1])
         found[" ".join([*message.split()[-12:], *parts])] += 1

@@ -14,6 +14,7 @@ mod clients;
 mod cluster;
 mod codec;
 mod corpus;
+mod dependencies;
 mod disk_full;
 mod docs;
 mod field;
