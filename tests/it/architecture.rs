@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("queue_policy", ""),
     ("readings", ""),
     ("secret_file", ""),
-    ("user", ""),
+    ("user", "names"),
     ("telemetry", "clock config hashing names"),
     ("mqtt", "clock"),
     ("topic", "hashing mqtt"),
@@ -28,7 +28,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("server", "clock config host names readings secret_file telemetry mqtt topic ports broker tls"),
     (
         "app",
-        "clock config names queue_policy secret_file telemetry mqtt topic session ports broker storage etcd peers auth tls server",
+        "backoff clock config names queue_policy secret_file telemetry mqtt topic session ports broker storage etcd peers auth tls server",
     ),
     ("simulation", "clock user telemetry mqtt topic session ports broker storage peers auth"),
     ("ctl", "clock names secret_file"),
@@ -38,7 +38,7 @@ const MAY_USE: &[(&str, &str)] = &[
 ];
 
 /// Modules that do no I/O.
-const PURE: &[&str] = &["mqtt", "topic", "session", "ports"];
+const PURE: &[&str] = &["mqtt", "topic", "session"];
 
 /// What pure modules have no use for.
 const IMPURE: &[&str] =

@@ -24,6 +24,7 @@ mod heard;
 mod history;
 mod hostile;
 mod hung_disk;
+mod import_graph;
 mod kill;
 mod kill_rumqttc;
 mod listeners;
