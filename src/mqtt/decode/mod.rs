@@ -10,8 +10,10 @@ mod error;
 mod publish;
 mod subscribe;
 
+#[cfg(any(test, feature = "testing"))]
 pub(super) use connect::BRIDGE;
 pub use error::{Answer, DecodeError};
+#[cfg(any(test, feature = "testing"))]
 pub(super) use publish::read as read_publish;
 
 use super::packet::{Ack, Auth, Disconnect, Packet, Version};

@@ -52,10 +52,12 @@ const fn set(ids: &[u8]) -> u64 {
 pub(in crate::mqtt) enum Place {
     Connect,
     Will,
+    #[cfg_attr(not(any(test, feature = "testing")), expect(dead_code, reason = "only a client reads one"))]
     ConnAck,
     /// PUBLISH from a client.
     Publish,
     /// PUBLISH from the server: may have subscription identifiers, several even.
+    #[cfg_attr(not(any(test, feature = "testing")), expect(dead_code, reason = "only a client reads one"))]
     PublishOut,
     /// PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK.
     Ack,
