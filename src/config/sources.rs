@@ -187,6 +187,10 @@ impl Reader {
                 self.listeners.insert(listener.to_owned());
             }
             match &value.kind {
+                // With nothing in it, its name is all that can be wrong.
+                ValueKind::Table(inner) if inner.is_empty() && !is_option(&key) && !is_section(&key) => {
+                    self.unknown(&key, origin(&key));
+                }
                 ValueKind::Table(inner) if !is_option(&key) => self.add(&key, inner, origin),
                 // An empty section, or an option left blank: the default.
                 ValueKind::Nil if is_option(&key) || is_section(&key) => {}
@@ -208,13 +212,17 @@ impl Reader {
             let reason = "this is a section, not an option".to_owned();
             self.problem(key, Some(value), reason, origin);
         } else {
-            let reason = match nearest(&listed(key), options::keys()) {
-                Some(known) => format!("unknown option; did you mean {}?", unlisted(&known, key)),
-                None => "unknown option; `berth config defaults` lists all".to_owned(),
-            };
-            // Without the value: it may be a secret under a name with a slip in it.
-            self.problem(key, None, reason, origin);
+            self.unknown(key, origin);
         }
+    }
+
+    /// Notes a name that no option has. Without its value: it may be a secret under a name with a slip in it.
+    fn unknown(&mut self, key: &str, origin: String) {
+        let reason = match nearest(&listed(key), options::keys()) {
+            Some(known) => format!("unknown option; did you mean {}?", unlisted(&known, key)),
+            None => "unknown option; `berth config defaults` lists all".to_owned(),
+        };
+        self.problem(key, None, reason, origin);
     }
 
     fn problem(&mut self, key: &str, value: Option<String>, reason: String, origin: String) {

@@ -71,6 +71,28 @@ fn yaml_values_of_all_shapes() {
     assert_eq!(config.log.level, "warn,berth::server=debug");
 }
 
+/// A section with a slip in its name, and nothing in it, or nothing but defaults.
+#[test]
+fn an_empty_section_that_there_is_not_is_refused() {
+    for (text, key) in [
+        ("listenrs: {tcp: {}}\n", Some("listenrs.tcp")),
+        ("listenrs: {}\n", Some("listenrs")),
+        ("log: {lines: {}}\n", Some("log.lines")),
+        ("listeners: {tcp: {}}\n", None),
+        ("listeners: {}\nlog: {}\n", None),
+    ] {
+        let (_file, sources) = file(text);
+        let told = Config::load(&sources).map(drop).map_err(|problems| problems.to_string());
+        match key {
+            Some(key) => {
+                let told = told.unwrap_err();
+                assert!(told.contains(&format!("{key}: unknown option")), "{text}: {told}");
+            }
+            None => told.unwrap_or_else(|told| panic!("{text}: {told}")),
+        }
+    }
+}
+
 #[test]
 fn all_problems_are_reported_at_once_with_their_origin() {
     let (file, mut sources) =
