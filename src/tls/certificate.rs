@@ -10,7 +10,7 @@ use x509_parser::time::ASN1Time;
 /// A file of this node cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// It is not what it should be.
+    /// The file is not the certificate or key that its option asks for.
     #[error("{file} ({option}) cannot be used: {what}")]
     Unusable {
         /// The file.
@@ -20,7 +20,7 @@ pub enum CertificateError {
         /// What is wrong with it.
         what: String,
     },
-    /// It has expired.
+    /// The certificate in the file has expired.
     #[error(
         "the certificate in {file} ({option}) expired on {when}: replace it by a new one and restart this node"
     )]

@@ -30,7 +30,8 @@ pub const ORDER_KEYS_MAX: usize = 65_536;
 pub struct OrderKey(u64);
 
 impl OrderKey {
-    /// That of publishes to `topic` at `qos`. Two may share one, so that a message may be taken for one that comes too late.
+    /// The key of publishes to `topic` at `qos`. It is a hash: two topics may share a key, and then a message of one may be
+    /// refused as older than a message of the other.
     pub fn of(topic: &str, qos: QoS) -> OrderKey {
         let mut hasher = DefaultHasher::new();
         (topic, qos as u8).hash(&mut hasher);
@@ -67,7 +68,7 @@ fn find(numbers: &[(Incarnation, u64)], origin: Incarnation) -> Option<u64> {
 struct Came {
     /// The highest number of each origin, topic and QoS.
     highest: HashMap<(Incarnation, OrderKey), u64>,
-    /// The highest number of each origin, when there were too many topics.
+    /// For each origin, the highest number that came before its topics were too many to be remembered one by one.
     floors: SmallVec<[(Incarnation, u64); 2]>,
 }
 
