@@ -296,11 +296,14 @@ def run(args: argparse.Namespace, report: Report) -> None:
     seconds = args.seconds or max(12.0, 30 * args.scale)
     for note in machine():
         report.note(note)
-    report.note("attackers run at nice 10, beside the broker and its other clients at the nice value that this was started with")
+    report.note("attackers run at nice 10 and the broker at the nice value that this was started with, all on the same cores")
     with tempfile.TemporaryDirectory(prefix="doors-") as directory:
         ground = Ground(args, Path(directory))
         try:
             report.note(f"options beside the listeners: {ground.options}")
+            first = all(measured.first for measured in ground.measured)
+            how = "before all others (SCHED_RR), as if on machines of their own" if first else "as any other process: not root"
+            report.note(f"the load and the probe run {how}")
             report.note(f"load: {args.rate} messages/s QoS 1, 20 pairs of clients; a connection every 250 ms; over tcp, tls, ws, wss")
             time.sleep(2)
             quiet = ground.watch(seconds)
