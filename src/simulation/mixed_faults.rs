@@ -7,7 +7,9 @@ use super::group_faults::{NODES, Run, checked};
 use super::roamers::Listener;
 use super::*;
 use crate::broker::remote::RemoteLimits;
+use crate::hashing::State;
 use crate::mqtt::QoS;
+use std::hash::BuildHasher;
 
 /// Faults of a run.
 const FAULTS: u64 = 5;
@@ -48,6 +50,12 @@ struct Mix {
 }
 
 impl Mix {
+    /// What came to each of those who listen.
+    fn got(&self) -> Vec<Vec<String>> {
+        let all = self.run.plain.iter().chain(&self.run.members).chain(&self.run.late);
+        all.map(|l| l.got.clone()).collect()
+    }
+
     fn node(&mut self) -> usize {
         usize::try_from(self.choices.below(NODES as u64)).unwrap()
     }
@@ -104,7 +112,11 @@ impl Mix {
 }
 
 fn mixed(seed: u64, qos: QoS, restless: bool) -> Result<(), String> {
-    struck(seed, qos, restless).run.finish(qos)
+    let mut mix = struck(seed, qos, restless);
+    let outcome = mix.run.finish(qos);
+    let history = State::default().hash_one((mix.got(), mix.run.cluster.sim.now()));
+    eprintln!("seed {seed}, {qos:?}, restless {restless}: history {history:016x}");
+    outcome
 }
 
 /// A run with its faults over.
@@ -164,9 +176,7 @@ fn a_seed_replays_every_message() {
         let mut mix = struck(136, QoS::ExactlyOnce, true);
         // At this seed a breach that README's G4 names is near; what came is what matters here.
         let outcome = mix.run.finish(QoS::ExactlyOnce);
-        let all = mix.run.plain.iter().chain(&mix.run.members).chain(&mix.run.late);
-        let got: Vec<Vec<String>> = all.map(|l| l.got.clone()).collect();
-        (outcome, got, mix.run.cluster.sim.now())
+        (outcome, mix.got(), mix.run.cluster.sim.now())
     };
     let (first, second) = (heard(), heard());
     assert!(first.1.iter().all(|got| got.len() > 100), "too little came");
