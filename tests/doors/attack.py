@@ -296,7 +296,7 @@ def run(args: argparse.Namespace, report: Report) -> None:
     seconds = args.seconds or max(12.0, 30 * args.scale)
     for note in machine():
         report.note(note)
-    report.note("attackers run at nice 10 and the broker at the nice value that this was started with, all on the same cores")
+    report.note("attackers have what the broker leaves of the same cores (SCHED_IDLE)")
     with tempfile.TemporaryDirectory(prefix="doors-") as directory:
         ground = Ground(args, Path(directory))
         try:

@@ -1,5 +1,6 @@
-"""Clients that mean harm, one kind for each attack. `attackers.py NAME CONFIG` runs in a process of its own, at the lowest need that
-attacks have (nice 10), for as long as the configuration says, and prints what came of it as a line of JSON.
+"""Clients that mean harm, one kind for each attack. `attackers.py NAME CONFIG` runs in a process of its own, which has what the broker
+leaves of the cores (SCHED_IDLE): attackers have machines of their own, and slow nobody down but by what they send. It goes on for as long as
+the configuration says, and prints what came of it as a line of JSON.
 """
 
 import asyncio
@@ -16,7 +17,6 @@ import client
 import wire
 from flood import flood
 
-NICE = 10
 ADDRESS = "127.0.0.66"
 # 256 MiB, the most that a length of MQTT can say.
 HUGE = b"\xff\xff\xff\x7f"
@@ -215,7 +215,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def main() -> None:
-    os.nice(NICE)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     client.raise_open_files()
     name, config = sys.argv[1], json.loads(sys.argv[2])
     counts: Counter[str] = Counter()
