@@ -2,10 +2,10 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use berth::auth::Anonymous;
-use berth::broker::{Admission, Broker, Context, Limits, Link, Ports};
 use berth::clock::Time;
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
 use berth::mqtt::{QoS, Version, client};
+use berth::node::{Admission, Context, Limits, Link, Node, Ports};
 use berth::ports::{Door, NoBans, Recovered, Unrestricted};
 use berth::storage::{MemoryJournal, MemoryOptions};
 use berth::telemetry::Metrics;
@@ -18,7 +18,7 @@ const NOW: Time = Time(1_700_000_000_000);
 /// Messages that come in one read.
 const BATCH: usize = 50;
 
-fn broker() -> Arc<Broker> {
+fn node() -> Arc<Node> {
     let ports = Ports {
         journal: MemoryJournal::new(MemoryOptions::default()),
         cluster: None,
@@ -26,7 +26,7 @@ fn broker() -> Arc<Broker> {
         permissions: Arc::new(Unrestricted),
         bans: Arc::new(NoBans),
     };
-    Broker::new(Limits::default(), ports, Arc::new(Metrics::new()), Recovered::default(), NOW)
+    Node::new(Limits::default(), ports, Arc::new(Metrics::new()), Recovered::default(), NOW)
 }
 
 fn feed(link: &mut Link, bytes: &[u8], cx: &mut Context) -> usize {
@@ -37,9 +37,8 @@ fn feed(link: &mut Link, bytes: &[u8], cx: &mut Context) -> usize {
     written
 }
 
-fn connected(broker: &Arc<Broker>, id: &str, cx: &mut Context) -> Link {
-    let mut link =
-        Link::new(broker.clone(), Door::tcp("127.0.0.1:1".parse().unwrap()), Admission::Serve, NOW);
+fn connected(node: &Arc<Node>, id: &str, cx: &mut Context) -> Link {
+    let mut link = Link::new(node.clone(), Door::tcp("127.0.0.1:1".parse().unwrap()), Admission::Serve, NOW);
     let mut bytes = Vec::new();
     let connect = client::Connect {
         version: Version::V311,
@@ -77,8 +76,8 @@ fn batch(qos: QoS) -> Vec<u8> {
 fn publish(c: &mut Criterion) {
     let mut group = c.benchmark_group("publish");
     for (subscribers, qos) in [(1, QoS::AtMostOnce), (1, QoS::AtLeastOnce), (500, QoS::AtMostOnce)] {
-        let (broker, mut cx) = (broker(), Context::default());
-        let mut publisher = connected(&broker, "publisher", &mut cx);
+        let (node, mut cx) = (node(), Context::default());
+        let mut publisher = connected(&node, "publisher", &mut cx);
         let options = SubscribeOptions {
             qos,
             no_local: false,
@@ -87,7 +86,7 @@ fn publish(c: &mut Criterion) {
         };
         let mut links: Vec<Link> = (0..subscribers)
             .map(|n| {
-                let mut link = connected(&broker, &format!("s{n}"), &mut cx);
+                let mut link = connected(&node, &format!("s{n}"), &mut cx);
                 let mut bytes = Vec::new();
                 client::subscribe(&mut bytes, Version::V311, 1, &[], &[("bench/+", options)]);
                 assert_eq!(feed(&mut link, &bytes, &mut cx), 5);

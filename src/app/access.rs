@@ -1,14 +1,14 @@
 //! The rules of what clients may do: read at the start, and again whenever their file changes.
 
-use super::Node;
+use super::Process;
 use super::desk::Desk;
 use super::directory;
 use super::tasks::ticker;
 use crate::auth::acl::{Access, AclError, Edit, EditError, Look, Otherwise, Source};
-use crate::broker::inspect::{Judged, Question};
 use crate::config::{Acl, AclDefault};
 use crate::etcd::directory::DIRECTORY_RECORD_BYTES_MAX;
 use crate::names::shown;
+use crate::node::inspect::{Judged, Question};
 use crate::ports::DirectoryKey;
 use crate::server::http::{AclChange, AclEdited, AclOperator, AclPage, Answer, ApiError, ShownRule};
 use crate::telemetry::Metrics;
@@ -122,49 +122,49 @@ impl AclOperator for Desk {
     }
 
     fn acl_judge(&self, question: Question) -> Answer<Judged> {
-        let asked = self.running().and_then(|node| {
+        let asked = self.running().and_then(|process| {
             question
                 .check()
                 .map_err(|e| ApiError::Invalid(format!("\"{}\": {e}", shown(&question.topic))))?;
             if question.qos > 2 {
                 return Err(ApiError::Invalid(format!("qos={}: it must be 0, 1 or 2", question.qos)));
             }
-            Ok(node.broker.judge(question))
+            Ok(process.node.judge(question))
         });
         Box::pin(async move { Ok(asked?.await) })
     }
 
     fn acl_change(&self, change: AclChange) -> Answer<AclEdited> {
-        let node = self.running().cloned();
+        let process = self.running().cloned();
         Box::pin(async move {
-            let node = node?;
-            if *node.access.source() == Source::Directory {
-                return changed_in_directory(&node, change).await;
+            let process = process?;
+            if *process.access.source() == Source::Directory {
+                return changed_in_directory(&process, change).await;
             }
-            let changed = tokio::task::spawn_blocking(move || changed(&node, change)).await;
+            let changed = tokio::task::spawn_blocking(move || changed(&process, change)).await;
             changed.map_err(|e| ApiError::Unavailable(e.to_string()))?
         })
     }
 }
 
 /// Changes the file of rules, unless that has to be confirmed.
-fn changed(node: &Node, change: AclChange) -> Result<AclEdited, ApiError> {
-    if node.member.is_some() {
+fn changed(process: &Process, change: AclChange) -> Result<AclEdited, ApiError> {
+    if process.member.is_some() {
         let why = "each node of a cluster has a file of its own: change acl.file on every node, each takes it as it is saved";
         return Err(ApiError::Conflict(why.to_owned()));
     }
     let (edit, yes) = edit_of(change);
-    let access = &node.access;
+    let access = &process.access;
     let planned = access.plan(&edit)?;
     let next = planned.rules();
     let rules = next.shown().len();
     if planned.turns_to_deny() && !yes {
-        let (losing, losing_total) = node.broker.losing(next, |who| next.may_publish_somewhere(who));
+        let (losing, losing_total) = process.node.losing(next, |who| next.may_publish_somewhere(who));
         return Ok(AclEdited { rules, losing, losing_total, ..AclEdited::default() });
     }
     let look = access.carry_out(&planned)?;
     let kept = matches!(look, Look::Kept(_));
-    told(access, look, &node.metrics);
+    told(access, look, &process.metrics);
     if kept {
         return Err(ApiError::Unavailable(
             "the file was changed and cannot be read again: see the log".to_owned(),
@@ -183,10 +183,10 @@ fn edit_of(change: AclChange) -> (Edit, bool) {
 }
 
 /// Changes the rules of the cluster, unless that has to be confirmed.
-async fn changed_in_directory(node: &Node, change: AclChange) -> Result<AclEdited, ApiError> {
-    let (member, directory) = directory::of(node)?;
+async fn changed_in_directory(process: &Process, change: AclChange) -> Result<AclEdited, ApiError> {
+    let (member, directory) = directory::of(process)?;
     let (edit, yes) = edit_of(change);
-    let access = &node.access;
+    let access = &process.access;
     // A key that is gone does not mean that there were no rules: those that hold are what is changed.
     let plan = |stored: Option<&[u8]>| match (stored, directory.rules()) {
         (None, Some(rules)) => access.plan_stored(Some(&rules), &edit),
@@ -198,7 +198,7 @@ async fn changed_in_directory(node: &Node, change: AclChange) -> Result<AclEdite
         if planned.turns_to_deny() {
             let record = String::from_utf8_lossy(planned.value()).into_owned();
             let rules = planned.rules().shown().len();
-            let (losing, losing_total, unanswered) = node.broker.losing_anywhere(&record).await;
+            let (losing, losing_total, unanswered) = process.node.losing_anywhere(&record).await;
             return Ok(AclEdited { changed: false, rules, losing, losing_total, unanswered });
         }
     }

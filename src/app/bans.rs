@@ -1,6 +1,6 @@
 //! Bans: read at the start, changed by operators (in a cluster for all nodes), and in force for clients that are connected as well.
 
-use super::Node;
+use super::Process;
 use super::cluster::Member;
 use super::desk::Desk;
 use super::directory;
@@ -62,25 +62,25 @@ impl BanOperator for Desk {
     }
 
     fn ban(&self, order: BanOrder) -> Answer<Banned> {
-        let node = self.running().cloned();
+        let process = self.running().cloned();
         Box::pin(async move {
-            let node = node?;
-            if node.member.is_some() {
-                return banned_in_cluster(&node, order).await;
+            let process = process?;
+            if process.member.is_some() {
+                return banned_in_cluster(&process, order).await;
             }
-            let done = tokio::task::spawn_blocking(move || banned(&node, order)).await;
+            let done = tokio::task::spawn_blocking(move || banned(&process, order)).await;
             done.map_err(|e| ApiError::Unavailable(e.to_string()))?
         })
     }
 
     fn unban(&self, order: UnbanOrder) -> Answer<Banned> {
-        let node = self.running().cloned();
+        let process = self.running().cloned();
         Box::pin(async move {
-            let node = node?;
-            if node.member.is_some() {
-                return unbanned_in_cluster(node, order).await;
+            let process = process?;
+            if process.member.is_some() {
+                return unbanned_in_cluster(process, order).await;
             }
-            let done = tokio::task::spawn_blocking(move || unbanned(&node, &order)).await;
+            let done = tokio::task::spawn_blocking(move || unbanned(&process, &order)).await;
             done.map_err(|e| ApiError::Unavailable(e.to_string()))?
         })
     }
@@ -99,19 +99,19 @@ fn ban_of(order: BanOrder, now: Time) -> Result<Ban, ApiError> {
 }
 
 /// Bans somebody on this node, and closes what connections they have.
-fn banned(node: &Node, order: BanOrder) -> Result<Banned, ApiError> {
+fn banned(process: &Process, order: BanOrder) -> Result<Banned, ApiError> {
     let (seconds, now) = (order.seconds, clock::now());
-    let ban = node.bans.add(ban_of(order, now)?, now)?;
-    Ok(took_effect(node, ban, seconds))
+    let ban = process.bans.add(ban_of(order, now)?, now)?;
+    Ok(took_effect(process, ban, seconds))
 }
 
 /// Bans somebody on all nodes, and closes what connections they have here; other nodes do so as they hear of it.
-async fn banned_in_cluster(node: &Node, order: BanOrder) -> Result<Banned, ApiError> {
-    let (member, _) = directory::of(node)?;
+async fn banned_in_cluster(process: &Process, order: BanOrder) -> Result<Banned, ApiError> {
+    let (member, _) = directory::of(process)?;
     let (seconds, now) = (order.seconds, clock::now());
     let ban = ban_of(order, now)?;
-    forget_passed(node, member, now).await;
-    if !node.bans.shared_takes(ban.kind, &ban.name) {
+    forget_passed(process, member, now).await;
+    if !process.bans.shared_takes(ban.kind, &ban.name) {
         return Err(BanError::Full.into());
     }
     let in_cluster = |moment: u64| member.time().cluster(Time(moment)).as_millis();
@@ -119,50 +119,50 @@ async fn banned_in_cluster(node: &Node, order: BanOrder) -> Result<Banned, ApiEr
     let value = write_ban(&record);
     let key = key_of(ban.kind, &ban.name);
     directory::change(member, &key, |_| Ok((Some(value.clone()), ()))).await?;
-    Ok(took_effect(node, ban, seconds))
+    Ok(took_effect(process, ban, seconds))
 }
 
-fn took_effect(node: &Node, ban: Ban, seconds: Option<u64>) -> Banned {
+fn took_effect(process: &Process, ban: Ban, seconds: Option<u64>) -> Banned {
     let (kind, now) = (ban.kind.name(), clock::now());
-    let closed = node.broker.end_banned(now);
-    node.metrics.bans.set(node.bans.list(now).len() as u64);
+    let closed = process.node.end_banned(now);
+    process.metrics.bans.set(process.bans.list(now).len() as u64);
     tracing::info!(kind, name = %shown(&ban.name), reason = %shown(&ban.reason), seconds, closed, "an operator banned clients");
     Banned { kind, name: ban.name, closed }
 }
 
 /// Ends a ban of this node.
-fn unbanned(node: &Node, order: &UnbanOrder) -> Result<Banned, ApiError> {
+fn unbanned(process: &Process, order: &UnbanOrder) -> Result<Banned, ApiError> {
     let (kind, now) = (kind_of(&order.kind)?, clock::now());
-    node.bans.remove(kind, &order.name, now)?;
-    Ok(ended(node, kind, order.name.clone()))
+    process.bans.remove(kind, &order.name, now)?;
+    Ok(ended(process, kind, order.name.clone()))
 }
 
 /// Ends a ban of the cluster, and one that this node alone has.
-async fn unbanned_in_cluster(node: Arc<Node>, order: UnbanOrder) -> Result<Banned, ApiError> {
-    let (member, _) = directory::of(&node)?;
+async fn unbanned_in_cluster(process: Arc<Process>, order: UnbanOrder) -> Result<Banned, ApiError> {
+    let (member, _) = directory::of(&process)?;
     let kind = kind_of(&order.kind)?;
     let name = kept_name(kind, &order.name)?;
     let shared =
         directory::change(member, &key_of(kind, &name), |stored| Ok((None, stored.is_some()))).await?;
-    forget_passed(&node, member, clock::now()).await;
-    let of_node = node.clone();
+    forget_passed(&process, member, clock::now()).await;
+    let of_node = process.clone();
     let own = tokio::task::spawn_blocking(move || unbanned(&of_node, &order)).await;
     match own.map_err(|e| ApiError::Unavailable(e.to_string()))? {
-        Err(ApiError::Unknown(_)) if shared => Ok(ended(&node, kind, name)),
+        Err(ApiError::Unknown(_)) if shared => Ok(ended(&process, kind, name)),
         done => done,
     }
 }
 
-fn ended(node: &Node, kind: Kind, name: String) -> Banned {
-    node.metrics.bans.set(node.bans.list(clock::now()).len() as u64);
+fn ended(process: &Process, kind: Kind, name: String) -> Banned {
+    process.metrics.bans.set(process.bans.list(clock::now()).len() as u64);
     tracing::info!(kind = kind.name(), name = %shown(&name), "an operator ended a ban");
     Banned { kind: kind.name(), name, closed: 0 }
 }
 
 /// Removes some bans from etcd whose time has passed. They bind nobody: what does not succeed is left for the next order.
-async fn forget_passed(node: &Node, member: &Member, now: Time) {
+async fn forget_passed(process: &Process, member: &Member, now: Time) {
     let Some(at) = member.time().judged_at(now) else { return };
-    for (kind, name) in node.bans.passed(now, PASSED_MAX) {
+    for (kind, name) in process.bans.passed(now, PASSED_MAX) {
         let key = key_of(kind, &name);
         let removed = directory::change(member, &key, |stored| {
             // Somebody may have renewed it.

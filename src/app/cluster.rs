@@ -9,8 +9,8 @@ use super::fork::{self, ForkError};
 use super::journal::JournalKind;
 use super::tokio_tasks::TokioTasks;
 use crate::backoff::Backoff;
-use crate::broker::{Broker, ClusterPorts};
 use crate::clock::{self, Time};
+use crate::cluster::{Cluster, ClusterPorts};
 use crate::config::{Advertised, Config};
 use crate::etcd::client::{Etcd, EtcdOptions, read_password};
 use crate::etcd::coordinator::{EtcdCoordinator, EtcdStatus, Limits, Registered};
@@ -27,6 +27,7 @@ use crate::etcd::register::RegisterError;
 use crate::etcd::restored;
 use crate::etcd::snapshot::SnapshotError;
 use crate::etcd::tls::{EtcdTls, Pem};
+use crate::node::Node;
 use crate::peers::{GrpcPeers, PeerIdentity, PeerOptions, PeerServer, PeerTls, PemFile, Probe};
 use crate::ports;
 use crate::ports::{Change, ClusterTime, Inbox, Index, Journal, MemberId, NodeRecord, Recovered};
@@ -296,12 +297,13 @@ impl Member {
     /// What is in etcd cannot be read.
     pub(super) async fn follow(
         &self,
-        broker: &Arc<Broker>,
+        node: &Arc<Node>,
+        cluster: &Arc<Cluster>,
         config: &Config,
         progress: &Progress,
     ) -> Result<(), JoinError> {
-        let weak: Weak<Broker> = Arc::downgrade(broker);
-        self.peers.attach(weak.clone() as Weak<dyn Inbox>);
+        let inbox: Weak<Node> = Arc::downgrade(node);
+        self.peers.attach(inbox as Weak<dyn Inbox>);
         let server = self.server.lock().take();
         if let Some(server) = server {
             let (peers, stop, cut_off) = (self.peers.clone(), self.stop.clone(), self.cut_off.clone());
@@ -316,30 +318,30 @@ impl Member {
         if let Some(positions) = &self.positions {
             self.background.lock().push(tokio::spawn(positions.clone().run(config.cluster.node.lease)));
         }
-        let weak = weak as Weak<dyn Index>;
+        let index: Weak<Cluster> = Arc::downgrade(cluster);
+        let index = index as Weak<dyn Index>;
         let mut waiting = Waiting::new("reading what the cluster knows", progress);
-        while let Err(error) = self.coordinator.follow(weak.clone()).await {
+        while let Err(error) = self.coordinator.follow(index.clone()).await {
             waiting.pause(&error.to_string()).await;
         }
-        let index = broker.clone();
-        let cluster = &config.cluster.node;
+        let (retained, options) = (node.broker.retained.clone(), &config.cluster.node);
         let options = LeaderOptions {
             interval: DUTIES_EVERY,
-            forget_after: cluster.forget_after,
+            forget_after: options.forget_after,
             collect_after: COLLECT_AFTER,
-            expired: Arc::new(move |now: Time, max| index.expired_retained(now, max)),
-            linked: linked(broker),
+            expired: Arc::new(move |now: Time, max| retained.expired(now, max)),
+            linked: linked(node),
             time: self.time.clone(),
         };
         let leader = Leader::new(&self.etcd, &self.keys, &self.election, options);
         self.background.lock().push(tokio::spawn(leader.run(self.election.clone())));
         progress.say("comparing the sessions of the journal with etcd");
-        broker.reconcile(self.claims_anew).await;
+        node.reconcile(self.claims_anew).await;
         self.compared().await;
         progress.say("telling the other nodes what this node's sessions subscribe to");
-        broker.when_routes_known().await;
+        node.when_routes_known().await;
         progress.say("measuring the clocks of the other nodes");
-        broker.when_clocks_measured(CLOCKS_WAIT_MS).await;
+        node.when_clocks_measured(CLOCKS_WAIT_MS).await;
         self.drop_old_routes();
         Ok(())
     }
@@ -415,8 +417,8 @@ impl Member {
     ///
     /// # Errors
     /// Why not: it lives, nothing of it is known, or etcd fails.
-    pub(super) async fn forget(&self, broker: &Arc<Broker>, node: &str) -> Result<Forgotten, ForgetError> {
-        custody::forget(&self.etcd, &self.keys, &self.membership.fence(), node, &linked(broker)).await
+    pub(super) async fn forget(&self, asker: &Arc<Node>, node: &str) -> Result<Forgotten, ForgetError> {
+        custody::forget(&self.etcd, &self.keys, &self.membership.fence(), node, &linked(asker)).await
     }
 
     /// How etcd is, as far as this node can tell.
@@ -431,10 +433,10 @@ impl Member {
 }
 
 /// Tells whether the broker has a working link to a process.
-fn linked(broker: &Arc<Broker>) -> Linked {
-    let broker = broker.clone();
+fn linked(node: &Arc<Node>) -> Linked {
+    let node = node.clone();
     Arc::new(move |process| {
-        broker.remote().is_some_and(|r| r.members.linked(&process.node).as_ref() == Some(process))
+        node.remote().is_some_and(|r| r.members.linked(&process.node).as_ref() == Some(process))
     })
 }
 

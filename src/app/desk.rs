@@ -1,13 +1,13 @@
 //! The operator's desk: answers admin HTTP from the start of the process on, whatever the node is doing.
 
-use super::{Node, VERSION};
-use crate::broker::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};
-use crate::broker::memory::Level;
-use crate::broker::operate::{Kicked, Located, OperateError};
+use super::{Process, VERSION};
 use crate::clock::{self, Time};
 use crate::config::Config;
 use crate::etcd::custody::ForgetError;
 use crate::names::shown;
+use crate::node::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};
+use crate::node::memory::Level;
+use crate::node::operate::{Kicked, Located, OperateError};
 use crate::server::http::{Answer, ApiError, Draining, Forgotten, NodeStatus, Operator, Status};
 use crate::telemetry::Metrics;
 use parking_lot::Mutex;
@@ -36,7 +36,7 @@ pub(super) struct Desk {
     started: Time,
     /// What the start is doing.
     pub(super) progress: Arc<Progress>,
-    node: OnceLock<Arc<Node>>,
+    process: OnceLock<Arc<Process>>,
     asked: AtomicBool,
     drain: Notify,
 }
@@ -47,15 +47,15 @@ impl Desk {
             config: config.clone(),
             started,
             progress: Arc::new(Progress(Mutex::new("opening the journal".to_owned()))),
-            node: OnceLock::new(),
+            process: OnceLock::new(),
             asked: AtomicBool::new(false),
             drain: Notify::new(),
         }
     }
 
     /// The node is there, though perhaps not ready.
-    pub(super) fn open(&self, node: &Arc<Node>) {
-        self.node.get_or_init(|| node.clone());
+    pub(super) fn open(&self, process: &Arc<Process>) {
+        self.process.get_or_init(|| process.clone());
     }
 
     /// Completes when an operator has asked this node to leave.
@@ -63,8 +63,8 @@ impl Desk {
         self.drain.notified().await;
     }
 
-    pub(super) fn running(&self) -> Result<&Arc<Node>, ApiError> {
-        self.node.get().ok_or_else(|| ApiError::Unavailable(self.starting()))
+    pub(super) fn running(&self) -> Result<&Arc<Process>, ApiError> {
+        self.process.get().ok_or_else(|| ApiError::Unavailable(self.starting()))
     }
 
     fn starting(&self) -> String {
@@ -74,15 +74,15 @@ impl Desk {
 
 impl Operator for Desk {
     fn ready(&self) -> Result<(), String> {
-        let Some(node) = self.node.get() else { return Err(self.starting()) };
-        if node.broker.draining() || self.asked.load(Ordering::Acquire) {
+        let Some(process) = self.process.get() else { return Err(self.starting()) };
+        if process.node.draining() || self.asked.load(Ordering::Acquire) {
             return Err("draining: this node is stopping".to_owned());
         }
-        if !node.ready.load(Ordering::Acquire) {
+        if !process.ready.load(Ordering::Acquire) {
             return Err(self.starting());
         }
-        node.broker.may_serve()?;
-        match node.broker.pressure.level() {
+        process.node.may_serve()?;
+        match process.node.pressure.level() {
             Level::Refusing => {
                 Err("memory is nearly used up: new connections are refused (limits.memory_refuse_at)"
                     .to_owned())
@@ -102,69 +102,69 @@ impl Operator for Desk {
             ..NodeStatus::default()
         };
         let mode = if self.config.cluster.node.enabled { "cluster" } else { "standalone" };
-        match self.node.get() {
-            Some(node) => Status { mode, node: node.status(base), cluster: node.cluster_status() },
+        match self.process.get() {
+            Some(process) => Status { mode, node: process.status(base), cluster: process.cluster_status() },
             None => Status { mode, node: base, cluster: None },
         }
     }
 
     fn collect(&self, metrics: &Metrics) {
         metrics.uptime_seconds.set(clock::now().since_ms(self.started) / 1000);
-        if let Some(node) = self.node.get() {
-            node.collect(metrics);
+        if let Some(process) = self.process.get() {
+            process.collect(metrics);
         }
     }
 
     fn list_sessions(&self, query: SessionQuery, everywhere: bool) -> Answer<SessionPage> {
-        let asked = self.running().map(|node| node.broker.list_sessions(query, everywhere));
+        let asked = self.running().map(|process| process.node.list_sessions(query, everywhere));
         Box::pin(async move { Ok(asked?.await) })
     }
 
     fn find_session(&self, client_id: &str) -> Answer<Located> {
-        let asked = self.running().map(|node| node.broker.find_session(client_id, clock::now()));
+        let asked = self.running().map(|process| process.node.find_session(client_id, clock::now()));
         Box::pin(async move { asked?.await.map_err(ApiError::from) })
     }
 
     fn kick(&self, client_id: &str) -> Answer<Kicked> {
-        let asked = self.running().map(|node| node.broker.kick_anywhere(client_id));
+        let asked = self.running().map(|process| process.node.kick_anywhere(client_id));
         Box::pin(async move { asked?.await.map_err(ApiError::from) })
     }
 
     fn routes(&self, topic: &str) -> Result<Routes, ApiError> {
         let invalid = |e| ApiError::Invalid(format!("\"{}\" is not a topic name: {e}", shown(topic)));
-        self.running()?.broker.routes_of(topic).map_err(invalid)
+        self.running()?.node.routes_of(topic).map_err(invalid)
     }
 
     fn retained(&self, filter: &str, limit: usize) -> Result<RetainedPage, ApiError> {
         let invalid = |e| ApiError::Invalid(format!("\"{}\" is not a topic filter: {e}", shown(filter)));
-        self.running()?.broker.retained_of(filter, limit, clock::now()).map_err(invalid)
+        self.running()?.node.retained_of(filter, limit, clock::now()).map_err(invalid)
     }
 
     fn drain(&self) -> Result<Draining, ApiError> {
-        let node = self.running()?;
-        if !node.ready.load(Ordering::Acquire) && !node.broker.draining() {
+        let process = self.running()?;
+        if !process.ready.load(Ordering::Acquire) && !process.node.draining() {
             return Err(ApiError::Unavailable(self.starting()));
         }
-        let already = self.asked.swap(true, Ordering::AcqRel) || node.broker.draining();
+        let already = self.asked.swap(true, Ordering::AcqRel) || process.node.draining();
         if !already {
             tracing::info!("an operator asks this node to leave");
             self.drain.notify_one();
         }
-        Ok(Draining { node: self.config.node.id.clone(), already, sessions: node.broker.sessions() })
+        Ok(Draining { node: self.config.node.id.clone(), already, sessions: process.node.broker.sessions() })
     }
 
     fn forget(&self, name: &str) -> Answer<Forgotten> {
-        let node = match self.running() {
-            Ok(node) => node.clone(),
+        let process = match self.running() {
+            Ok(process) => process.clone(),
             Err(error) => return Box::pin(async { Err(error) }),
         };
         let name = name.to_owned();
         Box::pin(async move {
-            let Some(member) = &node.member else {
+            let Some(member) = &process.member else {
                 let what = "this broker is alone (cluster.enabled is false): there are no nodes to forget";
                 return Err(ApiError::Conflict(what.to_owned()));
             };
-            let forgotten = member.forget(&node.broker, &name).await.map_err(|e| match e {
+            let forgotten = member.forget(&process.node, &name).await.map_err(|e| match e {
                 ForgetError::Alive { .. } | ForgetError::Serving { .. } => ApiError::Conflict(e.to_string()),
                 ForgetError::Unknown { .. } => ApiError::Unknown(e.to_string()),
                 ForgetError::Store(_) => ApiError::Unavailable(e.to_string()),

@@ -1,6 +1,6 @@
 //! Users, rules and bans that the nodes of a cluster share: followed here, and changed in etcd as operators order.
 
-use super::Node;
+use super::Process;
 use super::cluster::Member;
 use crate::auth::Directory;
 use crate::clock;
@@ -17,19 +17,19 @@ const TRIES_MAX: usize = 10;
 const APPLIED: Duration = Duration::from_secs(5);
 
 /// Ends the connections of clients that a change of the directory concerns.
-pub(super) async fn follow(directory: Arc<Directory>, node: Arc<Node>) {
+pub(super) async fn follow(directory: Arc<Directory>, process: Arc<Process>) {
     loop {
         let news = directory.news().await;
         if news.users {
-            let ended = node.broker.review_accounts();
+            let ended = process.node.review_accounts();
             if ended > 0 {
                 tracing::info!(ended, "connections ended: their accounts were removed or changed in etcd");
             }
         }
         if news.bans {
             let now = clock::now();
-            node.metrics.bans.set(node.bans.list(now).len() as u64);
-            let ended = node.broker.end_banned(now);
+            process.metrics.bans.set(process.bans.list(now).len() as u64);
+            let ended = process.node.end_banned(now);
             if ended > 0 {
                 tracing::info!(ended, "connections ended: their clients were banned in the cluster");
             }
@@ -38,8 +38,8 @@ pub(super) async fn follow(directory: Arc<Directory>, node: Arc<Node>) {
 }
 
 /// The cluster that has the directory, and the directory.
-pub(super) fn of(node: &Node) -> Result<(&Member, &Arc<Directory>), ApiError> {
-    let found = node.member.as_ref().zip(node.directory.as_ref());
+pub(super) fn of(process: &Process) -> Result<(&Member, &Arc<Directory>), ApiError> {
+    let found = process.member.as_ref().zip(process.directory.as_ref());
     found.ok_or_else(|| ApiError::Conflict("this broker is alone (cluster.enabled is false)".to_owned()))
 }
 

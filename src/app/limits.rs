@@ -1,12 +1,12 @@
 //! From options to limits.
 
-use crate::broker::Limits;
-use crate::broker::Terms;
+use crate::broker;
 use crate::broker::mailbox::MailboxLimits;
-use crate::broker::remote::RemoteLimits;
 use crate::broker::retained::RetainedLimits;
+use crate::cluster::RemoteLimits;
 use crate::config::{self, ClientIdTheft, Config, Listener};
 use crate::mqtt::QoS;
+use crate::node::{Limits, Terms};
 use crate::queue_policy::QueuePolicy;
 use crate::session::{self};
 use std::time::Duration;
@@ -14,7 +14,19 @@ use std::time::Duration;
 pub(super) fn of(config: &Config) -> Limits {
     let Config { limits, session, retained, .. } = config;
     let cluster = &config.cluster.node;
-    Limits {
+    let remote = RemoteLimits {
+        stale_after_ms: millis(cluster.stale_after),
+        takeover_timeout_ms: millis(cluster.takeover_timeout),
+        suback_wait_ms: millis(cluster.suback_wait),
+        order_wait_ms: millis(cluster.order_wait),
+        held_publishes: cluster.max_held_messages,
+        held_bytes: cluster.max_held_bytes,
+        seen: RemoteLimits::default().seen,
+        departed: cluster.max_departed,
+        claiming: RemoteLimits::default().claiming,
+        clock_difference_ms: millis(cluster.max_clock_difference),
+    };
+    let broker = broker::Limits {
         session: session::Limits {
             receive_maximum: limits.receive_maximum,
             maximum_packet_size: limits.max_packet_size,
@@ -40,18 +52,6 @@ pub(super) fn of(config: &Config) -> Limits {
             bytes: retained.max_bytes,
             payload: retained.max_payload,
         },
-        remote: RemoteLimits {
-            stale_after_ms: millis(cluster.stale_after),
-            takeover_timeout_ms: millis(cluster.takeover_timeout),
-            suback_wait_ms: millis(cluster.suback_wait),
-            order_wait_ms: millis(cluster.order_wait),
-            held_publishes: cluster.max_held_messages,
-            held_bytes: cluster.max_held_bytes,
-            seen: RemoteLimits::default().seen,
-            departed: cluster.max_departed,
-            claiming: RemoteLimits::default().claiming,
-            clock_difference_ms: millis(cluster.max_clock_difference),
-        },
         connections: limits.max_connections,
         sessions: session.max_sessions,
         connections_per_user: any_or(limits.max_connections_per_user),
@@ -62,12 +62,13 @@ pub(super) fn of(config: &Config) -> Limits {
         write_timeout_ms: millis(limits.write_timeout),
         arriving_bytes: limits.max_arriving_bytes,
         client_id_theft: config.auth.client_id_theft == ClientIdTheft::Allow,
-    }
+    };
+    Limits { broker, remote }
 }
 
 /// The terms of a listener: what it does not say is said for all.
 pub(super) fn terms(config: &Config, listener: &Listener) -> Terms {
-    let general = of(config).session;
+    let general = of(config).broker.session;
     let versions = listener.versions;
     Terms {
         session: session::Limits {

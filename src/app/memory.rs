@@ -1,9 +1,9 @@
 //! The memory that there is, the memory that is used, and what the broker is told of it.
 
 use super::tasks::ticker;
-use crate::broker::Broker;
-use crate::broker::memory::{Change, Level, Marks};
 use crate::config::{self, Limits};
+use crate::node::Node;
+use crate::node::memory::{Change, Level, Marks};
 use crate::telemetry::metrics::resident_memory_bytes;
 use parking_lot::Mutex;
 use std::path::Path;
@@ -74,12 +74,12 @@ fn available(root: &Path) -> Option<u64> {
 
 /// Measures the memory in use, now and then, and tells the broker. `budget`: what it may use at present. A look that fails is made again:
 /// what holds stays, and the log says so once.
-pub(super) async fn follow(broker: Arc<Broker>, budget: Arc<Mutex<Option<Budget>>>) {
+pub(super) async fn follow(node: Arc<Node>, budget: Arc<Mutex<Option<Budget>>>) {
     let (mut look, mut blind) = (ticker(LOOK), false);
     loop {
         look.tick().await;
         let budget = *budget.lock();
-        let metrics = &broker.metrics;
+        let metrics = &node.broker.metrics;
         metrics.memory_limit_bytes.set(budget.map_or(0, |b| b.limit));
         let used = match resident_memory_bytes() {
             Ok(used) => used,
@@ -93,7 +93,7 @@ pub(super) async fn follow(broker: Arc<Broker>, budget: Arc<Mutex<Option<Budget>
         if std::mem::take(&mut blind) && budget.is_some() {
             tracing::info!(used_bytes = used, "how much memory is used can be read again");
         }
-        if let Some(change) = broker.pressure.measured(used, budget.map(|b| b.marks)) {
+        if let Some(change) = node.pressure.measured(used, budget.map(|b| b.marks)) {
             metrics.memory_level.set(change.to as u64);
             if change.from == Level::Normal {
                 metrics.memory_pauses.inc();

@@ -22,10 +22,10 @@ mod users;
 use crate::auth::acl::{Access, AclError, Source};
 use crate::auth::bans::{BanError, Bans};
 use crate::auth::{self, Accounts, Directory};
-use crate::broker::{Broker, Ports, publish_cluster};
 use crate::clock;
 use crate::config::{Config, ListenerType, OnFork};
 use crate::etcd::journals::Begun;
+use crate::node::{Node, Ports, publish_cluster};
 use crate::ports::{Recovered, Stamped};
 use crate::secret_file::FileError;
 use crate::server::crowd::Crowd;
@@ -146,10 +146,10 @@ pub fn run(config: Config, on_fork: OnFork) -> Result<(), RunError> {
     outcome
 }
 
-/// The parts of a running broker that others look at.
-struct Node {
+/// The parts of a running process that others look at.
+struct Process {
     config: Config,
-    broker: Arc<Broker>,
+    node: Arc<Node>,
     /// Who clients are.
     accounts: Arc<Accounts>,
     /// What clients may do.
@@ -273,14 +273,14 @@ async fn serve(config: &Config, on_fork: OnFork, level: Level) -> Result<(), Run
         bans: bans.clone(),
         cluster,
     };
-    let broker = Broker::new(limits::of(config), ports, metrics.clone(), recovered, clock::now());
+    let node = Node::new(limits::of(config), ports, metrics.clone(), recovered, clock::now());
     let budget = Arc::new(Mutex::new(memory::Budget::of(&config.limits)));
     let mut rooms: Vec<Box<dyn Room>> = vec![
         Box::new(rooms::Logs(level.clone())),
-        Box::new(rooms::Limits { broker: broker.clone(), budget: budget.clone() }),
+        Box::new(rooms::Limits { node: node.clone(), budget: budget.clone() }),
         Box::new(rooms::Rules { access: access.clone(), metrics: metrics.clone() }),
-        Box::new(rooms::Users { accounts: accounts.clone(), broker: broker.clone() }),
-        Box::new(rooms::Banned { bans: bans.clone(), broker: broker.clone() }),
+        Box::new(rooms::Users { accounts: accounts.clone(), node: node.clone() }),
+        Box::new(rooms::Banned { bans: bans.clone(), node: node.clone() }),
     ];
     for listener in &listeners {
         let tuning = listener.tuning().clone();
@@ -296,10 +296,10 @@ async fn serve(config: &Config, on_fork: OnFork, level: Level) -> Result<(), Run
         rooms.push(Box::new(rooms::Operators(tokens)));
     }
     let reload = Arc::new(Reload::new(config, rooms, level, metrics.clone()));
-    let node = Arc::new(Node {
+    let process = Arc::new(Process {
         reload: reload.clone(),
         config: config.clone(),
-        broker: broker.clone(),
+        node: node.clone(),
         accounts: accounts.clone(),
         access: access.clone(),
         bans: bans.clone(),
@@ -310,10 +310,10 @@ async fn serve(config: &Config, on_fork: OnFork, level: Level) -> Result<(), Run
         metrics: metrics.clone(),
         ready: AtomicBool::new(false),
     });
-    desk.open(&node);
-    if let Some(member) = &node.member {
+    desk.open(&process);
+    if let (Some(member), Some(cluster)) = (&process.member, &node.cluster) {
         tokio::select! {
-            joined = member.follow(&broker, config, &desk.progress) => joined?,
+            joined = member.follow(&node, cluster, config, &desk.progress) => joined?,
             signal = signals.next() => {
                 tracing::info!(signal, "stopped before this node knew its cluster");
                 member.leave().await;
@@ -327,29 +327,29 @@ async fn serve(config: &Config, on_fork: OnFork, level: Level) -> Result<(), Run
         }
     }
     let mut tasks = vec![
-        tokio::spawn(tasks::timers(broker.clone())),
-        tokio::spawn(tasks::housekeeping(broker.clone(), config.sys.interval, started)),
+        tokio::spawn(tasks::timers(node.clone())),
+        tokio::spawn(tasks::housekeeping(node.clone(), config.sys.interval, started)),
         tokio::spawn(access::follow(access, metrics.clone())),
         tokio::spawn(bans::follow(bans, metrics.clone())),
-        tokio::spawn(memory::follow(broker.clone(), budget)),
+        tokio::spawn(memory::follow(node.clone(), budget)),
     ];
-    tasks.extend(directory.map(|directory| tokio::spawn(directory::follow(directory, node.clone()))));
+    tasks.extend(directory.map(|directory| tokio::spawn(directory::follow(directory, process.clone()))));
     if let Some(interval) = config.sys.interval {
-        tasks.push(tokio::spawn(publish_cluster(broker.clone(), interval.as_millis() as u64)));
+        tasks.push(tokio::spawn(publish_cluster(node.clone(), interval.as_millis() as u64)));
     }
     if accounts.any() {
-        tasks.push(tokio::spawn(tasks::accounts(accounts, broker.clone())));
+        tasks.push(tokio::spawn(tasks::accounts(accounts, node.clone())));
     }
     let keepers = listeners.iter().filter_map(|l| l.tuning().keeper().cloned()).chain(http_keeper).collect();
     tasks.push(tokio::spawn(tls::watch(keepers, metrics.clone())));
     tasks.push(tokio::spawn(reload::on_signal(reload, hangups)));
-    let doors = listeners.into_iter().flat_map(|listener| listener.open(&broker, &hall)).collect();
-    node.ready.store(true, Ordering::Release);
+    let doors = listeners.into_iter().flat_map(|listener| listener.open(&node, &hall)).collect();
+    process.ready.store(true, Ordering::Release);
     tracing::info!("ready");
 
-    let outcome = node.until_told(&mut signals, &desk).await;
+    let outcome = process.until_told(&mut signals, &desk).await;
     tokio::select! {
-        () = drain(&node, doors, tasks, &hall) => {}
+        () = drain(&process, doors, tasks, &hall) => {}
         signal = signals.next() => {
             tracing::warn!(signal, "stopping at once; clients are not told");
             std::process::exit(130);
@@ -369,7 +369,7 @@ fn advertised(listeners: &[Listener]) -> Option<SocketAddr> {
     of(ListenerType::Tcp).or_else(|| of(ListenerType::Tls))
 }
 
-impl Node {
+impl Process {
     /// Completes when this process has to stop: with an error if nobody asked it to.
     async fn until_told(&self, signals: &mut Signals, desk: &Desk) -> Result<(), RunError> {
         let must_stop = async {
@@ -398,45 +398,48 @@ impl Node {
 /// Stops: no new connections, clients told, last bytes written, journal closed. Within `shutdown.timeout` and little more,
 /// whoever does not answer. The listeners (`doors`) go first: a load balancer then takes a new client to another node at once.
 async fn drain(
-    node: &Node,
+    process: &Process,
     doors: Vec<tokio::task::JoinHandle<()>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     hall: &Hall,
 ) {
-    node.ready.store(false, Ordering::Release);
+    process.ready.store(false, Ordering::Release);
     doors.iter().for_each(tokio::task::JoinHandle::abort);
-    node.broker.drain();
-    let deadline = clock::now().plus_ms(node.config.shutdown.timeout.as_millis() as u64);
+    process.node.drain();
+    let deadline = clock::now().plus_ms(process.config.shutdown.timeout.as_millis() as u64);
     let left = |least: Duration| clock::now().until(deadline).max(least);
     // Who knows nothing of its cluster has nothing to hand over by.
-    if let Some(member) = node.member.as_ref().filter(|m| !m.knows_nothing()) {
-        hand_over(node, member).await;
+    if let Some(member) = process.member.as_ref().filter(|m| !m.knows_nothing()) {
+        hand_over(process, member).await;
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     hall.stop.notify_waiters();
-    let last_bytes = left(LAST_BYTES.min(node.config.shutdown.timeout));
-    if tokio::time::timeout(last_bytes, tasks::no_connections(&node.metrics, &hall.partings)).await.is_err() {
-        let left = node.metrics.connections_active.get();
+    let last_bytes = left(LAST_BYTES.min(process.config.shutdown.timeout));
+    if tokio::time::timeout(last_bytes, tasks::no_connections(&process.metrics, &hall.partings))
+        .await
+        .is_err()
+    {
+        let left = process.metrics.connections_active.get();
         if left > 0 {
             tracing::warn!(left, "connections left at shutdown.timeout are cut");
         }
     }
-    if node.member.is_some() {
-        node.broker.say_goodbye(TOLD.as_millis() as u64).await;
+    if process.member.is_some() {
+        process.node.say_goodbye(TOLD.as_millis() as u64).await;
     }
-    if let Some(member) = &node.member
+    if let Some(member) = &process.member
         && tokio::time::timeout(left(GOODBYE), member.leave()).await.is_err()
     {
         tracing::warn!("etcd does not hear that this node leaves: it stays listed until its lease runs out");
     }
-    let journal = node.journal.port();
+    let journal = process.journal.port();
     if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
         tracing::error!("the journal did not close cleanly");
     }
 }
 
 /// Gives this node's sessions to the others, as far as `shutdown.timeout` allows.
-async fn hand_over(node: &Node, member: &Member) {
+async fn hand_over(process: &Process, member: &Member) {
     let said = async {
         match tokio::time::timeout(GOODBYE, member.membership.set_draining(true)).await {
             Ok(Ok(_)) => {}
@@ -446,8 +449,8 @@ async fn hand_over(node: &Node, member: &Member) {
             Err(_) => tracing::warn!("the other nodes do not hear from etcd that this one leaves"),
         }
     };
-    let handed = async { tokio::join!(said, node.broker.hand_over()) };
-    match tokio::time::timeout(node.config.shutdown.timeout, handed).await {
+    let handed = async { tokio::join!(said, process.node.hand_over()) };
+    match tokio::time::timeout(process.config.shutdown.timeout, handed).await {
         Ok(((), left)) => {
             tracing::info!(left, "sessions handed to other nodes; those left stay in the journal")
         }

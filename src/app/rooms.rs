@@ -6,9 +6,9 @@ use super::{access, bans, cluster, limits};
 use crate::auth::Accounts;
 use crate::auth::acl::Access;
 use crate::auth::bans::Bans;
-use crate::broker::Broker;
 use crate::clock;
 use crate::config::Config;
+use crate::node::Node;
 use crate::server::http::Tokens;
 use crate::server::listener::{Conditions, Tuning};
 use crate::telemetry::Metrics;
@@ -62,7 +62,7 @@ impl Room for Logs {
 
 /// The broker's limits, and how much memory it may use.
 pub(super) struct Limits {
-    pub broker: Arc<Broker>,
+    pub node: Arc<Node>,
     pub budget: Arc<Mutex<Option<Budget>>>,
 }
 
@@ -77,10 +77,10 @@ impl Room for Limits {
     }
 
     fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
-        let (broker, budget) = (self.broker.clone(), self.budget.clone());
+        let (node, budget) = (self.node.clone(), self.budget.clone());
         let (new, new_budget) = (limits::of(&plan.config), Budget::of(&plan.config.limits));
         Ok(Box::new(move || {
-            broker.limits.change(&new);
+            node.broker.limits.change(&new.broker);
             *budget.lock() = new_budget;
             Vec::new()
         }))
@@ -225,7 +225,7 @@ impl Room for Rules {
 /// Who clients are: the files of users, keys and tokens.
 pub(super) struct Users {
     pub accounts: Arc<Accounts>,
-    pub broker: Arc<Broker>,
+    pub node: Arc<Node>,
 }
 
 impl Room for Users {
@@ -234,11 +234,11 @@ impl Room for Users {
     }
 
     fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
-        let broker = self.broker.clone();
+        let node = self.node.clone();
         let prepared = self.accounts.prepare(|option| plan.waits(&[option])).map_err(all)?;
         Ok(Box::new(move || {
             let read: Vec<String> = prepared.into_iter().map(|commit| commit()).collect();
-            let ended = broker.review_accounts();
+            let ended = node.review_accounts();
             if ended > 0 {
                 tracing::info!(ended, "connections ended: their accounts were removed or changed");
             }
@@ -265,7 +265,7 @@ impl Room for Operators {
 /// Who may not connect.
 pub(super) struct Banned {
     pub bans: Arc<Bans>,
-    pub broker: Arc<Broker>,
+    pub node: Arc<Node>,
 }
 
 impl Room for Banned {
@@ -274,14 +274,14 @@ impl Room for Banned {
     }
 
     fn prepare(&self, plan: &Plan) -> Result<Commit, Vec<String>> {
-        let (bans, broker) = (self.bans.clone(), self.broker.clone());
+        let (bans, node) = (self.bans.clone(), self.node.clone());
         let prepared =
             bans.prepare(bans::flapping(&plan.config), clock::now()).map_err(|error| all([error]))?;
         Ok(Box::new(move || {
             let now = clock::now();
             let count = bans.put_all(prepared, now);
-            broker.metrics.bans.set(bans.list(now).len() as u64);
-            let closed = broker.end_banned(now);
+            node.broker.metrics.bans.set(bans.list(now).len() as u64);
+            let closed = node.end_banned(now);
             if closed > 0 {
                 tracing::info!(closed, "connections ended: their clients are banned");
             }

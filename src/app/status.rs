@@ -1,10 +1,10 @@
 //! What the node says of itself and of its cluster, and the metrics that are read rather than counted.
 
-use super::Node;
+use super::Process;
 use super::cluster::Member;
 use super::journal::JournalKind;
-use crate::broker::remote::Remote;
 use crate::clock::{self, Time};
+use crate::cluster::Remote;
 use crate::ports::{self, Custody, JournalHealth, LinkState, LinkStatus, MemberId};
 use crate::server::http::{
     ClockStatus, ClusterStatus, CustodyStatus, EtcdStatus, HeldStatus, JournalStatus, LinkInfo, MemberStatus,
@@ -13,7 +13,7 @@ use crate::server::http::{
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::SessionState;
 
-impl Node {
+impl Process {
     /// Adds to what is known of every process what a node knows of itself.
     pub(super) fn status(&self, base: NodeStatus) -> NodeStatus {
         let journal = self.journal.port();
@@ -24,12 +24,12 @@ impl Node {
         let m = &self.metrics;
         NodeStatus {
             connections: m.connections_active.get(),
-            sessions: self.broker.sessions(),
+            sessions: self.node.broker.sessions(),
             sessions_dormant: m.sessions.of(SessionState::Dormant).get(),
             subscriptions: m.subscriptions_active.get(),
-            retained_messages: self.broker.retained().0 as u64,
-            queued_messages: self.broker.queued_messages(),
-            memory: self.broker.pressure.level().name(),
+            retained_messages: self.node.broker.retained_size().0 as u64,
+            queued_messages: self.node.broker.queued_messages(),
+            memory: self.node.pressure.level().name(),
             journal: Some(JournalStatus {
                 kind: match self.journal {
                     JournalKind::Redb(_) => "redb",
@@ -45,7 +45,7 @@ impl Node {
 
     /// The cluster as this node sees it; `None` if it is alone.
     pub(super) fn cluster_status(&self) -> Option<ClusterStatus> {
-        let (member, remote) = (self.member.as_ref()?, self.broker.remote()?);
+        let (member, remote) = (self.member.as_ref()?, self.node.remote()?);
         let now = clock::now();
         let left = |until: Time| until.since_ms(now);
         let current_until = remote.currency.until();
@@ -59,7 +59,7 @@ impl Node {
             current: remote.is_current(now),
             current_for_ms: (current_until < Time(u64::MAX)).then(|| left(current_until)),
             lease_for_ms: left(remote.ports.coordinator.lease_until()),
-            may_serve: self.broker.may_serve().is_ok(),
+            may_serve: self.node.may_serve().is_ok(),
             routes: remote.routes.len() as u64,
             members: members(remote, now),
             unreached_by: unreached
@@ -88,12 +88,12 @@ impl Node {
 
     /// Sets what is read rather than counted.
     pub(super) fn collect(&self, metrics: &Metrics) {
-        let (retained, retained_bytes) = self.broker.retained();
+        let (retained, retained_bytes) = self.node.broker.retained_size();
         let journal = self.journal.port();
         metrics.retained_messages.set(retained as u64);
         metrics.retained_bytes.set(retained_bytes as u64);
-        metrics.queued_messages.set(self.broker.queued_messages());
-        metrics.arriving_bytes.set(self.broker.arriving_bytes() as u64);
+        metrics.queued_messages.set(self.node.broker.queued_messages());
+        metrics.arriving_bytes.set(self.node.arriving_bytes() as u64);
         metrics.journal_size_bytes.set(journal.size_bytes());
         metrics.journal_healthy.set(u64::from(journal.health() == JournalHealth::Ok));
         if let JournalKind::Redb(journal) = &self.journal {

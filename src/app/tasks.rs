@@ -2,9 +2,9 @@
 
 use super::VERSION;
 use crate::auth::Accounts;
-use crate::broker::publish::Scratch;
-use crate::broker::{Broker, Sys};
+use crate::broker::delivery::Scratch;
 use crate::clock::{self, Time};
+use crate::node::{Node, Sys};
 use crate::server::parting::Partings;
 use crate::telemetry::Metrics;
 use std::future::poll_fn;
@@ -23,13 +23,13 @@ const ACCOUNTS: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Runs the timers of dormant sessions.
-pub(super) async fn timers(broker: Arc<Broker>) {
+pub(super) async fn timers(node: Arc<Node>) {
     let sleep = tokio::time::sleep(Duration::ZERO);
     tokio::pin!(sleep);
     poll_fn(|cx| {
         loop {
-            broker.on_timeout(clock::now(), &mut Scratch::default());
-            let next = broker.next_timeout(cx.waker());
+            node.on_timeout(clock::now(), &mut Scratch::default());
+            let next = node.next_timeout(cx.waker());
             let Some(next) = next else { return Poll::<()>::Pending };
             sleep.as_mut().reset(Instant::from_std(clock::instant(next)));
             if sleep.as_mut().poll(cx).is_pending() {
@@ -41,22 +41,22 @@ pub(super) async fn timers(broker: Arc<Broker>) {
 }
 
 /// Publishes `$SYS` every `interval` (`None` = never) and sweeps retained messages.
-pub(super) async fn housekeeping(broker: Arc<Broker>, interval: Option<Duration>, started: Time) {
+pub(super) async fn housekeeping(node: Arc<Node>, interval: Option<Duration>, started: Time) {
     let mut sys = Sys::new(&format!("berth version {VERSION}"), started);
     let mut publish = ticker(interval.unwrap_or(SWEEP));
     let mut sweep = ticker(SWEEP);
     loop {
         tokio::select! {
             _ = publish.tick(), if interval.is_some() => {
-                sys.publish(&broker, clock::now(), &mut Scratch::default());
+                sys.publish(&node, clock::now(), &mut Scratch::default());
             }
-            _ = sweep.tick() => broker.expire_retained(clock::now()),
+            _ = sweep.tick() => node.expire_retained(clock::now()),
         }
     }
 }
 
 /// Looks now and then whether the files of accounts have changed, and ends the connections of clients whose account has.
-pub(super) async fn accounts(accounts: Arc<Accounts>, broker: Arc<Broker>) {
+pub(super) async fn accounts(accounts: Arc<Accounts>, node: Arc<Node>) {
     let mut look = ticker(ACCOUNTS);
     loop {
         look.tick().await;
@@ -68,7 +68,7 @@ pub(super) async fn accounts(accounts: Arc<Accounts>, broker: Arc<Broker>) {
         if reloaded.changed.is_empty() {
             continue;
         }
-        let ended = broker.review_accounts();
+        let ended = node.review_accounts();
         if ended > 0 {
             tracing::info!(ended, "connections ended: their accounts were removed or changed");
         }

@@ -1,10 +1,10 @@
 //! What an operator asks of a node's listeners and options, and does to its sessions and topics.
 
 use super::desk::Desk;
-use crate::broker::administer::{PublishError, Purge, Purged};
 use crate::clock;
 use crate::mqtt::QoS;
 use crate::names::shown;
+use crate::node::administer::{PublishError, Purge, Purged};
 use crate::server::http::{
     Answer, ApiError, ListenerList, Publication, Published, ShownConfig, ShownOption, UpkeepOperator,
 };
@@ -19,7 +19,7 @@ impl UpkeepOperator for Desk {
     fn config(&self) -> ShownConfig {
         // Until the node runs nothing can have been read again.
         let settings = match self.running() {
-            Ok(node) => node.reload.shown(),
+            Ok(process) => process.reload.shown(),
             Err(_) => self.config.settings.clone(),
         };
         let options =
@@ -29,11 +29,11 @@ impl UpkeepOperator for Desk {
     }
 
     fn purge(&self, which: Purge, really: bool) -> Answer<Purged> {
-        let node = self.running().cloned();
+        let process = self.running().cloned();
         Box::pin(async move {
-            let node = node?;
+            let process = process?;
             let done = tokio::task::spawn_blocking(move || {
-                let purged = node.broker.purge_sessions(&which, really, clock::now());
+                let purged = process.node.purge_sessions(&which, really, clock::now());
                 if let Ok(Purged { ended, .. }) = purged
                     && really
                 {
@@ -47,13 +47,13 @@ impl UpkeepOperator for Desk {
     }
 
     fn publish(&self, publication: Publication) -> Answer<Published> {
-        let node = self.running().cloned();
+        let process = self.running().cloned();
         Box::pin(async move {
-            let node = node?;
+            let process = process?;
             let Publication { topic, payload, qos, retain } = publication;
             let qos = QoS::from_bits(qos).ok_or_else(|| ApiError::Invalid(format!("qos={qos}")))?;
-            let publishing = node.broker.publish_as_operator(&topic, &payload, qos, retain, clock::now());
-            let limit = Duration::from_millis(node.broker.limits.publish_timeout_ms());
+            let publishing = process.node.publish_as_operator(&topic, &payload, qos, retain, clock::now());
+            let limit = Duration::from_millis(process.node.broker.limits.publish_timeout_ms());
             let matched = tokio::time::timeout(limit, publishing)
                 .await
                 .map_err(|_| {

@@ -1,6 +1,6 @@
 //! Users with passwords, as an operator sees and changes them: in the cluster's etcd, or in the file of a single node.
 
-use super::Node;
+use super::Process;
 use super::desk::Desk;
 use super::directory;
 use crate::auth::directory::{read_user, user_of, write_user};
@@ -23,8 +23,8 @@ fn shown_user(name: &str, user: &User) -> ShownUser {
 }
 
 /// Who knows the users.
-fn passwords(node: &Node) -> Result<&Arc<Passwords>, ApiError> {
-    node.accounts.passwords().ok_or_else(|| {
+fn passwords(process: &Process) -> Result<&Arc<Passwords>, ApiError> {
+    process.accounts.passwords().ok_or_else(|| {
         let why = "there are no users with passwords here: set auth.password.file, or auth.password.store to etcd in a cluster";
         ApiError::Conflict(why.to_owned())
     })
@@ -34,7 +34,7 @@ fn passwords(node: &Node) -> Result<&Arc<Passwords>, ApiError> {
 type Change = Box<dyn Fn(Option<Option<User>>) -> Result<Option<User>, ApiError> + Send + Sync>;
 
 /// Changes a user, and ends its connections to this node that it concerns.
-async fn changed(node: Arc<Node>, name: String, change: Change) -> Result<UserChanged, ApiError> {
+async fn changed(process: Arc<Process>, name: String, change: Change) -> Result<UserChanged, ApiError> {
     if !users::is_name(&name) {
         return Err(ApiError::Invalid(format!(
             "\"{}\" cannot be a user's name: it must be 1 to {} bytes without a colon, a comma, control characters or spaces at its ends",
@@ -42,14 +42,14 @@ async fn changed(node: Arc<Node>, name: String, change: Change) -> Result<UserCh
             users::USER_NAME_MAX
         )));
     }
-    match passwords(&node)?.file() {
+    match passwords(&process)?.file() {
         Some(file) => {
-            let (file, node, name) = (file.to_owned(), node.clone(), name.clone());
-            let done = tokio::task::spawn_blocking(move || changed_in_file(&node, &file, &name, change));
+            let (file, process, name) = (file.to_owned(), process.clone(), name.clone());
+            let done = tokio::task::spawn_blocking(move || changed_in_file(&process, &file, &name, change));
             done.await.map_err(|e| ApiError::Unavailable(e.to_string()))??;
         }
         None => {
-            let (member, _) = directory::of(&node)?;
+            let (member, _) = directory::of(&process)?;
             let key = DirectoryKey::User(name.as_str().into());
             directory::change(member, &key, |stored| {
                 let old = stored.map(|value| read_user(&name, value).ok());
@@ -58,19 +58,19 @@ async fn changed(node: Arc<Node>, name: String, change: Change) -> Result<UserCh
             .await?;
         }
     }
-    let closed = node.broker.review_accounts();
+    let closed = process.node.review_accounts();
     tracing::info!(user = %shown(&name), closed, "an operator changed a user");
     Ok(UserChanged { name, closed })
 }
 
-fn changed_in_file(node: &Node, file: &Path, name: &str, change: Change) -> Result<(), ApiError> {
-    if node.member.is_some() {
+fn changed_in_file(process: &Process, file: &Path, name: &str, change: Change) -> Result<(), ApiError> {
+    if process.member.is_some() {
         let why = "each node of a cluster has a file of its own (auth.password.file): change it with berth passwd on every node, or keep \
                    the users in etcd (auth.password.store)";
         return Err(ApiError::Conflict(why.to_owned()));
     }
     passwd::edit(file, name, change)?;
-    let reloaded = node.accounts.reload(true);
+    let reloaded = process.accounts.reload(true);
     match reloaded.failed.first() {
         None => Ok(()),
         Some(why) => {
@@ -87,10 +87,10 @@ impl From<String> for ApiError {
 
 impl UserOperator for Desk {
     fn users(&self, after: &str, limit: usize) -> Answer<UserPage> {
-        let (node, after) = (self.running().cloned(), after.to_owned());
+        let (process, after) = (self.running().cloned(), after.to_owned());
         Box::pin(async move {
-            let node = node?;
-            let users = passwords(&node)?.clone();
+            let process = process?;
+            let users = passwords(&process)?.clone();
             // A million names are put in order.
             let page = tokio::task::spawn_blocking(move || {
                 let (found, total) = users.page(&after, limit + 1);
@@ -110,15 +110,15 @@ impl UserOperator for Desk {
     }
 
     fn user(&self, name: &str) -> Answer<ShownUser> {
-        let found = self.running().and_then(|node| {
-            let found = passwords(node)?.find(name).map_err(|e| ApiError::Unavailable(e.why))?;
+        let found = self.running().and_then(|process| {
+            let found = passwords(process)?.find(name).map_err(|e| ApiError::Unavailable(e.why))?;
             found.map(|(name, user)| shown_user(&name, &user)).ok_or_else(|| ApiError::no_user(name))
         });
         Box::pin(std::future::ready(found))
     }
 
     fn add_user(&self, order: UserOrder) -> Answer<UserChanged> {
-        let node = self.running().cloned();
+        let process = self.running().cloned();
         Box::pin(async move {
             let groups = order.groups.unwrap_or_default();
             let user = user_of(&order.hash, order.scram.as_deref(), &groups).map_err(ApiError::Invalid)?;
@@ -127,12 +127,12 @@ impl UserOperator for Desk {
                 None => Ok(Some(user.clone())),
                 Some(_) => Err(ApiError::Conflict(format!("there is a user \"{}\" already", shown(&name)))),
             };
-            changed(node?, order.name, Box::new(add)).await
+            changed(process?, order.name, Box::new(add)).await
         })
     }
 
     fn change_user(&self, order: UserOrder) -> Answer<UserChanged> {
-        let node = self.running().cloned();
+        let process = self.running().cloned();
         Box::pin(async move {
             let groups = order.groups.as_deref();
             let user = user_of(&order.hash, order.scram.as_deref(), groups.unwrap_or_default());
@@ -143,19 +143,19 @@ impl UserOperator for Desk {
                 let groups = old.filter(|_| keeps).map_or_else(|| user.groups.clone(), |old| old.groups);
                 Ok(Some(User { groups, ..user.clone() }))
             };
-            changed(node?, order.name, Box::new(change)).await
+            changed(process?, order.name, Box::new(change)).await
         })
     }
 
     fn remove_user(&self, name: &str) -> Answer<UserChanged> {
-        let (node, name) = (self.running().cloned(), name.to_owned());
+        let (process, name) = (self.running().cloned(), name.to_owned());
         Box::pin(async move {
             let of = name.clone();
             let remove = move |old: Option<Option<User>>| match old {
                 Some(_) => Ok(None),
                 None => Err(ApiError::no_user(&of)),
             };
-            changed(node?, name, Box::new(remove)).await
+            changed(process?, name, Box::new(remove)).await
         })
     }
 }

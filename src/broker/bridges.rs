@@ -5,7 +5,7 @@
 //! other nodes too. What is retained of it is kept in memory with the rest of `$SYS`, by the node that the bridge is connected to.
 
 use super::Broker;
-use super::remote::Updated;
+use super::retain::Updated;
 use super::retained::Forbidden;
 use crate::hashing::HashMap;
 use crate::mqtt::Message;
@@ -84,7 +84,7 @@ impl Broker {
     ///
     /// # Errors
     /// The state is too large, and the publisher can be told so. If it cannot be told, the older state of the bridge is cleared instead.
-    pub(super) fn keep_bridge_state(&self, state: &Message, told: bool) -> Result<Updated, Forbidden> {
+    pub fn keep_bridge_state(&self, state: &Message, told: bool) -> Result<Updated, Forbidden> {
         let topic = state.topic();
         let forbidden = admits(state).err();
         if let Some(why) = forbidden.filter(|_| told) {

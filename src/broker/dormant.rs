@@ -2,21 +2,18 @@
 
 use super::Broker;
 use super::handle::Handle;
-use super::publish::Scratch;
+use super::mailbox::Wakes;
 use crate::clock::Time;
-use crate::session::{Actions, Effect, Loss, Session};
+use crate::session::{Loss, Session};
 use crate::telemetry::metrics::SessionState;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 
-/// How often a node that lets no deadline pass looks whether it may, milliseconds.
-const LOOK_MS: u64 = 500;
-
 /// Deadlines of dormant sessions, one each. An entry may be stale: its session is being looked at; looking it up then does nothing.
 #[derive(Debug, Default)]
-pub(super) struct Dormant {
+pub struct Dormant {
     deadlines: Mutex<BTreeMap<(Time, u64), Weak<Handle>>>,
     /// Woken when an earlier deadline than all others comes in.
     waker: Mutex<Option<Waker>>,
@@ -24,7 +21,7 @@ pub(super) struct Dormant {
 
 impl Dormant {
     /// Remembers that `handle` has something to do at `at`.
-    pub(super) fn watch(&self, at: Time, handle: &Arc<Handle>) {
+    pub fn watch(&self, at: Time, handle: &Arc<Handle>) {
         let mut deadlines = self.deadlines.lock();
         if let Some(before) = handle.set_watched(Some(at)) {
             deadlines.remove(&(before, handle.no));
@@ -38,14 +35,15 @@ impl Dormant {
     }
 
     /// The session has a connection, or is not here any more.
-    pub(super) fn unwatch(&self, handle: &Handle) {
+    pub fn unwatch(&self, handle: &Handle) {
         let mut deadlines = self.deadlines.lock();
         if let Some(before) = handle.set_watched(None) {
             deadlines.remove(&(before, handle.no));
         }
     }
 
-    fn pop_due(&self, now: Time) -> Option<Weak<Handle>> {
+    /// The next session whose deadline has come by `now`.
+    pub fn pop_due(&self, now: Time) -> Option<Weak<Handle>> {
         let mut deadlines = self.deadlines.lock();
         let first = deadlines.first_entry()?;
         let due = (first.key().0 <= now).then(|| first.remove())?;
@@ -55,88 +53,32 @@ impl Dormant {
         Some(due)
     }
 
+    /// The first deadline of all. `waker` is woken when an earlier one comes in.
+    pub fn next_timeout(&self, waker: &Waker) -> Option<Time> {
+        *self.waker.lock() = Some(waker.clone());
+        self.next()
+    }
+
     fn next(&self) -> Option<Time> {
         self.deadlines.lock().first_key_value().map(|((at, _), _)| *at)
     }
 }
 
 impl Broker {
-    /// When [`Broker::on_timeout`] is due next. `waker` is woken if that becomes earlier.
-    pub fn next_timeout(&self, waker: &Waker) -> Option<Time> {
-        *self.dormant.waker.lock() = Some(waker.clone());
-        let (next, look) = (self.dormant.next(), self.deadlines_wait());
-        let next = next.map(|at| look.map_or(at, |look| at.max(look)));
-        next.into_iter().chain(self.metrics.losses.next_timeout(waker)).min()
-    }
-
-    /// A node that does not know whether what it knows is recent lets no deadline of a session pass: the session may be another's. When to
-    /// look again.
-    fn deadlines_wait(&self) -> Option<Time> {
-        let remote = self.remote.as_ref()?;
-        let now = remote.now();
-        (!remote.is_current(now)).then(|| now.plus_ms(LOOK_MS))
-    }
-
-    /// Publishes wills that are due, ends sessions that have expired, and logs what has been lost.
-    pub fn on_timeout(&self, now: Time, scratch: &mut Scratch) {
-        while self.deadlines_wait().is_none()
-            && let Some(handle) = self.dormant.pop_due(now)
-        {
-            if let Some(handle) = handle.upgrade() {
-                self.wake_dormant(&handle, now, scratch);
-            }
-        }
-        self.expire_retained(now);
-        self.metrics.losses.tell(now);
-    }
-
-    /// Runs the timers of a session that may be dormant; watches its next deadline.
-    pub(super) fn wake_dormant(&self, handle: &Arc<Handle>, now: Time, scratch: &mut Scratch) {
-        if self.remote.as_ref().is_some_and(|r| r.sessions.being_evicted(&handle.client_id, handle.epoch())) {
-            return; // that says what becomes of its will
-        }
-        let Some(mut session) = handle.mailbox.check_out() else { return };
-        let sessions = &self.metrics.sessions;
-        sessions.of(SessionState::Dormant).sub(1);
-        sessions.of(SessionState::Active).add(1);
-        if !self.run_timers(handle, &mut session, now, scratch) {
-            self.park(handle, session, scratch);
-        }
-    }
-
-    /// Runs the timers of a session that was taken out of its mailbox; true if it is over now.
-    pub(super) fn run_timers(
-        &self,
-        handle: &Arc<Handle>,
-        session: &mut Session,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> bool {
-        let mut actions = Actions::default();
-        session.wake(now, &mut actions);
-        if actions.effects.is_empty() {
-            return false;
-        }
-        if actions.effects.iter().any(|e| matches!(e, Effect::End)) {
-            self.metrics.sessions_expired.inc();
-        }
-        self.carry_out(handle, session, actions.effects, now, scratch).ended
-    }
-
     /// Watches the next deadline of a dormant session that was not put to rest here.
-    pub(super) fn watch_parked(&self, handle: &Arc<Handle>) {
+    pub fn watch_parked(&self, handle: &Arc<Handle>) {
         if let Some(Some(at)) = handle.mailbox.parked(Session::next_timeout) {
             self.dormant.watch(at, handle);
         }
     }
 
     /// Puts a session to rest in its mailbox until its client or its next deadline comes.
-    pub(super) fn park(&self, handle: &Arc<Handle>, session: Box<Session>, scratch: &mut Scratch) {
+    pub fn park(&self, handle: &Arc<Handle>, session: Box<Session>, wakes: &mut Wakes) {
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Active).sub(1);
         sessions.of(SessionState::Dormant).add(1);
         let deadline = session.next_timeout();
-        let dropped = handle.mailbox.park(session, &mut scratch.wakes);
+        let dropped = handle.mailbox.park(session, wakes);
         self.metrics.lost(handle.whose(), Loss::Offline, dropped as u64);
         if let Some(at) = deadline {
             self.dormant.watch(at, handle);

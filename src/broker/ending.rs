@@ -1,18 +1,18 @@
 //! The end of a session: subscriptions, queue and record go; what came through shared subscriptions goes to other members
-//! (MQTT 5.0 section 4.8.2).
+//! (MQTT 5.0 section 4.8.2). Here are its steps, and how a node that is alone takes them.
 
 use super::Broker;
-use super::handle::Handle;
-use super::mailbox::Rank;
-use super::publish::{Cache, Origin, Scratch};
-use super::remote::Remote;
-use super::remote::sessions::Over;
+use super::delivery::{Delivered, Origin, Scratch};
+use super::handle::{Handle, Subscriptions};
+use super::mailbox::{Rank, Wakes};
+use super::router::Cache;
+use super::ticket::Ticket;
 use crate::clock::Time;
 use crate::hashing::HashSet;
 use crate::mqtt::{Message, QoS};
 use crate::names::shown;
 use crate::ports::{Change, Lsn, Seq, SessionNo, SessionRecord, Stored, WillRecord};
-use crate::session::{Actions, Delivery, Effect, Extra, Loss, Session, Settings, Will};
+use crate::session::{Actions, Delivery, Effect, Extra, Failure, Loss, Session, Settings, Will};
 use crate::telemetry::metrics::SessionState;
 use crate::topic::Filter;
 use std::collections::VecDeque;
@@ -20,19 +20,87 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// What became of a session without a connection.
-pub(super) struct CarriedOut {
+#[derive(Debug, Default)]
+pub struct CarriedOut {
     /// It is over.
     pub ended: bool,
     /// When the last change to it is durable.
     pub lsn: Option<Lsn>,
+    /// When its will, if that was published, is safe on other nodes; `None` = none has to do with it.
+    pub will: Option<Arc<Ticket>>,
+}
+
+/// What a session without a connection wants done that others have to do with.
+#[derive(Debug)]
+pub enum Wanted {
+    /// This message is its will, and due.
+    Will(Message),
+    /// It is over.
+    End,
+}
+
+/// A message that an ended session leaves, or its row in the journal.
+#[derive(Debug)]
+pub enum Left {
+    /// To be handed on if it came through a shared subscription; `true` if it was sent before.
+    Message(Delivery, bool),
+    /// Its client has it, but for the end of the exchange.
+    Released(Seq),
+}
+
+/// What an ended session leaves.
+#[derive(Debug)]
+pub struct Remains {
+    /// Its subscriptions, which are still in the router.
+    pub subscriptions: Subscriptions,
+    /// What was in memory.
+    pub left: Vec<Left>,
+    /// Messages that only the journal has …
+    pub on_disk: VecDeque<Seq>,
+    /// … and those of them that were sent before.
+    pub begun: HashSet<Seq>,
+}
+
+impl Remains {
+    /// How many of its subscriptions were shared ones.
+    pub fn shared(&self) -> usize {
+        self.subscriptions.keys().filter(|name| name.starts_with("$share/")).count()
+    }
 }
 
 /// An ended session whose messages are being handed on.
-struct HandOn {
-    from: Arc<Handle>,
-    seqs: VecDeque<Seq>,
-    begun: HashSet<Seq>,
-    now: Time,
+#[derive(Debug)]
+pub struct HandOn {
+    /// The session.
+    pub from: Arc<Handle>,
+    /// Messages that are still to be read.
+    pub seqs: VecDeque<Seq>,
+    /// Those of them that were sent before.
+    pub begun: HashSet<Seq>,
+    /// When it ended.
+    pub now: Time,
+}
+
+impl HandOn {
+    /// The next messages to read from the journal.
+    pub fn batch(&mut self) -> Vec<Seq> {
+        let n = self.seqs.len().min(HAND_ON_BATCH_MAX);
+        self.seqs.drain(..n).collect()
+    }
+}
+
+/// What became of a message for another member of a shared subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handed {
+    /// A member here has it, or (`false`) has lost it.
+    Member(bool),
+    /// No member here can have it; `leaving` = one is about to leave this node.
+    Nobody {
+        /// One is about to leave this node, or has just left.
+        leaving: bool,
+    },
+    /// It is for nobody else.
+    Nowhere,
 }
 
 /// Messages of an ended session that are read from the journal at a time to be handed on.
@@ -42,96 +110,67 @@ const HAND_ON_BATCH_MAX: usize = 128;
 const SETTLE_BATCH_MAX: usize = 1_024;
 
 impl Broker {
-    /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
-    /// Returns when that is durable, as [`Broker::end_session`] does.
-    pub(super) fn end_dormant(
+    /// Does the part of an effect of a session without a connection that is its own; what is left to be done.
+    pub fn carry_out_own(
         &self,
-        handle: &Arc<Handle>,
-        session: &mut Session,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> Option<Lsn> {
-        let mut actions = Actions::default();
-        session.end(now, &mut actions);
-        self.carry_out(handle, session, actions.effects, now, scratch).lsn
-    }
-
-    /// Carries out the effects of a session without a connection.
-    pub(super) fn carry_out(
-        &self,
-        handle: &Arc<Handle>,
-        session: &mut Session,
-        effects: Vec<Effect>,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> CarriedOut {
-        let mut done = CarriedOut { ended: false, lsn: None };
-        for effect in effects {
-            match effect {
-                Effect::Will(message) => self.publish_will(handle, session, &message, scratch),
-                Effect::End => {
-                    done.lsn = self.end_session(handle, session, now, scratch);
-                    done.ended = true;
-                }
-                Effect::Save => done.lsn = self.save(handle, session),
-                Effect::Dropped(loss) => self.metrics.lost(handle.whose(), loss, 1),
-                // A session without a connection does nothing else.
-                _ => {}
-            }
+        handle: &Handle,
+        session: &Session,
+        effect: Effect,
+        done: &mut CarriedOut,
+    ) -> Option<Wanted> {
+        match effect {
+            Effect::Will(message) => return Some(Wanted::Will(message)),
+            Effect::End => return Some(Wanted::End),
+            Effect::Save => done.lsn = self.save(handle, session),
+            Effect::Dropped(loss) => self.metrics.lost(handle.whose(), loss, 1),
+            // A session without a connection does nothing else.
+            _ => {}
         }
-        done
+        None
     }
 
-    /// Carries out what a session wants that has just lost its connection, then puts it to rest unless it is over.
-    /// Returns when the last change to it is durable.
-    pub(super) fn carry_out_left(
-        &self,
-        handle: &Arc<Handle>,
-        mut session: Box<Session>,
-        effects: Vec<Effect>,
-        unsent: &[(NonZeroU64, usize)],
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> Option<Lsn> {
-        // Back into the mailbox first: if the session ends, what was not sent is handed on with the rest.
-        handle.mailbox.put_back(unsent);
-        let done = self.carry_out(handle, &mut session, effects, now, scratch);
-        if !done.ended {
-            // DISCONNECT may have changed it.
-            self.tell_expiry(handle, session.expiry_s(), handle.user());
-            self.park(handle, session, scratch);
-        }
-        done.lsn
-    }
-
-    /// Publishes the will of a session and forgets it, in one step of the journal (G8).
-    pub(super) fn publish_will(
+    /// The record of a session that has given its will up, if the will may be published; else the journal has that record.
+    pub fn will_record_due(
         &self,
         handle: &Handle,
         session: &Session,
         message: &Message,
-        scratch: &mut Scratch,
-    ) {
+    ) -> Option<SessionRecord> {
         // The session has given its will up already, so this record is without it.
         let record = self.record(handle, session);
-        let origin =
-            Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
         if !self.will_is_due(handle, message) {
             self.journal.append(&[Change::Session(&record)]);
-            return;
+            return None;
         }
         self.metrics.wills_published.inc();
-        let routed = self.publish(message, &origin, &mut Cache::default(), scratch);
-        scratch.will = routed.as_ref().ok().and_then(|r| r.ticket.clone());
-        if let Err(failure) = routed {
-            let (reason, why) = (failure.reason, failure.why.as_deref());
-            tracing::warn!(client = %shown(&handle.client_id), topic = %shown(message.topic()), ?reason, why, "will not published");
-            self.journal.append(&[Change::Session(&record)]);
+        Some(record)
+    }
+
+    /// A will was refused: the session has given it up all the same.
+    pub fn will_refused(
+        &self,
+        handle: &Handle,
+        record: &SessionRecord,
+        message: &Message,
+        failure: &Failure,
+    ) {
+        let (reason, why) = (failure.reason, failure.why.as_deref());
+        tracing::warn!(client = %shown(&handle.client_id), topic = %shown(message.topic()), ?reason, why, "will not published");
+        self.journal.append(&[Change::Session(record)]);
+    }
+
+    /// What a session wants whose timers run at `now`.
+    pub fn due_effects(&self, session: &mut Session, now: Time) -> Vec<Effect> {
+        let mut actions = Actions::default();
+        session.wake(now, &mut actions);
+        if actions.effects.iter().any(|e| matches!(e, Effect::End)) {
+            self.metrics.sessions_expired.inc();
         }
+        actions.effects
     }
 
     /// What the journal keeps of a session.
-    pub(super) fn record(&self, handle: &Handle, session: &Session) -> SessionRecord {
+    pub fn record(&self, handle: &Handle, session: &Session) -> SessionRecord {
         SessionRecord {
             no: handle.no,
             client_id: handle.client_id.clone(),
@@ -147,7 +186,7 @@ impl Broker {
     }
 
     /// Writes the record of a session that has one.
-    pub(super) fn save(&self, handle: &Handle, session: &Session) -> Option<Lsn> {
+    pub fn save(&self, handle: &Handle, session: &Session) -> Option<Lsn> {
         if !handle.durable && session.will().is_none() {
             return None;
         }
@@ -156,7 +195,7 @@ impl Broker {
     }
 
     /// Writes the record of a session whose client is about to get its CONNACK. `None` if the journal need not know it.
-    pub(super) fn save_connected(&self, handle: &Handle, settings: &Settings) -> Option<Lsn> {
+    pub fn save_connected(&self, handle: &Handle, settings: &Settings) -> Option<Lsn> {
         if !handle.durable && settings.will.is_none() {
             return None;
         }
@@ -177,7 +216,7 @@ impl Broker {
     }
 
     /// Writes the record of a new session whose claim is about to be made.
-    pub(super) fn save_pending(&self, handle: &Handle) -> Option<Lsn> {
+    pub fn save_pending(&self, handle: &Handle) -> Option<Lsn> {
         let mut record = handle.mailbox.parked(|s| self.record(handle, s))?;
         record.pending = true;
         handle.set_recorded();
@@ -185,136 +224,223 @@ impl Broker {
     }
 
     /// Writes the record of a dormant session.
-    pub(super) fn save_parked(&self, handle: &Handle) {
+    pub fn save_parked(&self, handle: &Handle) {
         let record = handle.mailbox.parked(|s| self.record(handle, s));
         if let Some(record) = record {
             self.journal.append(&[Change::Session(&record)]);
         }
     }
 
+    /// Takes an ended session out of its mailbox and of the registry. Its subscriptions are no longer its own, and still in the router.
+    pub fn take_apart(&self, handle: &Arc<Handle>, session: &mut Session, wakes: &mut Wakes) -> Remains {
+        let (backlog, queue) = handle.mailbox.end(wakes);
+        self.dormant.unwatch(handle);
+        if self.registry.remove(handle) {
+            self.metrics.sessions.of(SessionState::Active).sub(1);
+        }
+        let subscriptions = std::mem::take(&mut *handle.subscriptions.lock());
+        self.metrics.subscriptions_active.sub(subscriptions.len() as u64);
+        let mut remains =
+            Remains { subscriptions, left: Vec::new(), on_disk: VecDeque::new(), begun: HashSet::default() };
+        for l in session.take_leftovers() {
+            match (l.delivery, l.seq) {
+                (Some(d), _) => remains.left.push(Left::Message(d, l.begun)),
+                (None, Some(seq)) if l.released => remains.left.push(Left::Released(seq.get())),
+                (None, Some(seq)) => {
+                    remains.begun.insert(seq.get());
+                    remains.on_disk.push_back(seq.get());
+                }
+                (None, None) => {}
+            }
+        }
+        remains.left.extend(queue.into_iter().map(|d| Left::Message(d, false)));
+        remains.on_disk.extend(backlog);
+        remains
+    }
+
+    /// Takes subscriptions out of the router.
+    pub fn unsubscribe_all(&self, handle: &Handle, subscriptions: &Subscriptions) {
+        for name in subscriptions.keys() {
+            if let Ok(filter) = Filter::parse(name) {
+                self.router.unsubscribe(&filter, name, handle.no);
+            }
+        }
+    }
+
+    /// A record of an ended session whose messages are still being handed on: after a crash it is still over, and its will is not due
+    /// again. `None` if the journal does not know the session.
+    pub fn ended_record(&self, handle: &Handle, session: &Session, now: Time) -> Option<SessionRecord> {
+        handle.recorded().then(|| {
+            let mut record = self.record(handle, session);
+            (record.expiry_s, record.disconnected_at, record.will) = (0, Some(now), None);
+            record
+        })
+    }
+
+    /// Whether the journal may know a session.
+    pub fn is_known(handle: &Handle) -> bool {
+        handle.durable || handle.recorded()
+    }
+
+    /// A session that is another node's now, or did not become this one's, goes from the journal with its messages `left`.
+    pub fn forget_rows(&self, session: SessionNo, left: &[Seq]) {
+        for some in left.chunks(SETTLE_BATCH_MAX) {
+            let settled: Vec<Change<'_>> =
+                some.iter().map(|seq| Change::Settle { seq: *seq, session }).collect();
+            self.journal.append(&settled);
+        }
+        self.journal.append(&[Change::SessionEnd { session }]);
+    }
+
+    /// Gives a message that `from` does not get to another member of its shared subscription here.
+    pub fn hand_to_member(
+        &self,
+        from: &Handle,
+        d: &Delivery,
+        begun: bool,
+        now: Time,
+        delivered: &mut Delivered,
+        wakes: &mut Wakes,
+    ) -> Handed {
+        let begun_exactly_once = begun && d.qos == QoS::ExactlyOnce;
+        let may = !begun_exactly_once && d.qos > QoS::AtMostOnce && !d.message.expired(now);
+        let Some(name) = d.shared().filter(|_| may) else { return Handed::Nowhere };
+        let Ok(filter) = Filter::parse(name) else { return Handed::Nowhere };
+        let group = self.router.group(&filter, name);
+        let member = group.and_then(|g| self.pick(&g, from.no, d.message.topic()));
+        match member.map(|m| (m.handle.mailbox.rank(), m)) {
+            Some((Rank::Online | Rank::Dormant, member)) => {
+                let target = Broker::target_of(&member);
+                let given = self.deliver_one(&d.message, &target, d.retain, delivered, wakes);
+                Handed::Member(given.is_some())
+            }
+            Some((Rank::Moving | Rank::Left(_), _)) => Handed::Nobody { leaving: true },
+            Some((Rank::Gone, _)) | None => Handed::Nobody { leaving: false },
+        }
+    }
+}
+
+/// How a node that is alone does it.
+impl Broker {
+    /// Carries out the effects of a session without a connection.
+    pub fn carry_out(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        effects: Vec<Effect>,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> CarriedOut {
+        let mut done = CarriedOut::default();
+        for effect in effects {
+            match self.carry_out_own(handle, session, effect, &mut done) {
+                Some(Wanted::Will(message)) => self.publish_will(handle, session, &message, now, scratch),
+                Some(Wanted::End) => {
+                    done.lsn = self.end_session(handle, session, now, scratch);
+                    done.ended = true;
+                }
+                None => {}
+            }
+        }
+        done
+    }
+
+    /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
+    pub fn end_dormant(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> CarriedOut {
+        let mut actions = Actions::default();
+        session.end(now, &mut actions);
+        self.carry_out(handle, session, actions.effects, now, scratch)
+    }
+
+    /// Runs the timers of a session that was taken out of its mailbox; true if it is over now.
+    pub fn run_timers(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let effects = self.due_effects(session, now);
+        !effects.is_empty() && self.carry_out(handle, session, effects, now, scratch).ended
+    }
+
+    /// Runs the timers of a session that may be dormant; watches its next deadline.
+    pub fn wake_dormant(&self, handle: &Arc<Handle>, now: Time, scratch: &mut Scratch) {
+        let Some(mut session) = handle.mailbox.check_out() else { return };
+        self.count_woken();
+        if !self.run_timers(handle, &mut session, now, scratch) {
+            self.park(handle, session, &mut scratch.wakes);
+        }
+    }
+
+    /// Publishes the will of a session and forgets it, in one step of the journal (G8).
+    fn publish_will(
+        &self,
+        handle: &Handle,
+        session: &Session,
+        message: &Message,
+        now: Time,
+        scratch: &mut Scratch,
+    ) {
+        let Some(record) = self.will_record_due(handle, session, message) else { return };
+        let origin =
+            Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
+        if let Err(failure) = self.publish(message, &origin, now, &mut Cache::default(), scratch) {
+            self.will_refused(handle, &record, message, &failure);
+        }
+    }
+
     /// Ends a session for good. Returns when that is durable, if the journal knows the session.
-    pub(super) fn end_session(
+    pub fn end_session(
         &self,
         handle: &Arc<Handle>,
         session: &mut Session,
         now: Time,
         scratch: &mut Scratch,
     ) -> Option<Lsn> {
-        let (backlog, queue) = handle.mailbox.end(&mut scratch.wakes);
-        self.dormant.unwatch(handle);
-        if self.registry.remove(handle) {
-            self.metrics.sessions.of(SessionState::Active).sub(1);
-        }
-        let subscriptions = std::mem::take(&mut *handle.subscriptions.lock());
-        self.member_left(handle, &subscriptions);
-        self.metrics.subscriptions_active.sub(subscriptions.len() as u64);
-        let mut shared = 0;
-        for name in subscriptions.keys() {
-            if let Ok(filter) = Filter::parse(name) {
-                shared += u64::from(filter.share.is_some());
-                self.router.unsubscribe(&filter, name, handle.no);
-            }
-        }
-        self.routes_removed(subscriptions.keys(), handle.durable);
-        let mut on_disk: VecDeque<Seq> = VecDeque::new();
-        let mut begun: HashSet<Seq> = HashSet::default();
+        let remains = self.take_apart(handle, session, &mut scratch.wakes);
+        self.unsubscribe_all(handle, &remains.subscriptions);
+        let shared = remains.shared();
         let ended = Loss::SessionEnded;
-        for l in session.take_leftovers() {
-            match (l.delivery, l.seq) {
-                (Some(d), _) => self.hand_on(handle, &d, l.begun, ended, now, scratch),
-                (None, Some(seq)) if l.released => self.settle(handle, seq.get(), ended),
-                (None, Some(seq)) => {
-                    begun.insert(seq.get());
-                    on_disk.push_back(seq.get());
-                }
-                (None, None) => {}
+        for left in remains.left {
+            match left {
+                Left::Message(d, begun) => self.hand_on(handle, &d, begun, ended, now, scratch),
+                Left::Released(seq) => self.settle_lost(handle, seq, ended),
             }
         }
-        for d in queue {
-            self.hand_on(handle, &d, false, ended, now, scratch);
-        }
-        on_disk.extend(backlog);
-        self.metrics.shared_subscriptions.sub(shared);
-        let tombstone = self.tombstone(handle, now);
-        if shared > 0 && !on_disk.is_empty() {
-            // Takes a while: after a crash in between the session is still over, and its will is not due again.
-            let lsn = handle.recorded().then(|| {
-                let mut record = self.record(handle, session);
-                (record.expiry_s, record.disconnected_at, record.will) = (0, Some(now), None);
-                self.append_end(Change::Session(&record), tombstone.as_ref())
-            });
-            self.release(handle, lsn, tombstone);
-            self.hand_on_from_journal(HandOn { from: handle.clone(), seqs: on_disk, begun, now });
+        self.metrics.shared_subscriptions.sub(shared as u64);
+        if shared > 0 && !remains.on_disk.is_empty() {
+            // Takes a while.
+            let record = self.ended_record(handle, session, now);
+            let lsn = record.map(|record| self.journal.append(&[Change::Session(&record)]));
+            let (from, seqs, begun) = (handle.clone(), remains.on_disk, remains.begun);
+            self.hand_on_from_journal(HandOn { from, seqs, begun, now });
             return lsn;
         }
-        on_disk.into_iter().for_each(|seq| self.settle(handle, seq, ended));
-        let lsn = self.forget(handle, tombstone.as_ref());
-        self.release(handle, lsn, tombstone);
-        lsn
+        remains.on_disk.into_iter().for_each(|seq| self.settle_lost(handle, seq, ended));
+        Broker::is_known(handle).then(|| self.journal.append(&[Change::SessionEnd { session: handle.no }]))
     }
 
-    /// What the journal keeps of an ended session until the cluster has forgotten it as well: whatever the cluster says is this
-    /// node's must be in its journal after a crash, or nobody could tell that it is over.
-    fn tombstone(&self, handle: &Handle, now: Time) -> Option<SessionRecord> {
-        let owned = self.remote.is_some() && handle.durable && !handle.disowned();
-        owned.then(|| SessionRecord {
-            no: self.new_session_no(),
-            client_id: handle.client_id.clone(),
-            expiry_s: 0,
-            disconnected_at: Some(now),
-            will: None,
-            created_at: handle.created_at,
-            epoch: handle.epoch(),
-            pending: false,
-            user: handle.user(),
-            queue_policy: None,
-        })
-    }
-
-    fn append_end(&self, end: Change<'_>, tombstone: Option<&SessionRecord>) -> Lsn {
-        match tombstone {
-            Some(record) => self.journal.append(&[end, Change::Session(record)]),
-            None => self.journal.append(&[end]),
-        }
-    }
-
-    /// The cluster forgets that this node owns the session, once the journal has its end and its will; then the tombstone goes.
-    fn release(&self, handle: &Handle, ended: Option<Lsn>, tombstone: Option<SessionRecord>) {
-        let Some(remote) = self.remote.as_ref().filter(|_| !handle.disowned()) else { return };
-        remote.sessions.note_ended(&handle.client_id, handle.epoch());
-        let release = Over {
-            client_id: handle.client_id.clone(),
-            epoch: handle.epoch(),
-            tombstone: tombstone.map(|t| t.no),
-        };
-        self.after_durable(
-            remote,
-            |r| &r.sessions.over,
-            ended.unwrap_or(0),
-            release,
-            |broker, remote, over| over.into_iter().for_each(|o| broker.release_now(remote, o)),
-        );
-    }
-
-    fn release_now(&self, remote: &Remote, over: Over) {
-        let released = remote.ports.coordinator.release(&over.client_id, over.epoch);
-        let Some(session) = over.tombstone else { return };
-        let journal = self.journal.clone();
-        remote.ports.tasks.spawn(Box::pin(async move {
-            released.await;
-            journal.append(&[Change::SessionEnd { session }]);
-        }));
+    fn settle_lost(&self, handle: &Handle, seq: Seq, why: Loss) {
+        self.metrics.lost(handle.whose(), why, 1);
+        self.settle(seq, handle.no);
     }
 
     /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
     fn hand_on_from_journal(&self, mut job: HandOn) {
         if job.seqs.is_empty() {
-            self.forget(&job.from, None);
+            if Broker::is_known(&job.from) {
+                self.journal.append(&[Change::SessionEnd { session: job.from.no }]);
+            }
             return;
         }
-        let n = job.seqs.len().min(HAND_ON_BATCH_MAX);
-        let batch: Vec<Seq> = job.seqs.drain(..n).collect();
-        let (session, broker) = (job.from.no, self.me.clone());
+        let (batch, session, broker) = (job.batch(), job.from.no, self.me.clone());
         let done = move |found: Vec<Stored>| {
             let Some(broker) = broker.upgrade() else { return };
             let mut scratch = Scratch::default();
@@ -328,29 +454,9 @@ impl Broker {
         self.journal.read(session, batch, Box::new(done));
     }
 
-    fn settle(&self, handle: &Handle, seq: Seq, why: Loss) {
-        self.metrics.lost(handle.whose(), why, 1);
-        self.settle_row(seq, handle.no);
-    }
-
-    /// A session that is another node's now, or did not become this one's, goes from the journal with its messages `left`.
-    pub(super) fn forget_rows(&self, session: SessionNo, left: &[Seq]) {
-        for some in left.chunks(SETTLE_BATCH_MAX) {
-            let settled: Vec<Change<'_>> =
-                some.iter().map(|seq| Change::Settle { seq: *seq, session }).collect();
-            self.journal.append(&settled);
-        }
-        self.journal.append(&[Change::SessionEnd { session }]);
-    }
-
-    fn forget(&self, handle: &Handle, tombstone: Option<&SessionRecord>) -> Option<Lsn> {
-        let known = handle.durable || handle.recorded();
-        known.then(|| self.append_end(Change::SessionEnd { session: handle.no }, tombstone))
-    }
-
     /// Gives a message that a session does not get, because it has ended or for another loss `why`, to another member of its shared
     /// subscription, or drops it.
-    pub(super) fn hand_on(
+    pub fn hand_on(
         &self,
         from: &Handle,
         d: &Delivery,
@@ -359,46 +465,25 @@ impl Broker {
         now: Time,
         scratch: &mut Scratch,
     ) {
-        let begun_exactly_once = begun && d.qos == QoS::ExactlyOnce;
-        let may = !begun_exactly_once && d.qos > QoS::AtMostOnce && !d.message.expired(now);
-        let handed = d.shared().filter(|_| may).and_then(|name| self.hand_to_member(from, d, name, scratch));
-        let Some(given) = handed else {
-            return match d.seq {
-                Some(seq) => self.settle(from, seq.get(), why),
+        let mut delivered = scratch.begin();
+        let handed = self.hand_to_member(from, d, begun, now, &mut delivered, &mut scratch.wakes);
+        for (seq, session) in delivered.displaced.drain(..) {
+            self.settle(seq, session);
+        }
+        scratch.end(delivered);
+        match handed {
+            Handed::Member(given) => {
+                if given {
+                    self.metrics.shared_redeliveries.inc();
+                }
+                if let Some(seq) = d.seq {
+                    self.settle(seq.get(), from.no);
+                }
+            }
+            Handed::Nobody { .. } | Handed::Nowhere => match d.seq {
+                Some(seq) => self.settle_lost(from, seq.get(), why),
                 None => self.metrics.lost(from.whose(), why, 1),
-            };
-        };
-        if given {
-            self.metrics.shared_redeliveries.inc();
-        }
-        if let Some(seq) = d.seq {
-            self.settle_row(seq.get(), from.no);
-        }
-    }
-}
-
-impl Broker {
-    /// Gives a message to another member than `from`: whether it took it; `None` if there is no other.
-    fn hand_to_member(
-        &self,
-        from: &Handle,
-        d: &Delivery,
-        name: &Arc<str>,
-        scratch: &mut Scratch,
-    ) -> Option<bool> {
-        // No session freezes between the look at it and its mailbox.
-        let _inside = self.remote.as_ref().map(|r| r.gate.enter());
-        let group = self.router.group(&Filter::parse(name).ok()?, name);
-        let member = group.and_then(|g| self.pick(&g, from.no, d.message.topic()));
-        match member.map(|m| (m.handle.mailbox.rank(), m)) {
-            Some((Rank::Online | Rank::Dormant, member)) => {
-                let target = Broker::target_of(&member);
-                Some(self.deliver_one(&d.message, &target, d.retain, scratch).is_some())
-            }
-            Some((Rank::Moving | Rank::Left(_), _)) => {
-                self.hand_to_others(&d.message, name, true).then_some(true)
-            }
-            Some((Rank::Gone, _)) | None => self.hand_to_others(&d.message, name, false).then_some(true),
+            },
         }
     }
 }
@@ -409,7 +494,7 @@ fn will_record(w: &Will) -> WillRecord {
 }
 
 /// A message as the journal has it for one session.
-pub(super) fn delivery(s: Stored) -> Delivery {
+pub fn delivery(s: Stored) -> Delivery {
     let r = s.recipient;
     let plain = r.subscription_ids.is_empty() && r.shared.is_none();
     let extra = (!plain).then(|| Extra { subscription_ids: r.subscription_ids, shared: r.shared });

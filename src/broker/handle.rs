@@ -1,17 +1,19 @@
 //! What the whole broker knows of one session: its names, its subscriptions and its mailbox.
 
-use super::inspect::Attached;
 use super::mailbox::Mailbox;
-use super::remote::expiry::ToldExpiry;
 use super::rights::Rights;
+use super::told_expiry::ToldExpiry;
 use crate::clock::Time;
 use crate::hashing::HashMap;
+use crate::mqtt::Version;
 use crate::mqtt::packet::SubscribeOptions;
-use crate::ports::{BoxFuture, Epoch, Revision, SessionNo};
+use crate::ports::{self, BoxFuture, Epoch, Revision, SessionNo};
+use crate::session::Will;
 use crate::telemetry::Whose;
 use crate::telemetry::losses::Account;
 use crate::user::SessionUser;
 use parking_lot::Mutex;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -26,6 +28,23 @@ pub struct Subscription {
 
 /// The subscriptions of a session by filter, `$share/…` included.
 pub type Subscriptions = HashMap<Arc<str>, Subscription>;
+
+/// What is known of a session while a connection has it; the rest is the connection's own.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// Where its client is.
+    pub peer: SocketAddr,
+    /// The protocol that its client speaks.
+    pub version: Version,
+    /// When its client came.
+    pub since: Time,
+    /// Session expiry interval, seconds.
+    pub expiry_s: u32,
+    /// Its will.
+    pub will: Option<Will>,
+    /// What let its client in.
+    pub account: Arc<ports::Account>,
+}
 
 /// See the module.
 #[derive(Debug)]

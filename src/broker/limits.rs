@@ -1,20 +1,68 @@
 //! The broker's limits. Most of them may be changed while it runs: what is limited is compared with what holds at that time, and a
 //! connection keeps what was agreed with its client.
 
-use super::Limits;
 use super::mailbox::MailboxLimits;
-use super::remote::RemoteLimits;
 use super::retained::RetainedLimits;
 use crate::queue_policy::QueuePolicy;
 use crate::session::{self};
 use parking_lot::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// See the module. Reading one costs no lock, but for those that are agreed at CONNECT.
+/// Every limit of one node.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of each connection.
+    pub session: session::Limits,
+    /// Of each mailbox and queue.
+    pub mailbox: MailboxLimits,
+    /// Of retained messages.
+    pub retained: RetainedLimits,
+    /// Connections at once.
+    pub connections: usize,
+    /// Sessions, dormant ones included.
+    pub sessions: usize,
+    /// Connections of one user at once; `usize::MAX` = any number.
+    pub connections_per_user: usize,
+    /// Subscriptions of one session.
+    pub subscriptions: usize,
+    /// How long an answer may wait for the journal, milliseconds.
+    pub publish_timeout_ms: u64,
+    /// How long a connection may take to send CONNECT, milliseconds.
+    pub connect_timeout_ms: u64,
+    /// How long one packet may take to arrive, milliseconds.
+    pub packet_timeout_ms: u64,
+    /// How long a client may take nothing of what is written for it, milliseconds.
+    pub write_timeout_ms: u64,
+    /// Bytes of large packets that arrive, all connections together.
+    pub arriving_bytes: usize,
+    /// Whether a client gets the session of its client identifier whosever that is.
+    pub client_id_theft: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            session: session::Limits::default(),
+            mailbox: MailboxLimits::default(),
+            retained: RetainedLimits::default(),
+            connections: 100_000,
+            sessions: 1_000_000,
+            connections_per_user: usize::MAX,
+            subscriptions: 100_000,
+            publish_timeout_ms: 10_000,
+            connect_timeout_ms: 10_000,
+            packet_timeout_ms: 600_000,
+            write_timeout_ms: 60_000,
+            arriving_bytes: 256 << 20,
+            client_id_theft: false,
+        }
+    }
+}
+
+/// The limits that hold now. Reading one costs no lock, but for those that are agreed at CONNECT.
 #[derive(Debug)]
 pub struct Live {
     session: RwLock<session::Limits>,
-    remote: RemoteLimits,
     mailbox_messages: AtomicUsize,
     mailbox_bytes: AtomicUsize,
     queued_messages: AtomicUsize,
@@ -44,7 +92,6 @@ impl Live {
     pub(super) fn new(limits: &Limits) -> Live {
         Live {
             session: RwLock::new(limits.session),
-            remote: limits.remote,
             mailbox_messages: AtomicUsize::new(limits.mailbox.messages),
             mailbox_bytes: AtomicUsize::new(limits.mailbox.bytes),
             queued_messages: AtomicUsize::new(limits.mailbox.queued_messages),
@@ -65,8 +112,7 @@ impl Live {
         }
     }
 
-    /// From now on these hold, but for those of the cluster and for the room of packets that arrive, which stay as they were at the
-    /// start.
+    /// From now on these hold, but for the room of packets that arrive, which stays as it was at the start.
     pub fn change(&self, to: &Limits) {
         *self.session.write() = to.session;
         self.mailbox_messages.store(to.mailbox.messages, Relaxed);
@@ -91,11 +137,6 @@ impl Live {
     /// Of each connection that begins now.
     pub fn session(&self) -> session::Limits {
         *self.session.read()
-    }
-
-    /// Of what a node of a cluster does with the others.
-    pub fn remote(&self) -> &RemoteLimits {
-        &self.remote
     }
 
     /// Of each mailbox and queue.

@@ -3,15 +3,12 @@
 
 use super::Broker;
 use super::handle::Handle;
-use super::mailbox::Wakes;
 use crate::names::shown;
-use crate::ports::Account;
-use crate::session::CloseCause;
 use crate::user::SessionUser;
 
 impl Broker {
     /// Whether a client of user `came` may have the session of user `of`; the log names both if not.
-    pub(super) fn may_have_session(&self, client_id: &str, of: &SessionUser, came: &SessionUser) -> bool {
+    pub fn may_have_session(&self, client_id: &str, of: &SessionUser, came: &SessionUser) -> bool {
         if self.limits.client_id_theft() || of.lets(came) {
             return true;
         }
@@ -26,31 +23,12 @@ impl Broker {
     }
 
     /// A session goes to a client that may have it: from now on it is that client's user's.
-    pub(super) fn inherit(&self, handle: &Handle, user: &SessionUser) {
+    pub fn inherit(&self, handle: &Handle, user: &SessionUser) {
         let before = handle.set_user(user.clone());
         if before != *user && before != SessionUser::Unknown {
             tracing::info!(
                 client = %shown(&handle.client_id), from = %before, to = %user, "the session goes to another user"
             );
         }
-    }
-
-    /// Ends the connections of clients that the authorizer would not let in any more as it did; how many.
-    pub fn review_accounts(&self) -> usize {
-        let mut ended = 0;
-        self.registry.for_each(|handle| {
-            let Some(attached) = handle.attached() else { return };
-            if !self.authorizer.holds(&attached.account) {
-                ended += 1;
-                self.metrics.accounts_withdrawn.inc();
-                handle.mailbox.close(CloseCause::AccountChanged, &mut Wakes::default());
-            }
-        });
-        ended
-    }
-
-    /// Whether what let a client in holds.
-    pub(super) fn holds(&self, account: &Account) -> bool {
-        self.authorizer.holds(account)
     }
 }

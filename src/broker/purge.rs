@@ -3,10 +3,9 @@
 
 use super::Broker;
 use super::handle::Handle;
-use super::publish::Scratch;
 use crate::clock::Time;
 use crate::hashing::HashSet;
-use crate::ports::Stored;
+use crate::ports::{Seq, Stored};
 use crate::session::Loss;
 use std::sync::Arc;
 
@@ -14,44 +13,50 @@ use std::sync::Arc;
 const PURGE_BATCH_MAX: usize = 256;
 
 impl Broker {
-    /// Makes room in the queues that publishes found full.
-    pub(super) fn purge_full(&self, scratch: &mut Scratch, now: Time) {
-        for handle in scratch.full.drain(..) {
-            self.purge(&handle, now);
-        }
-    }
-
-    /// Looks for expired messages among the oldest of a full queue, beside everything else; what comes later finds room.
-    fn purge(&self, handle: &Arc<Handle>, now: Time) {
+    /// Looks for expired messages among the oldest of a full queue, beside everything else; what comes later finds room. `settle` is
+    /// told the rows that the session is done with.
+    pub fn purge(
+        &self,
+        handle: &Arc<Handle>,
+        now: Time,
+        settle: impl FnOnce(&Handle, Vec<Seq>) + Send + 'static,
+    ) {
         let Some((seqs, attachment)) = handle.mailbox.start_purging(PURGE_BATCH_MAX, now) else { return };
-        let (broker, handle, session) = (self.me.clone(), handle.clone(), handle.no);
+        let (metrics, handle, session) = (self.metrics.clone(), handle.clone(), handle.no);
         let looked_at = seqs.len();
         let done = move |found: Vec<Stored>| {
-            if let Some(broker) = broker.upgrade() {
-                broker.purged(&handle, attachment, looked_at, found, now);
-            }
+            let gone = purged(&handle, attachment, looked_at, &found, now);
+            metrics.lost(handle.whose(), Loss::Expired, gone.len() as u64);
+            settle(&handle, gone);
         };
         self.journal.read(session, seqs, Box::new(done));
     }
 
-    fn purged(&self, handle: &Handle, attachment: u32, looked_at: usize, found: Vec<Stored>, now: Time) {
-        let (mut expired, mut again) = (HashSet::default(), Time(u64::MAX));
-        for s in &found {
-            match s.message.expires_at() {
-                Some(at) if at <= now => {
-                    expired.insert(s.seq);
-                }
-                Some(at) => again = again.min(at),
-                None => {}
+    /// As [`Broker::purge`], if no other node knows of the messages.
+    pub fn purge_alone(&self, handle: &Arc<Handle>, now: Time) {
+        let broker = self.me.clone();
+        self.purge(handle, now, move |handle, gone| {
+            if let Some(broker) = broker.upgrade() {
+                gone.into_iter().for_each(|seq| broker.settle(seq, handle.no));
             }
-        }
-        if !expired.is_empty() {
-            again = now; // there may be more behind these
-        }
-        let gone = handle.mailbox.finish_purging(attachment, looked_at, &expired, again);
-        self.metrics.lost(handle.whose(), Loss::Expired, gone.len() as u64);
-        for seq in gone {
-            self.settle_row(seq, handle.no);
+        });
+    }
+}
+
+/// Takes expired messages out of the queue: their numbers.
+fn purged(handle: &Handle, attachment: u32, looked_at: usize, found: &[Stored], now: Time) -> Vec<Seq> {
+    let (mut expired, mut again) = (HashSet::default(), Time(u64::MAX));
+    for s in found {
+        match s.message.expires_at() {
+            Some(at) if at <= now => {
+                expired.insert(s.seq);
+            }
+            Some(at) => again = again.min(at),
+            None => {}
         }
     }
+    if !expired.is_empty() {
+        again = now; // there may be more behind these
+    }
+    handle.mailbox.finish_purging(attachment, looked_at, &expired, again)
 }

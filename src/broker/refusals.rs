@@ -1,22 +1,24 @@
 //! Publishes that are refused, or not retained as they should be: the log says which limit it was.
 
 use super::Broker;
-use super::publish::Origin;
+use super::delivery::Origin;
 use super::retained::Forbidden;
-use crate::mqtt::Message;
-use crate::session::Loss;
+use crate::mqtt::{Message, Reason};
+use crate::session::{Failure, Loss};
 use crate::telemetry::About;
 
 impl Broker {
     /// Counts a publish that is refused.
-    pub(super) fn publish_refused(&self, origin: &Origin<'_>, loss: Loss) {
+    pub fn publish_refused(&self, origin: &Origin<'_>, loss: Loss) {
         self.count_refused(origin, loss, None);
     }
 
-    /// Counts a publish that is refused because it may not be retained, or that is not retained although it was accepted.
-    pub(super) fn not_retained(&self, origin: &Origin<'_>, message: &Message, why: &Forbidden) {
-        let about = About { topic: message.topic(), why };
+    /// Counts a publish that is refused because it may not be retained, or that is not retained although it was accepted. What its
+    /// publisher is told if it can be.
+    pub fn not_retained(&self, origin: &Origin<'_>, message: &Message, why: Forbidden) -> Failure {
+        let about = About { topic: message.topic(), why: &why };
         self.count_refused(origin, why.loss(), Some(about));
+        Failure::new(Reason::QuotaExceeded, why.to_string())
     }
 
     fn count_refused(&self, origin: &Origin<'_>, loss: Loss, about: Option<About<'_>>) {

@@ -4,36 +4,48 @@
 //! What is refused with a reason changes nothing. What is accepted all the same, since nobody could be told (QoS 0, a will), clears
 //! its topic: who subscribes later gets what was published last or nothing, never what that has replaced.
 
-use super::publish::Keeping;
-use super::remote::Updated;
 use super::retained::{Forbidden, Underway};
-use super::sys;
+use super::ticket::Ticket;
 use super::{Broker, bridges};
 use crate::clock::Time;
 use crate::mqtt::Message;
-use crate::ports::{Change, NoRoom};
+use crate::ports::{Change, Lsn, MessageId, NoRoom};
 use crate::session::Loss;
+use std::sync::Arc;
+
+/// When an update of a retained message may be acknowledged.
+#[derive(Debug, Default)]
+pub struct Updated {
+    /// Once the journal is durable up to here.
+    pub lsn: Option<Lsn>,
+    /// Once this is kept.
+    pub ticket: Option<Arc<Ticket>>,
+    /// The limit because of which the topic was cleared instead.
+    pub forbidden: Option<Forbidden>,
+    /// Its name, which is its publish's as well.
+    pub id: Option<MessageId>,
+}
+
+/// Whether a topic or filter is about the broker's own messages; no wildcard reaches them from outside.
+pub fn is_own(path: &str) -> bool {
+    path.starts_with("$SYS/")
+}
 
 impl Broker {
-    /// Sets or clears the retained message of the topic. `told`: whoever publishes it can be told that it is refused.
+    /// Sets or clears the retained message of the topic on this node. `told`: whoever publishes it can be told that it is refused.
     ///
     /// # Errors
     /// The limit that forbids it, if that can be told.
-    pub(super) fn retain(
-        &self,
-        message: &Message,
-        keeping: Keeping,
-        told: bool,
-    ) -> Result<Updated, Forbidden> {
-        if sys::is_own(message.topic()) {
+    pub fn retain(&self, message: &Message, told: bool) -> Result<Updated, Forbidden> {
+        if is_own(message.topic()) {
             return self.keep_bridge_state(message, told);
         }
-        if let Some(remote) = &self.remote {
-            return self.retain_in_cluster(remote, message, keeping, told);
-        }
         let clears = message.payload().is_empty();
-        let forbidden =
-            (!clears).then(|| self.may_retain(message, Underway::default(), true).err()).flatten();
+        let admitted = || {
+            self.admits_retained(message, Underway::default())?;
+            self.journal_takes(message)
+        };
+        let forbidden = if clears { None } else { admitted().err() };
         if let Some(why) = forbidden.filter(|_| told) {
             return Err(why);
         }
@@ -46,22 +58,19 @@ impl Broker {
         Ok(Updated { lsn, forbidden, ..Updated::default() })
     }
 
-    /// Whether a message may become the retained one of its topic now, beside those on their way; `journaled` says that the
-    /// journal has to keep it.
+    /// Whether a message may become the retained one of its topic now, beside those on their way.
     ///
     /// # Errors
     /// The limit that forbids it.
-    pub(super) fn may_retain(
-        &self,
-        message: &Message,
-        underway: Underway,
-        journaled: bool,
-    ) -> Result<(), Forbidden> {
-        self.retained.admits(message, &self.limits.retained(), underway)?;
-        self.remote.as_ref().map_or(Ok(()), |r| r.takes(message))?;
-        if !journaled {
-            return Ok(());
-        }
+    pub fn admits_retained(&self, message: &Message, underway: Underway) -> Result<(), Forbidden> {
+        self.retained.admits(message, &self.limits.retained(), underway)
+    }
+
+    /// Whether the journal can keep a message that is to be retained.
+    ///
+    /// # Errors
+    /// The limit that forbids it.
+    pub fn journal_takes(&self, message: &Message) -> Result<(), Forbidden> {
         let size = message.size();
         self.journal.takes(message).map_err(|why| match why {
             NoRoom::Full { max, used } => Forbidden::Memory { max, used, size },
@@ -69,26 +78,22 @@ impl Broker {
         })
     }
 
-    /// Whether a message could ever become the retained one of its topic: what a client is told that leaves a will.
+    /// Whether a message could ever become the retained one of its topic on this node: what a client is told that leaves a will.
     ///
     /// # Errors
     /// The limit that forbids it.
-    pub(super) fn could_retain(&self, message: &Message) -> Result<(), Forbidden> {
+    pub fn could_retain(&self, message: &Message) -> Result<(), Forbidden> {
         if message.payload().is_empty() {
             return Ok(()); // it clears
         }
-        if sys::is_own(message.topic()) {
+        if is_own(message.topic()) {
             return bridges::admits(message);
         }
-        self.limits.retained().allow(message)?;
-        self.remote.as_ref().map_or(Ok(()), |r| r.takes(message))
+        self.limits.retained().allow(message)
     }
 
-    /// Clears retained messages that have expired. In a cluster the leader does it for all.
+    /// Clears retained messages that have expired, if this node is alone. In a cluster the leader does it for all.
     pub fn expire_retained(&self, now: Time) {
-        if self.remote.is_some() {
-            return;
-        }
         self.retained.expire(now, |topic| {
             self.journal.append(&[Change::ClearRetained { topic }]);
             self.metrics.lost(self.metrics.losses.retained(), Loss::Expired, 1);

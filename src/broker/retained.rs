@@ -6,11 +6,11 @@
 
 mod live;
 
-use super::remote::level::Waiters;
 use crate::clock::Time;
 use crate::hashing::HashMap;
 use crate::mqtt::Message;
 use crate::ports::{BoxFuture, ClusterTime, Incarnation, MessageId, Revision};
+use crate::sync::level::Waiters;
 use crate::topic::{RetainedTrie, matches};
 use live::{Live, Update};
 use parking_lot::{Mutex, RwLock};

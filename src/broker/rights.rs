@@ -2,10 +2,8 @@
 //! as the rules are the same. While nothing is restricted nobody is asked.
 
 use super::handle::Handle;
-use super::publish::Scratch;
 use super::router::{Group, Subscriber};
-use super::{Broker, bridges, sys};
-use crate::clock::Time;
+use super::{Broker, bridges, retain};
 use crate::hashing::HashMap;
 use crate::mqtt::{Message, QoS};
 use crate::names::shown;
@@ -93,7 +91,7 @@ impl Rights {
 
 impl Handle {
     /// The session came here, from the journal or another node, with a will that `author` has left.
-    pub(super) fn knows_author(&self, author: Option<&Author>) {
+    pub fn knows_author(&self, author: Option<&Author>) {
         let Some((author, address)) = author.and_then(|a| Some((a, a.address.parse().ok()?))) else { return };
         let user = match self.user() {
             SessionUser::Named(name) => Some(name),
@@ -116,7 +114,7 @@ impl Handle {
 }
 
 /// What is kept of a client with its will.
-pub(super) fn author_of(who: &Identity) -> Author {
+pub fn author_of(who: &Identity) -> Author {
     Author {
         listener: who.door.listener.clone(),
         address: who.door.peer.ip().to_string().into(),
@@ -140,13 +138,13 @@ impl Inner {
 
 impl Broker {
     /// Whether decisions about `who` have to be asked for, and since which change of the rules; 0 = it may do everything.
-    pub(super) fn restricted(&self, who: &Identity) -> u64 {
+    pub fn restricted(&self, who: &Identity) -> u64 {
         self.permissions.version(who)
     }
 
     /// The highest QoS at which the client of a session may be given a message on `topic`; `None` = it may not. A client that has
     /// not been here is not known: it is judged when it comes.
-    pub(super) fn may_receive(&self, handle: &Handle, topic: &str) -> Limit {
+    pub fn may_receive(&self, handle: &Handle, topic: &str) -> Limit {
         if !self.permissions.restricts() {
             return Some(QoS::ExactlyOnce);
         }
@@ -161,7 +159,7 @@ impl Broker {
     }
 
     /// Whether the client of a session may publish `message`.
-    pub(super) fn may_publish(&self, handle: &Handle, message: &Message) -> bool {
+    pub fn may_publish(&self, handle: &Handle, message: &Message) -> bool {
         let topic = message.topic();
         if !published_by_clients(topic) {
             return false;
@@ -183,7 +181,7 @@ impl Broker {
     }
 
     /// Whether a client may have `message` as its will.
-    pub(super) fn may_leave(&self, who: &Identity, message: &Message) -> bool {
+    pub fn may_leave(&self, who: &Identity, message: &Message) -> bool {
         let ask = Ask::Publish { topic: message.topic(), retain: message.retain() };
         let may = published_by_clients(message.topic())
             && self.permissions.ruling(who, &ask).max_qos.is_some_and(|max| message.qos() <= max);
@@ -195,7 +193,7 @@ impl Broker {
 
     /// Whether a will may be published now; counts and tells if not. Of a will that a release left which did not keep its author
     /// nothing is known but that it was allowed when its client connected.
-    pub(super) fn will_is_due(&self, handle: &Handle, message: &Message) -> bool {
+    pub fn will_is_due(&self, handle: &Handle, message: &Message) -> bool {
         let may = handle.rights.author().is_none_or(|who| self.may_leave(&who, message));
         if !may {
             self.metrics.lost(handle.whose(), Loss::NotAuthorized, 1);
@@ -205,7 +203,7 @@ impl Broker {
     }
 
     /// The highest QoS of a subscription; `None` = it is denied, and counted.
-    pub(super) fn may_subscribe(&self, who: &Identity, filter: &str) -> Limit {
+    pub fn may_subscribe(&self, who: &Identity, filter: &str) -> Limit {
         if self.restricted(who) == 0 {
             return Some(QoS::ExactlyOnce);
         }
@@ -217,7 +215,7 @@ impl Broker {
     }
 
     /// The member of a shared subscription that takes the next message, among those that may be given it.
-    pub(super) fn pick(&self, group: &Group, except: u64, topic: &str) -> Option<Subscriber> {
+    pub fn pick(&self, group: &Group, except: u64, topic: &str) -> Option<Subscriber> {
         if !self.permissions.restricts() {
             return group.pick(except);
         }
@@ -225,7 +223,7 @@ impl Broker {
     }
 
     /// Counts a message for a shared subscription which none of its members may be given.
-    pub(super) fn nobody_may(&self, group: &Group) {
+    pub fn nobody_may(&self, group: &Group) {
         if !group.is_empty() && self.permissions.restricts() {
             self.metrics.denied.of(Denied::Deliver).inc();
             self.metrics.lost(self.metrics.losses.shared(), Loss::NotAllowed, 1);
@@ -233,36 +231,35 @@ impl Broker {
     }
 
     /// Counts a message that the client of a session may not be given.
-    pub(super) fn not_allowed(&self, handle: &Handle) {
+    pub fn not_allowed(&self, handle: &Handle) {
         self.metrics.denied.of(Denied::Deliver).inc();
         self.metrics.lost(handle.whose(), Loss::NotAllowed, 1);
     }
 
-    /// What is left of a delivery whose client may be restricted: nothing, or the same at a lower QoS. What came through a shared
-    /// subscription goes to another member; the rest is dropped and counted. `begun`: it was sent before.
-    pub(super) fn permitted(
+    /// A delivery whose client may be restricted, at the QoS that it may have. `begun`: it was sent before.
+    ///
+    /// # Errors
+    /// Its client may not have it: it is counted, and to be handed on.
+    pub fn permitted(
         &self,
         handle: &Handle,
         mut d: Delivery,
         begun: bool,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> Option<Delivery> {
+    ) -> Result<Delivery, Box<Delivery>> {
         match self.may_receive(handle, d.message.topic()) {
             // A packet identifier is in use: the exchange is brought to its end.
             Some(max) if begun => d.qos = d.qos.min(max.max(QoS::AtLeastOnce)),
             Some(max) => d.qos = d.qos.min(max),
             None => {
                 self.metrics.denied.of(Denied::Deliver).inc();
-                self.hand_on(handle, &d, begun, Loss::NotAllowed, now, scratch);
-                return None;
+                return Err(Box::new(d));
             }
         }
-        Some(d)
+        Ok(d)
     }
 }
 
 /// Whether clients may publish to a topic at all: what is below `$SYS` is the broker's, but for what bridges say of themselves.
-pub(super) fn published_by_clients(topic: &str) -> bool {
-    !sys::is_own(topic) || bridges::is_state(topic)
+pub fn published_by_clients(topic: &str) -> bool {
+    !retain::is_own(topic) || bridges::is_state(topic)
 }

@@ -1,18 +1,19 @@
-//! SUBSCRIBE and UNSUBSCRIBE as the broker carries them out (MQTT 5.0 sections 3.8 to 3.11).
+//! SUBSCRIBE and UNSUBSCRIBE as the broker carries them out (MQTT 5.0 sections 3.8 to 3.11). The journal's record of a subscription says
+//! what it is younger than, which is for the caller to know: hence [`Broker::begin_subscribe`] and [`Broker::finish_subscribe`].
 
 use super::Broker;
+use super::delivery::{Delivered, Scratch};
 use super::handle::{Handle, Subscription, Subscriptions};
-use super::publish::Scratch;
-use super::remote::RouteWait;
+use super::retain::is_own;
 use super::retained::{Found, Retained};
 use super::router::{Subscriber, Target};
-use super::sys;
 use crate::clock::Time;
 use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
 use crate::mqtt::{Message, QoS, Reason};
-use crate::ports::{Change, Identity, Lsn, SubscriptionRecord};
+use crate::ports::{Change, Identity, Incarnation, Lsn, MessageId, SubscriptionRecord};
 use crate::session::{Extra, SubscribeRequest};
 use crate::topic::{Filter, OwnedFilter};
+use parking_lot::MutexGuard;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -23,8 +24,49 @@ pub struct Answered {
     pub codes: SmallVec<[Reason; 4]>,
     /// When it is safe to say so; `None` = now.
     pub lsn: Option<Lsn>,
-    /// Routes that the cluster has to know first; `None` if this node is alone.
-    pub routes: Option<RouteWait>,
+}
+
+/// A SUBSCRIBE whose subscriptions are in the router and not in the journal yet. The session's list of them is locked until this is
+/// dropped.
+#[derive(Debug)]
+pub struct Subscribing<'h> {
+    handle: &'h Arc<Handle>,
+    /// By filter of the packet.
+    filters: SmallVec<[Result<Granted, Reason>; 1]>,
+    added: Added,
+    subscriptions: MutexGuard<'h, Subscriptions>,
+}
+
+/// A subscription that was granted.
+#[derive(Debug)]
+pub struct Granted {
+    /// The filter, `$share/…` included.
+    pub name: Arc<str>,
+    /// Whether the session did not have it.
+    pub is_new: bool,
+    /// Whether it is a shared one.
+    pub shared: bool,
+    options: SubscribeOptions,
+    target: Target,
+}
+
+impl Granted {
+    /// Whether it is new and not shared: it is owed nothing that is older.
+    pub fn is_young(&self) -> bool {
+        self.is_new && !self.shared
+    }
+}
+
+impl Subscribing<'_> {
+    /// Those that were granted.
+    pub fn granted(&self) -> impl Iterator<Item = &Granted> {
+        self.filters.iter().filter_map(|f| f.as_ref().ok())
+    }
+
+    /// Their filters, each with true if the session did not have it.
+    pub fn routes(&self) -> Vec<(Arc<str>, bool)> {
+        self.granted().map(|g| (g.name.clone(), g.is_new)).collect()
+    }
 }
 
 /// New subscriptions, to be counted together.
@@ -46,7 +88,7 @@ pub struct RetainedRequest {
 }
 
 impl Broker {
-    /// Subscribes `handle`. What retained messages it should get is added to `retained`.
+    /// Subscribes `handle`, if no other node has to know. What retained messages it should get is added to `retained`.
     pub fn subscribe(
         &self,
         handle: &Arc<Handle>,
@@ -54,81 +96,94 @@ impl Broker {
         request: &SubscribeRequest,
         retained: &mut impl Extend<RetainedRequest>,
     ) -> Answered {
-        match &self.remote {
-            // No update is on its way between its number and the sessions that are given it.
-            Some(remote) => remote.gate.closed(|| self.subscribe_all(handle, who, request, retained)),
-            None => self.subscribe_all(handle, who, request, retained),
-        }
+        let subscribing = self.begin_subscribe(handle, who, request);
+        let mut wanted: SmallVec<[RetainedRequest; 1]> = SmallVec::new();
+        let answered = self.finish_subscribe(&subscribing, request, |_| Vec::new(), &mut wanted);
+        self.end_subscribe(subscribing);
+        retained.extend(wanted.into_iter().filter(|r| is_own(&r.filter) || !self.retained.is_empty()));
+        answered
     }
 
-    fn subscribe_all(
+    /// Puts the subscriptions of a SUBSCRIBE that are granted into the router.
+    pub fn begin_subscribe<'h>(
         &self,
-        handle: &Arc<Handle>,
+        handle: &'h Arc<Handle>,
         who: &Identity,
         request: &SubscribeRequest,
+    ) -> Subscribing<'h> {
+        let id = request.subscription_id;
+        let mut added = Added::default();
+        let mut subscriptions = handle.subscriptions.lock();
+        let mut filters = SmallVec::new();
+        for f in &request.filters {
+            let granted = f.filter.as_ref().map_err(|reason| *reason).and_then(|filter| {
+                let (name, filter) = (filter.text(), filter.filter());
+                let options = self.granted(who, &filter, name, f.options, &subscriptions)?;
+                let s = subscriber(handle, &filter, name, options, id);
+                let target = Broker::target_of(&s);
+                let is_new = self.add(&mut subscriptions, &filter, name, s, id, &mut added);
+                let (name, shared) = (name.clone(), filter.share.is_some());
+                Ok(Granted { name, is_new, shared, options, target })
+            });
+            filters.push(granted);
+        }
+        Subscribing { handle, filters, added, subscriptions }
+    }
+
+    /// Gives the journal the subscriptions; `older` says what each is younger than. What retained messages the session should get is
+    /// added to `retained`.
+    pub fn finish_subscribe(
+        &self,
+        subscribing: &Subscribing<'_>,
+        request: &SubscribeRequest,
+        older: impl Fn(&Granted) -> Vec<(Incarnation, u64)>,
         retained: &mut impl Extend<RetainedRequest>,
     ) -> Answered {
         let mut answered = Answered::default();
-        let id = request.subscription_id;
-        // In a cluster the index may not know yet what must be sent.
-        let retains = self.remote.is_some() || !self.retained.is_empty();
-        let (mut routes, mut young) = (Vec::new(), Vec::new());
-        let mut added = Added::default();
-        let mut subscriptions = handle.subscriptions.lock();
-        for f in &request.filters {
-            let (name, filter) = match &f.filter {
-                Ok(filter) => (filter.text(), filter.filter()),
+        let handle = subscribing.handle;
+        for granted in &subscribing.filters {
+            let granted = match granted {
+                Ok(granted) => granted,
                 Err(reason) => {
                     answered.codes.push(*reason);
                     continue;
                 }
             };
-            let options = match self.granted(who, &filter, name, f.options, &subscriptions) {
-                Ok(options) => options,
-                Err(reason) => {
-                    answered.codes.push(reason);
-                    continue;
-                }
-            };
-            let s = subscriber(handle, &filter, name, options, id);
-            let target = (retains || sys::is_own(filter.filter)).then(|| Broker::target_of(&s));
-            let is_new = self.add(&mut subscriptions, &filter, name, s, id, &mut added);
-            routes.push((name.clone(), is_new));
-            if let Some(remote) = self.remote.as_ref().filter(|_| is_new && filter.share.is_none()) {
-                remote.young.begin(handle.no, name);
-                young.push(name.clone());
-            }
             if handle.durable {
                 let subscription = SubscriptionRecord {
-                    filter: name.clone(),
-                    options,
-                    subscription_id: id,
-                    older: self.older_than(handle, name, is_new && filter.share.is_none()),
+                    filter: granted.name.clone(),
+                    options: granted.options,
+                    subscription_id: request.subscription_id,
+                    older: older(granted),
                 };
                 let change = Change::Subscribe { session: handle.no, subscription: &subscription };
                 answered.lsn = Some(self.journal.append(&[change]));
             }
-            answered.codes.push(match options.qos {
+            answered.codes.push(match granted.options.qos {
                 QoS::AtMostOnce => Reason::Success,
                 QoS::AtLeastOnce => Reason::GrantedQoS1,
                 QoS::ExactlyOnce => Reason::GrantedQoS2,
             });
-            let wanted = match options.retain_handling {
+            let wanted = match granted.options.retain_handling {
                 RetainHandling::Send => true,
-                RetainHandling::SendIfNew => is_new,
+                RetainHandling::SendIfNew => granted.is_new,
                 RetainHandling::DoNotSend => false,
             };
             // No retained messages for shared subscriptions (section 4.8.2).
-            if let Some(target) = target.filter(|_| wanted && filter.share.is_none()) {
-                let born = self.retained_store(name).updates();
-                retained.extend([RetainedRequest { filter: name.clone(), target, born }]);
+            if wanted && !granted.shared {
+                let (filter, target) = (granted.name.clone(), granted.target.clone());
+                let born = self.retained_store(&filter).updates();
+                retained.extend([RetainedRequest { filter, target, born }]);
             }
         }
-        let wait = self.routes_added(&routes, handle.durable);
-        answered.routes = wait.map(|wait| wait.of_young(handle.clone(), young));
+        answered
+    }
+
+    /// All that has to be known of the subscriptions is: the session's list of them is unlocked, and they are counted.
+    pub fn end_subscribe(&self, subscribing: Subscribing<'_>) {
+        let Subscribing { added, subscriptions, .. } = subscribing;
         drop(subscriptions);
         self.count_added(&added);
-        answered
     }
 
     /// The options with which a subscription is granted, or why it is not.
@@ -173,8 +228,13 @@ impl Broker {
         }
     }
 
-    /// Unsubscribes `handle` from filters, those aside that were refused already.
-    pub fn unsubscribe(&self, handle: &Arc<Handle>, filters: &[Result<OwnedFilter, Reason>]) -> Answered {
+    /// Unsubscribes `handle` from filters, those aside that were refused already. What it had is added to `gone`.
+    pub fn unsubscribe(
+        &self,
+        handle: &Arc<Handle>,
+        filters: &[Result<OwnedFilter, Reason>],
+        gone: &mut impl Extend<Arc<str>>,
+    ) -> Answered {
         let mut answered = Answered::default();
         for filter in filters {
             let (name, filter) = match filter {
@@ -190,11 +250,8 @@ impl Broker {
                 continue;
             }
             self.router.unsubscribe(&filter, name, handle.no);
-            self.routes_removed([name], handle.durable);
-            if let Some(remote) = &self.remote {
-                remote.young.forget(handle.no, Some(name));
-            }
             drop(subscriptions);
+            gone.extend([name.clone()]);
             self.metrics.subscriptions_active.sub(1);
             self.metrics.shared_subscriptions.sub(u64::from(filter.share.is_some()));
             if handle.durable {
@@ -206,9 +263,16 @@ impl Broker {
         answered
     }
 
-    /// Queues, in the journal, the retained messages for a new subscription that a persistent session must not lose.
-    /// Returns when they are durable.
-    pub fn queue_retained(&self, request: &RetainedRequest, now: Time, scratch: &mut Scratch) -> Option<Lsn> {
+    /// Queues, in the journal, the retained messages for a new subscription that a persistent session must not lose. `sent` is told the
+    /// update that each of them is. Returns when they are durable.
+    pub fn queue_retained(
+        &self,
+        request: &RetainedRequest,
+        now: Time,
+        sent: impl Fn(MessageId),
+        d: &mut Delivered,
+        scratch: &mut Scratch,
+    ) -> Option<Lsn> {
         let t = &request.target;
         if !journals(t) {
             return None;
@@ -220,14 +284,17 @@ impl Broker {
                 self.not_allowed(&t.handle);
                 continue;
             }
-            let sent = self.send_found(request, f, |m| self.deliver_one(m, t, true, scratch));
-            lsn = lsn.max(sent.flatten().flatten());
+            let queued = self.send_found(request, f, |message, id| {
+                id.into_iter().for_each(&sent);
+                self.deliver_one(message, t, true, d, &mut scratch.wakes)
+            });
+            lsn = lsn.max(queued.flatten().flatten());
         }
         lsn
     }
 
     fn retained_store(&self, filter: &str) -> &Retained {
-        if sys::is_own(filter) { &self.own } else { &self.retained }
+        if is_own(filter) { &self.own } else { &self.retained }
     }
 
     fn found(&self, request: &RetainedRequest, now: Time) -> Vec<Found> {
@@ -243,19 +310,15 @@ impl Broker {
         found
     }
 
-    /// Has `send` send a retained message for a new subscription, unless its session has been given something newer.
+    /// Has `send` send a retained message for a new subscription, unless its session has been given something newer. `send` is told which
+    /// update it is, if that has a name.
     pub fn send_found<R>(
         &self,
         request: &RetainedRequest,
         found: &Found,
-        send: impl FnOnce(&Message) -> R,
+        send: impl FnOnce(&Message, Option<MessageId>) -> R,
     ) -> Option<R> {
-        self.retained_store(&request.filter).send(found, request.born, |message, id| {
-            if let Some(id) = id {
-                self.sent_as_retained(id, request.target.handle.no);
-            }
-            send(message)
-        })
+        self.retained_store(&request.filter).send(found, request.born, send)
     }
 }
 

@@ -154,7 +154,7 @@ pub enum Request {
 pub enum Response {
     /// Done.
     Done,
-    /// A part of a session's state (see `broker::remote::transfer`), and whether it is the last.
+    /// A part of a session's state (see `cluster/parts.rs`), and whether it is the last.
     State {
         /// The part.
         bytes: bytes::Bytes,

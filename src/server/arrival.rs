@@ -9,8 +9,8 @@ use super::proxy::{self, Malformed, Step, Told};
 use super::transport::Transport;
 use super::transport::tls::{HandshakeError, Tls};
 use super::transport::websocket::{Upgrade, UpgradeError, WebSocket};
-use crate::broker::{Admission, Broker};
 use crate::clock::{self, Time};
+use crate::node::{Admission, Node};
 use crate::ports::{CertificateNames, Door};
 use crate::telemetry::metrics::{ErrorType, Turned};
 use crate::tls::names;
@@ -24,19 +24,19 @@ use tokio::time::Instant;
 
 /// The place of a connection among those that are counted, which it leaves when this is dropped.
 pub(super) struct Place {
-    broker: Arc<Broker>,
+    node: Arc<Node>,
     shared: Arc<Shared>,
 }
 
 impl Place {
     /// One more, if there is room for it.
-    pub(super) fn take(broker: &Arc<Broker>, shared: &Arc<Shared>) -> (Option<Place>, Admission) {
-        let admission = broker.admit_connection();
+    pub(super) fn take(node: &Arc<Node>, shared: &Arc<Shared>) -> (Option<Place>, Admission) {
+        let admission = node.admit_connection();
         if admission == Admission::Close {
             return (None, admission);
         }
         let mine = shared.count_in();
-        let place = Place { broker: broker.clone(), shared: shared.clone() };
+        let place = Place { node: node.clone(), shared: shared.clone() };
         let admission = if mine == Admission::Serve { admission } else { mine };
         (Some(place).filter(|_| admission != Admission::Close), admission)
     }
@@ -45,13 +45,13 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.shared.count_out();
-        self.broker.dismiss_connection();
+        self.node.dismiss_connection();
     }
 }
 
 /// A client that has come and not said CONNECT yet.
 pub(super) struct Guest {
-    pub(super) broker: Arc<Broker>,
+    pub(super) node: Arc<Node>,
     pub(super) shared: Arc<Shared>,
     pub(super) peer: SocketAddr,
     pub(super) certificate: Option<Box<CertificateNames>>,
@@ -125,7 +125,7 @@ impl Opens for Tls {
                 return Err(Refused::Tls(error));
             }
         }
-        guest.broker.metrics.tls_handshakes.inc();
+        guest.node.broker.metrics.tls_handshakes.inc();
         if let Some(own) = tls.client_chain().first() {
             guest.certificate = names(own).map(Box::new);
             tls.watch(keeper, current.generation, guest.accepted);
@@ -180,7 +180,7 @@ async fn open<T: Opens>(mut stream: TcpStream, guest: &mut Guest) -> Result<T, R
 /// Receives a client, and serves it until it ends or `stop` is notified.
 pub(super) async fn receive<T: Opens>(stream: TcpStream, guest: Guest, stop: Arc<Notify>) {
     let (shared, peer) = (guest.shared.clone(), guest.peer);
-    let deadline = guest.accepted.plus_ms(guest.broker.limits.connect_timeout_ms());
+    let deadline = guest.accepted.plus_ms(guest.node.broker.limits.connect_timeout_ms());
     let deadline = Instant::from_std(clock::instant(deadline));
     let stopped = stop.notified();
     // In a box, so that what is needed only now is given back, and no place is kept for it.

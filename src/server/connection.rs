@@ -8,9 +8,9 @@ use super::listener::Shared;
 use super::parting::Parting;
 use super::rates::Throttle;
 use super::transport::{Change, Transport, Turn};
-use crate::broker::link::Driven;
-use crate::broker::{Broker, Context, Link};
 use crate::clock::{self, Time};
+use crate::node::link::Driven;
+use crate::node::{Context, Link, Node};
 use crate::telemetry::metrics::Turned;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -44,7 +44,7 @@ struct Connection<T> {
     link: Link,
     /// What the client has not taken yet.
     unsent: Vec<u8>,
-    broker: Arc<Broker>,
+    node: Arc<Node>,
     shared: Arc<Shared>,
     peer: SocketAddr,
     armed: Option<Time>,
@@ -67,16 +67,16 @@ struct Connection<T> {
 /// Serves one connection until it ends or `stop` is notified.
 pub(super) async fn serve<T: Transport>(mut transport: T, mut guest: Guest, stop: Arc<Notify>) {
     let door = guest.door();
-    let Guest { broker, shared, peer, accepted, admission, place, entrance, .. } = guest;
+    let Guest { node, shared, peer, accepted, admission, place, entrance, .. } = guest;
     let now = clock::now();
     let conditions = shared.tuning.conditions();
-    let link = Link::new(broker.clone(), door, admission, now).under(conditions.terms.clone(), accepted);
+    let link = Link::new(node.clone(), door, admission, now).under(conditions.terms.clone(), accepted);
     let mut c = Connection {
         trust: transport.trust_changes(),
         transport,
         link,
         unsent: Vec::new(),
-        broker,
+        node,
         throttle: Throttle::new(conditions.message_rate, conditions.byte_rate, now),
         shared,
         peer,
@@ -177,7 +177,7 @@ impl<T: Transport> Connection<T> {
         cx.waker().wake_by_ref();
         if self.parting.is_none() && !trusted {
             self.trust = None;
-            self.broker.metrics.certificates_distrusted.inc();
+            self.node.broker.metrics.certificates_distrusted.inc();
             self.with_buffers(|c, b| c.link.distrust(clock::now(), &mut b.context));
         }
     }
@@ -187,7 +187,7 @@ impl<T: Transport> Connection<T> {
         let Buffers { context, read } = b;
         let now = clock::now();
         if self.parting.is_none() {
-            let serves = self.broker.serves(now);
+            let serves = self.node.serves(now);
             if !serves && !self.silenced {
                 self.link.stop_serving(now, context);
             }
@@ -253,7 +253,7 @@ impl<T> Drop for Connection<T> {
     /// Also when the task is cancelled or panics: a session is never left without an owner.
     fn drop(&mut self) {
         let mut context = Context::default();
-        if self.broker.draining() {
+        if self.node.draining() {
             self.link.shut_down(clock::now(), &mut context);
         }
         self.link.lost(clock::now(), &mut context);

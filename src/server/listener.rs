@@ -10,10 +10,9 @@ use super::rates::Bucket;
 use super::transport::tls::Tls;
 use super::transport::websocket::WebSocket;
 use super::transport::websocket::upgrade::Welcome;
-use crate::broker::registry::REFUSING_MAX;
-use crate::broker::{Admission, Broker, Terms};
 use crate::clock::{self, Time};
 use crate::config::{self, ListenerType, Network, ProxyProtocol};
+use crate::node::{Admission, Node, REFUSING_MAX, Terms};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Turned;
 use crate::tls::{Files, Keeper, TlsError};
@@ -219,13 +218,13 @@ impl Listener {
     }
 
     /// Begins to accept connections, until the tasks are aborted.
-    pub fn open(self, broker: &Arc<Broker>, hall: &Hall) -> Vec<JoinHandle<()>> {
+    pub fn open(self, node: &Arc<Node>, hall: &Hall) -> Vec<JoinHandle<()>> {
         let listener = self.options;
         let proxied = listener.proxy_protocol == ProxyProtocol::Required;
         let shared = Arc::new(Shared {
             name: self.name,
             kind: self.kind,
-            metrics: broker.metrics.clone(),
+            metrics: node.broker.metrics.clone(),
             partings: hall.partings.clone(),
             crowd: hall.crowd.clone(),
             tuning: self.tuning,
@@ -245,7 +244,7 @@ impl Listener {
             let (name, kind) = (&*shared.name, shared.kind.name());
             tracing::info!(%address, listener = name, kind, "MQTT listens");
             let acceptor = Acceptor { socket, address, shared: shared.clone(), stop: hall.stop.clone() };
-            tasks.push(tokio::spawn(acceptor.run(broker.clone())));
+            tasks.push(tokio::spawn(acceptor.run(node.clone())));
         }
         tasks
     }
@@ -324,14 +323,14 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    async fn run(self, broker: Arc<Broker>) {
+    async fn run(self, node: Arc<Node>) {
         let mut failing = false;
         loop {
             self.wait_for_turn().await;
             match self.socket.accept().await {
                 Ok((stream, peer)) => {
                     failing = false;
-                    self.accepted(stream, peer, &broker).await;
+                    self.accepted(stream, peer, &node).await;
                 }
                 Err(error) => {
                     if !failing {
@@ -377,11 +376,12 @@ impl Acceptor {
 
     /// A place among those that are counted. Where there is none, connections without CONNECT give way: whoever fills the places and says
     /// nothing keeps nobody out.
-    async fn place(&self, peer: SocketAddr, broker: &Arc<Broker>) -> (Option<Place>, Admission) {
+    async fn place(&self, peer: SocketAddr, node: &Arc<Node>) -> (Option<Place>, Admission) {
         let shared = &self.shared;
-        let (mut place, mut admission) = Place::take(broker, shared);
+        let (mut place, mut admission) = Place::take(node, shared);
         for listener in [Some(&*shared.name), None] {
-            let full = broker.metrics.connections_active.get() >= broker.limits.connections() as u64;
+            let full =
+                node.broker.metrics.connections_active.get() >= node.broker.limits.connections() as u64;
             if admission == Admission::Serve || (listener.is_none() && !full) {
                 break;
             }
@@ -391,17 +391,17 @@ impl Acceptor {
             drop(place.take());
             // Their tasks end beside this one.
             tokio::time::sleep(GIVE_WAY_PAUSE).await;
-            (place, admission) = Place::take(broker, shared);
+            (place, admission) = Place::take(node, shared);
         }
         (place, admission)
     }
 
-    async fn accepted(&self, stream: TcpStream, peer: SocketAddr, broker: &Arc<Broker>) {
+    async fn accepted(&self, stream: TcpStream, peer: SocketAddr, node: &Arc<Node>) {
         let shared = &self.shared;
         if let Some(rate) = &shared.tuning.conditions().rate {
             rate.lock().take(1, clock::now());
         }
-        let (place, admission) = self.place(peer, broker).await;
+        let (place, admission) = self.place(peer, node).await;
         if !matches!(admission, Admission::Serve) {
             shared.count_refused();
         }
@@ -415,7 +415,7 @@ impl Acceptor {
         }
         let id = entrance.id();
         let guest = Guest {
-            broker: broker.clone(),
+            node: node.clone(),
             shared: shared.clone(),
             peer,
             certificate: None,

@@ -4,8 +4,8 @@
 //! it was let go (RFC 1122 section 4.2.2.13). Its session may have another connection meanwhile.
 
 use super::transport::Transport;
-use crate::broker::link::Read;
 use crate::clock::{self, Time};
+use crate::node::link::Read;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::{Poll, Waker};

@@ -52,7 +52,7 @@ fn an_eviction_from_before_a_claim_does_not_end_its_session() {
 fn clients_that_come_while_the_store_is_away_are_refused_and_leave_nothing_behind() {
     for same in [false, true] {
         let mut cluster = cluster(1, 722);
-        let waiting = cluster.broker(0).unwrap().metrics.clone();
+        let waiting = cluster.node(0).unwrap().broker.metrics.clone();
         cluster.store.outage(true);
         let mut clients = Vec::new();
         for n in 0..200 {
@@ -88,7 +88,7 @@ fn only_so_many_clients_wait_for_their_sessions() {
     let mut limits = Limits::default();
     limits.remote.claiming = 10;
     let cluster = Cluster::with(1, 724, limits);
-    assert!(cluster.until(|| cluster.broker(0).unwrap().may_serve().is_ok()));
+    assert!(cluster.until(|| cluster.node(0).unwrap().may_serve().is_ok()));
     cluster.store.latency(1_000);
     let mut clients: Vec<SimClient> =
         (0..50).map(|n| SimClient::connect(cluster.open(0), &format!("s{n}"), true, 0)).collect();
@@ -108,7 +108,7 @@ fn a_session_made_for_an_earlier_connect_is_not_given_to_one_that_wants_more() {
         cluster.advance(seed % 20);
         let client = connect(&cluster, 0, "s", EXPIRY_S);
         assert!(cluster.until(|| first.wire.closed()), "seed {seed}");
-        assert!(cluster.broker(0).unwrap().session("s").unwrap().durable, "seed {seed}");
+        assert!(cluster.node(0).unwrap().broker.session("s").unwrap().durable, "seed {seed}");
         client.wire.lose();
         let (_, present) = resume(&cluster, 0, "s");
         assert!(present, "seed {seed}");
@@ -142,6 +142,6 @@ fn clients_that_were_refused_are_not_kept_in_any_list() {
         cluster.advance(1);
         came.wire.lose();
     }
-    let (news, reports) = cluster.broker(1).unwrap().remote().unwrap().sessions.waiting();
+    let (news, reports) = cluster.node(1).unwrap().remote().unwrap().sessions.waiting();
     assert!(news < 100 && reports < 100, "{news}, {reports}");
 }

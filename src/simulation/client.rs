@@ -201,7 +201,7 @@ impl SimClient {
         for frame in self.wire.take() {
             match client::decode(Version::V5, &frame) {
                 Ok(packet) => self.hear(&packet),
-                Err(why) => tracing::error!(client = self.client_id, ?why, "the broker sent what it may not"),
+                Err(why) => tracing::error!(client = self.client_id, ?why, "the node sent what it may not"),
             }
         }
         &self.seen

@@ -1,8 +1,8 @@
 //! `$SYS/cluster`: every node shows what the leader adds up.
 
 use super::*;
-use crate::broker::publish_cluster;
 use crate::mqtt::{QoS, Reason};
+use crate::node::publish_cluster;
 use std::collections::BTreeMap;
 
 const INTERVAL_MS: u64 = 1_000;
@@ -12,7 +12,7 @@ type Values = BTreeMap<String, String>;
 
 fn publishes_figures(cluster: &Cluster, no: usize) {
     let node = cluster.running(no).unwrap();
-    node.process.spawn(Box::pin(publish_cluster(node.broker.clone(), INTERVAL_MS)));
+    node.process.spawn(Box::pin(publish_cluster(node.node.clone(), INTERVAL_MS)));
 }
 
 fn connected(cluster: &Cluster, no: usize, client_id: &str, expiry_s: u32) -> SimClient {
@@ -74,7 +74,7 @@ fn shows(cluster: &Cluster, seed: u64, client: &mut SimClient, expected: &[(&str
 
 /// What all running brokers count.
 fn sum(cluster: &Cluster, figure: impl Fn(&Metrics) -> u64) -> u64 {
-    (0..3).filter_map(|no| cluster.broker(no)).map(|b| figure(&b.metrics)).sum()
+    (0..3).filter_map(|no| cluster.node(no)).map(|b| figure(&b.broker.metrics)).sum()
 }
 
 #[test]

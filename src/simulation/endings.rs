@@ -35,7 +35,7 @@ fn a_session_that_expired_during_an_outage_is_over_after_a_crash() {
     client.wire.lose();
     cluster.store.outage(true);
     cluster.advance(5_000);
-    assert!(cluster.broker(0).unwrap().session("s").is_none(), "it has expired");
+    assert!(cluster.node(0).unwrap().broker.session("s").is_none(), "it has expired");
     cluster.crash(0);
     cluster.store.outage(false);
     cluster.restart(0);
@@ -76,7 +76,7 @@ fn dies_at_a_clean_start(changes: usize, expiry_s: u32) {
         panic!("{what}: the client is locked out: {:?}", client.seen());
     };
     assert!(!(told && present && expiry_s == 0), "{what}: what was forgotten is back");
-    let subscribed = !cluster.broker(0).unwrap().session("s").unwrap().subscriptions.lock().is_empty();
+    let subscribed = !cluster.node(0).unwrap().broker.session("s").unwrap().subscriptions.lock().is_empty();
     assert!(!(told && subscribed), "{what}: what was forgotten is back");
     cluster.advance(5_000);
     assert!(cluster.store.owner("s").is_some() && !client.wire.closed(), "{what}");

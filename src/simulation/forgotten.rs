@@ -21,8 +21,8 @@ enum How {
 }
 
 fn let_go(cluster: &Cluster, dead: &MemberId, how: How) {
-    let index = cluster.broker(0).unwrap();
-    let remote = index.remote.as_ref().unwrap();
+    let index = cluster.node(0).unwrap().cluster.as_ref().unwrap();
+    let remote = &index.remote;
     let routes = || remote.routes.all().into_iter().filter(|(of, _)| of == dead).map(|(_, r)| r);
     match how {
         How::Forgotten => cluster.store.forget("n1"),
@@ -77,7 +77,7 @@ fn released(how: How, filter: &str, qos: QoS, seed: u64) {
     let_go(&cluster, &dead, how);
     cluster.advance(SOON_MS);
     assert!(ids.iter().all(|id| acked(&mut publisher, *id)), "{what}: {:?}", publisher.seen());
-    assert_eq!(cluster.broker(0).unwrap().metrics.publishes_held.get(), 0, "{what}");
+    assert_eq!(cluster.node(0).unwrap().broker.metrics.publishes_held.get(), 0, "{what}");
     assert!(cluster.until(|| other.payloads().len() == 4), "{what}");
     assert_eq!(other.payloads(), ["0", "1", "2", "3"], "{what}");
     // The publisher's session is free to move.

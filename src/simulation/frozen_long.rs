@@ -43,7 +43,7 @@ impl Publisher {
 #[test]
 fn what_waits_for_a_session_that_stays_frozen_goes_with_its_publishers_patience() {
     for seed in seeds(700..720) {
-        let mut limits = Limits { publish_timeout_ms: 1_000, ..Limits::default() };
+        let mut limits = Limits::waiting(1_000);
         limits.remote.held_publishes = 20;
         let cluster = cluster_with(3, seed, limits);
         let mut first = SimClient::connect(cluster.open(0), "s", false, EXPIRY_S);
@@ -54,10 +54,10 @@ fn what_waits_for_a_session_that_stays_frozen_goes_with_its_publishers_patience(
         cluster.net.latency(20);
         cluster.store.latency(100);
         let mut second = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
-        assert!(cluster.until(|| cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0));
+        assert!(cluster.until(|| cluster.node(0).unwrap().broker.metrics.sessions_frozen.get() > 0));
         (0..3).for_each(|no| cluster.cut_from_store(no, true));
-        let remote = cluster.broker(0).unwrap().remote().unwrap().clone();
-        let handle = cluster.broker(0).unwrap().session("s").unwrap();
+        let remote = cluster.node(0).unwrap().remote().unwrap().clone();
+        let handle = cluster.node(0).unwrap().broker.session("s").unwrap();
         let mut most = (0, 0);
         for n in 0..600 {
             publishers.iter_mut().for_each(|p| p.publish(n));
@@ -69,7 +69,7 @@ fn what_waits_for_a_session_that_stays_frozen_goes_with_its_publishers_patience(
         }
         assert!(handle.mailbox.frozen(|_| ()).is_some(), "seed {seed}");
         assert!(most.0 > 0 && most.0 <= 100 && most.1 <= 100, "seed {seed}: {most:?}");
-        let given_up = |no: usize| cluster.broker(no).unwrap().metrics.publishes_given_up.get();
+        let given_up = |no: usize| cluster.node(no).unwrap().broker.metrics.publishes_given_up.get();
         assert!(given_up(0) > 300 && given_up(2) > 300, "seed {seed}: {} {}", given_up(0), given_up(2));
         (0..3).for_each(|no| cluster.cut_from_store(no, false));
         let (mut last, present) = resume(&cluster, 2, "s");

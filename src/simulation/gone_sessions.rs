@@ -47,7 +47,7 @@ fn a_session_that_expired_while_its_node_was_gone_is_over() {
     cluster.restart(1);
     assert!(cluster.until(|| watcher.payloads() == ["gone"]), "its will is due");
     assert!(cluster.until(|| cluster.store.evictions().is_empty()));
-    assert!(cluster.broker(1).unwrap().session("s").is_none());
+    assert!(cluster.node(1).unwrap().broker.session("s").is_none());
     let mut back = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
     assert!(!present(&cluster, &mut back));
     cluster.advance(60_000);
@@ -67,7 +67,7 @@ fn a_session_that_was_begun_anew_elsewhere_gets_nothing_of_one_that_expired() {
         cluster.restart(1);
         assert!(cluster.until(|| cluster.store.evictions().is_empty()));
         cluster.advance(5_000);
-        assert!(cluster.broker(1).unwrap().session("s").is_none() && !new.wire.closed());
+        assert!(cluster.node(1).unwrap().broker.session("s").is_none() && !new.wire.closed());
         let mut publisher = connect(&cluster, 1, "p2", 0);
         let id = publisher.publish("t", "new", QoS::AtLeastOnce, false);
         assert!(cluster.until(|| acked(&mut publisher, id) && !new.payloads().is_empty()));

@@ -30,7 +30,7 @@ pub(super) struct Run {
 
 impl Run {
     pub fn new(seed: u64, qos: QoS, senders: &[usize]) -> Run {
-        let limits = Limits { publish_timeout_ms: 120_000, ..Limits::default() };
+        let limits = Limits::waiting(120_000);
         Run::with(seed, qos, senders, limits)
     }
 
@@ -62,7 +62,7 @@ impl Run {
         for no in due {
             self.down.remove(&no);
             self.cluster.restart(no);
-            if self.cluster.broker(no).is_none() {
+            if self.cluster.node(no).is_none() {
                 self.down.insert(no, now.plus_ms(100)); // the store is away
             }
         }
@@ -293,7 +293,7 @@ fn any_die(seed: u64, qos: QoS) -> Result<(), String> {
             run.publish();
             run.advance(choices.below(100));
             let at = usize::try_from(choices.below(NODES as u64)).unwrap();
-            if choices.below(6) == 0 && run.cluster.broker(at).is_some_and(|b| b.may_serve().is_ok()) {
+            if choices.below(6) == 0 && run.cluster.node(at).is_some_and(|b| b.may_serve().is_ok()) {
                 run.subscribe_late(at, qos);
             }
         }

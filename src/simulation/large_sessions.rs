@@ -10,7 +10,7 @@ const LARGE: usize = 900 << 10;
 
 fn cluster(limits: Limits) -> Cluster {
     let cluster = Cluster::with(2, 31, limits);
-    assert!(cluster.until(|| (0..2).all(|no| cluster.broker(no).is_some_and(|b| b.may_serve().is_ok()))));
+    assert!(cluster.until(|| (0..2).all(|no| cluster.node(no).is_some_and(|b| b.may_serve().is_ok()))));
     cluster
 }
 
@@ -73,7 +73,7 @@ fn a_session_that_takes_longer_than_a_takeover_may_wait_moves() {
     let (mut client, present) = takeovers::resume(&cluster, 1, "s");
     assert!(present);
     assert!(cluster.sim.now().since_ms(began) > 1_000);
-    let moves = |result| cluster.broker(1).unwrap().metrics.moves.of(result).get();
+    let moves = |result| cluster.node(1).unwrap().broker.metrics.moves.of(result).get();
     assert_eq!((moves(MoveResult::Came), moves(MoveResult::Failed)), (1, 0), "in one go");
     assert!(cluster.until(|| client.payloads().len() >= 40));
     assert_eq!(numbers(&mut client), expected(0..40));
@@ -82,7 +82,7 @@ fn a_session_that_takes_longer_than_a_takeover_may_wait_moves() {
 #[test]
 fn a_message_larger_than_an_answer_of_a_node_moves() {
     let mut limits = Limits::default();
-    limits.session.maximum_packet_size = 32 << 20;
+    limits.broker.session.maximum_packet_size = 32 << 20;
     let cluster = cluster(limits);
     session(&cluster, ["t/#"]);
     publish(&cluster, 0..2, 20 << 20);
@@ -99,7 +99,7 @@ fn a_session_with_more_subscriptions_than_fit_into_an_answer_moves() {
     publish(&cluster, 0..1, 0);
     let mut moved = resume(&cluster);
     assert!(cluster.until(|| !moved.payloads().is_empty()));
-    let subscriptions = cluster.broker(1).unwrap().session("s").unwrap().subscriptions.lock().len();
+    let subscriptions = cluster.node(1).unwrap().broker.session("s").unwrap().subscriptions.lock().len();
     assert_eq!(subscriptions, filters.len() + 1);
 }
 
@@ -108,9 +108,9 @@ fn a_node_that_leaves_hands_over_a_session_with_large_messages() {
     let cluster = cluster(Limits::default());
     session(&cluster, ["t/#"]);
     publish(&cluster, 0..20, LARGE);
-    let broker = cluster.broker(0).unwrap().clone();
-    broker.drain();
-    assert_eq!(cluster.sim.wait(broker.hand_over(), PATIENCE_MS), Some(0));
+    let node = cluster.node(0).unwrap().clone();
+    node.drain();
+    assert_eq!(cluster.sim.wait(node.hand_over(), PATIENCE_MS), Some(0));
     let mut moved = resume(&cluster);
     assert!(cluster.until(|| moved.payloads().len() >= 20));
     assert_eq!(numbers(&mut moved), expected(0..20));

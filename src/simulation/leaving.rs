@@ -10,7 +10,7 @@ const SEEDS: std::ops::Range<u64> = 0..20;
 const LONG_MS: u64 = 15_000;
 
 fn cluster(seed: u64) -> Cluster {
-    let limits = Limits { publish_timeout_ms: 300_000, ..Limits::default() };
+    let limits = Limits::waiting(300_000);
     let cluster = Cluster::with(3, seed, limits);
     cluster.net.latency(20);
     start_routes(&cluster, 0..3);
@@ -18,9 +18,9 @@ fn cluster(seed: u64) -> Cluster {
 }
 
 fn serves(cluster: &Cluster, no: usize) -> bool {
-    let broker = cluster.broker(no).unwrap();
-    let remote = broker.remote().unwrap();
-    broker.may_serve().is_ok() && remote.is_current(cluster.sim.now())
+    let node = cluster.node(no).unwrap();
+    let remote = node.remote().unwrap();
+    node.may_serve().is_ok() && remote.is_current(cluster.sim.now())
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn subscriber(cluster: &Cluster) -> SimClient {
 /// The client comes to node 1; its session is frozen at node 0.
 fn comes_to_the_other(cluster: &Cluster) {
     let _client = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
-    assert!(cluster.until(|| cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0));
+    assert!(cluster.until(|| cluster.node(0).unwrap().broker.metrics.sessions_frozen.get() > 0));
 }
 
 fn numbers(client: &mut SimClient) -> Vec<String> {

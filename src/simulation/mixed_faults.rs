@@ -6,7 +6,7 @@ use super::choices::Choices;
 use super::group_faults::{NODES, Run, checked};
 use super::roamers::Listener;
 use super::*;
-use crate::broker::remote::RemoteLimits;
+use crate::cluster::RemoteLimits;
 use crate::hashing::State;
 use crate::mqtt::QoS;
 use std::hash::BuildHasher;
@@ -123,7 +123,7 @@ fn mixed(seed: u64, qos: QoS, restless: bool) -> Result<(), String> {
 fn struck(seed: u64, qos: QoS, restless: bool) -> Mix {
     // Order is given up after `order_wait`, so it is longer than any fault here.
     let remote = RemoteLimits { order_wait_ms: 60_000, suback_wait_ms: 6_000, ..RemoteLimits::default() };
-    let limits = Limits { publish_timeout_ms: 120_000, remote, ..Limits::default() };
+    let limits = Limits { remote, ..Limits::waiting(120_000) };
     let mut run = Run::with(seed, qos, &[0, 1, 2], limits);
     run.senders.iter_mut().for_each(|s| s.resident.hunts = true);
     run.plain.iter_mut().chain(&mut run.members).for_each(|l| l.resident.hunts = true);

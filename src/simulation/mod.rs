@@ -65,9 +65,10 @@ pub use client::{Got, SimClient};
 pub use wire::Wire;
 
 use crate::auth::Anonymous;
-use crate::broker::publish::Scratch;
-use crate::broker::{Broker, ClusterPorts, Limits, Ports};
+use crate::broker::delivery::Scratch;
 use crate::clock::Time;
+use crate::cluster::ClusterPorts;
+use crate::node::{self, Limits, Ports};
 use crate::ports::{
     ClusterTime, Coordinator, Journal, Member, MemberId, NoBans, NoDirectory, Recovered, Tasks, Unrestricted,
 };
@@ -104,8 +105,8 @@ pub struct Node {
 pub struct Running {
     /// Its tasks.
     pub process: Arc<SimProcess>,
-    /// The broker.
-    pub broker: Arc<Broker>,
+    /// The node.
+    pub node: Arc<node::Node>,
     /// Its end of the store.
     pub coordinator: Arc<MemoryCoordinator>,
     /// Its end of the network.
@@ -180,9 +181,9 @@ impl Cluster {
         self.nodes[no].running.as_ref()
     }
 
-    /// The broker of node `no`; `None` while it is dead.
-    pub fn broker(&self, no: usize) -> Option<&Arc<Broker>> {
-        self.running(no).map(|r| &r.broker)
+    /// The node of node `no`; `None` while it is dead.
+    pub fn node(&self, no: usize) -> Option<&Arc<node::Node>> {
+        self.running(no).map(|r| &r.node)
     }
 
     /// The process of node `no`; `None` while it is dead.
@@ -216,12 +217,14 @@ impl Cluster {
         let registered = coordinator.known(known.revision).unwrap_or_default();
         let anew = known.revision > 0 && known.timeline != registered.timeline;
         let recovered = Recovered { journal: node.disk, ..recovered };
-        let broker = Broker::new(self.limits, ports, Arc::new(Metrics::new()), recovered, self.sim.now());
-        coordinator.connect(broker.clone());
-        peers.connect(broker.clone());
-        process.spawn(broker.reconcile(anew));
-        process.spawn(Box::pin(timers(broker.clone(), process.clone())));
-        self.nodes[no].running = Some(Running { process, broker, coordinator, peers });
+        let node = node::Node::new(self.limits, ports, Arc::new(Metrics::new()), recovered, self.sim.now());
+        if let Some(cluster) = &node.cluster {
+            coordinator.connect(cluster.clone());
+        }
+        peers.connect(node.clone());
+        process.spawn(node.reconcile(anew));
+        process.spawn(Box::pin(timers(node.clone(), process.clone())));
+        self.nodes[no].running = Some(Running { process, node, coordinator, peers });
     }
 
     /// Node `no`'s process dies as by `kill -9`: connections break without a goodbye, its lease runs out later.
@@ -236,11 +239,11 @@ impl Cluster {
 
     /// Node `no` stops as by SIGTERM: it hands over what it can, serves nobody any more, says goodbye, and ends.
     pub fn stop(&mut self, no: usize) {
-        let Some(broker) = self.broker(no).cloned() else { return };
-        broker.drain();
+        let Some(node) = self.node(no).cloned() else { return };
+        node.drain();
         let leaving = async move {
-            broker.hand_over().await;
-            broker.say_goodbye(1_000).await;
+            node.hand_over().await;
+            node.say_goodbye(1_000).await;
         };
         self.sim.wait(leaving, PATIENCE_MS);
         let name = self.name(no);
@@ -300,7 +303,7 @@ impl Cluster {
     /// Opens a client's connection to node `no`. To a dead one it is closed at once.
     pub fn open(&self, no: usize) -> Arc<Wire> {
         match self.running(no) {
-            Some(r) => Wire::open(r.broker.clone(), r.process.clone()),
+            Some(r) => Wire::open(r.node.clone(), r.process.clone()),
             None => Wire::refused(),
         }
     }
@@ -308,7 +311,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // A process and its broker hold each other.
+        // A process and its node hold each other.
         for no in 0..self.nodes.len() {
             self.crash(no);
             self.nodes[no].journal.close();
@@ -316,15 +319,15 @@ impl Drop for Cluster {
     }
 }
 
-/// Runs the timers of a broker's dormant sessions.
-async fn timers(broker: Arc<Broker>, tasks: Arc<dyn Tasks>) {
+/// Runs the timers of a node's dormant sessions.
+async fn timers(node: Arc<node::Node>, tasks: Arc<dyn Tasks>) {
     let mut armed = None;
     poll_fn(|cx| {
         loop {
             let mut scratch = Scratch::default();
-            broker.on_timeout(tasks.now(), &mut scratch);
+            node.on_timeout(tasks.now(), &mut scratch);
             scratch.wakes.flush();
-            let Some(next) = broker.next_timeout(cx.waker()) else { return Poll::<()>::Pending };
+            let Some(next) = node.next_timeout(cx.waker()) else { return Poll::<()>::Pending };
             let sleep = armed.insert(tasks.sleep(next.since_ms(tasks.now())));
             if sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;

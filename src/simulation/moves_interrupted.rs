@@ -34,7 +34,7 @@ fn subscribe(cluster: &Cluster, client: &mut SimClient, filter: &str) {
 fn comes_to_the_other(cluster: &Cluster, expiry_s: u32) -> SimClient {
     cluster.net.latency(20);
     let client = SimClient::connect(cluster.open(1), "s", false, expiry_s);
-    let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
+    let frozen = || cluster.node(0).unwrap().broker.metrics.sessions_frozen.get() > 0;
     assert!(cluster.until(frozen));
     client
 }
@@ -57,7 +57,7 @@ fn a_session_that_ended_at_its_new_owner_does_not_come_back_at_the_old_one() {
     cluster.partition(0, 1, false);
     cluster.cut_from_store(0, false);
     cluster.advance(20_000);
-    assert!(cluster.broker(0).unwrap().session("s").is_none());
+    assert!(cluster.node(0).unwrap().broker.session("s").is_none());
     assert_eq!(cluster.store.owner("s"), None);
     assert_eq!(observer.payloads(), [""; 0]);
 }

@@ -68,7 +68,7 @@ impl Mover {
 fn begin(seed: u64, qos: QoS) -> (Cluster, Mover, SimClient) {
     let cluster = Cluster::new(3, seed);
     for no in 0..3 {
-        let told = cluster.broker(no).unwrap().when_routes_known();
+        let told = cluster.node(no).unwrap().when_routes_known();
         assert!(cluster.sim.wait(told, PATIENCE_MS).is_some(), "seed {seed}: routes of n{no}");
     }
     cluster.advance(3_000);

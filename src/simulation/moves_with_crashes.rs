@@ -44,7 +44,7 @@ impl Roamer {
 
     /// Connects to `node`, or to the next one that runs.
     fn go(&mut self, cluster: &Cluster, node: usize) {
-        let up = (0..NODES).map(|n| (node + n) % NODES).find(|n| cluster.broker(*n).is_some());
+        let up = (0..NODES).map(|n| (node + n) % NODES).find(|n| cluster.node(*n).is_some());
         self.at = up.unwrap_or(node);
         self.connected = false;
         self.since = cluster.sim.now();
@@ -178,7 +178,7 @@ impl Run {
         eprintln!("{what}");
         let cluster = Cluster::new(NODES, seed);
         for no in 0..NODES {
-            let told = cluster.broker(no).unwrap().when_routes_known();
+            let told = cluster.node(no).unwrap().when_routes_known();
             assert!(cluster.sim.wait(told, PATIENCE_MS).is_some(), "{what}: routes of n{no}");
         }
         cluster.advance(3_000);
@@ -267,8 +267,8 @@ impl Run {
     /// The node that has a session, if it is the only one and the cluster says so too.
     fn owner(&self, name: &str) -> Option<usize> {
         let has = |no: &usize| {
-            let broker = self.cluster.broker(*no);
-            broker.and_then(|b| b.session(name)).is_some_and(|h| h.mailbox.present())
+            let node = self.cluster.node(*no);
+            node.and_then(|b| b.broker.session(name)).is_some_and(|h| h.mailbox.present())
         };
         let owners: Vec<usize> = (0..NODES).filter(has).collect();
         let [owner] = owners[..] else { return None };

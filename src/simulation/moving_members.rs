@@ -60,7 +60,7 @@ fn witness(cluster: &Cluster) -> SimClient {
 /// The client comes from node 0 to node 1 and is lost once its session is frozen; false if it was there before that showed.
 fn begins_to_move(cluster: &Cluster) -> bool {
     let mut resumed = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
-    let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
+    let frozen = || cluster.node(0).unwrap().broker.metrics.sessions_frozen.get() > 0;
     assert!(cluster.until(|| frozen() || !resumed.seen().is_empty()));
     let moves = resumed.seen().is_empty();
     if moves {
@@ -171,10 +171,10 @@ fn a_session_that_is_on_its_way_to_a_node_that_leaves_goes_on_to_another() {
         assert!(cluster.until(|| acked(&mut publisher).len() == ids.len()), "{what}");
         let mut came = SimClient::connect(cluster.open(0), "s", false, EXPIRY_S);
         cluster.advance(ms);
-        let broker = cluster.broker(0).unwrap().clone();
-        broker.drain();
-        assert_eq!(cluster.sim.wait(broker.hand_over(), PATIENCE_MS), Some(0), "{what}");
-        assert_eq!(broker.sessions(), 0, "{what}");
+        let node = cluster.node(0).unwrap().clone();
+        node.drain();
+        assert_eq!(cluster.sim.wait(node.hand_over(), PATIENCE_MS), Some(0), "{what}");
+        assert_eq!(node.broker.sessions(), 0, "{what}");
         let shut = |g: &Got| matches!(g, Got::Disconnected(Reason::ServerShuttingDown));
         assert!(!came.seen().iter().any(shut), "{what}");
         let (mut again, present) = resume(&cluster, 2, "s");
@@ -191,7 +191,7 @@ fn a_session_that_is_on_its_way_to_a_node_that_leaves_goes_on_to_another() {
 #[test]
 fn a_group_whose_member_moved_is_served_also_if_its_old_node_dies_before_the_origin_knows() {
     for seed in seeds(0..40) {
-        let limits = Limits { publish_timeout_ms: 60_000, ..Limits::default() };
+        let limits = Limits::waiting(60_000);
         let mut cluster = cluster_with(3, seed, limits);
         cluster.net.latency(2);
         let lagging = cluster.name(2);
@@ -225,7 +225,7 @@ fn a_member_that_may_not_have_come_takes_nothing_for_its_group() {
         cluster.advance(1_000);
         cluster.net.latency(20);
         let came = SimClient::connect(cluster.open(1), "s", false, EXPIRY_S);
-        let frozen = || cluster.broker(0).unwrap().metrics.sessions_frozen.get() > 0;
+        let frozen = || cluster.node(0).unwrap().broker.metrics.sessions_frozen.get() > 0;
         assert!(cluster.until(frozen), "{what}");
         cluster.advance(ms);
         cluster.cut_from_store(1, true);
@@ -276,7 +276,7 @@ fn a_session_whose_new_owner_did_not_hear_that_it_has_it_ends_there_if_it_is_rep
         assert_eq!(connected(&cluster, &mut clean), Some((false, Reason::Success)), "seed {seed}");
         cluster.advance(20_000);
         // The answer that got lost may have been another.
-        unheard += cluster.broker(1).unwrap().metrics.moves.of(MoveResult::Lost).get();
+        unheard += cluster.node(1).unwrap().broker.metrics.moves.of(MoveResult::Lost).get();
         assert_eq!(witness.payloads(), ["1"], "seed {seed}");
         assert!(!clean.wire.closed(), "seed {seed}");
         assert!(cluster.until(|| cluster.store.evictions().is_empty()), "seed {seed}");

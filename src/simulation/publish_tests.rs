@@ -1,7 +1,7 @@
 //! Publishes across nodes: each scenario under several seeds, which decide who works when.
 
 use super::*;
-use crate::broker::remote::RemoteLimits;
+use crate::cluster::RemoteLimits;
 use crate::mqtt::{QoS, Reason};
 
 /// Seeds that every scenario is run with; a failure names the one.
@@ -20,7 +20,7 @@ fn cluster_with(n: usize, seed: u64, limits: Limits) -> Cluster {
 /// Tells the cluster the nodes' routes, as a starting node does.
 pub(super) fn start_routes(cluster: &Cluster, nodes: impl IntoIterator<Item = usize>) {
     for no in nodes {
-        let told = cluster.broker(no).unwrap().when_routes_known();
+        let told = cluster.node(no).unwrap().when_routes_known();
         assert!(cluster.sim.wait(told, PATIENCE_MS).is_some(), "routes of n{no}");
     }
     cluster.advance(3_000);
@@ -70,7 +70,7 @@ fn publishes_reach_sessions_of_other_nodes_once_and_in_order() {
                 assert!(cluster.until(|| ids.iter().all(|id| acked(&mut publisher, *id))), "seed {seed}");
             }
         }
-        assert!(cluster.until(|| cluster.broker(0).unwrap().metrics.publishes_held.get() == 0));
+        assert!(cluster.until(|| cluster.node(0).unwrap().broker.metrics.publishes_held.get() == 0));
     }
 }
 
@@ -217,10 +217,10 @@ fn a_dead_node_holds_publishes_for_its_persistent_sessions_until_it_is_back() {
         let id = publisher.publish("t", "1", QoS::ExactlyOnce, false);
         cluster.advance(3_000);
         assert!(!acked(&mut publisher, id), "seed {seed}");
-        assert_eq!(cluster.broker(0).unwrap().metrics.publishes_held.get(), 1, "seed {seed}");
+        assert_eq!(cluster.node(0).unwrap().broker.metrics.publishes_held.get(), 1, "seed {seed}");
         cluster.restart(1);
         start_routes(&cluster, [1]);
-        let held = &cluster.broker(0).unwrap().metrics.publishes_held;
+        let held = &cluster.node(0).unwrap().broker.metrics.publishes_held;
         assert!(cluster.until(|| held.get() == 0), "seed {seed}");
         let mut sub = connect(&cluster, 1, "s", 600);
         assert!(cluster.until(|| sub.payloads() == ["1"]), "seed {seed}: {:?}", sub.seen());
@@ -244,9 +244,9 @@ fn a_crashed_origin_sends_its_qos_2_publishes_again_under_the_same_name() {
         cluster.advance(500);
         cluster.restart(0);
         start_routes(&cluster, [0]);
-        let broker = cluster.broker(0).unwrap();
-        assert!(cluster.until(|| broker.remote_held() == 0), "seed {seed}");
-        let resent = usize::try_from(broker.metrics.publishes_resent.get()).unwrap();
+        let node = cluster.node(0).unwrap();
+        assert!(cluster.until(|| node.remote_held() == 0), "seed {seed}");
+        let resent = usize::try_from(node.broker.metrics.publishes_resent.get()).unwrap();
         most = most.max(resent);
         assert!(
             cluster.until(|| sub.payloads().len() >= safe.max(resent)),
@@ -280,7 +280,7 @@ fn a_node_that_is_not_current_holds_publishes_and_matches_them_when_it_has_caugh
         assert!(
             cluster.until(|| sub.seen().iter().any(|g| matches!(g, Got::Subscribed(i, _) if *i == suback)))
         );
-        let held = &cluster.broker(0).unwrap().metrics.publishes_held;
+        let held = &cluster.node(0).unwrap().broker.metrics.publishes_held;
         assert!(cluster.until(|| held.get() == 0), "seed {seed}");
         let all = || early.iter().all(|id| acked(&mut publisher, *id));
         assert!(cluster.until(all), "seed {seed}: what it held is acknowledged");
@@ -297,7 +297,7 @@ fn too_many_held_publishes_slow_their_publishers_down() {
         eprintln!("seed {seed}");
         let mut limits = Limits::default();
         limits.remote.held_publishes = 20;
-        limits.session.receive_maximum = 1_000;
+        limits.broker.session.receive_maximum = 1_000;
         let cluster = Cluster::with(2, seed, limits);
         start_routes(&cluster, 0..2);
         let mut sub = connect(&cluster, 1, "s", 600);
@@ -307,7 +307,7 @@ fn too_many_held_publishes_slow_their_publishers_down() {
         let ids: Vec<_> =
             (0..200).map(|n| publisher.publish("t", &n.to_string(), QoS::AtLeastOnce, false)).collect();
         cluster.advance(500);
-        let held = cluster.broker(0).unwrap().remote_held();
+        let held = cluster.node(0).unwrap().remote_held();
         assert!((20..=21).contains(&held), "seed {seed}: {held} held");
         cluster.net.stall("n0", "n1", false);
         assert!(cluster.until(|| ids.iter().all(|id| acked(&mut publisher, *id))), "seed {seed}");
@@ -327,7 +327,7 @@ fn what_is_matched_late_is_acknowledged_only_when_it_is_durable_here() {
         // Neither the store nor the other node tells it that what it knows is recent.
         cluster.cut_from_store(0, true);
         cluster.partition(0, 1, true);
-        let remote = cluster.broker(0).unwrap().remote.clone().unwrap();
+        let remote = cluster.node(0).unwrap().remote().unwrap().clone();
         let current = || remote.is_current(cluster.sim.now());
         assert!(cluster.until(|| !current()), "seed {seed}");
         let ids = [QoS::AtLeastOnce, QoS::ExactlyOnce].map(|qos| publisher.publish("t", "m", qos, false));
@@ -385,7 +385,7 @@ fn a_message_at_qos_0_finds_the_node_whose_member_is_online() {
 #[test]
 fn a_publish_that_waits_for_long_comes_to_nobody_twice() {
     for seed in seeds(SEEDS) {
-        let mut limits = Limits { publish_timeout_ms: 600_000, ..Limits::default() };
+        let mut limits = Limits::waiting(600_000);
         limits.remote.seen = 100;
         let mut cluster = cluster_with(3, seed, limits);
         let mut sub = connect(&cluster, 1, "s", 3_600);
@@ -415,7 +415,7 @@ fn a_publish_that_waits_for_long_comes_to_nobody_twice() {
 #[test]
 fn publishes_for_a_node_that_is_gone_do_not_slow_down_those_for_others() {
     for seed in seeds(SEEDS) {
-        let mut limits = Limits { publish_timeout_ms: 600_000, ..Limits::default() };
+        let mut limits = Limits::waiting(600_000);
         limits.remote.held_publishes = 20;
         let mut cluster = cluster_with(3, seed, limits);
         let mut gone = connect(&cluster, 2, "gone", 3_600);
@@ -437,9 +437,9 @@ fn publishes_for_a_node_that_is_gone_do_not_slow_down_those_for_others() {
             client.seen().iter().filter(quota).count()
         };
         assert!(cluster.until(|| refused(&mut late) == 10), "seed {seed}: {:?}", late.seen());
-        let broker = cluster.broker(0).unwrap().clone();
-        assert_eq!(broker.remote_held(), 20, "seed {seed}");
-        let remote = broker.remote.clone().unwrap();
+        let node = cluster.node(0).unwrap().clone();
+        assert_eq!(node.remote_held(), 20, "seed {seed}");
+        let remote = node.remote().unwrap().clone();
         assert!(!remote.origins.full() && remote.origins.away_full(), "seed {seed}");
         let mut publisher = connect(&cluster, 0, "p", 0);
         let sent: Vec<u16> =

@@ -2,8 +2,8 @@
 
 use super::takeovers::{EXPIRY_S, cluster, connected, resume};
 use super::*;
-use crate::broker::operate::OperateError;
 use crate::mqtt::{QoS, client};
+use crate::node::operate::OperateError;
 use crate::ports::{Claim, ClaimOutcome, Expected, Index, IndexEvent, SessionOwner};
 use crate::user::SessionUser;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ fn the_routes_of_a_forgotten_node_leave_the_index() {
     let (mut client, _) = resume(&cluster, 1, "s");
     client.subscribe("t/#", QoS::AtLeastOnce);
     client.subscribe("$share/g/u", QoS::AtLeastOnce);
-    let routes = |cluster: &Cluster| cluster.broker(0).unwrap().remote().unwrap().routes.len();
+    let routes = |cluster: &Cluster| cluster.node(0).unwrap().remote().unwrap().routes.len();
     assert!(cluster.until(|| routes(&cluster) == 2));
     cluster.crash(1);
     assert!(cluster.until(|| cluster.members().len() == 1));
@@ -41,7 +41,7 @@ fn an_eviction_counts_before_the_record_that_comes_after_it() {
         let mut old = SimClient::connect_with_will(cluster.open(0), "s", true, EXPIRY_S, Some(will));
         assert!(connected(&cluster, &mut old).is_some());
         let (node, client_id) = (cluster.name(0), Arc::from("s"));
-        let broker = cluster.broker(0).unwrap();
+        let index = cluster.node(0).unwrap().cluster.as_ref().unwrap();
         let session = SessionOwner {
             owner: cluster.id(1).unwrap(),
             epoch: 2,
@@ -49,8 +49,8 @@ fn an_eviction_counts_before_the_record_that_comes_after_it() {
             user: SessionUser::Unknown,
         };
         // The pages of a snapshot.
-        broker.begin_snapshot();
-        broker.apply(
+        index.begin_snapshot();
+        index.apply(
             vec![IndexEvent::Eviction {
                 node,
                 client_id: Arc::clone(&client_id),
@@ -60,7 +60,7 @@ fn an_eviction_counts_before_the_record_that_comes_after_it() {
             }],
             None,
         );
-        broker.apply(vec![IndexEvent::Session { client_id, session: Some(session), revision: 1_000 }], None);
+        index.apply(vec![IndexEvent::Session { client_id, session: Some(session), revision: 1_000 }], None);
         assert!(cluster.until(|| old.wire.closed()), "seed {seed}");
         // Its client is connected elsewhere.
         cluster.advance(5_000);
@@ -84,7 +84,7 @@ fn a_session_that_is_at_neither_end_of_a_move_is_not_unknown() {
         cluster.sim.wait(cluster.running(1).unwrap().coordinator.claim(claim), PATIENCE_MS).unwrap();
     assert!(matches!(claimed, Ok(ClaimOutcome::Granted(_))));
     let kick = |client_id: &str| {
-        let kicked = cluster.broker(0).unwrap().kick_anywhere(client_id);
+        let kicked = cluster.node(0).unwrap().kick_anywhere(client_id);
         cluster.sim.wait(kicked, PATIENCE_MS).unwrap()
     };
     let why = "client \"s\": node n1 is just taking or leaving it".to_owned();
@@ -92,8 +92,8 @@ fn a_session_that_is_at_neither_end_of_a_move_is_not_unknown() {
     assert_eq!(kick("nobody"), Err(OperateError::NoSession("nobody".to_owned())));
 }
 
-/// Looks at the broker of node 0 when it is woken.
-struct Looks(Arc<Broker>, AtomicU64);
+/// Looks at node 0 when it is woken.
+struct Looks(Arc<node::Node>, AtomicU64);
 
 impl Wake for Looks {
     fn wake(self: Arc<Self>) {
@@ -105,14 +105,15 @@ impl Wake for Looks {
 #[test]
 fn whoever_waits_for_a_revision_finds_the_evictions_that_came_with_it() {
     let cluster = cluster(2, 32);
-    let broker = cluster.broker(0).unwrap().clone();
-    let remote = broker.remote().unwrap();
+    let first = cluster.node(0).unwrap().clone();
+    let index = first.cluster.as_ref().unwrap();
+    let remote = first.remote().unwrap();
     let revision = remote.applied() + 1;
-    let looks = Arc::new(Looks(broker.clone(), AtomicU64::new(0)));
+    let looks = Arc::new(Looks(first.clone(), AtomicU64::new(0)));
     let mut applied = remote.when_applied(revision);
     assert!(applied.as_mut().poll(&mut Context::from_waker(&looks.clone().into())).is_pending());
     let (node, client_id) = (cluster.name(0), Arc::from("s"));
     let eviction = IndexEvent::Eviction { node, client_id, epoch: Some(7), expired: false, revision };
-    broker.apply(vec![eviction], Some(revision));
+    index.apply(vec![eviction], Some(revision));
     assert_eq!(looks.1.load(Ordering::Relaxed), 2);
 }

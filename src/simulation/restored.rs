@@ -28,7 +28,7 @@ fn publish(cluster: &Cluster, publisher: &mut SimClient, payload: &str) {
     for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
         let id = publisher.publish("t", &format!("{payload}-{}", qos as u8), qos, false);
         let held = |no: usize| {
-            let remote = cluster.broker(no)?.remote.clone()?;
+            let remote = cluster.node(no)?.remote()?.clone();
             let reconciled = remote.sessions.when_reconciled().now_or_never().is_some();
             Some(format!("late {}, reconciled {reconciled}, {:?}", remote.publishes_late(), remote.origins))
         };
@@ -151,7 +151,7 @@ fn of_two_journals_the_higher_epoch_wins() {
         assert!(present && cluster.until(|| !client.payloads().is_empty()), "{order:?}");
         cluster.advance(10_000);
         assert_eq!(client.payloads(), ["new"], "{order:?}");
-        let has = |no: &usize| cluster.broker(*no).unwrap().session("s").is_some();
+        let has = |no: &usize| cluster.node(*no).unwrap().broker.session("s").is_some();
         assert_eq!((0..3).filter(has).count(), 1, "{order:?}");
     }
 }

@@ -11,7 +11,7 @@ const LARGE: &str = "eleven byte";
 
 fn limits() -> Limits {
     let mut limits = Limits::default();
-    limits.retained.payload = LARGE.len() - 1;
+    limits.broker.retained.payload = LARGE.len() - 1;
     limits
 }
 
@@ -65,8 +65,8 @@ fn retain(cluster: &Cluster, client: &mut SimClient, topic: &str, payload: &str,
 /// Whether the store and all nodes have as many retained messages, and this one of a topic.
 fn has(cluster: &Cluster, topic: &str, payload: Option<&str>) -> bool {
     let stored = cluster.store.retained(topic).map(|r| r.message.payload().to_vec());
-    let brokers = (0..cluster.nodes.len()).filter_map(|no| cluster.broker(no));
-    let known = |b: &Arc<Broker>| {
+    let brokers = (0..cluster.nodes.len()).filter_map(|no| cluster.node(no));
+    let known = |b: &Arc<node::Node>| {
         let found = b.retained_of(topic, 1, START).unwrap().messages.pop();
         found.and_then(|m| m.payload)
     };
@@ -109,7 +109,7 @@ fn without_the_store_it_is_cleared_later_also_by_the_next_process() {
         retain(&cluster, &mut clients[0], "newer", LARGE, QoS::AtMostOnce);
         let reason = retain(&cluster, &mut clients[0], "refused", LARGE, QoS::AtLeastOnce);
         assert_eq!(reason, Reason::QuotaExceeded);
-        assert_eq!(cluster.broker(0).unwrap().parked_retained(), 2);
+        assert_eq!(cluster.node(0).unwrap().parked_retained(), 2);
         let reason = retain(&cluster, &mut clients[1], "newer", "new", QoS::AtLeastOnce);
         assert!(!reason.is_error(), "{reason:?}");
         if restarted {
@@ -120,7 +120,7 @@ fn without_the_store_it_is_cleared_later_also_by_the_next_process() {
             cluster.restart(0);
         }
         assert!(cluster.until(|| has(&cluster, "accepted", None)), "restarted: {restarted}");
-        assert!(cluster.until(|| cluster.broker(0).unwrap().parked_retained() == 0));
+        assert!(cluster.until(|| cluster.node(0).unwrap().parked_retained() == 0));
         assert!(has(&cluster, "refused", Some(OLD)) && has(&cluster, "newer", Some("new")));
     }
 }
@@ -134,7 +134,7 @@ fn a_topic_can_be_cleared_whatever_the_limits_are() {
         retain(&cluster, &mut client, topic, OLD, QoS::AtLeastOnce);
     }
     assert!(cluster.until(|| topics.iter().all(|topic| has(&cluster, topic, Some(OLD)))));
-    cluster.limits.retained.messages = 0;
+    cluster.limits.broker.retained.messages = 0;
     (0..2).for_each(|no| cluster.restart(no));
     let mut client = connect(&cluster, 0, "p");
     assert!(cluster.until(|| topics.iter().all(|topic| has(&cluster, topic, Some(OLD)))));
@@ -161,13 +161,13 @@ fn a_will_that_cannot_be_retained_when_it_is_due_clears() {
     let (left, reason) = leaves(&cluster, 1, "w", "next process", "12345678");
     assert_eq!(reason, Reason::Success);
     // A session without a connection, whose will the next process publishes, under other limits.
-    cluster.limits.retained.payload = 5;
+    cluster.limits.broker.retained.payload = 5;
     cluster.restart(1);
     assert!(left.wire.closed());
     assert!(cluster.until(|| has(&cluster, "next process", None)));
     assert!(has(&cluster, "here", Some(OLD)));
-    cluster.limits.retained.payload = 8;
-    cluster.limits.retained.bytes = 2 * 34 + "here".len() + OLD.len() + "w".len() + "12345678".len();
+    cluster.limits.broker.retained.payload = 8;
+    cluster.limits.broker.retained.bytes = 2 * 34 + "here".len() + OLD.len() + "w".len() + "12345678".len();
     cluster.restart(0);
     let (left, reason) = leaves(&cluster, 0, "w2", "w", "12345678");
     assert_eq!(reason, Reason::Success, "it could be retained");

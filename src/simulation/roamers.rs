@@ -77,8 +77,8 @@ impl Resident {
         }
         let next = usize::from(self.hunts);
         let mut nodes = (0..cluster.len()).map(|n| (self.at + next + n) % cluster.len());
-        let node = if self.hunts { nodes.find(|n| cluster.broker(*n).is_some()) } else { nodes.next() };
-        if let Some(node) = node.filter(|n| cluster.broker(*n).is_some()) {
+        let node = if self.hunts { nodes.find(|n| cluster.node(*n).is_some()) } else { nodes.next() };
+        if let Some(node) = node.filter(|n| cluster.node(*n).is_some()) {
             self.go(cluster, node);
         }
     }

@@ -92,7 +92,7 @@ impl Load {
     /// `movers` sessions at each of the first two nodes, and publishers at these nodes.
     fn new(seed: u64, qos: QoS, movers: usize, publishers: &[usize]) -> Load {
         let what = format!("seed {seed}, QoS {}", qos as u8);
-        let limits = Limits { publish_timeout_ms: 60_000, ..Limits::default() };
+        let limits = Limits::waiting(60_000);
         let cluster = Cluster::with(3, seed, limits);
         start_routes(&cluster, 0..3);
         cluster.net.latency(10);
@@ -133,7 +133,7 @@ impl Load {
         for mover in &mut self.movers {
             mover.hear();
             if mover.client.wire.closed() {
-                let up = (0..3).map(|n| (mover.at + n) % 3).find(|n| cluster.broker(*n).is_some());
+                let up = (0..3).map(|n| (mover.at + n) % 3).find(|n| cluster.node(*n).is_some());
                 mover.go(cluster, up.unwrap_or(mover.at));
             }
         }
@@ -180,8 +180,8 @@ impl Load {
         let all: usize = self.publishers.iter().map(|p| p.next).sum();
         let distinct = |m: &Mover| m.got.iter().collect::<BTreeSet<_>>().len();
         assert!(self.until(|l| l.movers.iter().all(|m| distinct(m) == all)), "{}: lost", self.what);
-        let timeouts = (0..3).filter_map(|no| self.cluster.broker(no));
-        let timeouts: Vec<u64> = timeouts.map(|b| b.metrics.order_timeouts.get()).collect();
+        let timeouts = (0..3).filter_map(|no| self.cluster.node(no));
+        let timeouts: Vec<u64> = timeouts.map(|b| b.broker.metrics.order_timeouts.get()).collect();
         let slowest = self.publishers.iter().map(|p| p.slowest_ms).max();
         eprintln!("{}: slowest {slowest:?} ms, order time-outs {timeouts:?}", self.what);
         self.movers.iter().for_each(|m| m.check(&self.what));
@@ -224,9 +224,9 @@ fn a_node_that_has_handed_its_sessions_over_and_left_holds_nobody_up() {
     for seed in seeds(0..8) {
         let mut load = Load::new(seed, QoS::AtLeastOnce, 4, &[0, 2]);
         load.publish_for(200);
-        let broker = load.cluster.broker(1).unwrap().clone();
-        broker.drain();
-        let handed = broker.hand_over();
+        let node = load.cluster.node(1).unwrap().clone();
+        node.drain();
+        let handed = node.hand_over();
         let process = load.cluster.running(1).unwrap().process.clone();
         let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let done = over.clone();

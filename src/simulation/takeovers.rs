@@ -12,7 +12,7 @@ pub(super) fn cluster(n: usize, seed: u64) -> Cluster {
 pub(super) fn cluster_with(n: usize, seed: u64, limits: Limits) -> Cluster {
     let cluster = Cluster::with(n, seed, limits);
     assert!(
-        cluster.until(|| (0..n).all(|no| cluster.broker(no).is_some_and(|b| b.may_serve().is_ok()))),
+        cluster.until(|| (0..n).all(|no| cluster.node(no).is_some_and(|b| b.may_serve().is_ok()))),
         "seed {seed}"
     );
     cluster
@@ -94,7 +94,7 @@ fn a_session_moves_with_its_queue_and_what_is_in_flight() {
     assert!(cluster.until(|| moved.payloads().len() >= 120));
     assert_eq!(moved.payloads(), expected(0..120));
     assert!(cluster.sim.now().since_ms(before) < 200, "{}", cluster.sim.now().since_ms(before));
-    assert!(cluster.broker(0).unwrap().session("s").is_none());
+    assert!(cluster.node(0).unwrap().broker.session("s").is_none());
     let owner = cluster.store.owner("s").unwrap();
     assert_eq!((owner.session.owner, owner.session.epoch), (cluster.id(1).unwrap(), 2));
     publish(&cluster, &mut publisher, 120..130, QoS::ExactlyOnce);
@@ -182,7 +182,7 @@ fn a_clean_start_goes_over_a_dead_owners_head_and_it_learns_of_it() {
     assert_eq!(cluster.store.evictions().len(), 1);
     cluster.restart(0);
     assert!(cluster.until(|| cluster.store.evictions().is_empty()));
-    assert!(cluster.until(|| cluster.broker(0).unwrap().session("s").is_none()));
+    assert!(cluster.until(|| cluster.node(0).unwrap().broker.session("s").is_none()));
     assert!(!new.wire.closed());
     let (_, present) = resume(&cluster, 0, "s");
     assert!(present);
@@ -213,7 +213,7 @@ fn dies_on_the_way(seed: u64, victim: usize, ms: u64) {
     let mut got = firsts(last, before);
     got.sort_by_key(|p| p.parse::<usize>().unwrap());
     assert_eq!(got, expected(0..150), "{what}");
-    let here = |no: usize| cluster.broker(no).unwrap().session("s").is_some_and(|h| h.mailbox.present());
+    let here = |no: usize| cluster.node(no).unwrap().broker.session("s").is_some_and(|h| h.mailbox.present());
     // The client's older connection may have waited for the owner as well, and may be served last: one of them has it.
     let owners = || [0, 1, 2].map(here).iter().filter(|has| **has).count();
     assert!(cluster.until(|| owners() == 1), "{what}: {:?}", [0, 1, 2].map(here));
@@ -275,12 +275,12 @@ fn a_node_that_leaves_hands_its_sessions_over() {
     let mut publisher = SimClient::connect(cluster.open(2), "p", true, 0);
     assert!(connected(&cluster, &mut publisher).is_some());
     publish(&cluster, &mut publisher, 0..5, QoS::AtLeastOnce);
-    let broker = cluster.broker(0).unwrap().clone();
-    broker.drain();
-    let left = cluster.sim.wait(broker.hand_over(), PATIENCE_MS);
+    let node = cluster.node(0).unwrap().clone();
+    node.drain();
+    let left = cluster.sim.wait(node.hand_over(), PATIENCE_MS);
     assert_eq!(left, Some(0));
     assert!(online.take().contains(&Got::Disconnected(Reason::ServerMoved)));
-    assert_eq!(broker.sessions(), 0);
+    assert_eq!(node.broker.sessions(), 0);
     for id in ["online", "offline"] {
         let (mut client, present) = resume(&cluster, 1, id);
         assert!(present, "{id}");

@@ -48,8 +48,8 @@ fn a_lost_connection_is_noticed() {
     assert!(cluster.until(|| !client.seen().is_empty()));
     client.wire.lose();
     assert!(cluster.until(|| client.wire.closed()));
-    let broker = cluster.broker(0).unwrap();
-    assert!(cluster.until(|| broker.metrics.connections_active.get() == 0));
+    let node = cluster.node(0).unwrap();
+    assert!(cluster.until(|| node.broker.metrics.connections_active.get() == 0));
 }
 
 fn connected(cluster: &Cluster, no: usize, client_id: &str, expiry_s: u32) -> SimClient {
@@ -97,7 +97,7 @@ fn a_publish_reaches_the_subscribers_of_all_nodes_once() {
 #[test]
 fn retained_messages_that_wait_for_the_store_count_towards_the_limits() {
     let mut limits = Limits::default();
-    limits.retained.messages = 3;
+    limits.broker.retained.messages = 3;
     let cluster = Cluster::with(1, 4, limits);
     let mut publisher = connected(&cluster, 0, "p", 0);
     cluster.cut_from_store(0, true);
@@ -119,9 +119,9 @@ fn retained_messages_that_wait_for_the_store_count_towards_the_limits() {
         ["t/0", "t/1", "t/2", "t/3", "t/0", "t/4"].map(&mut refused),
         [false, false, false, true, false, true]
     );
-    let broker = cluster.broker(0).unwrap();
-    assert_eq!(broker.parked_retained(), 3);
+    let node = cluster.node(0).unwrap();
+    assert_eq!(node.parked_retained(), 3);
     cluster.cut_from_store(0, false);
-    assert!(cluster.until(|| broker.parked_retained() == 0));
+    assert!(cluster.until(|| node.parked_retained() == 0));
     assert!(refused("t/3") && !refused("t/1"));
 }

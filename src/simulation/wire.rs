@@ -1,10 +1,10 @@
 //! A client's connection without a socket. It is driven as the server drives it: when bytes came, when it was woken, or when
-//! its time has come; so a wake-up that the broker forgets shows as an answer that is missing.
+//! its time has come; so a wake-up that the node forgets shows as an answer that is missing.
 
-use crate::broker::link::{Broken, Driven, Read, Socket};
-use crate::broker::{Admission, Broker, Context, Link};
 use crate::clock::Time;
 use crate::mqtt::frame_len;
+use crate::node::link::{Broken, Driven, Read, Socket};
+use crate::node::{Admission, Context, Link, Node};
 use crate::ports::{BoxFuture, Door, Tasks};
 use crate::simulation::cluster::SimProcess;
 use parking_lot::Mutex;
@@ -35,18 +35,18 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// A connection to a running broker.
-    pub(super) fn open(broker: Arc<Broker>, process: Arc<SimProcess>) -> Arc<Wire> {
+    /// A connection to a running node.
+    pub(super) fn open(node: Arc<Node>, process: Arc<SimProcess>) -> Arc<Wire> {
         let wire = Arc::new(Wire { state: Mutex::default(), process: Arc::downgrade(&process) });
-        let admission = broker.admit_connection();
+        let admission = node.admit_connection();
         if admission == Admission::Close {
             wire.state.lock().closed = true;
             return wire;
         }
         let peer = SocketAddr::from(([127, 0, 0, 1], 40_000));
-        let link = Link::new(broker.clone(), Door::tcp(peer), admission, process.now());
+        let link = Link::new(node.clone(), Door::tcp(peer), admission, process.now());
         let gone = Gone(wire.clone());
-        process.spawn(Box::pin(drive(gone, link, broker, process.clone())));
+        process.spawn(Box::pin(drive(gone, link, node, process.clone())));
         wire
     }
 
@@ -96,7 +96,7 @@ impl Wire {
         frames
     }
 
-    /// Whether the broker has closed it, or died.
+    /// Whether the node has closed it, or died.
     pub fn closed(&self) -> bool {
         self.state.lock().closed
     }
@@ -154,7 +154,7 @@ impl Socket for &Wire {
 }
 
 /// As the server's connection task does it.
-async fn drive(gone: Gone, mut link: Link, broker: Arc<Broker>, tasks: Arc<dyn Tasks>) {
+async fn drive(gone: Gone, mut link: Link, node: Arc<Node>, tasks: Arc<dyn Tasks>) {
     let mut cx = Context::default();
     let mut timer: Option<(Time, BoxFuture<()>)> = None;
     let mut buffer = vec![0; SEGMENT];
@@ -178,5 +178,5 @@ async fn drive(gone: Gone, mut link: Link, broker: Arc<Broker>, tasks: Arc<dyn T
         }
     })
     .await;
-    broker.dismiss_connection();
+    node.dismiss_connection();
 }

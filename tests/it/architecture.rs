@@ -19,23 +19,33 @@ const MAY_USE: &[(&str, &str)] = &[
     ("topic", "hashing mqtt"),
     ("session", "clock hashing queue_policy user telemetry mqtt topic"),
     ("ports", "clock queue_policy user mqtt topic"),
-    ("broker", "clock hashing host names queue_policy user telemetry mqtt topic session ports"),
+    ("sync", "hashing ports"),
+    ("broker", "clock hashing names queue_policy sync user telemetry mqtt topic session ports"),
+    ("cluster", "clock hashing names queue_policy sync user telemetry mqtt topic session ports broker"),
+    ("node", "clock hashing host names user telemetry mqtt topic session ports broker cluster"),
     ("tls", "clock config telemetry ports"),
     ("storage", "clock hashing names queue_policy user telemetry mqtt topic ports"),
     ("etcd", "backoff clock hashing names user telemetry mqtt topic ports tls"),
     ("peers", "backoff clock hashing names telemetry mqtt topic ports tls"),
     ("auth", "clock config hashing host names readings secret_file user telemetry mqtt topic ports"),
-    ("server", "clock config host names readings secret_file telemetry mqtt topic ports broker tls"),
+    ("server", "clock config host names readings secret_file telemetry mqtt topic ports node tls"),
     (
         "app",
-        "backoff clock config names queue_policy secret_file telemetry mqtt topic session ports broker storage etcd peers auth tls server",
+        "backoff clock config names queue_policy secret_file telemetry mqtt topic session ports broker cluster node storage etcd peers auth tls server",
     ),
-    ("simulation", "clock user telemetry mqtt topic session ports broker storage peers auth"),
+    (
+        "simulation",
+        "clock hashing user telemetry mqtt topic session ports broker cluster node storage peers auth",
+    ),
     ("ctl", "clock names secret_file"),
     ("cli", "config auth ctl"),
     ("lib", ""),
     ("main", ""),
 ];
+
+/// The central types of rooms, each with the room that alone may give it methods: what others need of it is a call of that room.
+const CENTRAL: &[(&str, &str)] =
+    &[("Broker", "broker"), ("Cluster", "cluster"), ("Remote", "cluster"), ("Node", "node")];
 
 /// Modules that do no I/O.
 const PURE: &[&str] = &["mqtt", "topic", "session"];
@@ -120,6 +130,31 @@ fn modules_in_braces(list: &str) -> impl Iterator<Item = String> {
 
 fn first_word(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// The type that a line gives methods to, if it begins with `impl` of a type of the crate itself.
+fn implemented(line: &str) -> Option<String> {
+    let rest = line.strip_prefix("impl ")?;
+    let of = rest.split_once(" for ").map_or(rest, |(_, of)| of);
+    Some(first_word(of))
+}
+
+#[test]
+fn methods_of_a_central_type_are_in_its_room() {
+    let mut found = Vec::new();
+    // The simulated cluster has nodes of its own.
+    for source in sources("src").iter().filter(|s| s.module() != "simulation") {
+        for (number, line) in source.code() {
+            let of = implemented(line);
+            let central = CENTRAL.iter().find(|(name, _)| of.as_deref() == Some(*name));
+            if central.is_some_and(|(_, room)| *room != source.module()) {
+                found.push(format!("{}:{number}: {line}", source.path));
+            }
+        }
+    }
+    none("methods of another room's central type", &found);
+    assert_eq!(implemented("impl Inbox for Node {").as_deref(), Some("Node"));
+    assert_eq!(implemented("impl Broker {").as_deref(), Some("Broker"));
 }
 
 #[test]

@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 const CIRCLES: &[(&str, &[usize])] = &[
     ("app", &[12]),
     ("auth", &[9]),
-    ("broker", &[48]),
+    ("broker", &[4, 8]),
+    ("cluster", &[18]),
     ("config", &[2, 3]),
     ("ctl", &[2]),
     ("etcd", &[2, 3, 5]),
     ("mqtt", &[10]),
+    ("node", &[16]),
     ("peers", &[2, 5]),
     ("ports", &[3]),
     ("server", &[3, 9]),
@@ -23,10 +25,10 @@ const CIRCLES: &[(&str, &[usize])] = &[
     ("tls", &[3]),
 ];
 
-/// The path of a module below the crate: `["broker", "link"]`.
+/// The path of a module below the crate: `["node", "link"]`.
 type Module = Vec<String>;
 
-/// The module of a file such as `src/broker/link/mod.rs`.
+/// The module of a file such as `src/node/link/mod.rs`.
 fn module_of(path: &str) -> Module {
     let path = path.strip_prefix("src/").unwrap_or(path).strip_suffix(".rs").unwrap_or(path);
     let mut module: Module = path.split('/').map(str::to_owned).collect();

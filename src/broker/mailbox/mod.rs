@@ -9,13 +9,13 @@ mod displace;
 mod moving;
 mod order;
 
-use super::remote::Once;
 use crate::clock::Time;
 use crate::hashing::HashSet;
 use crate::mqtt::QoS;
 use crate::ports::{Incarnation, MessageId, Revision, Seq};
 use crate::queue_policy::QueuePolicy;
 use crate::session::{CloseCause, Delivery, Loss, Session};
+use crate::sync::Once;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU64;

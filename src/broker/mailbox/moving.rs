@@ -1,9 +1,9 @@
 //! A mailbox whose session moves to another node, or has come from one.
 
 use super::{Frozen, Mailbox, Place, Wakes};
-use crate::broker::remote::Once;
 use crate::ports::{Revision, Seq};
 use crate::session::{CloseCause, Session};
+use crate::sync::Once;
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -8,6 +8,7 @@ use super::mailbox::Rank;
 use crate::hashing::{HashMap, State};
 use crate::mqtt::QoS;
 use crate::mqtt::packet::SubscribeOptions;
+use crate::ports::SessionNo;
 use crate::session::Extra;
 use crate::topic::{Filter, Trie};
 use parking_lot::{Mutex, RwLock};
@@ -196,6 +197,13 @@ pub struct Target {
     pub extra: Option<Arc<Extra>>,
 }
 
+impl Target {
+    /// Whether it may get what session `publisher` publishes.
+    pub fn is_for(&self, publisher: SessionNo) -> bool {
+        if self.handle.no == publisher { !self.no_local } else { !self.only_own }
+    }
+}
+
 /// Where a topic goes.
 #[derive(Clone, Debug, Default)]
 pub struct Matches {
@@ -221,7 +229,7 @@ impl Default for Router {
 }
 
 /// The first two levels of a topic or filter; `None` if there is a wildcard among them.
-pub(super) fn head(path: &str) -> Option<&[u8]> {
+pub fn head(path: &str) -> Option<&[u8]> {
     let bytes = path.as_bytes();
     let end = memchr::memchr_iter(b'/', bytes).nth(1).unwrap_or(bytes.len());
     let head = &bytes[..end];

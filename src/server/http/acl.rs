@@ -4,7 +4,7 @@ use super::Shared;
 use super::api::{Answer, ApiError, Asked, answer, carry_out, done};
 use super::audit::{Caller, Order};
 use super::routes::Route;
-use crate::broker::inspect::{Judged, Losing, Question, Unanswered};
+use crate::node::inspect::{Judged, Losing, Question, Unanswered};
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::Response;

@@ -3,8 +3,8 @@
 use super::Shared;
 use super::audit::{Caller, Order};
 use super::routes::Route;
-use crate::broker::inspect::{LISTED_MAX, RetainedPage, Routes, SessionPage, SessionQuery};
-use crate::broker::operate::{Kicked, Located};
+use crate::node::inspect::{LISTED_MAX, RetainedPage, Routes, SessionPage, SessionQuery};
+use crate::node::operate::{Kicked, Located};
 use crate::ports::BoxFuture;
 use axum::extract::{Extension, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;

@@ -32,8 +32,8 @@ pub use upkeep::{
 };
 pub use users::{NamedUser, ShownUser, UserChanged, UserOperator, UserOrder, UserPage};
 
-use crate::broker::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};
-use crate::broker::operate::{Kicked, Located};
+use crate::node::inspect::{RetainedPage, Routes, SessionPage, SessionQuery};
+use crate::node::operate::{Kicked, Located};
 use crate::telemetry::Metrics;
 use crate::tls::Keeper;
 use axum::Router;

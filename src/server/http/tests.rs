@@ -1,6 +1,6 @@
 use super::*;
-use crate::broker::administer::{Purge, Purged};
-use crate::broker::inspect::{Judged, Question, SessionState, SessionSummary};
+use crate::node::administer::{Purge, Purged};
+use crate::node::inspect::{Judged, Question, SessionState, SessionSummary};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

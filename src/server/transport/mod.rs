@@ -5,8 +5,8 @@ pub(super) mod tls;
 pub(super) mod websocket;
 
 use super::rates::Throttle;
-use crate::broker::link::{Broken, Read, Socket};
 use crate::clock::Time;
+use crate::node::link::{Broken, Read, Socket};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Waker;

@@ -1,8 +1,8 @@
 //! TLS over TCP. Records are decrypted and encrypted in buffers of the thread: an idle connection holds none.
 
 use super::{Backlog, Change, Transport};
-use crate::broker::link::{Broken, Read};
 use crate::clock::Time;
+use crate::node::link::{Broken, Read};
 use crate::tls::{Current, Keeper};
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;

@@ -1,9 +1,9 @@
 //! What the nodes of a cluster know of each other, in virtual time: routes, currency, SUBACK, retained messages.
 
 use crate::random::Random;
-use berth::broker::Limits;
-use berth::broker::remote::{Remote, RemoteCache};
+use berth::cluster::{Remote, RemoteCache};
 use berth::mqtt::{QoS, Reason};
+use berth::node::Limits;
 use berth::ports::{Coordinator, Index, IndexEvent, MemberId, Revision, Route};
 use berth::simulation::{Cluster, Got, SimClient};
 use berth::telemetry::metrics::SubackWait;
@@ -17,7 +17,7 @@ fn cluster(n: usize, seed: u64) -> Cluster {
 }
 
 fn remote(cluster: &Cluster, no: usize) -> Arc<Remote> {
-    cluster.broker(no).unwrap().remote().unwrap().clone()
+    cluster.node(no).unwrap().remote().unwrap().clone()
 }
 
 fn know_all(cluster: &Cluster, no: usize, n: usize) -> bool {
@@ -55,7 +55,7 @@ fn suback_means_that_every_node_routes() {
         }
         assert_eq!(nodes(&cluster, 0, &format!("t/{n}")), BTreeSet::new());
     }
-    let waits = &cluster.broker(0).unwrap().metrics.suback_waits;
+    let waits = &cluster.node(0).unwrap().broker.metrics.suback_waits;
     assert_eq!((waits.of(SubackWait::Done).get(), waits.total()), (20, 20));
 }
 
@@ -78,7 +78,7 @@ fn suback_waits_for_a_node_that_lags_until_that_is_not_current_any_more() {
     let waited = cluster.sim.now().since_ms(began);
     let limits = Limits::default().remote;
     assert!(waited >= limits.suback_wait_ms && waited < 2 * limits.suback_wait_ms, "{waited}");
-    assert_eq!(cluster.broker(0).unwrap().metrics.suback_waits.of(SubackWait::TimedOut).get(), 1);
+    assert_eq!(cluster.node(0).unwrap().broker.metrics.suback_waits.of(SubackWait::TimedOut).get(), 1);
     cluster.store.lag("n1", false);
     cluster.net.stall("n0", "n1", false);
     assert!(cluster.until(|| know_all(&cluster, 1, 2) && nodes(&cluster, 1, "t").contains("n0")));
@@ -95,7 +95,7 @@ fn a_node_whose_watch_lags_learns_of_a_subscription_by_the_other() {
     assert!(nodes(&cluster, 1, "t").contains("n0"), "acknowledged before it knows");
     let (waited, limits) = (cluster.sim.now().since_ms(began), Limits::default().remote);
     assert!(waited < limits.suback_wait_ms, "{waited}");
-    assert_eq!(cluster.broker(0).unwrap().metrics.suback_waits.of(SubackWait::Done).get(), 1);
+    assert_eq!(cluster.node(0).unwrap().broker.metrics.suback_waits.of(SubackWait::Done).get(), 1);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn nodes_vouch_for_each_other_while_the_store_is_away() {
         cluster.advance(10_000);
         for no in 0..3 {
             assert!(remote(&cluster, no).is_current(cluster.sim.now()), "n{no} after {round}0 s");
-            assert!(cluster.broker(no).unwrap().may_serve().is_ok());
+            assert!(cluster.node(no).unwrap().may_serve().is_ok());
         }
     }
     let id = publisher.publish("t", "through the outage", QoS::AtLeastOnce, false);
@@ -117,7 +117,7 @@ fn nodes_vouch_for_each_other_while_the_store_is_away() {
     assert!(cluster.until(|| sub.payloads() == ["through the outage"]));
     // A new subscription is served, and counted as one that nobody waited for.
     subscribe(&cluster, &mut sub, "u");
-    assert_eq!(cluster.broker(0).unwrap().metrics.suback_waits.of(SubackWait::Skipped).get(), 1);
+    assert_eq!(cluster.node(0).unwrap().broker.metrics.suback_waits.of(SubackWait::Skipped).get(), 1);
     cluster.store.outage(false);
     assert!(cluster.until(|| [1, 2].iter().all(|no| nodes(&cluster, *no, "u").contains("n0"))));
 }
@@ -137,8 +137,8 @@ fn a_node_cut_off_from_all_closes_its_clients_and_comes_back_by_itself() {
     cluster.cut_from_store(0, true);
     assert!(cluster.until(|| sub.wire.closed()));
     assert_eq!(sub.take(), [Got::Disconnected(Reason::ServerBusy)]);
-    let broker = cluster.broker(0).unwrap();
-    assert!(broker.may_serve().is_err_and(|why| why.contains("etcd")));
+    let first = cluster.node(0).unwrap();
+    assert!(first.may_serve().is_err_and(|why| why.contains("etcd")));
     let mut refused = SimClient::connect(cluster.open(0), "other", true, 0);
     assert!(cluster.until(|| !refused.seen().is_empty()));
     assert_eq!(refused.take(), [Got::Connected { present: false, reason: Reason::ServerUnavailable }]);
@@ -146,9 +146,9 @@ fn a_node_cut_off_from_all_closes_its_clients_and_comes_back_by_itself() {
         cluster.partition(0, other, false);
     }
     cluster.cut_from_store(0, false);
-    assert!(cluster.until(|| broker.may_serve().is_ok()));
-    assert_eq!(broker.metrics.serving_lost.get(), 1);
-    assert!(broker.session("s").is_some(), "the session was kept");
+    assert!(cluster.until(|| first.may_serve().is_ok()));
+    assert_eq!(first.broker.metrics.serving_lost.get(), 1);
+    assert!(first.broker.session("s").is_some(), "the session was kept");
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_node_that_lags_catches_up_by_another_while_the_store_is_away() {
     assert!(cluster.until(|| sub.seen().contains(&Got::Subscribed(id, vec![Reason::GrantedQoS1]))));
     assert!(cluster.until(|| nodes(&cluster, 1, "t").contains("n0")));
     assert!(cluster.until(|| remote(&cluster, 1).is_current(cluster.sim.now())));
-    assert!(cluster.broker(1).unwrap().metrics.catch_ups.get() >= 1);
+    assert!(cluster.node(1).unwrap().broker.metrics.catch_ups.get() >= 1);
 }
 
 fn nodes_of_store(cluster: &Cluster, no: usize) -> BTreeSet<String> {
@@ -186,7 +186,7 @@ fn a_new_subscription_sees_what_was_retained_on_any_node_before() {
     }
     let id = publisher.publish("r/0", "", QoS::AtLeastOnce, true);
     assert!(cluster.until(|| publisher.seen().iter().any(|g| matches!(g, Got::Acked(i, _) if *i == id))));
-    assert!(cluster.until(|| (0..3).all(|no| cluster.broker(no).unwrap().retained().0 == 29)));
+    assert!(cluster.until(|| (0..3).all(|no| cluster.node(no).unwrap().broker.retained_size().0 == 29)));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn an_update_parked_while_the_store_is_away_outlives_its_process_but_not_a_newer
     for (topic, payload) in [("old", "late"), ("new", "1"), ("new", "2"), ("cleared", "")] {
         acked(&cluster, &mut here, topic, payload);
     }
-    assert_eq!(cluster.broker(0).unwrap().parked_retained(), 3);
+    assert_eq!(cluster.node(0).unwrap().parked_retained(), 3);
     acked(&cluster, &mut there, "old", "newer");
     // A process cannot start without the store.
     cluster.crash(0);
@@ -214,11 +214,11 @@ fn an_update_parked_while_the_store_is_away_outlives_its_process_but_not_a_newer
         let record = cluster.store.retained(topic)?;
         Some(String::from_utf8_lossy(record.message.payload()).into_owned())
     };
-    assert!(cluster.until(|| cluster.broker(0).is_some_and(|b| b.parked_retained() == 0)));
+    assert!(cluster.until(|| cluster.node(0).is_some_and(|b| b.parked_retained() == 0)));
     assert_eq!(payload("old").as_deref(), Some("newer"));
     assert_eq!(payload("new").as_deref(), Some("2"));
     assert_eq!(payload("cleared"), None);
-    assert!(cluster.until(|| (0..3).all(|no| cluster.broker(no).unwrap().retained().0 == 2)));
+    assert!(cluster.until(|| (0..3).all(|no| cluster.node(no).unwrap().broker.retained_size().0 == 2)));
 }
 
 #[test]
@@ -323,12 +323,12 @@ fn after_random_churn_and_faults_all_nodes_know_what_the_store_has() {
     let expected = in_store(&cluster);
     for no in 0..3 {
         assert_eq!(known(&cluster, no), expected, "n{no}");
-        let broker = cluster.broker(no).unwrap();
-        assert_eq!(broker.retained(), cluster.broker(0).unwrap().retained(), "n{no}");
+        let node = cluster.node(no).unwrap();
+        assert_eq!(node.broker.retained_size(), cluster.node(0).unwrap().broker.retained_size(), "n{no}");
     }
     for topic in ["a", "b", "c"] {
         let revisions: BTreeSet<Revision> =
-            (0..3).map(|no| cluster.broker(no).unwrap().retained_revision(topic)).collect();
+            (0..3).map(|no| cluster.node(no).unwrap().broker.retained_revision(topic)).collect();
         assert_eq!(revisions.len(), 1, "{topic}");
     }
 }
@@ -338,14 +338,18 @@ fn an_index_that_only_hears_of_itself_serves_alone() {
     let cluster = cluster(1, 9);
     cluster.store.outage(true);
     cluster.advance(600_000);
-    let broker = cluster.broker(0).unwrap();
-    assert!(broker.may_serve().is_ok());
+    let first = cluster.node(0).unwrap();
+    assert!(first.may_serve().is_ok());
     // Another node registers: now it needs evidence.
     let node = Arc::from("n9");
     let mut member = cluster.members()[0].clone();
     member.id = MemberId { node: Arc::clone(&node), incarnation: 1_000 };
-    broker.apply(vec![IndexEvent::Member { node, member: Some(member) }], Some(1_000));
+    first
+        .cluster
+        .as_ref()
+        .unwrap()
+        .apply(vec![IndexEvent::Member { node, member: Some(member) }], Some(1_000));
     assert!(!remote(&cluster, 0).is_current(cluster.sim.now()));
     assert!(cluster.running(0).unwrap().coordinator.lease_until() < cluster.sim.now());
-    assert!(broker.may_serve().is_err());
+    assert!(first.may_serve().is_err());
 }

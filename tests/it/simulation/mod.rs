@@ -8,8 +8,8 @@ use crate::checker;
 use crate::history::Event;
 use crate::random::Random;
 use crate::transcript::world::World;
-use berth::broker::Limits;
 use berth::mqtt::Version;
+use berth::node::Limits;
 use peer::{ALL, Peer, SHARED, WILLS, elapsed, look};
 
 /// Seeds tried.
@@ -30,8 +30,8 @@ fn play(seed: u64) -> Played {
     let mut rng = Random(seed);
     let mut limits = Limits::default();
     // Small ones, so that every queue runs over into the next.
-    limits.mailbox.messages = 4;
-    limits.session.max_inflight = 6;
+    limits.broker.mailbox.messages = 4;
+    limits.broker.session.max_inflight = 6;
     let mut world = World::new(limits, None);
     let kinds: [(Version, &[&str]); 3] =
         [(Version::V5, &[ALL, SHARED]), (Version::V311, &[ALL]), (Version::V5, &[ALL])];

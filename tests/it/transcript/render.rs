@@ -2,10 +2,10 @@
 
 use super::words::{show_bytes, show_hex, show_property, show_text};
 use super::world::Seen;
-use berth::broker::Limits;
 use berth::mqtt::client::{self, AckKind, ServerPacket};
 use berth::mqtt::packet::{Ack, Publish};
 use berth::mqtt::{Properties, Property, QoS, Reason, Version};
+use berth::node::Limits;
 
 /// One line for what a client has seen.
 pub fn seen(version: Version, seen: &Seen, limits: &Limits) -> String {
@@ -28,7 +28,7 @@ fn words(version: Version, frame: &[u8], packet: &ServerPacket<'_>, limits: &Lim
                 (_, reason) => words.push(format!("code={}", reason.connack_v3())),
             }
             let announced = if version.is_v5() && c.reason == Reason::Success {
-                let s = &limits.session;
+                let s = &limits.broker.session;
                 vec![
                     Property::ReceiveMaximum(s.receive_maximum),
                     Property::MaximumPacketSize(s.maximum_packet_size),
@@ -37,7 +37,7 @@ fn words(version: Version, frame: &[u8], packet: &ServerPacket<'_>, limits: &Lim
             } else {
                 Vec::new()
             };
-            let defaults = Limits::default().session == limits.session;
+            let defaults = Limits::default().broker.session == limits.broker.session;
             if defaults && announced.iter().all(|a| c.properties.iter().any(|p| p == *a)) {
                 words.extend(
                     c.properties.iter().filter(|p| !announced.contains(p)).map(|p| show_property(&p)),

@@ -5,8 +5,8 @@ use super::log::Log;
 use super::render;
 use super::words::{millis, number, split};
 use super::world::World;
-use berth::broker::Limits;
 use berth::mqtt::QoS;
+use berth::node::Limits;
 use berth::telemetry::metrics::DropReason;
 use std::collections::HashMap;
 
@@ -203,7 +203,7 @@ impl Runner {
             }
             ["shutdown"] => world.shut_down(),
             ["kick", client_id] => {
-                if !world.broker.kick(client_id) {
+                if !world.node.broker.kick(client_id) {
                     return Err(format!("{client_id} is not connected"));
                 }
                 world.settle();
@@ -250,7 +250,7 @@ impl Runner {
 
     fn configure(&mut self, setting: &str) -> Result<(), String> {
         let (name, value) = setting.split_once('=').ok_or_else(|| format!("{setting}: no value"))?;
-        let l = &mut self.limits;
+        let l = &mut self.limits.broker;
         match name {
             "receive_maximum" => l.session.receive_maximum = number(value)?,
             "maximum_packet_size" => l.session.maximum_packet_size = number(value)?,
@@ -283,8 +283,8 @@ impl Runner {
 
 /// What the broker counts, as a line.
 fn count(world: &World, what: &str) -> Result<String, String> {
-    let m = &world.broker.metrics;
-    let (retained, _) = world.broker.retained();
+    let m = &world.node.broker.metrics;
+    let (retained, _) = world.node.broker.retained_size();
     let n = match what {
         "mailbox_full" => m.messages_dropped.of(DropReason::MailboxFull).get(),
         "queue_full" => m.messages_dropped.of(DropReason::QueueFull).get(),
@@ -293,8 +293,8 @@ fn count(world: &World, what: &str) -> Result<String, String> {
         "offline" => m.messages_dropped.of(DropReason::Offline).get(),
         "refused" => m.messages_dropped.of(DropReason::Refused).get(),
         "session_ended" => m.messages_dropped.of(DropReason::SessionEnded).get(),
-        "sessions" => world.broker.sessions(),
-        "queued" => world.broker.queued_messages(),
+        "sessions" => world.node.broker.sessions(),
+        "queued" => world.node.broker.queued_messages(),
         "retained" => retained as u64,
         "subscriptions" => m.subscriptions_active.get(),
         "wills" => m.wills_published.get(),

@@ -4,10 +4,10 @@
 //! its time has come. So a wake-up that the broker forgets shows as an answer that is missing.
 
 use super::gated::GatedJournal;
-use berth::broker::link::{Broken, Driven, Read, Socket};
-use berth::broker::{Admission, Broker, Context, Limits, Link, Ports, Sys};
 use berth::clock::Time;
 use berth::mqtt::{QoS, Reason, Version, frame_len};
+use berth::node::link::{Broken, Driven, Read, Socket};
+use berth::node::{Admission, Context, Limits, Link, Node, Ports, Sys};
 use berth::ports::{
     Account, Ask, AuthStep, Authorizer, By, Credentials, Decision, Door, EnhancedAuth, Identity, NoBans,
     Permissions, Recovered, Ruling,
@@ -30,7 +30,7 @@ const ROUNDS_MAX: usize = 10_000;
 /// See the module.
 pub struct World {
     pub now: Time,
-    pub broker: Arc<Broker>,
+    pub node: Arc<Node>,
     pub journal: Arc<GatedJournal>,
     pub limits: Limits,
     pub clients: Vec<Client>,
@@ -196,10 +196,10 @@ impl World {
     /// A new broker with an empty journal.
     pub fn new(limits: Limits, sys_interval_ms: Option<u64>) -> World {
         let journal = GatedJournal::new();
-        let broker = start(limits, &journal, Recovered::default(), START);
+        let node = start(limits, &journal, Recovered::default(), START);
         let mut world = World {
             now: START,
-            broker,
+            node,
             journal,
             limits,
             clients: Vec::new(),
@@ -224,7 +224,7 @@ impl World {
         }
         self.broken.clear();
         let (journal, recovered) = self.journal.crash();
-        self.broker = start(self.limits, &journal, recovered, self.now);
+        self.node = start(self.limits, &journal, recovered, self.now);
         self.journal = journal;
         self.timers = Flag::new();
         self.cx = Context::default();
@@ -248,13 +248,13 @@ impl World {
             return;
         }
         c.forget_connection();
-        let admission = self.broker.admit_connection();
+        let admission = self.node.admit_connection();
         if admission == Admission::Close {
             c.closed = true;
             return;
         }
         let peer = SocketAddr::from(([127, 0, 0, 1], 40_000));
-        c.link = Some(Link::new(self.broker.clone(), Door::tcp(peer), admission, self.now));
+        c.link = Some(Link::new(self.node.clone(), Door::tcp(peer), admission, self.now));
         c.woken = Flag::new();
     }
 
@@ -298,7 +298,7 @@ impl World {
 
     /// The broker shuts down as it does on SIGTERM.
     pub fn shut_down(&mut self) {
-        self.broker.drain();
+        self.node.drain();
         for at in 0..self.clients.len() {
             let World { clients, cx, now, .. } = self;
             let c = &mut clients[at];
@@ -328,20 +328,20 @@ impl World {
     }
 
     fn next_deadline(&mut self) -> Option<Time> {
-        let broker = self.broker.next_timeout(&Waker::from(self.timers.clone()));
+        let node = self.node.next_timeout(&Waker::from(self.timers.clone()));
         let all = self.clients.iter().chain(&self.broken);
         let links = all.filter_map(|c| c.link.as_ref()?.next_timeout());
         let sys = self.sys.as_ref().map(|(_, t)| *t);
-        links.chain(broker).chain(sys).min()
+        links.chain(node).chain(sys).min()
     }
 
     /// Works until nothing is left to do at this time.
     pub fn settle(&mut self) {
         for _ in 0..ROUNDS_MAX {
             let mut worked = self.run_timers();
-            let World { clients, broken, cx, now, broker, .. } = self;
+            let World { clients, broken, cx, now, node, .. } = self;
             for c in clients.iter_mut().chain(broken.iter_mut()) {
-                worked |= c.work_if_due(broker, cx, *now);
+                worked |= c.work_if_due(node, cx, *now);
             }
             broken.retain(|c| c.link.is_some());
             if !worked {
@@ -354,14 +354,14 @@ impl World {
     fn run_timers(&mut self) -> bool {
         let mut worked = self.timers.0.swap(false, SeqCst);
         let waker = Waker::from(self.timers.clone());
-        if self.broker.next_timeout(&waker).is_some_and(|t| t <= self.now) {
-            self.broker.on_timeout(self.now, &mut self.cx.scratch);
+        if self.node.next_timeout(&waker).is_some_and(|t| t <= self.now) {
+            self.node.on_timeout(self.now, &mut self.cx.scratch);
             worked = true;
         }
         if let (Some((sys, due)), Some(interval)) = (self.sys.as_mut(), self.sys_interval_ms)
             && *due <= self.now
         {
-            sys.publish(&self.broker, self.now, &mut self.cx.scratch);
+            sys.publish(&self.node, self.now, &mut self.cx.scratch);
             *due = self.now.plus_ms(interval);
             worked = true;
         }
@@ -401,7 +401,7 @@ impl Client {
         }
     }
 
-    fn work_if_due(&mut self, broker: &Broker, cx: &mut Context, now: Time) -> bool {
+    fn work_if_due(&mut self, node: &Node, cx: &mut Context, now: Time) -> bool {
         let Some(link) = self.link.as_mut() else { return false };
         let due = link.next_timeout().is_some_and(|t| t <= now);
         if !self.woken.0.swap(false, SeqCst) && !due {
@@ -413,7 +413,7 @@ impl Client {
         if self.link.as_ref().is_some_and(|l| l.closed() && self.unsent.is_empty()) {
             self.link = None;
             self.closed = true;
-            broker.dismiss_connection();
+            node.dismiss_connection();
         }
         true
     }
@@ -439,7 +439,7 @@ impl Client {
     }
 }
 
-fn start(limits: Limits, journal: &Arc<GatedJournal>, recovered: Recovered, now: Time) -> Arc<Broker> {
+fn start(limits: Limits, journal: &Arc<GatedJournal>, recovered: Recovered, now: Time) -> Arc<Node> {
     let ports = Ports {
         journal: journal.clone(),
         cluster: None,
@@ -447,5 +447,5 @@ fn start(limits: Limits, journal: &Arc<GatedJournal>, recovered: Recovered, now:
         permissions: Arc::new(Doorman),
         bans: Arc::new(NoBans),
     };
-    Broker::new(limits, ports, Arc::new(Metrics::new()), recovered, now)
+    Node::new(limits, ports, Arc::new(Metrics::new()), recovered, now)
 }

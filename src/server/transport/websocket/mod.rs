@@ -4,7 +4,7 @@ pub(in crate::server) mod frames;
 pub(in crate::server) mod upgrade;
 
 use super::{Backlog, Change, Transport};
-use crate::broker::link::{Broken, Read};
+use crate::node::link::{Broken, Read};
 use frames::{Control, Decoder, Fault};
 use std::cell::RefCell;
 use std::task::{Poll, Waker};

@@ -1,0 +1,404 @@
+//! The life of a publish that this node owns, after it was matched: its record becomes durable, nodes answer, the index moves
+//! on, time passes, the node restarts.
+
+use super::origin::entry::{Entry, OpenGroup};
+use super::{Cluster, Remote, RemoteCache};
+use crate::broker::delivery::Origin;
+use crate::broker::ticket::Ticket;
+use crate::clock::Time;
+use crate::mqtt::{Message, QoS, Reason};
+use crate::ports::{
+    Answer, Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recovered, Revision, Seq, SessionNo,
+};
+use crate::session::Loss;
+use std::future::poll_fn;
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+
+/// What waits for the journal.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Recorded {
+    /// A publish whose frames may leave.
+    Begun(MessageId),
+    /// A publish that every node has.
+    Finished(MessageId),
+    /// A publish whose record says by now who is to serve its shared subscriptions.
+    Noted(MessageId, Seq),
+}
+
+/// How often the table of publishes is looked through, milliseconds: at most, and as a part of `publish_timeout`.
+const SWEEP_MS: u64 = 1_000;
+const SWEEPS: u64 = 10;
+
+/// Publishes matched in a row before others get a turn.
+const LANE_BATCH: usize = 256;
+
+/// Duties that are read from the journal at a time after a restart.
+const DUTIES_BATCH_MAX: usize = 128;
+
+impl Cluster {
+    /// Frames of a publish leave once the journal is durable up to `lsn`.
+    pub(super) fn when_recorded(&self, remote: &Arc<Remote>, lsn: Lsn, id: MessageId) {
+        self.after_durable(remote, |r| &r.recorded, lsn, Recorded::Begun(id), Cluster::recorded);
+    }
+
+    /// Who is to serve a publish's shared subscriptions is asked once the journal is durable up to `lsn`.
+    pub(super) fn when_noted(&self, remote: &Arc<Remote>, lsn: Lsn, id: MessageId, seq: Seq) {
+        self.after_durable(remote, |r| &r.recorded, lsn, Recorded::Noted(id, seq), Cluster::recorded);
+    }
+
+    fn recorded(&self, remote: &Arc<Remote>, what: Vec<Recorded>) {
+        let inside = remote.gate.enter();
+        let applied = remote.applied();
+        for what in what {
+            match what {
+                Recorded::Begun(id) => {
+                    let next = remote.origins.recorded([id], applied);
+                    self.carry_on(remote, next);
+                }
+                Recorded::Finished(id) => self.forget_publish(remote, id),
+                Recorded::Noted(id, seq) => {
+                    let next = remote.origins.noted(id, seq, applied);
+                    self.carry_on(remote, next);
+                }
+            }
+        }
+        drop(inside);
+        self.run_lane(remote);
+    }
+
+    /// Every node has a publish. Nobody is promised that it will not come again before that is durable here.
+    pub(super) fn finish(&self, remote: &Arc<Remote>, id: MessageId, duty: Option<Seq>) {
+        match duty {
+            Some(seq) => {
+                let lsn = self.broker.journal.append(&[Change::Settle { seq, session: ORIGIN_DUTY }]);
+                self.after_durable(remote, |r| &r.recorded, lsn, Recorded::Finished(id), Cluster::recorded);
+            }
+            None => self.forget_publish(remote, id),
+        }
+    }
+
+    fn forget_publish(&self, remote: &Arc<Remote>, id: MessageId) {
+        remote.origins.remove(id);
+        self.forget_late(remote, id);
+        if remote.origins.low_water_is_news() {
+            remote.report_soon();
+        }
+        if remote.seen.done(id) {
+            self.broker.journal.append(&[Change::Unseen { id }]);
+        }
+        self.broker.metrics.publishes_held.set(remote.origins.held() as u64);
+    }
+
+    /// Matches what waits in the lane as soon as this node is current, in order.
+    pub(super) fn run_lane(&self, remote: &Arc<Remote>) {
+        if !remote.origins.lane_open() || !remote.origins.attend_lane(remote.applied()) {
+            return;
+        }
+        let (cluster, remote) = (self.me.clone(), remote.clone());
+        let tasks = remote.ports.tasks.clone();
+        tasks.spawn(Box::pin(async move {
+            loop {
+                remote.when_current().await;
+                let Some(cluster) = cluster.upgrade() else { return };
+                if cluster.match_lane(&remote) {
+                    remote.origins.leave_lane();
+                    if !remote.origins.attend_lane(remote.applied()) {
+                        return;
+                    }
+                }
+                drop(cluster);
+                yield_now().await;
+            }
+        }));
+    }
+
+    /// Matches some of the lane; true if there is nothing (more) that can be matched.
+    fn match_lane(&self, remote: &Arc<Remote>) -> bool {
+        for _ in 0..LANE_BATCH {
+            if !remote.is_current(remote.now()) {
+                return false;
+            }
+            // Until its frames are queued nobody may hear how far this node has come, nor may the lane change.
+            let _inside = remote.gate.enter();
+            let applied = remote.applied();
+            let Some((id, view)) = remote.origins.lane_next(applied) else { return true };
+            let next = self.match_checked_out(remote, id, &view, applied);
+            self.carry_on(remote, next);
+            remote.origins.lane_done(id);
+        }
+        false
+    }
+
+    /// The index has come to `applied`: publishes that waited for that are matched again.
+    pub(super) fn match_due(&self, applied: Revision) {
+        let remote = &self.remote;
+        self.match_each(remote, remote.origins.due(applied));
+        self.run_lane(remote);
+    }
+
+    fn match_each(&self, remote: &Arc<Remote>, ids: Vec<MessageId>) {
+        for id in ids {
+            // Until its frames are queued nobody may hear how far this node has come.
+            let _inside = remote.gate.enter();
+            if let Some(next) = self.match_again(remote, id) {
+                self.carry_on(remote, next);
+            }
+        }
+    }
+
+    /// Registrations, custody or links have changed: publishes for nodes that went, or came back, wait to be matched again.
+    pub(super) fn nodes_changed(&self) {
+        let remote = &self.remote;
+        self.run_lane(remote);
+        self.prune_given_up(remote);
+    }
+
+    /// Whoever has come from a node waits for what this one has sent there before. A node without a link may not answer for long:
+    /// what it has not answered is matched again if anybody has moved since.
+    pub(super) fn match_behind(&self, remote: &Arc<Remote>) {
+        let unlinked = remote.members.unlinked();
+        if unlinked.is_empty() {
+            return;
+        }
+        let newest = remote.sessions.newest_move().min(remote.applied());
+        if remote.gate.closed(|| remote.origins.queue_behind(&unlinked, newest)) {
+            self.run_lane(remote);
+        }
+    }
+
+    /// What a node said to publishes of this one.
+    pub(super) fn take_answers(
+        &self,
+        remote: &Arc<Remote>,
+        node: &Arc<str>,
+        answers: Vec<(MessageId, Answer)>,
+    ) {
+        for (id, answer) in &answers {
+            match answer {
+                Answer::Accepted { declined, .. } => {
+                    self.broker.metrics.groups_declined.add(declined.len() as u64)
+                }
+                Answer::Moved(_) => {}
+                Answer::Failed(why) => {
+                    tracing::warn!(node = &**node, origin = id.origin, seq = id.seq, %why, "another node cannot store a publish");
+                }
+            }
+        }
+        let inside = remote.gate.enter();
+        let (next, failed) = remote.origins.answered(node, answers, remote.applied());
+        self.carry_on(remote, next);
+        drop(inside);
+        if !failed.is_empty() {
+            self.give_up(remote, Time(0), &failed);
+        }
+    }
+
+    /// Gives publishes up that are older than `before` or have failed: their publishers are told so.
+    fn give_up(&self, remote: &Arc<Remote>, before: Time, failed: &[MessageId]) {
+        let reason = Reason::ImplementationSpecificError;
+        for (id, nodes) in remote.origins.give_up(before, failed, reason) {
+            self.broker.metrics.publishes_given_up.inc();
+            for node in &nodes {
+                remote.ports.peers.cancel(node, id);
+            }
+            self.forget_publish(remote, id);
+        }
+    }
+
+    /// What has to be done from time to time.
+    fn sweep(&self, remote: &Arc<Remote>) {
+        let now = remote.now();
+        self.give_up(remote, Time(now.0.saturating_sub(self.broker.limits.publish_timeout_ms())), &[]);
+        self.match_each(remote, remote.origins.retry());
+        self.match_behind(remote);
+        // Given up, or their sender gone, without a word.
+        self.late_soon(remote);
+        let inside = remote.gate.enter();
+        let next = remote.origins.expire(now, remote.applied());
+        self.carry_on(remote, next);
+        drop(inside);
+        let (low, open) = remote.gate.closed(|| remote.origins.low_water());
+        self.unsee_below(remote, remote.me.incarnation, low, &open);
+        for origin in remote.origins.retired() {
+            self.unsee_below(remote, origin, u64::MAX, &[]);
+        }
+        let (known, current) = (remote.members.known(), remote.is_current(now));
+        let gone = |origin| remote.members.is_over(origin) || (current && !known.contains(&origin));
+        let others: Vec<_> =
+            known.iter().copied().filter(|origin| *origin != remote.me.incarnation).collect();
+        remote.young.prune(&others, |origin, seq| gone(origin) || remote.seen.all_past(origin, seq));
+        let (forgotten, recorded) = remote.seen.overflow();
+        if forgotten > 0 {
+            self.broker.metrics.seen_forgotten.add(forgotten as u64);
+            tracing::warn!(
+                forgotten,
+                "too many publishes are not done with elsewhere: the oldest may come twice"
+            );
+        }
+        self.unsee_all(&recorded);
+        self.broker.metrics.publishes_held.set(remote.origins.held() as u64);
+    }
+
+    fn unsee_all(&self, ids: &[MessageId]) {
+        for id in ids {
+            self.broker.journal.append(&[Change::Unseen { id: *id }]);
+        }
+    }
+
+    /// Publishes of `origin` below `low` will not come again, save those in `open`.
+    pub(super) fn unsee_below(&self, remote: &Arc<Remote>, origin: Incarnation, low: u64, open: &[u64]) {
+        self.unsee_all(&remote.seen.prune(origin, low, open));
+        self.forget_late_below(remote, origin, low, open);
+    }
+
+    /// Incarnations that were given up send nothing again.
+    fn prune_given_up(&self, remote: &Arc<Remote>) {
+        let known = remote.members.known();
+        remote.young.forget_origins(|origin| known.contains(&origin));
+        for origin in remote.seen.origins().into_iter().filter(|o| remote.members.is_over(*o)) {
+            self.unsee_below(remote, origin, u64::MAX, &[]);
+        }
+    }
+
+    /// Takes up what earlier processes with this journal have begun. Before anybody publishes.
+    pub fn recover_publishes(&self, recovered: &mut Recovered) {
+        let remote = &self.remote;
+        let node = recovered.node.take().unwrap_or_default();
+        let earlier: Vec<Incarnation> =
+            node.incarnations.iter().copied().filter(|i| *i != remote.me.incarnation).collect();
+        recovered.node = Some(node);
+        let duties = std::mem::take(&mut recovered.duties);
+        let own = |origin: Incarnation| earlier.contains(&origin) || origin == remote.me.incarnation;
+        let open = |id: &MessageId| {
+            duties.binary_search_by_key(id, |(_, d)| *d).is_ok() || duties.iter().any(|(_, d)| d == id)
+        };
+        let seen = std::mem::take(&mut recovered.seen);
+        let (alive, over): (Vec<_>, Vec<_>) =
+            seen.into_iter().partition(|(id, _)| !own(id.origin) || open(id));
+        remote.seen.recover(alive, std::mem::take(&mut recovered.ids));
+        for (id, _) in over {
+            self.broker.journal.append(&[Change::Unseen { id }]);
+        }
+        remote.origins.recovering(earlier);
+        if duties.is_empty() {
+            remote.origins.recovered();
+        } else {
+            tracing::info!(publishes = duties.len(), "publishes begun before the restart are sent again");
+            self.read_duties(duties.into_iter().map(|(seq, _)| seq).collect());
+        }
+    }
+
+    /// Reads duties a batch at a time and queues them.
+    fn read_duties(&self, mut seqs: std::collections::VecDeque<Seq>) {
+        let n = seqs.len().min(DUTIES_BATCH_MAX);
+        let batch: Vec<Seq> = seqs.drain(..n).collect();
+        let cluster = self.me.clone();
+        self.broker.journal.read(
+            ORIGIN_DUTY,
+            batch,
+            Box::new(move |found| {
+                let Some(cluster) = cluster.upgrade() else { return };
+                let remote = &cluster.remote;
+                for s in found {
+                    let Some(id) = s.id else { continue };
+                    let mut entry = Entry::of_duty(s.message, s.seq, s.recipient.publisher, remote.now());
+                    if let Some(unserved) = s.recipient.unserved {
+                        entry.groups = unserved.into_iter().map(OpenGroup::of_duty).collect();
+                        entry.groups_known = true;
+                    }
+                    if let Some(name) = s.recipient.shared {
+                        if !entry.groups_known {
+                            entry.groups.push(OpenGroup::new(name));
+                        }
+                        (entry.direct, entry.groups_known) = (false, true);
+                    }
+                    cluster.broker.metrics.publishes_resent.inc();
+                    let _ = remote.origins.queue(id, entry, true);
+                }
+                if seqs.is_empty() {
+                    remote.origins.recovered();
+                    remote.report_soon();
+                } else {
+                    cluster.read_duties(seqs);
+                }
+                cluster.run_lane(remote);
+            }),
+        );
+    }
+
+    /// Starts what goes on by itself.
+    pub fn start_publishing(&self) {
+        let remote = &self.remote;
+        let pause = (self.broker.limits.publish_timeout_ms() / SWEEPS).clamp(1, SWEEP_MS);
+        remote.ports.tasks.spawn(Box::pin(sweeps(self.me.clone(), pause)));
+    }
+
+    /// Publishes of this node's clients that not every other node has yet.
+    pub fn remote_held(&self) -> usize {
+        self.remote.origins.held()
+    }
+
+    /// The packet identifiers of a session's QoS 2 publishes that wait for other nodes.
+    pub fn publishes_under_way(&self, session: SessionNo) -> Vec<u16> {
+        self.remote.origins.under_way(session)
+    }
+
+    /// What tells the outcome of one of them; `None` if all nodes have it.
+    pub fn publish_under_way(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Ticket>> {
+        self.remote.origins.ticket(session, packet_id)
+    }
+
+    /// Whether a publish would wait for others although no more may. Wills are taken always: there is one for a session.
+    pub fn refuses_to_hold(
+        &self,
+        message: &Message,
+        origin: &Origin<'_>,
+        cache: &mut RemoteCache,
+    ) -> Option<Loss> {
+        let remote = &self.remote;
+        if message.qos() == QoS::AtMostOnce || origin.record.is_some() {
+            return None;
+        }
+        let origins = &remote.origins;
+        let full = origins.overfull() || origins.away_full() && remote.lookup(message.topic(), cache).waits();
+        full.then(|| origins.limit_reached())
+    }
+
+    /// Whether publishers should pause since too many publishes wait for other nodes.
+    pub fn publishers_pause(&self) -> bool {
+        self.remote.origins.full()
+    }
+
+    /// Wakes a publisher that pauses when there is room again.
+    pub fn wake_publisher(&self, waker: &Waker) {
+        if self.remote.origins.full() {
+            self.remote.origins.wake_when_room(waker);
+        }
+    }
+}
+
+async fn sweeps(cluster: Weak<Cluster>, pause_ms: u64) {
+    loop {
+        let sleep = {
+            let Some(cluster) = cluster.upgrade() else { return };
+            let remote = &cluster.remote;
+            cluster.sweep(remote);
+            remote.ports.tasks.sleep(pause_ms)
+        };
+        sleep.await;
+    }
+}
+
+/// Lets other tasks of the thread have a turn.
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}

@@ -1,0 +1,324 @@
+//! The end of a session in a cluster: its will goes to all nodes, its routes are taken back, what came through shared subscriptions goes
+//! to members on any node, and the store forgets who owned it. The steps on this node are [`crate::broker::ending`]'s.
+
+use super::durable::AfterDurable;
+use super::{Cache, Cluster, Remote};
+use crate::broker::Broker;
+use crate::broker::delivery::{Delivered, Origin, Scratch};
+use crate::broker::ending::{CarriedOut, HandOn, Handed, Left, Wanted, delivery};
+use crate::broker::handle::{Handle, Subscriptions};
+use crate::broker::router::Target;
+use crate::clock::Time;
+use crate::mqtt::Message;
+use crate::ports::{Change, Epoch, Lsn, Seq, SessionNo, SessionRecord, Stored};
+use crate::session::{Delivery, Effect, Loss, Session};
+use crate::telemetry::metrics::SessionState;
+use std::sync::Arc;
+
+/// A session that ended here, for the store.
+#[derive(Debug)]
+pub struct Over {
+    /// Client identifier.
+    pub client_id: Arc<str>,
+    /// Under which epoch this node owned it.
+    pub epoch: Epoch,
+    /// What the journal keeps of it until the store has answered.
+    pub tombstone: Option<SessionNo>,
+}
+
+impl Cluster {
+    /// A session is done with a journaled message. Who has had it is remembered as long as it may come again.
+    pub fn settle_row(&self, seq: Seq, session: SessionNo) {
+        let settle = Change::Settle { seq, session };
+        match self.remote.seen.settled(seq) {
+            Some(id) => self.broker.journal.append(&[settle, Change::Seen { id, sessions: &[session] }]),
+            None => self.broker.journal.append(&[settle]),
+        };
+    }
+
+    /// Sessions are done with what gave way to a message in their queues.
+    pub(super) fn settle_displaced(&self, d: &mut Delivered) {
+        for (seq, session) in d.displaced.drain(..) {
+            self.settle_row(seq, session);
+        }
+    }
+
+    /// Makes room in the queues that a message has found full.
+    pub(super) fn purge_full(&self, d: &mut Delivered) {
+        for handle in d.full.drain(..) {
+            let cluster = self.me.clone();
+            self.broker.purge(&handle, self.remote.now(), move |handle, gone| {
+                if let Some(cluster) = cluster.upgrade() {
+                    gone.into_iter().for_each(|seq| cluster.settle_row(seq, handle.no));
+                }
+            });
+        }
+    }
+
+    /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
+    pub fn end_dormant(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> CarriedOut {
+        let mut actions = crate::session::Actions::default();
+        session.end(now, &mut actions);
+        self.carry_out(handle, session, actions.effects, now, scratch)
+    }
+
+    /// Carries out the effects of a session without a connection.
+    pub fn carry_out(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        effects: Vec<Effect>,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> CarriedOut {
+        let mut done = CarriedOut::default();
+        for effect in effects {
+            match self.broker.carry_out_own(handle, session, effect, &mut done) {
+                Some(Wanted::Will(message)) => {
+                    self.publish_will(handle, session, &message, &mut done, scratch);
+                }
+                Some(Wanted::End) => {
+                    done.lsn = self.end_session(handle, session, now, scratch);
+                    done.ended = true;
+                }
+                None => {}
+            }
+        }
+        done
+    }
+
+    /// Publishes the will of a session and forgets it, in one step of the journal (G8).
+    fn publish_will(
+        &self,
+        handle: &Handle,
+        session: &Session,
+        message: &Message,
+        done: &mut CarriedOut,
+        scratch: &mut Scratch,
+    ) {
+        let Some(record) = self.broker.will_record_due(handle, session, message) else { return };
+        let origin =
+            Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
+        match self.publish(message, &origin, &mut Cache::default(), scratch) {
+            Ok(routed) => done.will = routed.ticket,
+            Err(failure) => self.broker.will_refused(handle, &record, message, &failure),
+        }
+    }
+
+    /// Runs the timers of a session that was taken out of its mailbox; true if it is over now.
+    pub fn run_timers(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let effects = self.broker.due_effects(session, now);
+        !effects.is_empty() && self.carry_out(handle, session, effects, now, scratch).ended
+    }
+
+    /// Runs the timers of a session that may be dormant; watches its next deadline.
+    pub fn wake_dormant(&self, handle: &Arc<Handle>, now: Time, scratch: &mut Scratch) {
+        if self.remote.sessions.being_evicted(&handle.client_id, handle.epoch()) {
+            return; // that says what becomes of its will
+        }
+        let Some(mut session) = handle.mailbox.check_out() else { return };
+        self.broker.count_woken();
+        if !self.run_timers(handle, &mut session, now, scratch) {
+            self.broker.park(handle, session, &mut scratch.wakes);
+        }
+    }
+
+    /// Ends a session for good. Returns when that is durable, if the journal knows the session.
+    pub fn end_session(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> Option<Lsn> {
+        let broker = &self.broker;
+        let remains = broker.take_apart(handle, session, &mut scratch.wakes);
+        self.member_left(handle, &remains.subscriptions);
+        broker.unsubscribe_all(handle, &remains.subscriptions);
+        self.routes_removed(remains.subscriptions.keys(), handle.durable);
+        let shared = remains.shared();
+        let ended = Loss::SessionEnded;
+        for left in remains.left {
+            match left {
+                Left::Message(d, begun) => self.hand_on(handle, &d, begun, ended, now, scratch),
+                Left::Released(seq) => self.settle_lost(handle, seq, ended),
+            }
+        }
+        broker.metrics.shared_subscriptions.sub(shared as u64);
+        let tombstone = self.tombstone(handle, now);
+        if shared > 0 && !remains.on_disk.is_empty() {
+            // Takes a while.
+            let record = broker.ended_record(handle, session, now);
+            let lsn = record.map(|record| self.append_end(Change::Session(&record), tombstone.as_ref()));
+            self.release(handle, lsn, tombstone);
+            let (from, seqs, begun) = (handle.clone(), remains.on_disk, remains.begun);
+            self.hand_on_from_journal(HandOn { from, seqs, begun, now });
+            return lsn;
+        }
+        remains.on_disk.into_iter().for_each(|seq| self.settle_lost(handle, seq, ended));
+        let end = Change::SessionEnd { session: handle.no };
+        let lsn = Broker::is_known(handle).then(|| self.append_end(end, tombstone.as_ref()));
+        self.release(handle, lsn, tombstone);
+        lsn
+    }
+
+    fn settle_lost(&self, handle: &Handle, seq: Seq, why: Loss) {
+        self.broker.metrics.lost(handle.whose(), why, 1);
+        self.settle_row(seq, handle.no);
+    }
+
+    /// A session leaves or ends with its subscriptions. Before they are taken out of the router.
+    pub(super) fn member_left(&self, handle: &Handle, subscriptions: &Subscriptions) {
+        self.remote.young.forget(handle.no, None);
+        let groups: Vec<Arc<str>> =
+            subscriptions.keys().filter(|name| name.starts_with("$share/")).cloned().collect();
+        self.remote.seen.left(handle.no, &groups);
+    }
+
+    /// What the journal keeps of an ended session until the cluster has forgotten it as well: whatever the cluster says is this
+    /// node's must be in its journal after a crash, or nobody could tell that it is over.
+    fn tombstone(&self, handle: &Handle, now: Time) -> Option<SessionRecord> {
+        let owned = handle.durable && !handle.disowned();
+        owned.then(|| SessionRecord {
+            no: self.broker.new_session_no(),
+            client_id: handle.client_id.clone(),
+            expiry_s: 0,
+            disconnected_at: Some(now),
+            will: None,
+            created_at: handle.created_at,
+            epoch: handle.epoch(),
+            pending: false,
+            user: handle.user(),
+            queue_policy: None,
+        })
+    }
+
+    fn append_end(&self, end: Change<'_>, tombstone: Option<&SessionRecord>) -> Lsn {
+        match tombstone {
+            Some(record) => self.broker.journal.append(&[end, Change::Session(record)]),
+            None => self.broker.journal.append(&[end]),
+        }
+    }
+
+    /// The cluster forgets that this node owns the session, once the journal has its end and its will; then the tombstone goes.
+    fn release(&self, handle: &Handle, ended: Option<Lsn>, tombstone: Option<SessionRecord>) {
+        if handle.disowned() {
+            return;
+        }
+        self.remote.sessions.note_ended(&handle.client_id, handle.epoch());
+        let over = Over {
+            client_id: handle.client_id.clone(),
+            epoch: handle.epoch(),
+            tombstone: tombstone.map(|t| t.no),
+        };
+        let queue: fn(&Remote) -> &AfterDurable<Over> = |remote| &remote.sessions.over;
+        self.after_durable(&self.remote, queue, ended.unwrap_or(0), over, |cluster, remote, over| {
+            over.into_iter().for_each(|o| cluster.release_now(remote, o));
+        });
+    }
+
+    fn release_now(&self, remote: &Remote, over: Over) {
+        let released = remote.ports.coordinator.release(&over.client_id, over.epoch);
+        let Some(session) = over.tombstone else { return };
+        let journal = self.broker.journal.clone();
+        remote.ports.tasks.spawn(Box::pin(async move {
+            released.await;
+            journal.append(&[Change::SessionEnd { session }]);
+        }));
+    }
+
+    /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
+    fn hand_on_from_journal(&self, mut job: HandOn) {
+        if job.seqs.is_empty() {
+            if Broker::is_known(&job.from) {
+                self.broker.journal.append(&[Change::SessionEnd { session: job.from.no }]);
+            }
+            return;
+        }
+        let (batch, session, cluster) = (job.batch(), job.from.no, self.me.clone());
+        let done = move |found: Vec<Stored>| {
+            let Some(cluster) = cluster.upgrade() else { return };
+            let mut scratch = Scratch::default();
+            for s in found {
+                let begun = job.begun.contains(&s.seq);
+                let ended = Loss::SessionEnded;
+                cluster.hand_on(&job.from, &delivery(s), begun, ended, job.now, &mut scratch);
+            }
+            cluster.hand_on_from_journal(job);
+        };
+        self.broker.journal.read(session, batch, Box::new(done));
+    }
+
+    /// Gives a message that a session does not get, because it has ended or for another loss `why`, to another member of its shared
+    /// subscription, or drops it.
+    pub fn hand_on(
+        &self,
+        from: &Handle,
+        d: &Delivery,
+        begun: bool,
+        why: Loss,
+        now: Time,
+        scratch: &mut Scratch,
+    ) {
+        // No session freezes between the look at it and its mailbox.
+        let inside = self.remote.gate.enter();
+        let mut delivered = scratch.begin();
+        let handed = self.broker.hand_to_member(from, d, begun, now, &mut delivered, &mut scratch.wakes);
+        self.settle_displaced(&mut delivered);
+        scratch.end(delivered);
+        let given = match (handed, d.shared()) {
+            (Handed::Member(given), _) => Some(given),
+            (Handed::Nobody { leaving }, Some(name)) => {
+                self.hand_to_others(&d.message, name, leaving).then_some(true)
+            }
+            (Handed::Nobody { .. } | Handed::Nowhere, _) => None,
+        };
+        drop(inside);
+        match (given, d.seq) {
+            (Some(given), seq) => {
+                if given {
+                    self.broker.metrics.shared_redeliveries.inc();
+                }
+                if let Some(seq) = seq {
+                    self.settle_row(seq.get(), from.no);
+                }
+            }
+            (None, Some(seq)) => self.settle_lost(from, seq.get(), why),
+            (None, None) => self.broker.metrics.lost(from.whose(), why, 1),
+        }
+    }
+
+    /// Gives one message to one session as its subscription asks. `None` if it was dropped, else when it is safe.
+    pub fn deliver_one(
+        &self,
+        message: &Message,
+        t: &Target,
+        retain: bool,
+        scratch: &mut Scratch,
+    ) -> Option<Option<Lsn>> {
+        let mut delivered = scratch.begin();
+        let given = self.broker.deliver_one(message, t, retain, &mut delivered, &mut scratch.wakes);
+        self.settle_displaced(&mut delivered);
+        scratch.end(delivered);
+        given
+    }
+
+    /// A session of the registry has left this node: it is not counted any more.
+    pub(super) fn count_out(&self, handle: &Arc<Handle>) {
+        if self.broker.registry_remove(handle) {
+            self.broker.metrics.sessions.of(SessionState::Active).sub(1);
+        }
+    }
+}

@@ -1,0 +1,535 @@
+//! One publish that this node owns: which nodes were asked to take it, what they said, and what is still to do. Pure.
+
+pub use super::asked::{Asked, OpenGroup};
+use super::floors::{Floors, Matched};
+use super::view::View;
+use crate::broker::ticket::{Kept, Ticket};
+use crate::clock::Time;
+use crate::cluster::round;
+use crate::mqtt::{Message, QoS};
+use crate::ports::{Answer, GroupTry, Publisher, Recipient, Revision, Seq, SessionNo};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The node has not answered.
+    Asked,
+    /// It answered that a session moved: nothing is settled before the publish is matched again.
+    Moved,
+}
+
+/// What one node has to do with a publish.
+#[derive(Debug)]
+struct Part {
+    node: Arc<str>,
+    matched_at: Revision,
+    /// The revision at which what is on its way to the node was matched first, or waits to be: that orders it.
+    floor: Revision,
+    /// When it was matched the last time, with or without a new frame to this node.
+    past: Revision,
+    state: State,
+    asked: Asked,
+    /// To be asked once the node has answered, and when that was matched.
+    next: Option<(Revision, Asked)>,
+}
+
+/// How far a publish is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Its record is not durable: nothing leaves.
+    Recording,
+    /// It has not been matched; those before it come first.
+    Lane,
+    /// It has been matched.
+    Open,
+    /// Every node has it; that is not durable here.
+    Settling,
+}
+
+/// Why a publish is to be matched again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// Not before this revision is applied.
+    pub at: Revision,
+    /// Also for sessions that subscribed for themselves, not only for shared subscriptions.
+    pub direct: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Entry {
+    /// The message.
+    pub message: Message,
+    /// Who published it; 0 = nobody of this node any more.
+    pub session: SessionNo,
+    /// Whether it is for sessions that subscribed for themselves, or only for the shared subscriptions in `groups`.
+    pub direct: bool,
+    /// The QoS 2 packet identifier it came under (durable sessions).
+    pub inbound: Option<u16>,
+    /// The session whose open QoS 2 publishes it counts among.
+    pub counts_for: Option<SessionNo>,
+    /// What the publisher waits for.
+    pub ticket: Option<Arc<Ticket>>,
+    /// The row that stands for this duty in the journal.
+    pub duty: Option<Seq>,
+    /// Since when it is open.
+    pub since: Time,
+    /// Whether any session matched on another node, or when it was matched late.
+    pub matched: bool,
+    /// How far it is.
+    pub stage: Stage,
+    /// It is being matched.
+    pub busy: bool,
+    /// It has to be matched again.
+    pub again: Option<Again>,
+    /// Shared subscriptions not served yet.
+    pub groups: SmallVec<[OpenGroup; 1]>,
+    /// Whether shared subscriptions have been looked for: later only those that are open matter.
+    pub groups_known: bool,
+    /// The revision at which it was first matched; 0 = never in this process.
+    pub first_matched: Revision,
+    /// Frames that leave once its record is durable.
+    pub deferred: Option<Box<Sends>>,
+    /// Whether it is counted among those that wait for nodes that are away.
+    pub counted_away: bool,
+    parts: SmallVec<[Part; 2]>,
+    /// Nodes that cannot be asked, whose persistent sessions are waited for.
+    away: SmallVec<[(Arc<str>, Matched); 1]>,
+}
+
+/// What matching came to.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// The revision of the index that was used.
+    pub matched_at: Revision,
+    /// Whether sessions that subscribed for themselves were looked for, not only shared subscriptions.
+    pub direct: bool,
+    /// Nodes and what to ask them.
+    pub ask: SmallVec<[(Arc<str>, Asked); 2]>,
+    /// Shared subscriptions that are not served yet.
+    pub groups: SmallVec<[OpenGroup; 1]>,
+    /// Shared subscriptions that are: nothing more is to be done for them.
+    pub served: SmallVec<[Arc<str>; 1]>,
+    /// Nodes that cannot be asked, with persistent sessions that subscribed for themselves: the publish waits for them.
+    pub away: SmallVec<[Arc<str>; 1]>,
+    /// Nodes that will not answer any more: frames to them are cancelled.
+    pub gone: SmallVec<[Arc<str>; 1]>,
+    /// A session here may be about to move: this node itself has not answered.
+    pub moving: bool,
+    /// Sessions here moved, the last at this revision.
+    pub moved: Option<Revision>,
+    /// Whether any session here matched.
+    pub matched: bool,
+}
+
+/// What is to be done at the links.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Sends {
+    /// Frames to send, with the revision at which each was matched.
+    pub frames: SmallVec<[(Arc<str>, Revision, Asked); 2]>,
+    /// Nodes whose frame is cancelled.
+    pub cancels: SmallVec<[Arc<str>; 1]>,
+}
+
+impl Entry {
+    /// A publish that nobody was asked to take yet.
+    pub fn new(message: Message, session: SessionNo, since: Time) -> Entry {
+        Entry {
+            message,
+            session,
+            direct: true,
+            inbound: None,
+            counts_for: None,
+            ticket: None,
+            duty: None,
+            since,
+            matched: false,
+            stage: Stage::Open,
+            busy: false,
+            again: None,
+            groups: SmallVec::new(),
+            groups_known: false,
+            first_matched: 0,
+            deferred: None,
+            counted_away: false,
+            parts: SmallVec::new(),
+            away: SmallVec::new(),
+        }
+    }
+
+    /// A publish that an earlier process with this journal had begun. Its publisher waits for it again: whoever repeats it is
+    /// not answered before all have it.
+    pub fn of_duty(message: Message, duty: Seq, publisher: Option<Box<Publisher>>, since: Time) -> Entry {
+        let mut entry = Entry::new(message, publisher.as_ref().map_or(0, |p| p.session), since);
+        entry.inbound = publisher.and_then(|p| p.packet_id);
+        entry.ticket = entry.inbound.map(|_| Ticket::new());
+        (entry.duty, entry.stage) = (Some(duty), Stage::Lane);
+        entry
+    }
+
+    /// Whether who is asked to serve a shared subscription has to be in the journal: it is sent again after a restart, and nobody else
+    /// may have it then.
+    pub fn noted(&self) -> bool {
+        self.duty.is_some() && self.message.qos() == QoS::ExactlyOnce
+    }
+
+    /// What the journal has to know of its duty; `None` if it is at its end.
+    pub fn duty_recipient(&self) -> Option<Recipient> {
+        if self.stage == Stage::Settling {
+            return None;
+        }
+        let publisher = Publisher { session: self.session, packet_id: self.inbound };
+        let publisher = (self.session != 0).then(|| Box::new(publisher));
+        let shared = if self.direct { None } else { Some(self.groups.first()?.name.clone()) };
+        let unserved = Some(self.groups.iter().map(OpenGroup::unserved).collect());
+        Some(Recipient { unserved, ..round::duty(shared, publisher) })
+    }
+
+    /// The journal has who is to serve shared subscriptions: now they are asked.
+    pub fn asks_noted(&mut self) {
+        for g in self.groups.iter_mut().filter(|g| g.unnoted) {
+            (g.at, g.unnoted, g.unasked) = (None, false, true);
+        }
+        self.match_again(0, false);
+    }
+
+    /// Bytes it counts with.
+    pub fn size(&self) -> usize {
+        self.message.size() + size_of::<Entry>()
+    }
+
+    /// Whether every node has it.
+    pub fn done(&self) -> bool {
+        self.stage == Stage::Open
+            && !self.busy
+            && self.again.is_none()
+            && self.parts.is_empty()
+            && self.away.is_empty()
+            && self.groups.is_empty()
+    }
+
+    /// Nodes that have not answered.
+    pub fn asked(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.parts.iter().filter(|p| p.state == State::Asked).map(|p| &p.node)
+    }
+
+    /// Whether it waits for a node that is away.
+    pub fn orphaned(&self) -> bool {
+        !self.away.is_empty() || self.groups.iter().any(|g| g.away)
+    }
+
+    /// Whether it waits for one of these nodes, there or away.
+    pub fn waits_for_any(&self, nodes: &[Arc<str>]) -> bool {
+        self.parts.iter().any(|p| nodes.contains(&p.node))
+            || self.away.iter().any(|(n, _)| nodes.contains(n))
+            || self.groups.iter().any(|g| g.at.as_ref().is_some_and(|n| nodes.contains(n)))
+    }
+
+    /// Whether one of these nodes was asked and has not answered, and it was not matched at `at` or later.
+    pub fn is_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
+        self.parts.iter().any(|p| p.state == State::Asked && p.past < at && nodes.contains(&p.node))
+    }
+
+    /// Whether `node` was asked and has not answered.
+    pub fn waits_for(&self, node: &str) -> bool {
+        self.asked().any(|n| **n == *node)
+    }
+
+    /// Nobody will answer frames to these nodes: whoever is wanted there is to be asked anew.
+    pub fn lose(&mut self, nodes: &[Arc<str>]) {
+        for part in self.parts.iter_mut().filter(|p| p.state == State::Asked && nodes.contains(&p.node)) {
+            (part.state, part.next) = (State::Moved, None);
+        }
+    }
+
+    /// Keeps the promise made to the publisher.
+    pub fn keep(&self, kept: Kept) {
+        if let Some(ticket) = &self.ticket {
+            ticket.keep(kept);
+        }
+    }
+
+    /// It has to be matched again once `at` is applied.
+    pub fn match_again(&mut self, at: Revision, direct: bool) {
+        let old = self.again.unwrap_or(Again { at: 0, direct: false });
+        self.again = Some(Again { at: old.at.max(at), direct: old.direct || (direct && self.direct) });
+    }
+
+    /// Whether it can be matched when its turn in the lane comes.
+    pub fn lane_ready(&self, applied: Revision) -> bool {
+        self.stage != Stage::Recording && self.again.is_none_or(|again| again.at <= applied)
+    }
+
+    /// Takes it to match it; `None` if there is nothing to match, or somebody is at it.
+    pub fn check_out(&mut self, applied: Revision) -> Option<View> {
+        if self.busy || self.stage != Stage::Open || self.again.is_none_or(|a| a.at > applied) {
+            return None;
+        }
+        let Again { direct, .. } = self.again.take()?;
+        self.busy = true;
+        Some(View {
+            message: self.message.clone(),
+            session: self.session,
+            direct: direct && self.direct,
+            first_matched: self.first_matched,
+            all_groups: self.direct && !self.groups_known,
+            shared_only: !self.direct,
+            groups: self.groups.clone(),
+            asked: self.asked().cloned().collect(),
+            ticket: self.ticket.clone(),
+            noted: self.noted(),
+        })
+    }
+
+    /// Carries out what matching came to; `me` is this node.
+    pub fn apply(&mut self, plan: Plan, me: &Arc<str>, floors: &mut Floors) -> Sends {
+        let mut sends = Sends::default();
+        self.matched |= plan.matched;
+        self.groups_known = true;
+        if self.first_matched == 0 {
+            self.first_matched = plan.matched_at;
+        }
+        // Whatever of it is on its way since then, or waits, goes where it is asked for now.
+        let on_its_way =
+            self.parts.iter().map(|p| p.floor).chain(self.away.iter().map(|(_, (since, _))| *since));
+        let owed = on_its_way.min().unwrap_or(plan.matched_at);
+        if plan.direct {
+            self.wait_for_away(&plan, floors);
+        }
+        if plan.direct || !self.direct {
+            self.look_past(plan.matched_at, floors);
+        }
+        for node in plan.gone {
+            if self.waits_for(&node) {
+                self.remove(&node, floors);
+                sends.cancels.push(node);
+            }
+        }
+        self.groups.retain(|g| !plan.served.contains(&g.name));
+        for g in plan.groups {
+            match self.groups.iter_mut().find(|old| old.name == g.name) {
+                Some(old) => *old = g,
+                None => self.groups.push(g),
+            }
+        }
+        // Old parts stay until the new ones are there: what is settled must not be claimed too early.
+        let moved: SmallVec<[Arc<str>; 2]> =
+            self.parts.iter().filter(|p| p.state == State::Moved).map(|p| p.node.clone()).collect();
+        for (node, asked) in plan.ask {
+            if let Some(asked) = self.ask(&node, plan.matched_at, asked, floors) {
+                sends.frames.push((node, plan.matched_at, asked));
+            } else {
+                self.hold_floor(&node, owed, floors);
+            }
+        }
+        // A match for shared subscriptions alone has not looked for what was asked of a node that could not do it.
+        let settled = if plan.direct || !self.direct { moved } else { SmallVec::new() };
+        for node in settled {
+            if self.parts.iter().any(|p| p.node == node && p.state == State::Moved) {
+                self.remove(&node, floors);
+            }
+        }
+        if plan.moving || plan.moved.is_some() {
+            let asked = Asked { direct: true, ..Asked::default() };
+            if plan.direct || !self.direct {
+                self.forget_question(me);
+            }
+            self.ask(me, plan.matched_at, asked, floors);
+        }
+        if let (false, Some(at)) = (plan.moving, plan.moved) {
+            self.answer(me, Answer::Moved(at), at, floors);
+        }
+        sends
+    }
+
+    /// A node is asked for its own subscribers once it has answered about shared subscriptions: until then the publish counts as on its
+    /// way there since `owed`. An answer about shared subscriptions does not wait for what is settled.
+    fn hold_floor(&mut self, node: &Arc<str>, owed: Revision, floors: &mut Floors) {
+        let waits = |p: &&mut Part| {
+            p.node == *node && !p.asked.direct && p.next.as_ref().is_some_and(|(_, more)| more.direct)
+        };
+        if let Some(p) = self.parts.iter_mut().find(waits)
+            && owed < p.floor
+        {
+            floors.replace(node, (p.floor, p.past), (owed, p.past));
+            p.floor = owed;
+        }
+    }
+
+    /// Takes note of the nodes that cannot be asked. For the sake of order it counts as on its way to each since the match that
+    /// found the node first, also if it was asked then.
+    fn wait_for_away(&mut self, plan: &Plan, floors: &mut Floors) {
+        let old = std::mem::take(&mut self.away);
+        for node in &plan.away {
+            if self.away.iter().any(|(n, _)| n == node) {
+                continue;
+            }
+            let asked = self.parts.iter().filter(|p| p.node == *node).map(|p| p.floor);
+            let waited = old.iter().filter(|(n, _)| n == node).map(|(_, (since, _))| *since);
+            let since = asked.chain(waited).min().unwrap_or(plan.matched_at);
+            let at = (since, plan.matched_at);
+            floors.add(node, at);
+            self.away.push((node.clone(), at));
+        }
+        for (node, at) in old {
+            floors.remove(&node, at);
+        }
+    }
+
+    /// It was matched at `at`: whoever had left a node by then has been looked for elsewhere, though that node has not answered.
+    fn look_past(&mut self, at: Revision, floors: &mut Floors) {
+        for p in &mut self.parts {
+            floors.replace(&p.node, (p.floor, p.past), (p.floor, at));
+            p.past = at;
+        }
+    }
+
+    /// What this node waits for itself is not on its way: a new match takes its place at once.
+    fn forget_question(&mut self, me: &Arc<str>) {
+        for p in self.parts.iter_mut().filter(|p| p.node == *me) {
+            (p.state, p.next) = (State::Moved, None);
+        }
+    }
+
+    /// Asks a node; what is to be sent now, if anything.
+    fn ask(&mut self, node: &Arc<str>, at: Revision, asked: Asked, floors: &mut Floors) -> Option<Asked> {
+        if asked.is_empty() {
+            return None;
+        }
+        match self.parts.iter_mut().find(|p| p.node == *node) {
+            Some(p) if p.state == State::Asked => {
+                let next = p.next.get_or_insert((at, Asked::default()));
+                next.0 = at;
+                next.1.add(asked);
+                return None;
+            }
+            Some(p) => {
+                floors.replace(node, (p.floor, p.past), (at, at));
+                (p.matched_at, p.floor, p.past, p.state, p.asked) = (at, at, at, State::Asked, asked.clone());
+            }
+            None => {
+                floors.add(node, (at, at));
+                let (node, asked) = (node.clone(), asked.clone());
+                let state = State::Asked;
+                self.parts.push(Part { node, matched_at: at, floor: at, past: at, state, asked, next: None });
+            }
+        }
+        Some(asked)
+    }
+
+    fn remove(&mut self, node: &Arc<str>, floors: &mut Floors) {
+        if let Some(at) = self.parts.iter().position(|p| p.node == *node) {
+            let part = self.parts.swap_remove(at);
+            floors.remove(node, (part.floor, part.past));
+        }
+    }
+
+    /// A node has answered. What it is to be asked next, if anything, and when that was matched. If this node has applied more than
+    /// that since, the publish is matched anew in place of being sent: all nodes may have been told that nothing matched so long ago
+    /// is on its way. Until then it counts as on its way since it was held.
+    pub fn answer(
+        &mut self,
+        node: &Arc<str>,
+        answer: Answer,
+        applied: Revision,
+        floors: &mut Floors,
+    ) -> Option<(Revision, Asked)> {
+        let part = self.parts.iter_mut().find(|p| p.node == *node && p.state == State::Asked)?;
+        let asked_at = part.matched_at;
+        match answer {
+            Answer::Accepted { matched, declined } => {
+                self.matched |= matched;
+                let asked = std::mem::take(&mut part.asked);
+                let mut next = part.next.take();
+                let late = next.take_if(|(at, _)| *at < applied).is_some();
+                match &next {
+                    None if late => part.state = State::Moved,
+                    Some((at, more)) => {
+                        let past = part.past.max(*at);
+                        floors.replace(node, (part.floor, part.past), (*at, past));
+                        (part.matched_at, part.floor, part.past, part.asked) = (*at, *at, past, more.clone());
+                    }
+                    None => self.remove(node, floors),
+                }
+                for g in asked.groups {
+                    if declined.contains(&g.name) {
+                        self.declined(&g, node, asked_at);
+                    } else {
+                        self.groups.retain(|old| old.name != g.name);
+                    }
+                }
+                if late {
+                    self.groups.iter_mut().for_each(OpenGroup::begin_anew);
+                    self.match_again(applied, true);
+                } else if self.groups.iter().any(|g| g.at.is_none()) {
+                    self.match_again(0, false);
+                }
+                next
+            }
+            Answer::Moved(at) => {
+                part.state = State::Moved;
+                part.next = None; // matching again finds out
+                self.groups.iter_mut().for_each(OpenGroup::begin_anew);
+                self.match_again(at, true);
+                None
+            }
+            // Whoever calls decides whether to try again.
+            Answer::Failed(_) => {
+                part.state = State::Moved;
+                part.next = None;
+                None
+            }
+        }
+    }
+
+    /// A node that was asked at this revision has no member online for a shared subscription; nobody even to queue for, if that was asked.
+    fn declined(&mut self, asked: &GroupTry, node: &Arc<str>, at: Revision) {
+        for g in self.groups.iter_mut().filter(|g| g.name == asked.name) {
+            g.declined_by(node, asked.queue, at);
+        }
+    }
+
+    /// The frames that wait for its record do not leave: it is matched anew, in its turn. Nobody was asked.
+    pub fn postpone(&mut self) {
+        self.deferred = None;
+        self.groups.iter_mut().for_each(OpenGroup::open_again);
+        self.parts.iter_mut().for_each(|p| (p.state, p.next) = (State::Moved, None));
+    }
+
+    /// Its record is durable: the frames that waited for that, or `None` if it has to be matched anew since the index has
+    /// moved on from what it was matched on.
+    pub fn recorded(&mut self, applied: Revision) -> Option<Sends> {
+        let mut sends = *self.deferred.take()?;
+        if self.first_matched == applied {
+            // Not to nodes that have been lost meanwhile.
+            sends.frames.retain(|(node, _, _)| self.waits_for(node));
+            return Some(sends);
+        }
+        for (node, _, _) in &sends.frames {
+            self.parts.iter_mut().filter(|p| p.node == *node).for_each(|p| p.state = State::Moved);
+        }
+        self.match_again(0, true);
+        None
+    }
+
+    /// Nobody is left who wants it: it waits for no node that is away any more.
+    pub fn expire(&mut self, floors: &mut Floors) {
+        for (node, at) in self.away.drain(..) {
+            floors.remove(&node, at);
+        }
+        self.groups.retain(|g| !g.away);
+    }
+
+    /// Gives up: no node is asked any more. Returns those that were.
+    pub fn give_up(&mut self, floors: &mut Floors) -> SmallVec<[Arc<str>; 2]> {
+        let asked = self.asked().cloned().collect();
+        for p in self.parts.drain(..) {
+            floors.remove(&p.node, (p.floor, p.past));
+        }
+        self.expire(floors);
+        self.groups.clear();
+        self.again = None;
+        asked
+    }
+}

@@ -1,0 +1,63 @@
+//! What is handed out of the table of publishes: one to be matched, and what is to be done next.
+
+use super::entry::{OpenGroup, Sends};
+use crate::broker::ticket::Ticket;
+use crate::mqtt::Message;
+use crate::ports::{Lsn, MessageId, Revision, Seq, SessionNo};
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A publish to be matched.
+#[derive(Debug)]
+pub struct View {
+    /// The message.
+    pub message: Message,
+    /// Who published it.
+    pub session: SessionNo,
+    /// Whether sessions that subscribed for themselves are meant.
+    pub direct: bool,
+    /// The revision at which it was first matched; 0 = it was not, or not by this process.
+    pub first_matched: Revision,
+    /// Whether shared subscriptions are still to be looked for.
+    pub all_groups: bool,
+    /// Whether nothing but shared subscriptions is meant.
+    pub shared_only: bool,
+    /// Shared subscriptions not served yet.
+    pub groups: SmallVec<[OpenGroup; 1]>,
+    /// Nodes that have not answered.
+    pub asked: SmallVec<[Arc<str>; 2]>,
+    /// Whether who is asked to serve a shared subscription has to be in the journal first.
+    pub noted: bool,
+    /// What the publisher waits for.
+    pub(super) ticket: Option<Arc<Ticket>>,
+}
+
+impl View {
+    /// Sessions here got it: whoever waits for it waits until the journal is durable up to `lsn`.
+    pub fn needs(&self, lsn: Lsn) {
+        if let Some(ticket) = &self.ticket {
+            ticket.needs(lsn);
+        }
+    }
+}
+
+/// What is to be done after an answer or a match.
+#[derive(Debug, Default)]
+pub struct Next {
+    /// Frames to send and to cancel.
+    pub sends: Vec<(MessageId, Message, Sends)>,
+    /// Publishes to match again at once.
+    pub again: Vec<MessageId>,
+    /// What was matched at this revision is settled at a node now, and nothing older is left: news, if the index has moved on.
+    pub risen: Option<Revision>,
+    /// Publishes that every node has, with their rows in the journal.
+    pub done: Vec<(MessageId, Option<Seq>)>,
+}
+
+impl super::Origins {
+    /// The number of the next name.
+    pub fn peek_id(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+}

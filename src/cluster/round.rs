@@ -1,0 +1,212 @@
+//! A round: one message, matched once, on its way to sessions of this node, each of which has it at most once (G4).
+
+use super::groups::{self, Fit};
+use super::young::OrderKey;
+use super::{Cluster, origin};
+use crate::broker::Broker;
+use crate::broker::delivery::{Delivered, Gave, Origin, Way};
+use crate::broker::mailbox::{Turn, Wakes};
+use crate::broker::router::{Group, Target};
+use crate::mqtt::{Message, QoS};
+use crate::ports::{Incarnation, Lsn, MessageId, ORIGIN_DUTY, Publisher, Recipient, Revision, Seq, Unserved};
+use crate::topic;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// See the module. The caller is inside the gate.
+pub(super) struct Round<'a> {
+    /// The message.
+    pub message: &'a Message,
+    /// Who publishes it, and its name if it has one.
+    pub way: Way<'a>,
+    /// The revision of the index at which it was matched.
+    pub matched_at: Revision,
+    /// Whether it may have been here before: then duplicates are looked for.
+    pub repeated: bool,
+    /// Whether it may come again: then who has had it is remembered.
+    pub tracked: bool,
+    /// Who is asked to serve a shared subscription is asked only when that is recorded.
+    pub noted: bool,
+    /// What came of it.
+    pub delivered: Delivered,
+    /// Tasks to wake once the batch is done.
+    pub wakes: &'a mut Wakes,
+}
+
+/// How a member of a shared subscription here took a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Member {
+    /// It has it.
+    Took,
+    /// It is about to leave, or has left: the round knows.
+    Absent(Fit),
+    /// Nobody here can have it.
+    Nobody,
+}
+
+impl<'a> Round<'a> {
+    /// A message without a name, published here or on another node.
+    pub fn unnamed(
+        message: &'a Message,
+        origin: Origin<'a>,
+        matched_at: Revision,
+        delivered: Delivered,
+        wakes: &'a mut Wakes,
+    ) -> Round<'a> {
+        let way = Way { origin, turn: None };
+        Round { message, way, matched_at, repeated: false, tracked: false, noted: false, delivered, wakes }
+    }
+
+    /// Names it: process `sender` sends it as `id`.
+    pub fn named(mut self, sender: Incarnation, id: MessageId) -> Round<'a> {
+        self.way.turn = Some(Turn { sender, id, matched_at: self.matched_at });
+        self
+    }
+
+    /// Its name, if it has one.
+    pub fn id(&self) -> Option<MessageId> {
+        self.way.turn.map(|turn| turn.id)
+    }
+
+    /// A number that decides whose turn it is in a shared subscription: by its name, so that whoever sends it again after a crash asks
+    /// the same node.
+    pub fn turn(&self, unnamed: impl FnOnce() -> u64) -> u64 {
+        self.id().map_or_else(unnamed, origin::turn_of)
+    }
+}
+
+impl Cluster {
+    /// Gives the message to one session here, unless that has had it. False if it is not for it.
+    pub(super) fn give(&self, t: &Target, round: &mut Round<'_>) -> bool {
+        let message = round.message;
+        if !t.is_for(round.way.origin.session) {
+            return false;
+        }
+        if round.repeated && self.came_later(round, t) {
+            if let Some(id) = round.id().filter(|_| message.retain()) {
+                self.broker.retained.not_given(message.topic(), id);
+            }
+            return true;
+        }
+        if round.repeated && !self.is_first(round, t) {
+            return true;
+        }
+        let gave = self.broker.give(message, t, &round.way, &mut round.delivered, round.wakes);
+        if gave == Gave::Absent {
+            self.unsee_absent(round);
+        }
+        true
+    }
+
+    /// Gives the message to a member of a shared subscription here; with `queue` also to one without a client.
+    pub(super) fn give_member(&self, group: &Group, queue: bool, round: &mut Round<'_>) -> Member {
+        let Some(member) = self.broker.pick(group, 0, round.message.topic()) else {
+            self.broker.nobody_may(group);
+            return Member::Nobody;
+        };
+        let handle = &member.handle;
+        let fit = groups::fit(handle.mailbox.rank(), handle.durable, queue, round.matched_at);
+        match fit {
+            Fit::Yes => {
+                self.give(&Broker::target_of(&member), round);
+                Member::Took
+            }
+            Fit::No => Member::Nobody,
+            Fit::Moving => {
+                round.delivered.absent.moving.push(member.handle);
+                Member::Absent(fit)
+            }
+            Fit::Moved(at) => {
+                round.delivered.absent.moved_at(at);
+                Member::Absent(fit)
+            }
+        }
+    }
+
+    /// Writes what the journal must have of a round, in one step, and hands it out. `duty`: the number of a row that stays until all
+    /// other nodes have the message, and what is recorded with that. Returns when it is safe here.
+    pub(super) fn commit(
+        &self,
+        round: &mut Round<'_>,
+        duty: Option<(Seq, Option<Box<[Unserved]>>)>,
+    ) -> Option<Lsn> {
+        let (message, way) = (round.message, round.way);
+        self.settle_displaced(&mut round.delivered);
+        let duty = duty.map(|(seq, unserved)| (seq, Recipient { unserved, ..duty_of(&way.origin) }));
+        let lsn = self.broker.write(message, &way, duty, &mut round.delivered);
+        if let (Some(lsn), true) = (lsn, round.tracked && round.delivered.to_write()) {
+            // Before any of them can settle it.
+            self.keep_seen(round, lsn);
+        }
+        self.broker.hand_out(message, &way, &mut round.delivered, round.wakes);
+        self.unsee_absent(round);
+        lsn
+    }
+
+    /// Whether all subscriptions of a session that match a publish are younger than it. It has had what it is owed, if not less.
+    fn came_later(&self, round: &Round<'_>, t: &Target) -> bool {
+        let remote = &self.remote;
+        let Some(id) = round.id() else { return false };
+        if remote.young.is_empty() || t.extra.as_ref().is_some_and(|e| e.shared.is_some()) {
+            return false;
+        }
+        let topic_name = round.message.topic();
+        let of = (id, OrderKey::of(topic_name, round.message.qos()));
+        let younger = remote.young.younger(t.handle.no, of, || remote.highest(id.origin));
+        let old = |name: &Arc<str>| {
+            !younger.contains(name) && !name.starts_with("$share/") && topic::matches(name, topic_name)
+        };
+        !younger.is_empty() && !t.handle.subscriptions.lock().keys().any(old)
+    }
+
+    /// Whether a session gets a publish that may have been here before for the first time.
+    fn is_first(&self, round: &Round<'_>, t: &Target) -> bool {
+        let Some(id) = round.id() else { return true };
+        let first = self.remote.seen.insert(id, t.handle.no);
+        if !first {
+            self.broker.metrics.duplicates_dropped.inc();
+        }
+        first
+    }
+
+    /// Those that leave have not had it after all.
+    fn unsee_absent(&self, round: &mut Round<'_>) {
+        let id = round.id().filter(|_| round.repeated || round.tracked);
+        for session in round.delivered.absent.sessions.drain(..) {
+            if let Some(id) = id {
+                self.remote.seen.remove(id, session);
+            }
+        }
+    }
+
+    /// The journal has the publish for sessions here: who settles it must be remembered.
+    fn keep_seen(&self, round: &Round<'_>, lsn: Lsn) {
+        let Some(id) = round.id() else { return };
+        for r in round.delivered.recipients() {
+            self.remote.seen.insert(id, r.session);
+        }
+        let exactly_once = round.message.qos() == QoS::ExactlyOnce;
+        self.remote.seen.journaled(id, round.delivered.seq, lsn, exactly_once);
+    }
+
+    /// Whether shared subscription `name` was served here with a publish that may have been here before; `group` = its members here, if
+    /// there are any still.
+    pub(super) fn has_served(&self, round: &Round<'_>, name: &str, group: Option<&Arc<Group>>) -> bool {
+        let Some(id) = round.id() else { return false };
+        self.remote.seen.served(id, name, |no| group.is_some_and(|group| group.has(no)))
+    }
+}
+
+/// The duty to bring the publish of `origin` to the other nodes.
+pub(super) fn duty_of(origin: &Origin<'_>) -> Recipient {
+    let publisher = Publisher { session: origin.session, packet_id: origin.inbound };
+    duty(None, (origin.session != 0).then(|| Box::new(publisher)))
+}
+
+/// The recipient that stands for a duty of this node: to bring a message to all other nodes that need it, or to a member of
+/// one shared subscription.
+pub(super) fn duty(shared: Option<Arc<str>>, publisher: Option<Box<Publisher>>) -> Recipient {
+    let (qos, subscription_ids) = (QoS::ExactlyOnce, SmallVec::new());
+    let session = ORIGIN_DUTY;
+    Recipient { session, qos, retain: false, subscription_ids, shared, publisher, unserved: None }
+}

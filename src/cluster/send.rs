@@ -1,0 +1,336 @@
+//! A publish of this node in a cluster: taken in, matched ([`super::matching`]), and sent to whoever needs it. This node owns it
+//! until every owner of a session that it is for has it.
+
+use super::matching::leave_out;
+use super::origin::Next;
+use super::origin::entry::{Asked, Entry, OpenGroup, Plan, Sends, Stage};
+use super::retained::Keeping;
+use super::round::{Round, duty, duty_of};
+use super::{Cache, Cluster, Remote};
+use crate::broker::delivery::{Absent, Delivered, Origin, Scratch};
+use crate::broker::publish::Routed;
+use crate::broker::retain::is_own;
+use crate::broker::ticket::{Kept, Ticket};
+use crate::mqtt::{Message, QoS, Reason};
+use crate::ports::{Change, Frame, MessageId, Revision};
+use crate::session::{Failure, Loss};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What is told whose publish would have to wait for other nodes, beside too many others.
+const HELD_FULL: &str =
+    "as many publishes wait for other nodes as cluster.max_held_messages or cluster.max_held_bytes allows";
+
+/// What a publish is that was retained before: when it is safe, and its name.
+type Update = (Option<Arc<Ticket>>, Option<MessageId>);
+
+impl Cluster {
+    /// Routes `message` to the sessions of this node and to other nodes.
+    ///
+    /// # Errors
+    /// 0x83 if it needs the journal, and the journal hangs; 0x97 if it is to be retained and a limit forbids it, or if it would have to
+    /// wait for other nodes and too many do: then nothing happened. At QoS 0 and for a will, where nobody could be told, it is routed
+    /// all the same; it is not retained, what was retained on its topic is cleared, and the log says why.
+    pub fn publish(
+        &self,
+        message: &Message,
+        origin: &Origin<'_>,
+        cache: &mut Cache,
+        scratch: &mut Scratch,
+    ) -> Result<Routed, Failure> {
+        let (broker, remote) = (&self.broker, &self.remote);
+        let begun = message.qos() == QoS::ExactlyOnce;
+        broker.refuse_stalled(message, origin, begun, &mut cache.local)?;
+        if let Some(loss) = self.refuses_to_hold(message, origin, &mut cache.remote) {
+            broker.publish_refused(origin, loss);
+            return Err(Failure::new(Reason::QuotaExceeded, HELD_FULL));
+        }
+        // An update has the name of its publish: nobody may hear of a later one before it is in the table.
+        let _inside = message.retain().then(|| remote.gate.enter());
+        let (mut lsn, mut update) = (None, (None, None));
+        if message.retain() {
+            let told = origin.told(message);
+            let updated = match is_own(message.topic()) {
+                true => broker.retain(message, told),
+                false => self.retain(message, Keeping::of(origin), told),
+            };
+            let updated = updated.map_err(|why| broker.not_retained(origin, message, why))?;
+            if let Some(why) = updated.forbidden {
+                broker.not_retained(origin, message, why);
+            }
+            (lsn, update) = (updated.lsn, (updated.ticket, updated.id));
+        }
+        let mut delivered = scratch.begin();
+        let mut routed = self.route(message, origin, update, cache, &mut delivered, scratch);
+        self.purge_full(&mut delivered);
+        scratch.end(delivered);
+        routed.lsn = routed.lsn.max(lsn);
+        Ok(routed)
+    }
+
+    fn route(
+        &self,
+        message: &Message,
+        origin: &Origin<'_>,
+        (ticket, id): Update,
+        cache: &mut Cache,
+        delivered: &mut Delivered,
+        scratch: &mut Scratch,
+    ) -> Routed {
+        let remote = &self.remote;
+        let inside = remote.gate.enter();
+        let taken = std::mem::take(delivered);
+        if message.qos() == QoS::AtMostOnce {
+            let round = Round::unnamed(message, *origin, remote.applied(), taken, &mut scratch.wakes);
+            return self.route_unanswered(round, (ticket, id), cache, delivered);
+        }
+        let id = id.unwrap_or_else(|| remote.origins.next_id());
+        let duty = message.qos() == QoS::ExactlyOnce && origin.inbound.is_some() || origin.record.is_some();
+        let current = remote.is_current(remote.now());
+        let mut entry = self.entry(remote, message, origin);
+        if !current || remote.origins.lane_open() {
+            entry.duty = duty.then(|| self.broker.journal.next_seq());
+            match self.hold(remote, id, entry, origin, ticket.clone(), !current) {
+                Ok(routed) => {
+                    drop(inside);
+                    self.run_lane(remote);
+                    return routed;
+                }
+                Err(given_back) => entry = *given_back,
+            }
+        }
+        let round = Round::unnamed(message, *origin, remote.applied(), taken, &mut scratch.wakes);
+        let mut round = round.named(remote.me.incarnation, id);
+        let mut plan = Plan { matched_at: round.matched_at, ..Plan::default() };
+        let here = self.match_all(&mut round, &mut plan, cache);
+        let elsewhere = !plan.ask.is_empty() || !plan.away.is_empty() || !plan.groups.is_empty();
+        let alone = !elsewhere && !round.delivered.absent.any();
+        if alone {
+            let lsn = self.commit(&mut round, None);
+            debug_assert!(!round.delivered.absent.any(), "no session freezes while a publisher is inside");
+            *delivered = round.delivered;
+            return Routed { lsn, ticket, matched: here };
+        }
+        round.tracked = true;
+        // Others have to do with it: from here on it has an owner, this node.
+        entry.duty = duty.then(|| self.broker.journal.next_seq());
+        let unserved = || plan.groups.iter().map(OpenGroup::unserved).collect();
+        let unserved = entry.noted().then(unserved);
+        let lsn = self.commit(&mut round, entry.duty.map(|seq| (seq, unserved)));
+        let ticket = joined(ticket);
+        entry.ticket = Some(ticket.clone());
+        // If it comes again they do not get it.
+        for no in round.delivered.took.drain(..) {
+            remote.seen.insert(id, no);
+        }
+        let absent = std::mem::take(&mut round.delivered.absent);
+        *delivered = round.delivered;
+        self.begin(remote, id, entry, plan, lsn, absent);
+        Routed { lsn, ticket: Some(ticket), matched: here }
+    }
+
+    /// At QoS 0 nobody answers, and nothing is sent twice.
+    fn route_unanswered(
+        &self,
+        mut round: Round<'_>,
+        (ticket, update): Update,
+        cache: &mut Cache,
+        delivered: &mut Delivered,
+    ) -> Routed {
+        let mut plan = Plan { matched_at: round.matched_at, ..Plan::default() };
+        let matched = self.match_all(&mut round, &mut plan, cache);
+        let elsewhere = !plan.ask.is_empty();
+        for (node, asked) in plan.ask {
+            let frame = Frame { update, ..frame(None, plan.matched_at, asked, round.message) };
+            self.send_frame(&self.remote, &node, frame);
+        }
+        let metrics = &self.broker.metrics;
+        for node in &plan.away {
+            metrics.lost(metrics.losses.node(node).whose(), Loss::LinkDown, 1);
+        }
+        let lsn = self.commit(&mut round, None);
+        *delivered = round.delivered;
+        Routed { lsn, ticket, matched: matched || elsewhere }
+    }
+
+    fn entry(&self, remote: &Remote, message: &Message, origin: &Origin<'_>) -> Entry {
+        let mut entry = Entry::new(message.clone(), origin.session, remote.now());
+        entry.inbound = origin.inbound;
+        entry
+    }
+
+    /// Keeps a publish that cannot be matched now: what this node knows is not recent enough, or others wait for that.
+    fn hold(
+        &self,
+        remote: &Arc<Remote>,
+        id: MessageId,
+        mut entry: Entry,
+        origin: &Origin<'_>,
+        ticket: Option<Arc<Ticket>>,
+        always: bool,
+    ) -> Result<Routed, Box<Entry>> {
+        let duty = entry.duty;
+        entry.stage = if duty.is_some() { Stage::Recording } else { Stage::Lane };
+        let message = entry.message.clone();
+        let ticket = joined(ticket);
+        entry.ticket = Some(ticket.clone());
+        if let Err(mut given_back) = remote.origins.queue(id, entry, always) {
+            ticket.keep(Kept::Done { matched: false }); // this part of the promise is void
+            given_back.ticket = None;
+            return Err(given_back);
+        }
+        let recipients = [duty_of(origin)];
+        let mut changes: SmallVec<[Change<'_>; 3]> = SmallVec::new();
+        if let Some(packet_id) = origin.inbound {
+            changes.push(Change::InboundBegin { session: origin.session, packet_id });
+        }
+        if let Some(record) = origin.record {
+            changes.push(Change::Session(record));
+        }
+        if let Some(seq) = duty {
+            changes.push(Change::Message { seq, id: Some(id), message: &message, recipients: &recipients });
+        }
+        let lsn = (!changes.is_empty()).then(|| self.broker.journal.append(&changes));
+        if let (Some(lsn), Some(_)) = (lsn, duty) {
+            self.when_recorded(remote, lsn, id);
+        }
+        Ok(Routed { lsn, ticket: Some(ticket), matched: false })
+    }
+
+    /// Takes a matched publish into the table and sends its frames, at once or when its record is durable.
+    fn begin(
+        &self,
+        remote: &Arc<Remote>,
+        id: MessageId,
+        mut entry: Entry,
+        mut plan: Plan,
+        lsn: Option<u64>,
+        absent: Absent,
+    ) {
+        let record = entry.duty.and(lsn);
+        entry.stage = if record.is_some() { Stage::Recording } else { Stage::Open };
+        leave_out(&mut plan, &absent);
+        let at = plan.matched_at;
+        let next = remote.origins.begin(id, entry, plan);
+        self.wait_for_absent(remote, id, at, absent);
+        self.carry_on(remote, next);
+        if let Some(lsn) = record {
+            self.when_recorded(remote, lsn, id);
+        }
+    }
+
+    /// Matches a publish again once the sessions that are about to leave have done so, or stay.
+    pub(super) fn wait_for_absent(&self, remote: &Arc<Remote>, id: MessageId, at: Revision, absent: Absent) {
+        if absent.moving.is_empty() {
+            return;
+        }
+        self.wait_late(remote, (remote.me.incarnation, id), at, Vec::new(), absent);
+    }
+
+    /// Does what is to be done after an answer or a match, and what follows from that.
+    pub(super) fn carry_on(&self, remote: &Arc<Remote>, next: Next) {
+        let mut todo = VecDeque::from([next]);
+        while let Some(next) = todo.pop_front() {
+            // New owners of sessions may wait for it.
+            if next.risen.is_some_and(|at| at < remote.applied()) {
+                remote.report_soon();
+            }
+            for (id, message, sends) in next.sends {
+                self.send_all(remote, id, &message, sends);
+            }
+            for (id, duty) in next.done {
+                self.finish(remote, id, duty);
+            }
+            for id in next.again {
+                todo.extend(self.match_again(remote, id));
+            }
+        }
+    }
+
+    fn send_all(&self, remote: &Remote, id: MessageId, message: &Message, sends: Sends) {
+        for node in &sends.cancels {
+            remote.ports.peers.cancel(node, id);
+        }
+        for (node, matched_at, asked) in sends.frames {
+            self.send_frame(remote, &node, frame(Some(id), matched_at, asked, message));
+        }
+    }
+
+    fn send_frame(&self, remote: &Remote, node: &Arc<str>, frame: Frame) {
+        self.broker.metrics.frames_sent.inc();
+        remote.ports.peers.send(node, frame);
+    }
+
+    /// Another node sent a QoS 0 message for shared subscriptions without a member online here: it goes to a node that was not
+    /// asked yet.
+    pub(super) fn pass_on(
+        &self,
+        remote: &Remote,
+        frame: &Frame,
+        declined: &[Arc<str>],
+        cache: &mut Cache,
+        scratch: &mut Scratch,
+    ) {
+        let _inside = remote.gate.enter();
+        let message = &frame.message;
+        let (applied, wakes) = (remote.applied(), &mut scratch.wakes);
+        let mut round = Round::unnamed(message, Origin::default(), applied, Delivered::default(), wakes);
+        let mut plan = Plan { matched_at: applied, ..Plan::default() };
+        let there = remote.lookup(message.topic(), &mut cache.remote);
+        for ask in frame.groups.iter().filter(|g| declined.contains(&g.name)) {
+            self.broker.metrics.groups_declined.inc();
+            let mut open = OpenGroup::new(ask.name.clone());
+            open.tried.extend(ask.tried.iter().cloned().chain([remote.me.node.clone()]));
+            if let Some(others) = there.groups.iter().find(|g| g.name == ask.name) {
+                self.serve_group(&mut open, None, &others.nodes, &mut round, &mut plan);
+            }
+        }
+        for (node, asked) in plan.ask {
+            let frame = Frame { update: frame.update, ..self::frame(None, plan.matched_at, asked, message) };
+            self.send_frame(remote, &node, frame);
+        }
+    }
+
+    /// Has a member looked for, here and on other nodes, for a message of a shared subscription whose member's session ended;
+    /// false if there is none on other nodes, and none has just left this one. It is in the journal when this returns.
+    pub fn hand_to_others(&self, message: &Message, name: &Arc<str>, leaving: bool) -> bool {
+        let remote = &self.remote;
+        let inside = remote.gate.enter();
+        let mut cache = Cache::default();
+        let there = remote.lookup(message.topic(), &mut cache.remote);
+        if !leaving && !there.groups.iter().any(|g| g.name == *name) {
+            return false;
+        }
+        let id = remote.origins.next_id();
+        let seq = self.broker.journal.next_seq();
+        let mut entry = Entry::new(message.clone(), 0, remote.now());
+        (entry.direct, entry.duty, entry.stage) = (false, Some(seq), Stage::Recording);
+        entry.groups.push(OpenGroup::new(name.clone()));
+        entry.groups_known = true;
+        // Behind all that waits already; there is no hurry.
+        let taken = remote.origins.queue(id, entry, true).is_ok();
+        let recipients = [duty(Some(name.clone()), None)];
+        let change = Change::Message { seq, id: Some(id), message, recipients: &recipients };
+        let lsn = self.broker.journal.append(&[change]);
+        drop(inside);
+        self.when_recorded(remote, lsn, id);
+        taken
+    }
+}
+
+/// The promise that the publisher waits for, made to cover this as well.
+fn joined(ticket: Option<Arc<Ticket>>) -> Arc<Ticket> {
+    match ticket {
+        Some(ticket) => {
+            ticket.add_part();
+            ticket
+        }
+        None => Ticket::new(),
+    }
+}
+
+fn frame(id: Option<MessageId>, matched_at: u64, asked: Asked, message: &Message) -> Frame {
+    let (direct, groups, message) = (asked.direct, asked.groups.into_vec(), message.clone());
+    Frame { id, matched_at, direct, groups, message, update: None }
+}

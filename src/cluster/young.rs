@@ -1,0 +1,418 @@
+//! Subscriptions that are younger than publishes still under way. Such a publish, matched again, would find the subscription and come
+//! behind newer ones (G3). What was accepted before SUBACK is owed to nobody, so a subscription takes none of it that it has not had.
+//!
+//! Names of one origin ascend, so two numbers tell what came first: the highest that was heard of when SUBACK left, and the
+//! publish's own. What is remembered goes as soon as all of it is done with everywhere.
+//!
+//! A SUBACK may leave before all nodes know of the subscription (G6). Such a node accepts publishes without it for a while, and may find it
+//! when it matches them again. From that node the subscription takes what comes in its turn, and nothing behind a newer one of the
+//! same topic and QoS, until the node has reported that it knows the route, and is done with all that it had accepted by then. Order
+//! is promised for each topic and QoS (G3), and no more can be asked for: a publish at QoS 2 leaves its node once it is durable there, behind
+//! newer ones at QoS 1.
+
+use crate::hashing::HashMap;
+use crate::mqtt::{Message, QoS};
+use crate::ports::{Incarnation, MessageId, Revision, SessionNo, SubscriptionRecord};
+use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// The highest number of each origin that a subscription is younger than.
+pub type Older = Arc<[(Incarnation, u64)]>;
+
+/// Topics whose highest number is remembered; beyond that the highest number of an origin counts for all its topics.
+pub const ORDER_KEYS_MAX: usize = 65_536;
+
+/// What publishes that keep an order among themselves have in common, besides their origin: topic and QoS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OrderKey(u64);
+
+impl OrderKey {
+    /// The key of publishes to `topic` at `qos`. It is a hash: two topics may share a key, and then a message of one may be
+    /// refused as older than a message of the other.
+    pub fn of(topic: &str, qos: QoS) -> OrderKey {
+        let mut hasher = DefaultHasher::new();
+        (topic, qos as u8).hash(&mut hasher);
+        OrderKey(hasher.finish())
+    }
+}
+
+/// A subscription whose SUBACK has left before all nodes knew of it.
+#[derive(Debug, Default)]
+struct Unknown {
+    /// The highest number that had been heard of each origin at SUBACK: older ones are owed to nobody.
+    before: SmallVec<[(Incarnation, u64); 2]>,
+    /// The revision at which its route was written, once that is known.
+    route: Option<Revision>,
+    /// The highest number of each origin that knows the route: what it has accepted later was matched with the route.
+    bounds: SmallVec<[(Incarnation, u64); 2]>,
+}
+
+#[derive(Debug)]
+struct Subscription {
+    filter: Arc<str>,
+    /// `None` until SUBACK: all that has been heard of is older.
+    older: Option<Older>,
+    /// Some nodes may not know of it. Those that `older` names do.
+    unknown: Option<Unknown>,
+}
+
+fn find(numbers: &[(Incarnation, u64)], origin: Incarnation) -> Option<u64> {
+    numbers.iter().find(|(of, _)| *of == origin).map(|(_, seq)| *seq)
+}
+
+/// What has come since a subscription is young.
+#[derive(Debug, Default)]
+struct Came {
+    /// The highest number of each origin, topic and QoS.
+    highest: HashMap<(Incarnation, OrderKey), u64>,
+    /// For each origin, the highest number that came before its topics were too many to be remembered one by one.
+    floors: SmallVec<[(Incarnation, u64); 2]>,
+}
+
+impl Came {
+    fn note(&mut self, id: MessageId, key: OrderKey) {
+        if self.highest.len() >= ORDER_KEYS_MAX && !self.highest.contains_key(&(id.origin, key)) {
+            for ((origin, _), seq) in self.highest.drain() {
+                match self.floors.iter_mut().find(|(of, _)| *of == origin) {
+                    Some((_, floor)) => *floor = seq.max(*floor),
+                    None => self.floors.push((origin, seq)),
+                }
+            }
+        }
+        let highest = self.highest.entry((id.origin, key)).or_default();
+        *highest = id.seq.max(*highest);
+    }
+
+    /// The highest number that has come of an origin, topic and QoS; 0 = none.
+    fn highest(&self, origin: Incarnation, key: OrderKey) -> u64 {
+        let of_key = self.highest.get(&(origin, key)).copied();
+        of_key.max(find(&self.floors, origin)).unwrap_or(0)
+    }
+
+    fn forget(&mut self, done: impl Fn(Incarnation, u64) -> bool) {
+        self.highest.retain(|(origin, _), seq| !done(*origin, *seq));
+        self.floors.retain(|(origin, seq)| !done(*origin, *seq));
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Young {
+    sessions: Mutex<HashMap<SessionNo, SmallVec<[Subscription; 1]>>>,
+    len: AtomicUsize,
+    /// What other nodes have sent and said, by origin.
+    heard: RwLock<HashMap<Incarnation, AtomicU64>>,
+    came: Mutex<Came>,
+}
+
+impl Young {
+    fn hear(&self, origin: Incarnation, seq: u64) {
+        if let Some(heard) = self.heard.read().get(&origin) {
+            heard.fetch_max(seq, Ordering::Relaxed);
+            return;
+        }
+        self.heard.write().entry(origin).or_default().fetch_max(seq, Ordering::Relaxed);
+    }
+
+    /// A publish has come to this node, and was given to those that it is for.
+    pub fn came(&self, id: MessageId, message: &Message) {
+        self.hear(id.origin, id.seq);
+        if !self.is_empty() {
+            self.came.lock().note(id, OrderKey::of(message.topic(), message.qos()));
+        }
+    }
+
+    /// Process `origin` has reported that its index has come to `applied`, and that it has given the numbers up to `highest`. What it has
+    /// sent before has come.
+    pub fn reported(&self, origin: Incarnation, applied: Revision, highest: u64) {
+        self.hear(origin, highest);
+        if self.is_empty() {
+            return;
+        }
+        let mut sessions = self.sessions.lock();
+        for s in sessions.values_mut().flatten() {
+            let (Some(older), Some(unknown)) = (&s.older, &mut s.unknown) else { continue };
+            let knows = unknown.route.is_some_and(|route| route <= applied);
+            if knows && find(older, origin).is_none() && find(&unknown.bounds, origin).is_none() {
+                unknown.bounds.push((origin, highest));
+            }
+        }
+    }
+
+    /// The highest number heard of an origin; 0 = none.
+    pub fn highest(&self, origin: Incarnation) -> u64 {
+        self.heard.read().get(&origin).map_or(0, |heard| heard.load(Ordering::Relaxed))
+    }
+
+    /// Forgets what was heard of origins that are not among `known`.
+    pub fn forget_origins(&self, known: impl Fn(Incarnation) -> bool) {
+        self.heard.write().retain(|origin, _| known(*origin));
+    }
+
+    /// Whether no subscription is young.
+    pub fn is_empty(&self) -> bool {
+        self.len.load(Ordering::Acquire) == 0
+    }
+
+    /// A session has subscribed; SUBACK has not left.
+    pub fn begin(&self, session: SessionNo, filter: &Arc<str>) {
+        let mut sessions = self.sessions.lock();
+        let of_session = sessions.entry(session).or_default();
+        of_session.retain(|s| s.filter != *filter);
+        of_session.push(Subscription { filter: filter.clone(), older: None, unknown: None });
+        self.len.store(sessions.len(), Ordering::Release);
+    }
+
+    /// SUBACK leaves: the subscriptions take all that is newer than `older`. `known` = all nodes know of them; else only those that
+    /// `older` names do, and those that report it once [`Young::routed`] has said when the routes were written.
+    pub fn acknowledged(&self, session: SessionNo, filters: &[Arc<str>], older: &Older, known: bool) {
+        let mut sessions = self.sessions.lock();
+        let Some(of_session) = sessions.get_mut(&session) else { return };
+        let meant = |s: &Subscription| s.older.is_none() && filters.contains(&s.filter);
+        if older.is_empty() && known {
+            of_session.retain(|s| !meant(s));
+        } else {
+            let before = || {
+                let heard = self.heard.read();
+                let others = heard.iter().filter(|(origin, _)| find(older, **origin).is_none());
+                others.map(|(origin, seq)| (*origin, seq.load(Ordering::Relaxed))).collect()
+            };
+            for s in of_session.iter_mut().filter(|s| meant(s)) {
+                s.older = Some(older.clone());
+                s.unknown = (!known).then(|| Unknown { before: before(), ..Unknown::default() });
+            }
+        }
+        if of_session.is_empty() {
+            sessions.remove(&session);
+        }
+        self.len.store(sessions.len(), Ordering::Release);
+    }
+
+    /// The routes of subscriptions that not all nodes knew of at their SUBACK are written at `revision`.
+    pub fn routed(&self, session: SessionNo, filters: &[Arc<str>], revision: Revision) {
+        let mut sessions = self.sessions.lock();
+        let of_session = sessions.get_mut(&session).into_iter().flatten();
+        for unknown in of_session.filter(|s| filters.contains(&s.filter)).filter_map(|s| s.unknown.as_mut()) {
+            unknown.route = Some(revision);
+        }
+    }
+
+    /// The filters of a session that are younger than a publish; `highest` is the highest number known of its origin, `key` what it
+    /// has in common with those that it keeps an order with.
+    pub fn younger(
+        &self,
+        session: SessionNo,
+        (id, key): (MessageId, OrderKey),
+        highest: impl Fn() -> u64,
+    ) -> SmallVec<[Arc<str>; 1]> {
+        let sessions = self.sessions.lock();
+        let Some(of_session) = sessions.get(&session) else { return SmallVec::new() };
+        let is_younger = |s: &&Subscription| {
+            let Some(older) = &s.older else { return id.seq <= highest() };
+            match (find(older, id.origin), &s.unknown) {
+                (Some(seq), _) => id.seq <= seq,
+                (None, None) => false,
+                (None, Some(unknown)) => {
+                    let bound = find(&unknown.bounds, id.origin).unwrap_or(u64::MAX);
+                    find(&unknown.before, id.origin).is_some_and(|before| id.seq <= before)
+                        || id.seq <= bound && id.seq <= self.came.lock().highest(id.origin, key)
+                }
+            }
+        };
+        of_session.iter().filter(is_younger).map(|s| s.filter.clone()).collect()
+    }
+
+    /// What a subscription of a session is younger than; `Some(None)` = its SUBACK has not left.
+    pub fn of(&self, session: SessionNo, filter: &str) -> Option<Option<Older>> {
+        let sessions = self.sessions.lock();
+        let s = sessions.get(&session)?.iter().find(|s| *s.filter == *filter)?;
+        let (Some(older), Some(unknown)) = (&s.older, &s.unknown) else { return Some(s.older.clone()) };
+        Some(Some(older.iter().chain(&unknown.before).copied().collect()))
+    }
+
+    /// A session has come with a subscription that is younger than publishes.
+    pub fn add(&self, session: SessionNo, filter: &Arc<str>, older: Older) {
+        let mut sessions = self.sessions.lock();
+        let s = Subscription { filter: filter.clone(), older: Some(older), unknown: None };
+        sessions.entry(session).or_default().push(s);
+        self.len.store(sessions.len(), Ordering::Release);
+    }
+
+    /// A session has come with these subscriptions.
+    pub fn add_all(&self, session: SessionNo, subscriptions: &[SubscriptionRecord]) {
+        for s in subscriptions.iter().filter(|s| !s.older.is_empty()) {
+            self.add(session, &s.filter, s.older.clone().into());
+        }
+    }
+
+    /// A session is not here any more, or (with `filter`) has ended one subscription.
+    pub fn forget(&self, session: SessionNo, filter: Option<&str>) {
+        if self.is_empty() {
+            return;
+        }
+        let mut sessions = self.sessions.lock();
+        if let Some(of_session) = sessions.get_mut(&session) {
+            of_session.retain(|s| filter.is_some_and(|f| *s.filter != *f));
+            if of_session.is_empty() {
+                sessions.remove(&session);
+            }
+        }
+        self.len.store(sessions.len(), Ordering::Release);
+    }
+
+    /// Forgets subscriptions that are younger than nothing that may still come: `done` says whether all publishes of an origin
+    /// up to a number are done with; `origins` = all that there are but this process.
+    pub fn prune(&self, origins: &[Incarnation], done: impl Fn(Incarnation, u64) -> bool) {
+        if self.is_empty() {
+            *self.came.lock() = Came::default();
+            return;
+        }
+        self.came.lock().forget(&done);
+        let mut sessions = self.sessions.lock();
+        let over = |s: &Subscription| {
+            let Some(older) = &s.older else { return false };
+            let done_with = |origin: &Incarnation, unknown: &Unknown| {
+                find(older, *origin).is_some()
+                    || done(*origin, find(&unknown.bounds, *origin).unwrap_or(u64::MAX))
+            };
+            older.iter().all(|(origin, seq)| done(*origin, *seq))
+                && s.unknown.as_ref().is_none_or(|u| origins.iter().all(|origin| done_with(origin, u)))
+        };
+        sessions.retain(|_, of_session| {
+            of_session.retain(|s| !over(s));
+            !of_session.is_empty()
+        });
+        self.len.store(sessions.len(), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mqtt::message::Parts;
+
+    fn id(seq: u64) -> MessageId {
+        MessageId { origin: 7, seq }
+    }
+
+    /// What most messages here have in common.
+    fn usual() -> OrderKey {
+        OrderKey::of("t/1", QoS::AtLeastOnce)
+    }
+
+    fn message(topic: &str) -> Message {
+        let (payload, properties) = (&[][..], &[][..]);
+        let (qos, retain, expires_at) = (QoS::AtLeastOnce, false, None);
+        Message::new(Parts { topic, payload, properties, qos, retain, expires_at })
+    }
+
+    fn usual_message() -> Message {
+        message("t/1")
+    }
+
+    #[test]
+    fn a_subscription_is_younger_than_what_was_heard_of_before_its_suback() {
+        let young = Young::default();
+        let filter: Arc<str> = "t/#".into();
+        young.came(id(5), &usual_message());
+        young.came(id(3), &usual_message());
+        assert_eq!((young.highest(7), young.highest(8)), (5, 0));
+        young.begin(1, &filter);
+        assert_eq!(young.younger(1, (id(5), usual()), || 5).as_slice(), std::slice::from_ref(&filter));
+        assert!(
+            young.younger(1, (id(6), usual()), || 5).is_empty()
+                && young.younger(2, (id(5), usual()), || 5).is_empty()
+        );
+        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([(7, 6)]), true);
+        assert_eq!(young.younger(1, (id(6), usual()), || 9).as_slice(), std::slice::from_ref(&filter));
+        assert!(young.younger(1, (id(7), usual()), || 9).is_empty(), "accepted after SUBACK");
+        young.prune(&[7], |_, seq| seq < 6);
+        assert!(!young.is_empty());
+        young.prune(&[7], |_, seq| seq <= 6);
+        assert!(young.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_remembered_when_nothing_is_under_way() {
+        let young = Young::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        young.begin(1, &a);
+        young.begin(1, &b);
+        young.acknowledged(1, std::slice::from_ref(&a), &Arc::from([]), true);
+        assert!(!young.is_empty(), "b waits");
+        young.forget(1, Some("b"));
+        assert!(young.is_empty());
+        young.begin(1, &a);
+        young.forget(1, None);
+        assert!(young.is_empty());
+    }
+
+    /// The node knew nothing of the subscription when it accepted 1 to 4, sent 2 to 4 all the same, and 1 when it matched it again.
+    #[test]
+    fn of_a_node_that_does_not_know_a_subscription_nothing_comes_behind_newer_ones() {
+        let young = Young::default();
+        let filter: Arc<str> = "t/#".into();
+        let takes = |seq: u64| young.younger(1, (id(seq), usual()), || u64::MAX).is_empty();
+        young.begin(1, &filter);
+        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([(8, 3)]), false);
+        for seq in 2..5 {
+            assert!(takes(seq), "{seq} comes in its turn");
+            young.came(id(seq), &usual_message());
+        }
+        assert!(!takes(1) && takes(5));
+        young.routed(1, std::slice::from_ref(&filter), 100);
+        young.reported(7, 99, 6);
+        young.came(id(9), &usual_message());
+        assert!(!takes(7), "it does not know the route yet");
+        young.reported(7, 100, 8);
+        young.reported(7, 101, 20);
+        assert!(!takes(7) && !takes(8));
+        assert!(takes(9), "accepted with the route, and matched again");
+        assert_eq!(young.of(1, "t/#").flatten().as_deref(), Some(&[(8, 3)][..]));
+        young.prune(&[7, 8], |origin, seq| origin == 8 || seq < 8);
+        assert!(!young.is_empty());
+        young.prune(&[7, 8, 9], |origin, seq| origin == 8 || (origin == 7 && seq <= 8));
+        assert!(!young.is_empty(), "nothing is known of 9");
+        young.prune(&[7, 8], |origin, seq| origin == 8 || seq <= 8);
+        assert!(young.is_empty());
+    }
+
+    /// Publishes at QoS 2 leave their node when they are durable there, behind newer ones at QoS 1; two publishers keep no order.
+    #[test]
+    fn what_keeps_no_order_does_not_come_too_late() {
+        let young = Young::default();
+        let filter: Arc<str> = "t/#".into();
+        young.came(id(1), &usual_message());
+        young.begin(1, &filter);
+        young.came(id(5), &usual_message());
+        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([]), false);
+        let refuses = |seq: u64, topic: &str, qos| {
+            !young.younger(1, (id(seq), OrderKey::of(topic, qos)), || u64::MAX).is_empty()
+        };
+        assert!(refuses(4, "t/2", QoS::ExactlyOnce), "it was given its number before SUBACK");
+        young.came(id(9), &usual_message());
+        for (seq, topic, qos, refused) in [
+            (6, "t/1", QoS::AtLeastOnce, true),
+            (6, "t/1", QoS::ExactlyOnce, false),
+            (6, "t/2", QoS::AtLeastOnce, false),
+            (10, "t/1", QoS::AtLeastOnce, false),
+        ] {
+            assert_eq!(refuses(seq, topic, qos), refused, "{seq} {topic} {qos:?}");
+        }
+        assert_eq!(
+            young.of(1, "t/#").flatten().as_deref(),
+            Some(&[(7, 5)][..]),
+            "a move loses nothing that is owed"
+        );
+        for n in 0..ORDER_KEYS_MAX {
+            young.came(id(20), &message(&n.to_string()));
+        }
+        assert!(refuses(15, "t/2", QoS::ExactlyOnce), "too many topics to know which");
+        young.prune(&[7], |_, seq| seq <= 20);
+        young.routed(1, std::slice::from_ref(&filter), 100);
+        assert!(!refuses(15, "t/2", QoS::ExactlyOnce), "forgotten once all are done with");
+    }
+}
