@@ -30,6 +30,9 @@ pub(super) enum Recorded {
 const SWEEP_MS: u64 = 1_000;
 const SWEEPS: u64 = 10;
 
+/// Publishes that take long and are logged in one look over them, at most.
+const OVERDUE_TOLD_MAX: usize = 3;
+
 /// Publishes matched in a row before others get a turn.
 const LANE_BATCH: usize = 256;
 
@@ -206,10 +209,24 @@ impl Cluster {
         }
     }
 
+    /// Logs publishes that have to reach all nodes and have not within `publish.timeout`, though no node is away.
+    fn tell_overdue(&self, remote: &Remote, now: Time) {
+        let before = Time(now.0.saturating_sub(self.broker.limits.publish_timeout_ms()));
+        for (id, waits) in remote.origins.overdue(before, OVERDUE_TOLD_MAX) {
+            tracing::warn!(
+                origin = id.origin,
+                seq = id.seq,
+                waits,
+                "a publish is not with all nodes within publish.timeout, though none of them is away: it goes on"
+            );
+        }
+    }
+
     /// What has to be done from time to time.
     fn sweep(&self, remote: &Arc<Remote>) {
         let now = remote.now();
         self.give_up(remote, Time(now.0.saturating_sub(self.broker.limits.publish_timeout_ms())), &[]);
+        self.tell_overdue(remote, now);
         self.match_each(remote, remote.origins.retry());
         self.match_behind(remote);
         // Given up, or their sender gone, without a word.

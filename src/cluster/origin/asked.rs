@@ -19,6 +19,11 @@ impl Asked {
         !self.direct && self.groups.is_empty()
     }
 
+    /// Whether it is asked to serve a shared subscription.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.groups.iter().any(|g| *g.name == *name)
+    }
+
     /// Is asked that as well.
     pub(super) fn add(&mut self, more: Asked) {
         self.direct |= more.direct;
@@ -97,6 +102,15 @@ impl OpenGroup {
         } else if !self.tried.contains(node) {
             self.tried.push(node.clone());
         }
+    }
+
+    /// What it waits for, in words.
+    pub(super) fn in_words(&self) -> String {
+        let OpenGroup { name, at, queue, away, process, unnoted, unasked, .. } = self;
+        let process = process.as_ref().map(ToString::to_string);
+        format!(
+            "for a member of {name} (at {at:?}, process {process:?}, queue {queue}, away {away}, unnoted {unnoted}, unasked {unasked})"
+        )
     }
 
     /// Nobody is asked for it any more.

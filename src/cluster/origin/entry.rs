@@ -34,6 +34,21 @@ struct Part {
     next: Option<(Revision, Asked)>,
 }
 
+impl Part {
+    fn in_words(&self) -> String {
+        let groups: Vec<&str> = self.asked.groups.iter().map(|g| &*g.name).collect();
+        let (node, at, direct) = (&self.node, self.matched_at, self.asked.direct);
+        let next =
+            self.next.as_ref().map_or(String::new(), |(at, _)| format!(", more to be asked as of {at}"));
+        match self.state {
+            State::Asked => {
+                format!("for node {node}, asked at revision {at} (direct {direct}, {groups:?}{next})")
+            }
+            State::Moved => format!("for node {node} to be asked anew"),
+        }
+    }
+}
+
 /// How far a publish is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -75,6 +90,8 @@ pub struct Entry {
     pub duty: Option<Seq>,
     /// Since when it is open.
     pub since: Time,
+    /// The log has said that it takes long.
+    pub told: bool,
     /// Whether any session matched on another node, or when it was matched late.
     pub matched: bool,
     /// How far it is.
@@ -144,6 +161,7 @@ impl Entry {
             ticket: None,
             duty: None,
             since,
+            told: false,
             matched: false,
             stage: Stage::Open,
             busy: false,
@@ -209,9 +227,40 @@ impl Entry {
             && self.groups.is_empty()
     }
 
+    /// A shared subscription that has not been served, and that nobody will say anything about: neither is a node asked or waited for,
+    /// nor this one itself (`me`), nor the journal. There must be none while the publish is not to be matched again.
+    pub fn unattended(&self, me: &str) -> Option<&OpenGroup> {
+        if self.stage != Stage::Open || self.busy || self.again.is_some() || self.waits_for(me) {
+            return None;
+        }
+        let asks = |p: &Part, g: &OpenGroup| {
+            let next = p.next.as_ref().map(|(_, asked)| asked);
+            p.state == State::Asked && [Some(&p.asked), next].into_iter().flatten().any(|a| a.has(&g.name))
+        };
+        let attended = |g: &&OpenGroup| {
+            g.away || g.unnoted || self.parts.iter().any(|p| g.at.as_ref() == Some(&p.node) && asks(p, g))
+        };
+        self.groups.iter().find(|g| !attended(g))
+    }
+
     /// Nodes that have not answered.
     pub fn asked(&self) -> impl Iterator<Item = &Arc<str>> {
         self.parts.iter().filter(|p| p.state == State::Asked).map(|p| &p.node)
+    }
+
+    /// What it waits for, in words.
+    pub fn waits_in_words(&self) -> String {
+        let mut said = match self.stage {
+            Stage::Recording => vec!["for its record in the journal".to_owned()],
+            Stage::Lane => vec!["for its turn to be matched".to_owned()],
+            Stage::Open | Stage::Settling => Vec::new(),
+        };
+        said.extend(self.again.map(|again| format!("to be matched again at revision {}", again.at)));
+        said.extend(self.busy.then(|| "for its match".to_owned()));
+        said.extend(self.parts.iter().map(|p| p.in_words()));
+        said.extend(self.away.iter().map(|(node, _)| format!("for node {node}, which is away")));
+        said.extend(self.groups.iter().map(OpenGroup::in_words));
+        said.join("; ")
     }
 
     /// Whether it waits for a node that is away.

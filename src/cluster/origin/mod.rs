@@ -39,6 +39,8 @@ const REPORT_AFTER: usize = 4_096;
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// This node.
+    me: Arc<str>,
     /// Those of earlier incarnations come first: their numbers are lower.
     entries: BTreeMap<MessageId, Entry>,
     floors: Floors,
@@ -79,11 +81,11 @@ pub struct Origins {
 impl Origins {
     /// An empty table for this process.
     pub fn new(me: MemberId, max_publishes: usize, max_bytes: usize) -> Origins {
-        let incarnation = me.incarnation;
+        let (incarnation, node) = (me.incarnation, me.node.clone());
         Origins {
             me,
             max: (max_publishes, max_bytes),
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner { me: node, ..Inner::default() }),
             next: AtomicU64::new(1),
             held: Held::default(),
             lane: AtomicBool::new(false),
@@ -464,6 +466,21 @@ impl Origins {
         given_up
     }
 
+    /// Publishes that are open since `before` or longer and wait for no node that is away, with what they wait for: at most `max`, each of
+    /// them once.
+    pub fn overdue(&self, before: Time, max: usize) -> Vec<(MessageId, String)> {
+        let mut inner = self.inner.lock();
+        let late =
+            |e: &&mut Entry| e.since <= before && !e.told && !e.orphaned() && e.stage != Stage::Settling;
+        let overdue = inner.entries.iter_mut().filter(|(_, e)| late(e)).take(max);
+        overdue
+            .map(|(id, e)| {
+                e.told = true;
+                (*id, e.waits_in_words())
+            })
+            .collect()
+    }
+
     /// Publishes that have expired wait for nodes that are away no longer.
     pub fn expire(&self, now: Time, applied: Revision) -> Next {
         let mut next = Next::default();
@@ -533,6 +550,17 @@ impl Inner {
             } else {
                 self.again.insert((again.at, id));
             }
+        }
+        if let Some(group) = e.unattended(&self.me) {
+            debug_assert!(false, "nobody attends to {} of {id:?}: {e:?}", group.name);
+            tracing::error!(
+                origin = id.origin,
+                seq = id.seq,
+                group = &*group.name,
+                asked = group.at.as_deref(),
+                "a publish for a shared subscription waits for nobody: it is matched again"
+            );
+            self.retry.push(id);
         }
     }
 

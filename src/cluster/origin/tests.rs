@@ -215,7 +215,9 @@ fn a_publish_that_waits_for_its_record_takes_its_turn_when_nodes_change() {
 fn a_match_for_groups_alone_settles_nothing_else() {
     let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
     let id = origins.next_id();
-    let group = entry::OpenGroup::new("$share/g/t".into());
+    // A node that is away has a member.
+    let away = Some("n2".into());
+    let group = entry::OpenGroup { at: away, away: true, ..entry::OpenGroup::new("$share/g/t".into()) };
     let (ask, groups) =
         ([(n1.clone(), direct())].into_iter().collect(), [group.clone()].into_iter().collect());
     origins.begin(
