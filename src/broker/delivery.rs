@@ -137,15 +137,10 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Begins to give a message to sessions.
-    pub fn begin(&mut self) -> Delivered {
-        std::mem::take(&mut self.spare)
-    }
-
-    /// What came of it has been looked at: its buffers are used for the next one.
-    pub fn end(&mut self, mut delivered: Delivered) {
-        delivered.clear();
-        self.spare = delivered;
+    /// Begins to give a message to sessions: what will have come of it, and whom to wake.
+    pub fn begin(&mut self) -> (&mut Delivered, &mut Wakes) {
+        self.spare.clear();
+        (&mut self.spare, &mut self.wakes)
     }
 }
 

@@ -465,12 +465,11 @@ impl Broker {
         now: Time,
         scratch: &mut Scratch,
     ) {
-        let mut delivered = scratch.begin();
-        let handed = self.hand_to_member(from, d, begun, now, &mut delivered, &mut scratch.wakes);
+        let (delivered, wakes) = scratch.begin();
+        let handed = self.hand_to_member(from, d, begun, now, delivered, wakes);
         for (seq, session) in delivered.displaced.drain(..) {
             self.settle(seq, session);
         }
-        scratch.end(delivered);
         match handed {
             Handed::Member(given) => {
                 if given {

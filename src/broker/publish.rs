@@ -52,17 +52,16 @@ impl Broker {
             lsn = updated.lsn;
         }
         let way = Way { origin: *origin, turn: None };
-        let mut d = scratch.begin();
+        let (d, wakes) = scratch.begin();
         let matches = self.router.lookup(message.topic(), cache);
-        let matched = self.give_all(message, matches, &way, &mut d, &mut scratch.wakes);
+        let matched = self.give_all(message, matches, &way, d, wakes);
         for (seq, session) in d.displaced.drain(..) {
             self.settle(seq, session);
         }
-        lsn = self.commit(message, &way, &mut d, &mut scratch.wakes).or(lsn);
+        lsn = self.commit(message, &way, d, wakes).or(lsn);
         for handle in d.full.drain(..) {
             self.purge_alone(&handle, now);
         }
-        scratch.end(d);
         Ok(Routed { lsn, ticket: None, matched })
     }
 
@@ -103,11 +102,10 @@ impl Broker {
     /// A message the broker itself publishes and keeps in memory only ($SYS).
     pub fn publish_own(&self, message: &Message, cache: &mut router::Cache, scratch: &mut Scratch) {
         self.own.set(message, || ());
-        let mut d = scratch.begin();
+        let (d, wakes) = scratch.begin();
         let matches = self.router.lookup(message.topic(), cache);
         for t in &matches.targets {
-            self.give(message, t, &Way::default(), &mut d, &mut scratch.wakes);
+            self.give(message, t, &Way::default(), d, wakes);
         }
-        scratch.end(d);
     }
 }

@@ -2,8 +2,9 @@
 //! what it is younger than, which is for the caller to know: hence [`Broker::begin_subscribe`] and [`Broker::finish_subscribe`].
 
 use super::Broker;
-use super::delivery::{Delivered, Scratch};
+use super::delivery::Delivered;
 use super::handle::{Handle, Subscription, Subscriptions};
+use super::mailbox::Wakes;
 use super::retain::is_own;
 use super::retained::{Found, Retained};
 use super::router::{Subscriber, Target};
@@ -271,7 +272,7 @@ impl Broker {
         now: Time,
         sent: impl Fn(MessageId),
         d: &mut Delivered,
-        scratch: &mut Scratch,
+        wakes: &mut Wakes,
     ) -> Option<Lsn> {
         let t = &request.target;
         if !journals(t) {
@@ -286,7 +287,7 @@ impl Broker {
             }
             let queued = self.send_found(request, f, |message, id| {
                 id.into_iter().for_each(&sent);
-                self.deliver_one(message, t, true, d, &mut scratch.wakes)
+                self.deliver_one(message, t, true, d, wakes)
             });
             lsn = lsn.max(queued.flatten().flatten());
         }

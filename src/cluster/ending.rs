@@ -274,10 +274,9 @@ impl Cluster {
     ) {
         // No session freezes between the look at it and its mailbox.
         let inside = self.remote.gate.enter();
-        let mut delivered = scratch.begin();
-        let handed = self.broker.hand_to_member(from, d, begun, now, &mut delivered, &mut scratch.wakes);
-        self.settle_displaced(&mut delivered);
-        scratch.end(delivered);
+        let (delivered, wakes) = scratch.begin();
+        let handed = self.broker.hand_to_member(from, d, begun, now, delivered, wakes);
+        self.settle_displaced(delivered);
         let given = match (handed, d.shared()) {
             (Handed::Member(given), _) => Some(given),
             (Handed::Nobody { leaving }, Some(name)) => {
@@ -308,10 +307,9 @@ impl Cluster {
         retain: bool,
         scratch: &mut Scratch,
     ) -> Option<Option<Lsn>> {
-        let mut delivered = scratch.begin();
-        let given = self.broker.deliver_one(message, t, retain, &mut delivered, &mut scratch.wakes);
-        self.settle_displaced(&mut delivered);
-        scratch.end(delivered);
+        let (delivered, wakes) = scratch.begin();
+        let given = self.broker.deliver_one(message, t, retain, delivered, wakes);
+        self.settle_displaced(delivered);
         given
     }
 

@@ -7,7 +7,7 @@ use super::origin::entry::{Asked, OpenGroup, Plan};
 use super::origin::{Next, View};
 use super::round::{Member, Round};
 use super::{Cache, Cluster, Remote, RemoteNode, RemoteShare};
-use crate::broker::delivery::{Absent, Delivered, Origin, Scratch};
+use crate::broker::delivery::{Absent, Origin, Scratch};
 use crate::broker::router::Group;
 use crate::mqtt::QoS;
 use crate::ports::{Change, GroupTry, MessageId, ORIGIN_DUTY, Revision};
@@ -161,8 +161,8 @@ impl Cluster {
         self.broker.metrics.publishes_rematched.inc();
         let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
         let origin = Origin { session: view.session, ..Origin::default() };
-        let (message, wakes) = (&view.message, &mut scratch.wakes);
-        let round = Round::unnamed(message, origin, applied, Delivered::default(), wakes);
+        let (delivered, wakes) = scratch.begin();
+        let round = Round::unnamed(&view.message, origin, applied, delivered, wakes);
         let mut round = round.named(remote.me.incarnation, id);
         (round.repeated, round.tracked, round.noted) = (true, true, view.noted);
         let mut plan = Plan { matched_at: applied, ..Plan::default() };
@@ -170,7 +170,7 @@ impl Cluster {
         if let Some(lsn) = self.commit(&mut round, None) {
             view.needs(lsn);
         }
-        let absent = round.delivered.absent;
+        let absent = std::mem::take(&mut round.delivered.absent);
         // Shared subscriptions alone do not tell who else would have to wait.
         if plan.direct || view.shared_only {
             let wanted = |node: &Arc<str>| plan.ask.iter().any(|(n, _)| n == node);

@@ -3,7 +3,7 @@
 use super::durable::durable;
 use super::round::{Member, Round};
 use super::{Cache, Cluster, Remote};
-use crate::broker::delivery::{Absent, Delivered, Origin, Scratch};
+use crate::broker::delivery::{Absent, Origin, Scratch};
 use crate::broker::router::Matches;
 use crate::mqtt::QoS;
 use crate::ports::{
@@ -36,7 +36,6 @@ impl Cluster {
         frame: &Frame,
         sender: Incarnation,
         cache: &mut Cache,
-        delivered: &mut Delivered,
         scratch: &mut Scratch,
     ) -> Received {
         let remote = &self.remote;
@@ -45,8 +44,8 @@ impl Cluster {
         let message = &frame.message;
         // At QoS 0 an update's name keeps those from having it twice who were sent it as the retained message.
         let id = frame.id.or(frame.update);
-        let (taken, wakes) = (std::mem::take(delivered), &mut scratch.wakes);
-        let mut round = Round::unnamed(message, Origin::default(), frame.matched_at, taken, wakes);
+        let (delivered, wakes) = scratch.begin();
+        let mut round = Round::unnamed(message, Origin::default(), frame.matched_at, delivered, wakes);
         if let Some(id) = id {
             round = round.named(sender, id);
             (round.repeated, round.tracked) = (true, true);
@@ -77,7 +76,7 @@ impl Cluster {
         let before = frame.id.map_or(0, |id| remote.seen.lsn(id));
         received.lsn = lsn.max(before);
         received.absent = std::mem::take(&mut round.delivered.absent);
-        *delivered = round.delivered;
+        self.purge_full(round.delivered);
         received
     }
 
@@ -116,10 +115,7 @@ impl Cluster {
         scratch: &mut Scratch,
     ) {
         let place = remote.late.take_place(key);
-        let mut delivered = scratch.begin();
-        let mut received = self.receive(&frame, key.0, cache, &mut delivered, scratch);
-        self.purge_full(&mut delivered);
-        scratch.end(delivered);
+        let mut received = self.receive(&frame, key.0, cache, scratch);
         received.absent.moved = received.absent.moved.max(moved);
         let moving = std::mem::take(&mut received.absent.moving);
         let newest = remote.late.newest_move();
@@ -177,11 +173,7 @@ impl Cluster {
                     remote.young.came(id, &message);
                 }
                 None => {
-                    let mut delivered = scratch.begin();
-                    let received =
-                        self.receive(&frame, from.incarnation, &mut cache, &mut delivered, &mut scratch);
-                    self.purge_full(&mut delivered);
-                    scratch.end(delivered);
+                    let received = self.receive(&frame, from.incarnation, &mut cache, &mut scratch);
                     for handle in &received.absent.moving {
                         self.broker.metrics.lost(handle.whose(), Loss::SessionEnded, 1);
                     }

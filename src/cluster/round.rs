@@ -28,7 +28,7 @@ pub(super) struct Round<'a> {
     /// Who is asked to serve a shared subscription is asked only when that is recorded.
     pub noted: bool,
     /// What came of it.
-    pub delivered: Delivered,
+    pub delivered: &'a mut Delivered,
     /// Tasks to wake once the batch is done.
     pub wakes: &'a mut Wakes,
 }
@@ -50,7 +50,7 @@ impl<'a> Round<'a> {
         message: &'a Message,
         origin: Origin<'a>,
         matched_at: Revision,
-        delivered: Delivered,
+        delivered: &'a mut Delivered,
         wakes: &'a mut Wakes,
     ) -> Round<'a> {
         let way = Way { origin, turn: None };
@@ -91,7 +91,7 @@ impl Cluster {
         if round.repeated && !self.is_first(round, t) {
             return true;
         }
-        let gave = self.broker.give(message, t, &round.way, &mut round.delivered, round.wakes);
+        let gave = self.broker.give(message, t, &round.way, round.delivered, round.wakes);
         if gave == Gave::Absent {
             self.unsee_absent(round);
         }
@@ -131,14 +131,14 @@ impl Cluster {
         duty: Option<(Seq, Option<Box<[Unserved]>>)>,
     ) -> Option<Lsn> {
         let (message, way) = (round.message, round.way);
-        self.settle_displaced(&mut round.delivered);
+        self.settle_displaced(round.delivered);
         let duty = duty.map(|(seq, unserved)| (seq, Recipient { unserved, ..duty_of(&way.origin) }));
-        let lsn = self.broker.write(message, &way, duty, &mut round.delivered);
+        let lsn = self.broker.write(message, &way, duty, round.delivered);
         if let (Some(lsn), true) = (lsn, round.tracked && round.delivered.to_write()) {
             // Before any of them can settle it.
             self.keep_seen(round, lsn);
         }
-        self.broker.hand_out(message, &way, &mut round.delivered, round.wakes);
+        self.broker.hand_out(message, &way, round.delivered, round.wakes);
         self.unsee_absent(round);
         lsn
     }

@@ -8,6 +8,7 @@ use super::retained::Keeping;
 use super::round::{Round, duty, duty_of};
 use super::{Cache, Cluster, Remote};
 use crate::broker::delivery::{Absent, Delivered, Origin, Scratch};
+use crate::broker::mailbox::Wakes;
 use crate::broker::publish::Routed;
 use crate::broker::retain::is_own;
 use crate::broker::ticket::{Kept, Ticket};
@@ -61,10 +62,9 @@ impl Cluster {
             }
             (lsn, update) = (updated.lsn, (updated.ticket, updated.id));
         }
-        let mut delivered = scratch.begin();
-        let mut routed = self.route(message, origin, update, cache, &mut delivered, scratch);
-        self.purge_full(&mut delivered);
-        scratch.end(delivered);
+        let (delivered, wakes) = scratch.begin();
+        let mut routed = self.route(message, origin, update, cache, delivered, wakes);
+        self.purge_full(delivered);
         routed.lsn = routed.lsn.max(lsn);
         Ok(routed)
     }
@@ -76,14 +76,13 @@ impl Cluster {
         (ticket, id): Update,
         cache: &mut Cache,
         delivered: &mut Delivered,
-        scratch: &mut Scratch,
+        wakes: &mut Wakes,
     ) -> Routed {
         let remote = &self.remote;
         let inside = remote.gate.enter();
-        let taken = std::mem::take(delivered);
         if message.qos() == QoS::AtMostOnce {
-            let round = Round::unnamed(message, *origin, remote.applied(), taken, &mut scratch.wakes);
-            return self.route_unanswered(round, (ticket, id), cache, delivered);
+            let round = Round::unnamed(message, *origin, remote.applied(), delivered, wakes);
+            return self.route_unanswered(round, (ticket, id), cache);
         }
         let id = id.unwrap_or_else(|| remote.origins.next_id());
         let duty = message.qos() == QoS::ExactlyOnce && origin.inbound.is_some() || origin.record.is_some();
@@ -100,7 +99,7 @@ impl Cluster {
                 Err(given_back) => entry = *given_back,
             }
         }
-        let round = Round::unnamed(message, *origin, remote.applied(), taken, &mut scratch.wakes);
+        let round = Round::unnamed(message, *origin, remote.applied(), delivered, wakes);
         let mut round = round.named(remote.me.incarnation, id);
         let mut plan = Plan { matched_at: round.matched_at, ..Plan::default() };
         let here = self.match_all(&mut round, &mut plan, cache);
@@ -109,7 +108,6 @@ impl Cluster {
         if alone {
             let lsn = self.commit(&mut round, None);
             debug_assert!(!round.delivered.absent.any(), "no session freezes while a publisher is inside");
-            *delivered = round.delivered;
             return Routed { lsn, ticket, matched: here };
         }
         round.tracked = true;
@@ -125,19 +123,12 @@ impl Cluster {
             remote.seen.insert(id, no);
         }
         let absent = std::mem::take(&mut round.delivered.absent);
-        *delivered = round.delivered;
         self.begin(remote, id, entry, plan, lsn, absent);
         Routed { lsn, ticket: Some(ticket), matched: here }
     }
 
     /// At QoS 0 nobody answers, and nothing is sent twice.
-    fn route_unanswered(
-        &self,
-        mut round: Round<'_>,
-        (ticket, update): Update,
-        cache: &mut Cache,
-        delivered: &mut Delivered,
-    ) -> Routed {
+    fn route_unanswered(&self, mut round: Round<'_>, (ticket, update): Update, cache: &mut Cache) -> Routed {
         let mut plan = Plan { matched_at: round.matched_at, ..Plan::default() };
         let matched = self.match_all(&mut round, &mut plan, cache);
         let elsewhere = !plan.ask.is_empty();
@@ -150,7 +141,6 @@ impl Cluster {
             metrics.lost(metrics.losses.node(node).whose(), Loss::LinkDown, 1);
         }
         let lsn = self.commit(&mut round, None);
-        *delivered = round.delivered;
         Routed { lsn, ticket, matched: matched || elsewhere }
     }
 
@@ -274,8 +264,8 @@ impl Cluster {
     ) {
         let _inside = remote.gate.enter();
         let message = &frame.message;
-        let (applied, wakes) = (remote.applied(), &mut scratch.wakes);
-        let mut round = Round::unnamed(message, Origin::default(), applied, Delivered::default(), wakes);
+        let (applied, (delivered, wakes)) = (remote.applied(), scratch.begin());
+        let mut round = Round::unnamed(message, Origin::default(), applied, delivered, wakes);
         let mut plan = Plan { matched_at: applied, ..Plan::default() };
         let there = remote.lookup(message.topic(), &mut cache.remote);
         for ask in frame.groups.iter().filter(|g| declined.contains(&g.name)) {

@@ -106,13 +106,12 @@ impl Node {
         scratch: &mut Scratch,
     ) -> Option<Lsn> {
         let session = request.target.handle.no;
-        let mut delivered = scratch.begin();
+        let (delivered, wakes) = scratch.begin();
         let sent = |id| self.sent_as_retained(id, session);
-        let lsn = self.broker.queue_retained(request, now, sent, &mut delivered, scratch);
+        let lsn = self.broker.queue_retained(request, now, sent, delivered, wakes);
         for (seq, session) in delivered.displaced.drain(..) {
             self.settle(seq, session);
         }
-        scratch.end(delivered);
         lsn
     }
 
