@@ -225,7 +225,7 @@ impl Cluster {
             match open.at.clone() {
                 Some(node) if self.lost(remote, &node) => open.declined_by(&node, false, round.matched_at),
                 Some(_) if open.away => open.open_again(),
-                Some(node) if view.asked.contains(&node) => continue,
+                Some(_) if view.asked_groups.contains(&open.name) => continue,
                 // It answered that somebody has moved, or could not take the publish.
                 Some(node) => {
                     ask_group(plan, &node, open.ask());
@@ -247,7 +247,8 @@ impl Cluster {
         match remote.members.speaker(process) {
             Speaker::Reached(_) if open.unnoted => return false,
             Speaker::Reached(node) => {
-                let waits = !open.away && open.at.as_ref() == Some(&node) && view.asked.contains(&node);
+                let asked = view.asked_groups.contains(&open.name);
+                let waits = !open.away && open.at.as_ref() == Some(&node) && asked;
                 if !waits {
                     (open.at, open.away, open.unasked) = (Some(node.clone()), false, false);
                     ask_group(plan, &node, open.ask());

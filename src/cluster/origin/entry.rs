@@ -233,14 +233,17 @@ impl Entry {
         if self.stage != Stage::Open || self.busy || self.again.is_some() || self.waits_for(me) {
             return None;
         }
-        let asks = |p: &Part, g: &OpenGroup| {
+        self.groups.iter().find(|g| !g.away && !g.unnoted && !self.is_asked(g))
+    }
+
+    /// Whether the node that is to serve a shared subscription has been asked for that, or is once it has answered what it was asked
+    /// before. It may have been asked for its own subscribers only.
+    fn is_asked(&self, group: &OpenGroup) -> bool {
+        let asks = |p: &Part| {
             let next = p.next.as_ref().map(|(_, asked)| asked);
-            p.state == State::Asked && [Some(&p.asked), next].into_iter().flatten().any(|a| a.has(&g.name))
+            [Some(&p.asked), next].into_iter().flatten().any(|asked| asked.has(&group.name))
         };
-        let attended = |g: &&OpenGroup| {
-            g.away || g.unnoted || self.parts.iter().any(|p| g.at.as_ref() == Some(&p.node) && asks(p, g))
-        };
-        self.groups.iter().find(|g| !attended(g))
+        self.parts.iter().any(|p| p.state == State::Asked && group.at.as_ref() == Some(&p.node) && asks(p))
     }
 
     /// Nodes that have not answered.
@@ -326,6 +329,7 @@ impl Entry {
             shared_only: !self.direct,
             groups: self.groups.clone(),
             asked: self.asked().cloned().collect(),
+            asked_groups: self.groups.iter().filter(|g| self.is_asked(g)).map(|g| g.name.clone()).collect(),
             ticket: self.ticket.clone(),
             noted: self.noted(),
         })

@@ -59,7 +59,7 @@ fn a_node_that_was_lost_and_is_back_is_asked_anew_although_it_was_asked_before()
     assert!(view.asked.is_empty());
     assert_eq!(frames(&origins.check_in(id, plan(6), 6)), 1);
     origins.lane_done(id);
-    let answer = Answer::Accepted { matched: true, declined: Vec::new() };
+    let answer = accepted();
     let (next, _) = origins.answered(&n1, vec![(id, answer)], 6);
     assert_eq!(next.done.len(), 1);
 }
@@ -84,11 +84,10 @@ fn what_was_matched_again_is_past_a_node_that_has_not_answered() {
     origins.lane_done(id);
     assert_eq!(floors(9), (5, 7), "what it was asked at 5 is on its way");
     assert!(!origins.queue_behind(std::slice::from_ref(&n1), 7));
-    let accepted = Answer::Accepted { matched: true, declined: Vec::new() };
-    let (next, _) = origins.answered(&n1, vec![(id, accepted.clone())], 7);
+    let (next, _) = origins.answered(&n1, vec![(id, accepted())], 7);
     assert_eq!((next.sends.len(), next.risen), (1, Some(5)));
     assert_eq!(floors(9), (7, 7));
-    let (next, _) = origins.answered(&n1, vec![(id, accepted)], 7);
+    let (next, _) = origins.answered(&n1, vec![(id, accepted())], 7);
     assert_eq!((next.done.len(), next.risen, floors(9)), (1, Some(7), (9, 9)));
     assert!(origins.past_floors(9).is_empty());
 }
@@ -121,6 +120,10 @@ fn at_stage(stage: Stage) -> Entry {
     let mut entry = Entry::new(message(), 1, Time(1));
     entry.stage = stage;
     entry
+}
+
+fn accepted() -> Answer {
+    Answer::Accepted { matched: true, declined: Vec::new() }
 }
 
 fn direct() -> entry::Asked {
@@ -158,7 +161,7 @@ fn behind_a_group() -> (Origins, Arc<str>, MessageId) {
 #[test]
 fn what_waits_behind_a_question_about_a_group_is_on_its_way_since_it_was_held() {
     let (origins, n1, id) = behind_a_group();
-    let answer = Answer::Accepted { matched: true, declined: Vec::new() };
+    let answer = accepted();
     let (next, _) = origins.answered(&n1, vec![(id, answer)], 12);
     assert_eq!(next.sends.len(), 1);
     assert_eq!(origins.settled_floor(&n1, 20), 12);
@@ -167,7 +170,7 @@ fn what_waits_behind_a_question_about_a_group_is_on_its_way_since_it_was_held() 
 #[test]
 fn what_is_matched_anew_after_an_answer_about_a_group_is_on_its_way_since_it_was_held() {
     let (origins, n1, id) = behind_a_group();
-    let answer = Answer::Accepted { matched: true, declined: Vec::new() };
+    let answer = accepted();
     let (next, _) = origins.answered(&n1, vec![(id, answer)], 15);
     assert_eq!((next.sends.len(), origins.settled_floor(&n1, 20)), (0, 5));
     let view = origins.check_out(id, 15).unwrap();
@@ -234,6 +237,40 @@ fn a_match_for_groups_alone_settles_nothing_else() {
     );
     assert!(next.done.is_empty());
     assert_eq!(origins.settled_floor(&n1, 6), 5);
+}
+
+/// A node answers while the publish is being matched: what it was to be asked next, to serve a shared subscription, is void, and the match asks
+/// it for its own subscribers only. The next match must not take it for asked.
+#[test]
+fn a_node_that_is_asked_for_its_own_subscribers_is_not_asked_to_serve_a_group() {
+    let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
+    let id = origins.next_id();
+    let at = Some(n1.clone());
+    let group = entry::OpenGroup { at, ..entry::OpenGroup::new("$share/g/t".into()) };
+    let to_serve = entry::Asked { direct: false, groups: [group.ask()].into_iter().collect() };
+    let direct_plan = |matched_at, moving| Plan {
+        matched_at,
+        direct: true,
+        ask: [(n1.clone(), direct())].into_iter().collect(),
+        groups: if moving { [group.clone()].into_iter().collect() } else { Default::default() },
+        moving,
+        ..Plan::default()
+    };
+    // Asked for its own subscribers; a session here may be about to move as well.
+    origins.begin(id, Entry::new(message(), 1, Time(1)), direct_plan(5, true));
+    // It is to serve a group once it has answered.
+    let ask = [(n1.clone(), to_serve)].into_iter().collect();
+    origins.check_in(id, Plan { matched_at: 5, ask, ..Plan::default() }, 5);
+    assert_eq!(origins.moved_here(id, 6, 6).again, [id]);
+    let first = origins.check_out(id, 6).unwrap();
+    assert_eq!(&*first.asked_groups, ["$share/g/t".into()]);
+    let (next, _) = origins.answered(&n1, vec![(id, accepted())], 6);
+    assert!(next.sends.is_empty(), "what was to be asked was matched on an older index");
+    let next = origins.check_in(id, direct_plan(6, false), 6);
+    assert_eq!((next.sends.len(), next.again), (1, vec![id]));
+    let second = origins.check_out(id, 6).unwrap();
+    assert_eq!(&*second.asked, [n1]);
+    assert!(second.asked_groups.is_empty() && second.groups.len() == 1, "nobody is asked to serve it");
 }
 
 /// Who finds the publish at its end settles the record by its number: before the record is there that would settle nothing.

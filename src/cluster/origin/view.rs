@@ -27,6 +27,8 @@ pub struct View {
     pub groups: SmallVec<[OpenGroup; 1]>,
     /// Nodes that have not answered.
     pub asked: SmallVec<[Arc<str>; 2]>,
+    /// Shared subscriptions that a node which has not answered is asked to serve.
+    pub asked_groups: SmallVec<[Arc<str>; 1]>,
     /// Whether who is asked to serve a shared subscription has to be in the journal first.
     pub noted: bool,
     /// What the publisher waits for.
