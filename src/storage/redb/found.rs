@@ -4,7 +4,6 @@ use super::medium::{FileMedium, Medium};
 use super::{JOURNAL_FILE, RedbJournal, RedbOptions, open};
 use crate::ports::{History, Recovered, Stamped};
 use crate::storage::OpenError;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ pub struct FoundJournal {
     pub(super) medium: Box<dyn Medium>,
     pub(super) options: RedbOptions,
     /// Holds the lock on the data directory.
-    pub(super) lock: Option<File>,
+    pub(super) lock: Option<open::DirectoryLock>,
 }
 
 impl FoundJournal {
@@ -32,7 +31,7 @@ impl FoundJournal {
     pub(super) fn find_on(
         medium: Box<dyn Medium>,
         options: RedbOptions,
-        lock: Option<File>,
+        lock: Option<open::DirectoryLock>,
     ) -> Result<FoundJournal, OpenError> {
         let found = open::find(&*medium, &options)?;
         Ok(FoundJournal { found, medium, options, lock })

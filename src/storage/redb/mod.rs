@@ -118,7 +118,7 @@ impl RedbJournal {
     fn open_on(
         medium: Box<dyn medium::Medium>,
         options: RedbOptions,
-        lock: Option<std::fs::File>,
+        lock: Option<open::DirectoryLock>,
     ) -> Result<(Arc<RedbJournal>, Recovered), OpenError> {
         let found = FoundJournal::find_on(medium, options, lock)?;
         RedbJournal::begin(found, false).map(|(journal, recovered, _)| (journal, recovered))

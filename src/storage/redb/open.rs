@@ -52,8 +52,31 @@ pub(super) struct Opened {
     pub(super) keys_reserved: u64,
 }
 
-/// Takes the data directory for this process. It is free again when the file is dropped.
-pub(super) fn lock_directory(dir: &Path) -> Result<File, OpenError> {
+/// That a data directory is this process's. It is free again when this is dropped, whoever else has the file by then: a child that was forked
+/// has it until it runs its own program.
+pub(super) struct DirectoryLock(File);
+
+#[cfg(test)]
+impl DirectoryLock {
+    /// What a child has between fork and exec.
+    pub(super) fn copy_of_file(&self) -> File {
+        self.0.try_clone().unwrap()
+    }
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // What fails here is done by the kernel when the last file is closed.
+        let _ = rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock);
+    }
+}
+
+/// Takes the data directory for this process.
+///
+/// # Errors
+///
+/// [`OpenError::InUse`] with the process that has it; else that there is no such directory, or that the lock file cannot be made there.
+pub(super) fn lock_directory(dir: &Path) -> Result<DirectoryLock, OpenError> {
     match std::fs::metadata(dir) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Err(OpenError::NotADirectory { path: dir.to_owned() }),
@@ -83,7 +106,7 @@ pub(super) fn lock_directory(dir: &Path) -> Result<File, OpenError> {
     if let Err(error) = told {
         tracing::warn!(path = %path.display(), %error, "cannot write the process number to the lock file");
     }
-    Ok(file)
+    Ok(DirectoryLock(file))
 }
 
 /// Opens and reads the journal, making it if there is none. Rows that are there are not changed.

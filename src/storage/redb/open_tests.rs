@@ -76,6 +76,17 @@ fn a_directory_in_use_is_named_with_the_process_that_uses_it() {
     open_in(dir.path()).unwrap();
 }
 
+/// Between fork and exec a child has a copy of every file.
+#[test]
+fn a_directory_is_free_once_its_journal_is_closed_although_a_child_has_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = super::open::lock_directory(dir.path()).unwrap();
+    let childs_copy = lock.copy_of_file();
+    drop(lock);
+    super::open::lock_directory(dir.path()).unwrap();
+    drop(childs_copy);
+}
+
 #[test]
 fn other_files_are_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();

@@ -12,7 +12,6 @@ use crate::ports::{JournalHealth, Lsn, StoreKnown};
 use crate::storage::wakers::Wakers;
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::Database;
-use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,7 +41,7 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     pub(super) stall: Stall,
     /// Holds the lock on the data directory.
-    pub(super) _lock: Option<File>,
+    pub(super) _lock: Option<open::DirectoryLock>,
 }
 
 impl Shared {
