@@ -57,7 +57,7 @@ impl Way<'_> {
 pub struct Absent {
     /// All of them that were not looked at yet.
     pub sessions: Vec<SessionNo>,
-    /// They may be about to move.
+    /// Sessions that may be about to move to another node.
     pub moving: Vec<Arc<Handle>>,
     /// The last revision at which one moved.
     pub moved: Option<Revision>,
@@ -78,7 +78,7 @@ impl Absent {
 /// What became of a message for one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gave {
-    /// It is not for this one: a client's own message, or one that only its publisher gets.
+    /// The message is not for this session: it is the client's own, or only its publisher gets it.
     NotMeant,
     /// The session has it, or will once it is written, or has lost it for good.
     Yes,

@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// What became of a session without a connection.
 #[derive(Debug, Default)]
 pub struct CarriedOut {
-    /// It is over.
+    /// Whether the session is over.
     pub ended: bool,
     /// When the last change to it is durable.
     pub lsn: Option<Lsn>,
@@ -33,9 +33,9 @@ pub struct CarriedOut {
 /// What a session without a connection wants done that others have to do with.
 #[derive(Debug)]
 pub enum Wanted {
-    /// This message is its will, and due.
+    /// The session's will is due: this message.
     Will(Message),
-    /// It is over.
+    /// The session is over.
     End,
 }
 
@@ -75,7 +75,7 @@ pub struct HandOn {
     pub from: Arc<Handle>,
     /// Messages that are still to be read.
     pub seqs: VecDeque<Seq>,
-    /// Those of them that were sent before.
+    /// Messages of `seqs` that were sent to the client before.
     pub begun: HashSet<Seq>,
     /// When it ended.
     pub now: Time,
@@ -99,7 +99,7 @@ pub enum Handed {
         /// One is about to leave this node, or has just left.
         leaving: bool,
     },
-    /// It is for nobody else.
+    /// Nobody else may have the message: it has expired, came through no shared subscription, or was begun at QoS 2 (MQTT 5, 4.8.2).
     Nowhere,
 }
 
