@@ -184,6 +184,14 @@ impl Client {
         }
     }
 
+    /// The broker's end of the connection.
+    ///
+    /// # Errors
+    /// If it is lost.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
     /// The next packet, which must come.
     pub fn recv(&mut self) -> In {
         self.try_recv().unwrap_or_else(|e| panic!("no packet: {e}"))

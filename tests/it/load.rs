@@ -111,7 +111,7 @@ fn reconnect(dial: &Dial, stage: &Stage, conn: u64) -> Client {
 
 /// The next packet; an error if the connection is lost. That nothing comes for long is no loss, but a failure, unless the history is
 /// being judged.
-fn receive(client: &mut Client, stage: &Stage) -> io::Result<In> {
+fn receive(client: &mut Client, dial: &Dial, stage: &Stage) -> io::Result<In> {
     loop {
         match client.try_recv() {
             Ok(
@@ -121,7 +121,10 @@ fn receive(client: &mut Client, stage: &Stage) -> io::Result<In> {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && stage.judging.load(Ordering::Acquire) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => panic!("nothing comes any more"),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let at = client.peer().map_or_else(|e| e.to_string(), |at| at.to_string());
+                panic!("nothing comes any more to {} at {at}", dial.client_id)
+            }
             other => return other,
         }
     }
@@ -192,7 +195,7 @@ impl Publisher {
                     std::thread::park_timeout(self.pace);
                 }
             }
-            match receive(client, &self.stage)? {
+            match receive(client, &self.dial, &self.stage)? {
                 In::PubAck(id, reason) => self.acked(id, reason, true),
                 In::PubRec(id, reason) => {
                     self.acked(id, reason, false);
@@ -330,7 +333,7 @@ impl Subscriber {
             if self.restless.is_some_and(|most| messages > most) && !self.stage.stop.load(Ordering::Acquire) {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
-            match receive(client, &self.stage)? {
+            match receive(client, &self.dial, &self.stage)? {
                 In::SubAck(_, codes) => self.subscribed(&codes),
                 In::Publish(p) => {
                     messages += 1;
