@@ -100,6 +100,8 @@ pub struct Entry {
     pub busy: bool,
     /// It has to be matched again.
     pub again: Option<Again>,
+    /// It has to be matched again after the next match too, which does not wait for this revision.
+    later: Option<Again>,
     /// Shared subscriptions not served yet.
     pub groups: SmallVec<[OpenGroup; 1]>,
     /// Whether shared subscriptions have been looked for: later only those that are open matter.
@@ -166,6 +168,7 @@ impl Entry {
             stage: Stage::Open,
             busy: false,
             again: None,
+            later: None,
             groups: SmallVec::new(),
             groups_known: false,
             first_matched: 0,
@@ -377,7 +380,9 @@ impl Entry {
             }
         }
         // A match for shared subscriptions alone has not looked for what was asked of a node that could not do it.
-        let settled = if plan.direct || !self.direct { moved } else { SmallVec::new() };
+        // Nor has one on an index that does not know yet where a session went.
+        let settles = (plan.direct || !self.direct) && self.later.is_none();
+        let settled = if settles { moved } else { SmallVec::new() };
         for node in settled {
             if self.parts.iter().any(|p| p.node == node && p.state == State::Moved) {
                 self.remove(&node, floors);
@@ -392,6 +397,9 @@ impl Entry {
         }
         if let (false, Some(at)) = (plan.moving, plan.moved) {
             self.answer(me, Answer::Moved(at), at, floors);
+        }
+        if let Some(later) = self.later.take() {
+            self.match_again(later.at, later.direct);
         }
         sends
     }
@@ -551,7 +559,8 @@ impl Entry {
     }
 
     /// Its record is durable: the frames that waited for that, or `None` if it has to be matched anew since the index has
-    /// moved on from what it was matched on.
+    /// moved on from what it was matched on. That does not wait for a session here that moved at a revision still to be applied:
+    /// later publishes do not either, and would reach other nodes before this one. It is matched once more then.
     pub fn recorded(&mut self, applied: Revision) -> Option<Sends> {
         let mut sends = *self.deferred.take()?;
         if self.first_matched == applied {
@@ -562,6 +571,7 @@ impl Entry {
         for (node, _, _) in &sends.frames {
             self.parts.iter_mut().filter(|p| p.node == *node).for_each(|p| p.state = State::Moved);
         }
+        self.later = self.again.take().filter(|again| again.at > applied);
         self.match_again(0, true);
         None
     }
@@ -582,7 +592,7 @@ impl Entry {
         }
         self.expire(floors);
         self.groups.clear();
-        self.again = None;
+        (self.again, self.later) = (None, None);
         asked
     }
 }

@@ -273,6 +273,45 @@ fn a_node_that_is_asked_for_its_own_subscribers_is_not_asked_to_serve_a_group() 
     assert!(second.asked_groups.is_empty() && second.groups.len() == 1, "nobody is asked to serve it");
 }
 
+/// A session here moved at a revision that this node's index has not reached when the record of a publish becomes durable. Other nodes must
+/// not wait for that: what is published next reaches them at once, and would overtake.
+#[test]
+fn frames_that_wait_for_a_record_do_not_wait_for_a_session_that_moved_as_well() {
+    let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
+    let plan = |matched_at, moving| Plan {
+        matched_at,
+        direct: true,
+        ask: [(n1.clone(), direct())].into_iter().collect(),
+        moving,
+        ..Plan::default()
+    };
+    let frames = |next: &Next| next.sends.iter().map(|(_, _, s)| s.frames.len()).sum::<usize>();
+    for durable_at in [62, 64] {
+        let id = origins.next_id();
+        let first = origins.begin(id, at_stage(Stage::Recording), plan(62, true));
+        assert_eq!(frames(&first), 0, "its record is not durable");
+        assert_eq!(origins.moved_here(id, 66, 62).again, []);
+        let next = origins.recorded([id], durable_at);
+        if durable_at == 62 {
+            assert_eq!((frames(&next), next.again.len()), (1, 0), "matched on what is known still");
+        } else {
+            assert_eq!((frames(&next), &next.again), (0, &vec![id]), "matched at once");
+            origins.check_out(id, 64).unwrap();
+            assert_eq!(frames(&origins.check_in(id, plan(64, false), 64)), 1);
+        }
+        assert!(origins.settled_floor("n0", 66) < 66, "where the session went nobody knows yet");
+        let (next, _) = origins.answered(&n1, vec![(id, accepted())], 64);
+        assert!(next.done.is_empty() && origins.check_out(id, 65).is_none());
+        // The index has come to the move.
+        assert_eq!(origins.due(66), [id]);
+        origins.check_out(id, 66).unwrap();
+        let next = origins.check_in(id, Plan { matched_at: 66, direct: true, ..Plan::default() }, 66);
+        assert_eq!(next.done.len(), 1);
+        assert!(origins.remove(id));
+        assert_eq!(origins.settled_floor("n0", 66), 66);
+    }
+}
+
 /// Who finds the publish at its end settles the record by its number: before the record is there that would settle nothing.
 #[test]
 fn a_new_number_of_a_record_is_seen_once_the_record_is_appended() {
