@@ -98,9 +98,10 @@ pub struct Entry {
     pub stage: Stage,
     /// It is being matched.
     pub busy: bool,
-    /// It has to be matched again.
+    /// When and why the publish is to be matched the next time.
     pub again: Option<Again>,
-    /// It has to be matched again after the next match too, which does not wait for this revision.
+    /// When and why the publish is to be matched once more after `again`: a session here moved at a revision that the next match does not wait
+    /// for. Empty except between [`Entry::recorded`] and the match that follows.
     later: Option<Again>,
     /// Shared subscriptions not served yet.
     pub groups: SmallVec<[OpenGroup; 1]>,
@@ -558,9 +559,9 @@ impl Entry {
         self.parts.iter_mut().for_each(|p| (p.state, p.next) = (State::Moved, None));
     }
 
-    /// Its record is durable: the frames that waited for that, or `None` if it has to be matched anew since the index has
-    /// moved on from what it was matched on. That does not wait for a session here that moved at a revision still to be applied:
-    /// later publishes do not either, and would reach other nodes before this one. It is matched once more then.
+    /// The publish's record is durable: the frames that waited for that, or `None` if the publish has to be matched anew since the index has
+    /// moved on from what it was matched on. The new match does not wait for a session here that moved at a revision still to be applied:
+    /// later publishes do not wait either, and would reach other nodes before this one. At that revision the publish is matched once more.
     pub fn recorded(&mut self, applied: Revision) -> Option<Sends> {
         let mut sends = *self.deferred.take()?;
         if self.first_matched == applied {

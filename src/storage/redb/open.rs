@@ -52,8 +52,8 @@ pub(super) struct Opened {
     pub(super) keys_reserved: u64,
 }
 
-/// That a data directory is this process's. It is free again when this is dropped, whoever else has the file by then: a child that was forked
-/// has it until it runs its own program.
+/// The lock by which a data directory belongs to this process. Dropping the lock frees the directory at once, also while a child that was
+/// forked still has a copy of the lock file, as every child has until it runs its own program.
 pub(super) struct DirectoryLock(File);
 
 #[cfg(test)]
