@@ -1,14 +1,21 @@
 //! Tasks waiting for a position of the journal. Never calls a waker while holding its lock.
 
 use crate::ports::Lsn;
-use hashbrown::HashMap;
+use hashbrown::HashSet;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::task::Waker;
 
 /// Who waits for what. A task is listed once for each position it waits for, however often it asks.
 #[derive(Default)]
-pub(super) struct Wakers(Mutex<BTreeMap<Lsn, HashMap<Key, Waker, foldhash::fast::FixedState>>>);
+pub(super) struct Wakers(Mutex<BTreeMap<Lsn, Waiting>>);
+
+/// Who waits for one position, in the order in which they came.
+#[derive(Default)]
+struct Waiting {
+    listed: HashSet<Key, foldhash::fast::FixedState>,
+    wakers: Vec<Waker>,
+}
 
 /// A waker's identity: its data and its table of functions. Listed wakers are alive, so neither is reused meanwhile.
 type Key = (usize, usize);
@@ -24,7 +31,10 @@ impl Wakers {
             let mut waiting = self.0.lock();
             // Asked under the lock: whoever raises it takes the lock afterwards and finds the entry.
             if durable() < lsn {
-                waiting.entry(lsn).or_default().entry(key(waker)).or_insert_with(|| waker.clone());
+                let waiting = waiting.entry(lsn).or_default();
+                if waiting.listed.insert(key(waker)) {
+                    waiting.wakers.push(waker.clone());
+                }
                 return;
             }
         }
@@ -46,7 +56,7 @@ impl Wakers {
                 None => std::mem::take(&mut *waiting),
             }
         };
-        for waker in due.into_values().flat_map(HashMap::into_values) {
+        for waker in due.into_values().flat_map(|waiting| waiting.wakers) {
             waker.wake();
         }
     }
@@ -74,6 +84,24 @@ mod tests {
     fn counter() -> (Arc<Count>, Waker) {
         let count = Arc::new(Count(AtomicUsize::new(0)));
         (count.clone(), Waker::from(count))
+    }
+
+    struct Named(usize, Arc<Mutex<Vec<usize>>>);
+    impl Wake for Named {
+        fn wake(self: Arc<Self>) {
+            self.1.lock().push(self.0);
+        }
+    }
+
+    /// Where a task is in memory says nothing: a simulation is replayed step by step.
+    #[test]
+    fn who_came_first_is_woken_first() {
+        let (wakers, woken) = (Wakers::default(), Arc::default());
+        let all: Vec<Waker> =
+            (0..100).map(|no| Waker::from(Arc::new(Named(no, Arc::clone(&woken))))).collect();
+        all.iter().for_each(|waker| wakers.register(1, waker, || 0));
+        wakers.wake_up_to(1);
+        assert_eq!(*woken.lock(), (0..100).collect::<Vec<_>>());
     }
 
     #[test]
