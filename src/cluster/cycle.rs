@@ -95,7 +95,7 @@ impl Cluster {
 
     /// Matches what waits in the lane as soon as this node is current, in order.
     pub(super) fn run_lane(&self, remote: &Arc<Remote>) {
-        if !remote.origins.lane_open() || !remote.origins.attend_lane(remote.applied()) {
+        if !remote.origins.lane_open() || !remote.origins.attend_lane() {
             return;
         }
         let (cluster, remote) = (self.me.clone(), remote.clone());
@@ -106,7 +106,7 @@ impl Cluster {
                 let Some(cluster) = cluster.upgrade() else { return };
                 if cluster.match_lane(&remote) {
                     remote.origins.leave_lane();
-                    if !remote.origins.attend_lane(remote.applied()) {
+                    if !remote.origins.attend_lane() {
                         return;
                     }
                 }

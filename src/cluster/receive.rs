@@ -114,7 +114,8 @@ impl Cluster {
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) {
-        let place = remote.late.take_place(key);
+        // Its own subscribers wait for a frame that is for them.
+        let place = if frame.direct { remote.late.take_place(key) } else { None };
         let mut received = self.receive(&frame, key.0, cache, scratch);
         received.absent.moved = received.absent.moved.max(moved);
         let moving = std::mem::take(&mut received.absent.moving);

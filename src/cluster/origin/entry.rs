@@ -2,6 +2,7 @@
 
 pub use super::asked::{Asked, OpenGroup};
 use super::floors::{Floors, Matched};
+use super::part::{Part, Question};
 use super::view::View;
 use crate::broker::ticket::{Kept, Ticket};
 use crate::clock::Time;
@@ -10,44 +11,6 @@ use crate::mqtt::{Message, QoS};
 use crate::ports::{Answer, GroupTry, Publisher, Recipient, Revision, Seq, SessionNo};
 use smallvec::SmallVec;
 use std::sync::Arc;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// The node has not answered.
-    Asked,
-    /// It answered that a session moved: nothing is settled before the publish is matched again.
-    Moved,
-}
-
-/// What one node has to do with a publish.
-#[derive(Debug)]
-struct Part {
-    node: Arc<str>,
-    matched_at: Revision,
-    /// The revision at which what is on its way to the node was matched first, or waits to be: that orders it.
-    floor: Revision,
-    /// When it was matched the last time, with or without a new frame to this node.
-    past: Revision,
-    state: State,
-    asked: Asked,
-    /// To be asked once the node has answered, and when that was matched.
-    next: Option<(Revision, Asked)>,
-}
-
-impl Part {
-    fn in_words(&self) -> String {
-        let groups: Vec<&str> = self.asked.groups.iter().map(|g| &*g.name).collect();
-        let (node, at, direct) = (&self.node, self.matched_at, self.asked.direct);
-        let next =
-            self.next.as_ref().map_or(String::new(), |(at, _)| format!(", more to be asked as of {at}"));
-        match self.state {
-            State::Asked => {
-                format!("for node {node}, asked at revision {at} (direct {direct}, {groups:?}{next})")
-            }
-            State::Moved => format!("for node {node} to be asked anew"),
-        }
-    }
-}
 
 /// How far a publish is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,15 +23,6 @@ pub enum Stage {
     Open,
     /// Every node has it; that is not durable here.
     Settling,
-}
-
-/// Why a publish is to be matched again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Again {
-    /// Not before this revision is applied.
-    pub at: Revision,
-    /// Also for sessions that subscribed for themselves, not only for shared subscriptions.
-    pub direct: bool,
 }
 
 /// See the module.
@@ -98,11 +52,11 @@ pub struct Entry {
     pub stage: Stage,
     /// It is being matched.
     pub busy: bool,
-    /// When and why the publish is to be matched the next time.
-    pub again: Option<Again>,
-    /// When and why the publish is to be matched once more after `again`: a session here moved at a revision that the next match does not wait
-    /// for. Empty except between [`Entry::recorded`] and the match that follows.
-    later: Option<Again>,
+    /// Whether the publish is to be matched as soon as possible: `Some(true)` also for sessions that subscribed for themselves,
+    /// `Some(false)` for shared subscriptions only.
+    soon: Option<bool>,
+    /// Whether the publish is matched again after a while: a node could not take it.
+    retry: bool,
     /// Shared subscriptions not served yet.
     pub groups: SmallVec<[OpenGroup; 1]>,
     /// Whether shared subscriptions have been looked for: later only those that are open matter.
@@ -168,8 +122,8 @@ impl Entry {
             matched: false,
             stage: Stage::Open,
             busy: false,
-            again: None,
-            later: None,
+            soon: None,
+            retry: false,
             groups: SmallVec::new(),
             groups_known: false,
             first_matched: 0,
@@ -213,7 +167,7 @@ impl Entry {
         for g in self.groups.iter_mut().filter(|g| g.unnoted) {
             (g.at, g.unnoted, g.unasked) = (None, false, true);
         }
-        self.match_again(0, false);
+        self.match_soon(false);
     }
 
     /// Bytes it counts with.
@@ -225,7 +179,7 @@ impl Entry {
     pub fn done(&self) -> bool {
         self.stage == Stage::Open
             && !self.busy
-            && self.again.is_none()
+            && self.soon.is_none()
             && self.parts.is_empty()
             && self.away.is_empty()
             && self.groups.is_empty()
@@ -234,25 +188,23 @@ impl Entry {
     /// A shared subscription that has not been served, and that nobody will say anything about: neither is a node asked or waited for,
     /// nor this one itself (`me`), nor the journal. There must be none while the publish is not to be matched again.
     pub fn unattended(&self, me: &str) -> Option<&OpenGroup> {
-        if self.stage != Stage::Open || self.busy || self.again.is_some() || self.waits_for(me) {
+        let again = self.retry || self.due_at().is_some();
+        if self.stage != Stage::Open || self.busy || again || self.waits_for(me) {
             return None;
         }
         self.groups.iter().find(|g| !g.away && !g.unnoted && !self.is_asked(g))
     }
 
     /// Whether the node that is to serve a shared subscription has been asked for that, or is once it has answered what it was asked
-    /// before. It may have been asked for its own subscribers only.
+    /// before.
     fn is_asked(&self, group: &OpenGroup) -> bool {
-        let asks = |p: &Part| {
-            let next = p.next.as_ref().map(|(_, asked)| asked);
-            [Some(&p.asked), next].into_iter().flatten().any(|asked| asked.has(&group.name))
-        };
-        self.parts.iter().any(|p| p.state == State::Asked && group.at.as_ref() == Some(&p.node) && asks(p))
+        let asks = |p: &Part| group.at.as_ref() == Some(&p.node) && p.is_asked_to_serve(&group.name);
+        self.parts.iter().any(asks)
     }
 
     /// Nodes that have not answered.
     pub fn asked(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.parts.iter().filter(|p| p.state == State::Asked).map(|p| &p.node)
+        self.parts.iter().filter(|p| p.is_asked()).map(|p| &p.node)
     }
 
     /// What it waits for, in words.
@@ -262,7 +214,7 @@ impl Entry {
             Stage::Lane => vec!["for its turn to be matched".to_owned()],
             Stage::Open | Stage::Settling => Vec::new(),
         };
-        said.extend(self.again.map(|again| format!("to be matched again at revision {}", again.at)));
+        said.extend(self.soon.map(|_| "to be matched again".to_owned()));
         said.extend(self.busy.then(|| "for its match".to_owned()));
         said.extend(self.parts.iter().map(|p| p.in_words()));
         said.extend(self.away.iter().map(|(node, _)| format!("for node {node}, which is away")));
@@ -284,7 +236,7 @@ impl Entry {
 
     /// Whether one of these nodes was asked and has not answered, and it was not matched at `at` or later.
     pub fn is_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
-        self.parts.iter().any(|p| p.state == State::Asked && p.past < at && nodes.contains(&p.node))
+        self.parts.iter().any(|p| p.is_asked() && p.past < at && nodes.contains(&p.node))
     }
 
     /// Whether `node` was asked and has not answered.
@@ -294,9 +246,7 @@ impl Entry {
 
     /// Nobody will answer frames to these nodes: whoever is wanted there is to be asked anew.
     pub fn lose(&mut self, nodes: &[Arc<str>]) {
-        for part in self.parts.iter_mut().filter(|p| p.state == State::Asked && nodes.contains(&p.node)) {
-            (part.state, part.next) = (State::Moved, None);
-        }
+        self.parts.iter_mut().filter(|p| p.is_asked() && nodes.contains(&p.node)).for_each(Part::lose);
     }
 
     /// Keeps the promise made to the publisher.
@@ -306,23 +256,40 @@ impl Entry {
         }
     }
 
-    /// It has to be matched again once `at` is applied.
-    pub fn match_again(&mut self, at: Revision, direct: bool) {
-        let old = self.again.unwrap_or(Again { at: 0, direct: false });
-        self.again = Some(Again { at: old.at.max(at), direct: old.direct || (direct && self.direct) });
+    /// It has to be matched again as soon as possible; `direct`: also for sessions that subscribed for themselves.
+    pub fn match_soon(&mut self, direct: bool) {
+        let direct = direct && self.direct;
+        self.soon = Some(self.soon.is_some_and(|before| before) || direct);
+    }
+
+    /// A while has passed since a node could not take it.
+    pub fn try_again(&mut self) {
+        self.retry = false;
+        self.match_soon(true);
+    }
+
+    /// From which revision on it has to be matched again; 0 = from now on, `None` = not at all. While a session is to be looked for that moved at
+    /// a revision still to be applied, nobody is asked about shared subscriptions alone: a node whose own sessions wait for this publish
+    /// takes the next frame for theirs.
+    pub fn due_at(&self) -> Option<Revision> {
+        match self.soon {
+            Some(true) => Some(0),
+            soon => self.parts.iter().filter_map(Part::due_at).min().or(soon.map(|_| 0)),
+        }
     }
 
     /// Whether it can be matched when its turn in the lane comes.
-    pub fn lane_ready(&self, applied: Revision) -> bool {
-        self.stage != Stage::Recording && self.again.is_none_or(|again| again.at <= applied)
+    pub fn lane_ready(&self) -> bool {
+        self.stage != Stage::Recording
     }
 
     /// Takes it to match it; `None` if there is nothing to match, or somebody is at it.
     pub fn check_out(&mut self, applied: Revision) -> Option<View> {
-        if self.busy || self.stage != Stage::Open || self.again.is_none_or(|a| a.at > applied) {
+        if self.busy || self.stage != Stage::Open || self.due_at().is_none_or(|at| at > applied) {
             return None;
         }
-        let Again { direct, .. } = self.again.take()?;
+        let moved = self.parts.iter().filter_map(Part::due_at).any(|at| at <= applied);
+        let direct = self.soon.take() == Some(true) || moved;
         self.busy = true;
         Some(View {
             message: self.message.clone(),
@@ -354,12 +321,14 @@ impl Entry {
         if plan.direct {
             self.wait_for_away(&plan, floors);
         }
-        if plan.direct || !self.direct {
-            self.look_past(plan.matched_at, floors);
+        // A match for shared subscriptions alone has not looked for anybody else.
+        let whole = plan.direct || !self.direct;
+        if whole {
+            self.parts.iter_mut().for_each(|p| p.look_past(plan.matched_at, floors));
         }
         for node in plan.gone {
             if self.waits_for(&node) {
-                self.remove(&node, floors);
+                self.parts.iter_mut().filter(|p| p.node == node).for_each(Part::drop_questions);
                 sends.cancels.push(node);
             }
         }
@@ -370,37 +339,32 @@ impl Entry {
                 None => self.groups.push(g),
             }
         }
-        // Old parts stay until the new ones are there: what is settled must not be claimed too early.
-        let moved: SmallVec<[Arc<str>; 2]> =
-            self.parts.iter().filter(|p| p.state == State::Moved).map(|p| p.node.clone()).collect();
+        // What is settled must not be claimed before those that were found have been asked.
         for (node, asked) in plan.ask {
-            if let Some(asked) = self.ask(&node, plan.matched_at, asked, floors) {
+            let question = Question { at: plan.matched_at, asked };
+            if let Some(asked) = self.ask(&node, question, whole, floors) {
                 sends.frames.push((node, plan.matched_at, asked));
             } else {
                 self.hold_floor(&node, owed, floors);
             }
         }
-        // A match for shared subscriptions alone has not looked for what was asked of a node that could not do it.
-        // Nor has one on an index that does not know yet where a session went.
-        let settles = (plan.direct || !self.direct) && self.later.is_none();
-        let settled = if settles { moved } else { SmallVec::new() };
-        for node in settled {
-            if self.parts.iter().any(|p| p.node == node && p.state == State::Moved) {
-                self.remove(&node, floors);
-            }
-        }
         if plan.moving || plan.moved.is_some() {
-            let asked = Asked { direct: true, ..Asked::default() };
-            if plan.direct || !self.direct {
-                self.forget_question(me);
+            if whole {
+                // What this node waits for itself is not on its way: a new match takes its place at once.
+                for p in self.parts.iter_mut().filter(|p| p.node == *me) {
+                    p.lose();
+                    p.look_past(plan.matched_at, floors);
+                }
             }
-            self.ask(me, plan.matched_at, asked, floors);
+            let asked = Asked { direct: true, ..Asked::default() };
+            self.ask(me, Question { at: plan.matched_at, asked }, whole, floors);
+        }
+        if whole {
+            self.parts.iter_mut().for_each(|p| p.looked_for(plan.matched_at));
+            self.remove_those_over(floors);
         }
         if let (false, Some(at)) = (plan.moving, plan.moved) {
-            self.answer(me, Answer::Moved(at), at, floors);
-        }
-        if let Some(later) = self.later.take() {
-            self.match_again(later.at, later.direct);
+            self.answer(me, Answer::Moved(at), plan.matched_at, floors);
         }
         sends
     }
@@ -408,14 +372,10 @@ impl Entry {
     /// A node is asked for its own subscribers once it has answered about shared subscriptions: until then the publish counts as on its
     /// way there since `owed`. An answer about shared subscriptions does not wait for what is settled.
     fn hold_floor(&mut self, node: &Arc<str>, owed: Revision, floors: &mut Floors) {
-        let waits = |p: &&mut Part| {
-            p.node == *node && !p.asked.direct && p.next.as_ref().is_some_and(|(_, more)| more.direct)
-        };
-        if let Some(p) = self.parts.iter_mut().find(waits)
-            && owed < p.floor
-        {
-            floors.replace(node, (p.floor, p.past), (owed, p.past));
-            p.floor = owed;
+        let direct = |q: &Option<Question>| q.as_ref().is_some_and(|q| q.asked.direct);
+        let waits = |p: &&mut Part| p.node == *node && !direct(&p.question) && direct(&p.next);
+        if let Some(p) = self.parts.iter_mut().find(waits) {
+            p.count((p.floor.min(owed), p.past), floors);
         }
     }
 
@@ -439,52 +399,35 @@ impl Entry {
         }
     }
 
-    /// It was matched at `at`: whoever had left a node by then has been looked for elsewhere, though that node has not answered.
-    fn look_past(&mut self, at: Revision, floors: &mut Floors) {
-        for p in &mut self.parts {
-            floors.replace(&p.node, (p.floor, p.past), (p.floor, at));
-            p.past = at;
-        }
-    }
-
-    /// What this node waits for itself is not on its way: a new match takes its place at once.
-    fn forget_question(&mut self, me: &Arc<str>) {
-        for p in self.parts.iter_mut().filter(|p| p.node == *me) {
-            (p.state, p.next) = (State::Moved, None);
-        }
-    }
-
     /// Asks a node; what is to be sent now, if anything.
-    fn ask(&mut self, node: &Arc<str>, at: Revision, asked: Asked, floors: &mut Floors) -> Option<Asked> {
-        if asked.is_empty() {
+    fn ask(
+        &mut self,
+        node: &Arc<str>,
+        question: Question,
+        whole: bool,
+        floors: &mut Floors,
+    ) -> Option<Asked> {
+        if question.asked.is_empty() {
             return None;
         }
-        match self.parts.iter_mut().find(|p| p.node == *node) {
-            Some(p) if p.state == State::Asked => {
-                let next = p.next.get_or_insert((at, Asked::default()));
-                next.0 = at;
-                next.1.add(asked);
-                return None;
-            }
-            Some(p) => {
-                floors.replace(node, (p.floor, p.past), (at, at));
-                (p.matched_at, p.floor, p.past, p.state, p.asked) = (at, at, at, State::Asked, asked.clone());
-            }
-            None => {
-                floors.add(node, (at, at));
-                let (node, asked) = (node.clone(), asked.clone());
-                let state = State::Asked;
-                self.parts.push(Part { node, matched_at: at, floor: at, past: at, state, asked, next: None });
-            }
+        if let Some(part) = self.parts.iter_mut().find(|p| p.node == *node) {
+            return part.ask(question, whole);
         }
+        let asked = question.asked.clone();
+        let part = Part::new(node.clone(), question);
+        floors.add(node, part.matched());
+        self.parts.push(part);
         Some(asked)
     }
 
-    fn remove(&mut self, node: &Arc<str>, floors: &mut Floors) {
-        if let Some(at) = self.parts.iter().position(|p| p.node == *node) {
-            let part = self.parts.swap_remove(at);
-            floors.remove(node, (part.floor, part.past));
-        }
+    /// Forgets the nodes that nothing is open at.
+    fn remove_those_over(&mut self, floors: &mut Floors) {
+        self.parts.retain(|p| {
+            if p.is_over() {
+                floors.remove(&p.node, p.matched());
+            }
+            !p.is_over()
+        });
     }
 
     /// A node has answered. What it is to be asked next, if anything, and when that was matched. If this node has applied more than
@@ -497,23 +440,22 @@ impl Entry {
         applied: Revision,
         floors: &mut Floors,
     ) -> Option<(Revision, Asked)> {
-        let part = self.parts.iter_mut().find(|p| p.node == *node && p.state == State::Asked)?;
-        let asked_at = part.matched_at;
+        let part = self.parts.iter_mut().find(|p| p.node == *node)?;
+        let Question { at: asked_at, asked } = part.question.take()?;
         match answer {
             Answer::Accepted { matched, declined } => {
                 self.matched |= matched;
-                let asked = std::mem::take(&mut part.asked);
                 let mut next = part.next.take();
-                let late = next.take_if(|(at, _)| *at < applied).is_some();
-                match &next {
-                    None if late => part.state = State::Moved,
-                    Some((at, more)) => {
-                        let past = part.past.max(*at);
-                        floors.replace(node, (part.floor, part.past), (*at, past));
-                        (part.matched_at, part.floor, part.past, part.asked) = (*at, *at, past, more.clone());
+                let late = next.take_if(|q| q.at < applied).is_some();
+                if late {
+                    part.look_from(applied);
+                } else if let Some(next) = &next {
+                    if !part.is_to_be_looked_for() {
+                        part.count((next.at, part.past.max(next.at)), floors);
                     }
-                    None => self.remove(node, floors),
+                    part.question = Some(next.clone());
                 }
+                self.remove_those_over(floors);
                 for g in asked.groups {
                     if declined.contains(&g.name) {
                         self.declined(&g, node, asked_at);
@@ -523,23 +465,25 @@ impl Entry {
                 }
                 if late {
                     self.groups.iter_mut().for_each(OpenGroup::begin_anew);
-                    self.match_again(applied, true);
+                    self.match_soon(true);
                 } else if self.groups.iter().any(|g| g.at.is_none()) {
-                    self.match_again(0, false);
+                    self.match_soon(false);
                 }
-                next
+                next.map(|q| (q.at, q.asked))
             }
             Answer::Moved(at) => {
-                part.state = State::Moved;
-                part.next = None; // matching again finds out
+                part.drop_questions(); // matching again finds out
+                part.look_from(at);
                 self.groups.iter_mut().for_each(OpenGroup::begin_anew);
-                self.match_again(at, true);
+                if at <= applied {
+                    self.match_soon(true);
+                }
                 None
             }
-            // Whoever calls decides whether to try again.
+            // Whoever calls tries again.
             Answer::Failed(_) => {
-                part.state = State::Moved;
-                part.next = None;
+                part.lose();
+                self.retry = true;
                 None
             }
         }
@@ -556,12 +500,11 @@ impl Entry {
     pub fn postpone(&mut self) {
         self.deferred = None;
         self.groups.iter_mut().for_each(OpenGroup::open_again);
-        self.parts.iter_mut().for_each(|p| (p.state, p.next) = (State::Moved, None));
+        self.parts.iter_mut().for_each(Part::lose);
     }
 
     /// The publish's record is durable: the frames that waited for that, or `None` if the publish has to be matched anew since the index has
-    /// moved on from what it was matched on. The new match does not wait for a session here that moved at a revision still to be applied:
-    /// later publishes do not wait either, and would reach other nodes before this one. At that revision the publish is matched once more.
+    /// moved on from what it was matched on.
     pub fn recorded(&mut self, applied: Revision) -> Option<Sends> {
         let mut sends = *self.deferred.take()?;
         if self.first_matched == applied {
@@ -570,10 +513,9 @@ impl Entry {
             return Some(sends);
         }
         for (node, _, _) in &sends.frames {
-            self.parts.iter_mut().filter(|p| p.node == *node).for_each(|p| p.state = State::Moved);
+            self.parts.iter_mut().filter(|p| p.node == *node).for_each(Part::lose);
         }
-        self.later = self.again.take().filter(|again| again.at > applied);
-        self.match_again(0, true);
+        self.match_soon(true);
         None
     }
 
@@ -589,11 +531,11 @@ impl Entry {
     pub fn give_up(&mut self, floors: &mut Floors) -> SmallVec<[Arc<str>; 2]> {
         let asked = self.asked().cloned().collect();
         for p in self.parts.drain(..) {
-            floors.remove(&p.node, (p.floor, p.past));
+            floors.remove(&p.node, p.matched());
         }
         self.expire(floors);
         self.groups.clear();
-        (self.again, self.later) = (None, None);
+        (self.soon, self.retry) = (None, false);
         asked
     }
 }

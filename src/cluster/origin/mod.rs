@@ -6,6 +6,7 @@ mod asked;
 pub mod entry;
 mod floors;
 mod held;
+mod part;
 mod past;
 mod unserved;
 mod view;
@@ -275,8 +276,7 @@ impl Origins {
         }
     }
 
-    /// The next publish of the lane, to be matched; `None` if there is none, or it cannot be matched yet: its record is not durable,
-    /// or the index has not come far enough. Nobody else matches it before it is given back.
+    /// The next publish of the lane, to be matched; `None` if there is none, or its record is not durable. Nobody else matches it before it is given back.
     pub fn lane_next(&self, applied: Revision) -> Option<(MessageId, View)> {
         let mut inner = self.inner.lock();
         loop {
@@ -285,10 +285,10 @@ impl Origins {
                 return None;
             };
             match inner.entries.get_mut(&id) {
-                Some(e) if !e.lane_ready(applied) => return None,
+                Some(e) if !e.lane_ready() => return None,
                 Some(e) => {
                     e.stage = Stage::Open;
-                    e.match_again(0, true);
+                    e.match_soon(true);
                     return Some((id, e.check_out(applied)?));
                 }
                 None => inner.lane.pop_front(), // given up
@@ -297,10 +297,10 @@ impl Origins {
     }
 
     /// Whether somebody has to look after the lane from now on: there is something to match, and nobody does.
-    pub fn attend_lane(&self, applied: Revision) -> bool {
+    pub fn attend_lane(&self) -> bool {
         let mut inner = self.inner.lock();
         let first = inner.lane.front().and_then(|id| inner.entries.get(id));
-        let ready = first.map_or(!inner.lane.is_empty(), |e| e.lane_ready(applied));
+        let ready = first.map_or(!inner.lane.is_empty(), Entry::lane_ready);
         ready && !std::mem::replace(&mut inner.attended, true)
     }
 
@@ -414,7 +414,7 @@ impl Origins {
     pub fn retry(&self) -> Vec<MessageId> {
         let mut inner = self.inner.lock();
         let mut retry = std::mem::take(&mut inner.retry);
-        retry.retain(|id| inner.entries.get_mut(id).map(|e| e.match_again(0, true)).is_some());
+        retry.retain(|id| inner.entries.get_mut(id).map(Entry::try_again).is_some());
         retry
     }
 
@@ -514,7 +514,7 @@ impl Origins {
     /// Publishes by what they wait for: (not matched, to be matched again, other nodes, there or gone).
     pub fn counts(&self) -> (usize, usize, usize) {
         let inner = self.inner.lock();
-        let again = inner.entries.values().filter(|e| e.again.is_some()).count();
+        let again = inner.entries.values().filter(|e| e.due_at().is_some()).count();
         let asked = inner.entries.values().filter(|e| e.orphaned() || e.asked().next().is_some()).count();
         (inner.lane.len(), again, asked)
     }
@@ -544,11 +544,11 @@ impl Inner {
             self.uncount(session);
             return;
         }
-        if let Some(again) = e.again.filter(|_| !e.busy && e.stage == Stage::Open) {
-            if again.at <= applied {
+        if let Some(at) = e.due_at().filter(|_| !e.busy && e.stage == Stage::Open) {
+            if at <= applied {
                 next.again.push(id);
             } else {
-                self.again.insert((again.at, id));
+                self.again.insert((at, id));
             }
         }
         if let Some(group) = e.unattended(&self.me) {

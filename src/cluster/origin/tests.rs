@@ -328,3 +328,144 @@ fn a_new_number_of_a_record_is_seen_once_the_record_is_appended() {
     assert_eq!(appended, Some(103));
     assert_eq!(origins.inner.lock().entries[&id].duty, Some(4));
 }
+
+fn direct_plan(matched_at: Revision, nodes: &[&str]) -> Plan {
+    let ask = nodes.iter().map(|node| (Arc::from(*node), direct())).collect();
+    Plan { matched_at, direct: true, ask, ..Plan::default() }
+}
+
+fn frames(next: &Next) -> Vec<(String, Revision)> {
+    let frames = next.sends.iter().flat_map(|(_, _, sends)| &sends.frames);
+    frames.map(|(node, at, _)| (node.to_string(), *at)).collect()
+}
+
+fn floors(origins: &Origins, node: &str) -> (Revision, Revision) {
+    (origins.settled_floor(node, 1_000), origins.past_floor(node, 1_000))
+}
+
+/// Sessions of two nodes moved, one at a revision that this node has applied, the other at one that it has not. Who can be found is found
+/// at once, since later publishes to them do not wait either; where the other one is nobody claims to know.
+#[test]
+fn a_publish_does_not_wait_for_the_last_of_its_sessions_that_moved() {
+    let (n1, n2): (Arc<str>, Arc<str>) = ("n1".into(), "n2".into());
+    for first_known in [true, false] {
+        let (origins, applied) = (origins(), 145);
+        let id = origins.next_id();
+        origins.begin(id, Entry::new(message(), 1, Time(1)), direct_plan(140, &["n1", "n2"]));
+        let (known, unknown) = (Answer::Moved(145), Answer::Moved(146));
+        let answers =
+            if first_known { [(&n1, known), (&n2, unknown)] } else { [(&n2, unknown), (&n1, known)] };
+        let mut again = Vec::new();
+        for (node, answer) in answers {
+            again.extend(origins.answered(node, vec![(id, answer)], applied).0.again);
+        }
+        assert_eq!(again[0], id, "the one is known to have moved");
+        assert_eq!((floors(&origins, "n1"), floors(&origins, "n2")), ((140, 140), (140, 140)));
+        assert!(origins.check_out(id, applied).unwrap().direct);
+        let next = origins.check_in(id, direct_plan(145, &["n3"]), applied);
+        assert_eq!(frames(&next), [("n3".to_owned(), 145)]);
+        assert!(next.again.is_empty() && next.done.is_empty());
+        assert_eq!(floors(&origins, "n1"), (1_000, 1_000));
+        assert_eq!(floors(&origins, "n2"), (145, 145), "who moved at 146 was not found");
+        origins.answered(&"n3".into(), vec![(id, accepted())], applied);
+        assert!(origins.check_out(id, applied).is_none(), "nothing new is known");
+        assert_eq!(origins.due(146), [id]);
+        origins.check_out(id, 146).unwrap();
+        let next = origins.check_in(id, direct_plan(146, &[]), 146);
+        assert_eq!(next.done.len(), 1);
+        assert_eq!(floors(&origins, "n2"), (1_000, 1_000));
+    }
+}
+
+/// While a publish is matched, a node says that a session moved at a revision which that match does not know.
+#[test]
+fn a_match_settles_no_move_that_its_index_does_not_know() {
+    let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
+    let id = origins.next_id();
+    origins.begin(id, Entry::new(message(), 1, Time(1)), direct_plan(140, &["n1", "n2"]));
+    assert_eq!(origins.answered(&"n2".into(), vec![(id, Answer::Moved(145))], 145).0.again, [id]);
+    origins.check_out(id, 145).unwrap();
+    assert!(origins.answered(&n1, vec![(id, Answer::Moved(146))], 145).0.again.is_empty());
+    origins.check_in(id, direct_plan(145, &[]), 145);
+    assert_eq!(floors(&origins, "n1"), (145, 145));
+    assert_eq!(origins.due(146), [id]);
+    origins.check_out(id, 146).unwrap();
+    assert_eq!(origins.check_in(id, direct_plan(146, &[]), 146).done.len(), 1);
+}
+
+fn group_at(node: &str) -> entry::OpenGroup {
+    entry::OpenGroup { at: Some(node.into()), ..entry::OpenGroup::new("$share/g/t".into()) }
+}
+
+fn group_plan(matched_at: Revision, node: &str) -> Plan {
+    let group = group_at(node);
+    let ask = entry::Asked { groups: [group.ask()].into_iter().collect(), ..entry::Asked::default() };
+    let (groups, ask) = ([group].into_iter().collect(), [(node.into(), ask)].into_iter().collect());
+    Plan { matched_at, ask, groups, ..Plan::default() }
+}
+
+/// A node keeps the place of a publish for its own subscribers, one of which moved, and takes the next frame of that publish for theirs.
+#[test]
+fn nobody_is_asked_about_a_group_alone_while_a_session_is_to_be_looked_for() {
+    let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
+    let id = origins.next_id();
+    let declining = group_plan(140, "n2");
+    let mut first = direct_plan(140, &["n1"]);
+    first.ask.extend(declining.ask);
+    first.groups = declining.groups;
+    origins.begin(id, Entry::new(message(), 1, Time(1)), first);
+    origins.answered(&n1, vec![(id, Answer::Moved(146))], 143);
+    let declined = Answer::Accepted { matched: false, declined: vec!["$share/g/t".into()] };
+    assert!(origins.answered(&"n2".into(), vec![(id, declined)], 143).0.again.is_empty());
+    assert!(origins.check_out(id, 143).is_none());
+    assert_eq!(origins.due(146), [id]);
+    let view = origins.check_out(id, 146).unwrap();
+    assert!(view.direct && view.groups[0].at.is_none());
+    let served = [view.groups[0].name.clone()].into_iter().collect();
+    let next = origins.check_in(id, Plan { served, ..direct_plan(146, &[]) }, 146);
+    assert_eq!(next.done.len(), 1);
+}
+
+/// The same, and the node says so while its group is being chosen.
+#[test]
+fn a_node_whose_session_has_just_moved_is_not_asked_about_a_group_alone() {
+    let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
+    let id = origins.next_id();
+    let mut first = direct_plan(140, &["n1"]);
+    first.groups = [entry::OpenGroup { at: None, ..group_at("n1") }].into_iter().collect();
+    first.moving = true;
+    origins.begin(id, Entry::new(message(), 1, Time(1)), first);
+    origins.inner.lock().entries.get_mut(&id).unwrap().match_soon(false);
+    assert!(!origins.check_out(id, 143).unwrap().direct);
+    origins.answered(&n1, vec![(id, Answer::Moved(146))], 143);
+    assert!(frames(&origins.check_in(id, group_plan(143, "n1"), 143)).is_empty());
+    assert_eq!(origins.due(146), [id]);
+    let view = origins.check_out(id, 146).unwrap();
+    assert!(view.direct && view.asked_groups.is_empty(), "it is asked now");
+}
+
+/// What a node is to be asked for its own subscribers was matched at 12; that it is to serve a group as well, at 14. A session that left it
+/// in between was not looked for.
+#[test]
+fn a_question_that_waits_is_as_old_as_its_oldest_part() {
+    let (origins, n1, id) = behind_a_group();
+    origins.queue_again(std::slice::from_ref(&n1), &[]);
+    origins.lane_next(14).unwrap();
+    origins.check_in(id, group_plan(14, "n1"), 14);
+    origins.lane_done(id);
+    let (next, _) = origins.answered(&n1, vec![(id, accepted())], 14);
+    assert_eq!((frames(&next), next.again), (vec![], vec![id]), "it is matched anew");
+    assert!(origins.check_out(id, 14).unwrap().direct);
+}
+
+#[test]
+fn a_node_that_could_not_take_a_publish_of_a_group_is_asked_after_a_while() {
+    let (origins, n1): (_, Arc<str>) = (origins(), "n1".into());
+    let id = origins.next_id();
+    origins.begin(id, Entry::new(message(), 1, Time(1)), group_plan(5, "n1"));
+    let (next, failed) = origins.answered(&n1, vec![(id, Answer::Failed("full".into()))], 6);
+    assert_eq!((next.again, failed), (vec![], vec![id]));
+    assert!(origins.check_out(id, 6).is_none());
+    assert_eq!(origins.retry(), [id]);
+    assert!(origins.check_out(id, 6).is_some());
+}
