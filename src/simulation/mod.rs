@@ -58,6 +58,8 @@ mod takeovers;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod uneven;
+#[cfg(test)]
 mod wills_void;
 mod wire;
 
