@@ -18,4 +18,9 @@ impl Choices {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
+
+    /// One of these.
+    pub fn one_of(&mut self, of: &[u64]) -> u64 {
+        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
+    }
 }

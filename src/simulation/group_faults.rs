@@ -5,6 +5,7 @@
 use super::choices::Choices;
 use super::publish_tests::start_routes;
 use super::roamers::{Listener, Sender};
+use super::uneven::Halts;
 use super::*;
 use crate::mqtt::QoS;
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub(super) struct Run {
     pub late: Vec<Listener>,
     /// When dead nodes start again.
     pub down: BTreeMap<usize, Time>,
+    /// Watches and journals that stand still now and then, if there are any.
+    pub halts: Option<Halts>,
 }
 
 impl Run {
@@ -46,7 +49,7 @@ impl Run {
         let members = (0..NODES).map(|at| listener("g", at, "$share/g/t/#")).collect();
         let senders =
             senders.iter().enumerate().map(|(no, at)| Sender::new(&cluster, no, *at, qos)).collect();
-        Run { cluster, what, senders, plain, members, late: Vec::new(), down: BTreeMap::new() }
+        Run { cluster, what, senders, plain, members, late: Vec::new(), down: BTreeMap::new(), halts: None }
     }
 
     pub fn hear(&mut self) {
@@ -57,6 +60,9 @@ impl Run {
     }
 
     pub fn tend(&mut self) {
+        if let Some(halts) = &mut self.halts {
+            halts.tend(&self.cluster);
+        }
         let now = self.cluster.sim.now();
         let due: Vec<usize> = self.down.iter().filter(|(_, at)| **at <= now).map(|(no, _)| *no).collect();
         for no in due {
@@ -126,6 +132,9 @@ impl Run {
     }
 
     pub fn finish(&mut self, qos: QoS) -> Result<(), String> {
+        if self.halts.take().is_some() {
+            Halts::end(&self.cluster);
+        }
         let acknowledged = |r: &Run| r.down.is_empty() && r.senders.iter().all(|p| p.open.is_empty());
         if !self.until(acknowledged) {
             let open: Vec<_> = self.senders.iter().map(|s| s.open.len()).collect();
