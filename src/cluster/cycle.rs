@@ -155,6 +155,7 @@ impl Cluster {
         let remote = &self.remote;
         self.run_lane(remote);
         self.prune_given_up(remote);
+        self.go_on_with_order(remote);
     }
 
     /// Whoever has come from a node waits for what this one has sent there before. A node without a link may not answer for long:

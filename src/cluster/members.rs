@@ -1,17 +1,17 @@
 //! Which processes make up the cluster: who is registered, who is linked, who speaks for whom, and what each has reported.
 
+mod reported;
+
 use crate::clock::Time;
 use crate::hashing::{HashMap, HashSet};
 use crate::ports::{Custody, Incarnation, Member, MemberId, MessageId, Report, RetainedProgress, Revision};
 use parking_lot::RwLock;
-use std::collections::{BTreeMap, VecDeque};
+use reported::Reported;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Steps from an incarnation to the process that speaks for it; the leader folds longer chains.
 const CUSTODY_CHAIN_MAX: usize = 64;
-
-/// Reports of one process that wait until this node has come as far.
-const REPORTS_AHEAD_MAX: usize = 64;
 
 /// How what a process has subscribed to is to be treated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,58 +45,6 @@ pub enum Speaker {
     Away(Arc<str>),
     /// Nobody will: it was given up.
     Nobody,
-}
-
-/// What a process has reported, as far as it matters here.
-#[derive(Debug, Default)]
-struct Reported {
-    applied: Revision,
-    /// How far it is with its updates of retained messages; `None` = it does not say.
-    retained: Option<RetainedProgress>,
-    low_water: u64,
-    /// Publishes below that are not done with, ascending.
-    open: Vec<u64>,
-    settled: HashMap<Arc<str>, Revision>,
-    /// It serves nobody and acknowledges nothing any more; nothing comes after what it had applied then.
-    leaving: bool,
-    /// This node's clock when the latest report came.
-    came: Time,
-    past: HashMap<Arc<str>, Revision>,
-    past_others: Revision,
-    /// Its clock when it made the latest report.
-    sent_at: Time,
-    /// This node's clock when it had made the latest report of those that the process had had then.
-    echo: Time,
-    /// This node's clock at an instant after which the process had applied no more than this node has now.
-    evidence: Time,
-    /// The same for reports that are ahead of this node: the revision they need.
-    ahead: VecDeque<(Revision, Time)>,
-}
-
-impl Reported {
-    fn past(&self, of: &str) -> Revision {
-        if self.past_others == 0 {
-            return self.settled.get(of).copied().unwrap_or(0);
-        }
-        self.past.get(of).copied().unwrap_or(self.past_others)
-    }
-
-    fn note(&mut self, needs: Revision, at: Time) {
-        if self.ahead.len() < REPORTS_AHEAD_MAX {
-            self.ahead.push_back((needs, at));
-        }
-    }
-
-    fn reached(&mut self, applied: Revision) {
-        let evidence = &mut self.evidence;
-        self.ahead.retain(|(needs, at)| {
-            let reached = *needs <= applied;
-            if reached {
-                *evidence = (*evidence).max(*at);
-            }
-            !reached
-        });
-    }
 }
 
 /// A process whose record went: it may not know yet.
@@ -446,6 +394,18 @@ impl Members {
         live.chain(departed).cloned().collect()
     }
 
+    /// Processes that are neither registered nor linked, and may come back as they were.
+    pub(super) fn away(&self) -> Vec<MemberId> {
+        let table = self.table.read();
+        let departed = table.departed.iter().map(|d| &d.member.id);
+        departed.filter(|p| table.is_away(p)).cloned().collect()
+    }
+
+    /// Whether a process is one of [`Members::away`].
+    pub(super) fn is_away(&self, process: &MemberId) -> bool {
+        self.table.read().is_away(process)
+    }
+
     pub(super) fn begin_snapshot(&self) {
         let mut table = self.table.write();
         table.snapshot = table.snapshot.wrapping_add(1);
@@ -533,6 +493,11 @@ impl Table {
 
     fn given_up(&self, of: &MemberId) -> bool {
         !self.custody.contains_key(of) && !self.is_live(of)
+    }
+
+    fn is_away(&self, process: &MemberId) -> bool {
+        let gone = self.departed.iter().any(|d| d.member.id == *process);
+        gone && !self.is_linked(process) && !self.given_up(process) && !self.superseded(process)
     }
 
     fn superseded(&self, process: &MemberId) -> bool {

@@ -5,6 +5,7 @@ pub mod currency;
 pub mod gate;
 pub mod local_routes;
 pub mod members;
+mod order;
 pub mod origin;
 pub mod routes_index;
 pub mod seen;
@@ -211,6 +212,8 @@ pub struct Remote {
     recorded: AfterDurable<Recorded>,
     /// Publishes for sessions that cannot take them yet.
     late: late::LatePublishes,
+    /// Sessions that came here while processes were away.
+    away_at_moves: order::AwayAtMoves,
     answers: AfterDurable<Due>,
 }
 
@@ -247,6 +250,7 @@ impl Remote {
             sessions: Sessions::default(),
             recorded: AfterDurable::default(),
             late: late::LatePublishes::default(),
+            away_at_moves: order::AwayAtMoves::default(),
             answers: AfterDurable::default(),
             ports,
             me,

@@ -183,7 +183,8 @@ fn mixed_faults_break_no_promise_at_qos_1() {
 #[test]
 fn mixed_faults_break_no_promise_while_nodes_are_unevenly_behind() {
     let qos = |seed: u64| if seed % 3 == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
-    checked(seeds(0..6).map(|seed| judged(seed, qos(seed), true, Some(Halts::new(seed)))));
+    // At 159 sessions move while a node is away from all, without its lease, and it comes back with publishes for them.
+    checked(seeds(0..6).chain([159]).map(|seed| judged(seed, qos(seed), true, Some(Halts::new(seed)))));
 }
 
 /// Whoever looks for a fault finds it again by its seed: not only the choices are the same, but all that comes of them.

@@ -5,6 +5,7 @@ use super::Refusal;
 use crate::hashing::HashSet;
 use crate::ports::{Incarnation, MessageId, Revision, registered_at};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 /// A publish on its way to a session. What one process sends is taken in the order of its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ struct Inner {
     since: Option<Revision>,
     released: HashSet<Incarnation>,
     over: bool,
+    /// Processes that were away when it was over: what they send still waits, until they are released as well.
+    away: SmallVec<[Incarnation; 1]>,
 }
 
 /// Which processes' publishes a session may take, or all sessions of a start.
@@ -43,17 +46,22 @@ impl OrderHold {
 
     /// Nothing of this process is on its way by another node any more.
     pub fn release(&self, sender: Incarnation) {
-        self.0.lock().released.insert(sender);
+        let mut inner = self.0.lock();
+        match inner.over {
+            true => inner.away.retain(|away| *away != sender),
+            false => drop(inner.released.insert(sender)),
+        }
     }
 
-    /// Nothing waits any more.
-    pub fn end(&self) {
+    /// Nothing waits any more but what processes send that are `away`, and may come back.
+    pub fn end(&self, away: impl IntoIterator<Item = Incarnation>) {
         let mut inner = self.0.lock();
         inner.over = true;
         inner.released = HashSet::default();
+        inner.away = away.into_iter().collect();
     }
 
-    /// Whether nothing does.
+    /// Whether nothing waits, of processes that are there.
     pub fn over(&self) -> bool {
         self.0.lock().over
     }
@@ -66,7 +74,7 @@ impl OrderHold {
 
     pub(super) fn judge(&self, turn: &Turn) -> Result<(), Refusal> {
         let inner = self.0.lock();
-        if inner.over {
+        if inner.over && !inner.away.contains(&turn.sender) {
             return Ok(());
         }
         match inner.since {

@@ -185,11 +185,15 @@ fn what_comes_early_to_a_new_owner_waits_and_each_sender_is_taken_in_order() {
     );
     assert_eq!(push(2), Ok(0));
     assert_eq!((admits(5, 3, 30), push(3), admits(5, 4, 30), push(4)), (Ok(()), Ok(0), Ok(()), Ok(0)));
-    hold.end();
+    hold.end([7]);
     assert!(m.keeps_back() && m.expects(turn(6, 1, 30).key()));
     m.unexpect(turn(6, 1, 30).key());
     assert!(!m.keeps_back());
     assert_eq!(admits(6, 2, 30), Ok(()));
+    assert_eq!(admits(7, 1, 19), Err(Refusal::Moved(20)), "its process was away, and is back");
+    assert_eq!(admits(7, 1, 30), Err(Refusal::Moving));
+    hold.release(7);
+    assert_eq!(admits(7, 1, 30), Ok(()));
 }
 
 /// Of a connected session and of a dormant one, with numbers 1 to 8 queued: what is displaced for one more, and what the client gets.

@@ -1,0 +1,62 @@
+//! What a process has reported, as far as it matters to this node.
+
+use crate::clock::Time;
+use crate::hashing::HashMap;
+use crate::ports::{RetainedProgress, Revision};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Reports of one process that wait until this node has come as far.
+const REPORTS_AHEAD_MAX: usize = 64;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Reported {
+    pub applied: Revision,
+    /// How far it is with its updates of retained messages; `None` = it does not say.
+    pub retained: Option<RetainedProgress>,
+    pub low_water: u64,
+    /// Publishes below that are not done with, ascending.
+    pub open: Vec<u64>,
+    pub settled: HashMap<Arc<str>, Revision>,
+    /// It serves nobody and acknowledges nothing any more; nothing comes after what it had applied then.
+    pub leaving: bool,
+    /// This node's clock when the latest report came.
+    pub came: Time,
+    pub past: HashMap<Arc<str>, Revision>,
+    pub past_others: Revision,
+    /// Its clock when it made the latest report.
+    pub sent_at: Time,
+    /// This node's clock when it had made the latest report of those that the process had had then.
+    pub echo: Time,
+    /// This node's clock at an instant after which the process had applied no more than this node has now.
+    pub evidence: Time,
+    /// The same for reports that are ahead of this node: the revision they need.
+    pub ahead: VecDeque<(Revision, Time)>,
+}
+
+impl Reported {
+    pub fn past(&self, of: &str) -> Revision {
+        if self.past_others == 0 {
+            return self.settled.get(of).copied().unwrap_or(0);
+        }
+        self.past.get(of).copied().unwrap_or(self.past_others)
+    }
+
+    pub fn note(&mut self, needs: Revision, at: Time) {
+        if self.ahead.len() < REPORTS_AHEAD_MAX {
+            self.ahead.push_back((needs, at));
+        }
+    }
+
+    pub fn reached(&mut self, applied: Revision) {
+        let evidence = &mut self.evidence;
+        self.ahead.retain(|(needs, at)| {
+            let reached = *needs <= applied;
+            if reached {
+                *evidence = (*evidence).max(*at);
+            }
+            !reached
+        });
+    }
+}
