@@ -156,6 +156,7 @@ impl Cluster {
         self.run_lane(remote);
         self.prune_given_up(remote);
         self.go_on_with_order(remote);
+        self.places_may_go(remote);
     }
 
     /// Whoever has come from a node waits for what this one has sent there before. A node without a link may not answer for long:

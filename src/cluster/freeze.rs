@@ -14,8 +14,8 @@ use crate::broker::mailbox::{Found, Wakes};
 use crate::clock::Time;
 use crate::names::shown;
 use crate::ports::{
-    BoxFuture, Claim, ClaimOutcome, Epoch, Expected, MemberId, OutboundState, Response, Revision, Seq,
-    SubscriptionRecord,
+    BoxFuture, Claim, ClaimOutcome, Epoch, Expected, Incarnation, MemberId, OutboundState, Response,
+    Revision, Seq, SubscriptionRecord,
 };
 use crate::session::{Loss, Session};
 use crate::telemetry::metrics::{MoveResult, SessionState};
@@ -424,7 +424,8 @@ impl Remote {
     async fn ordered(&self, handle: &Handle, deadline: Time) {
         loop {
             let reports = self.sessions.reports();
-            if !handle.mailbox.keeps_back() || self.until(deadline, reports).await.is_none() {
+            let away: Vec<Incarnation> = self.members.away().into_iter().map(|p| p.incarnation).collect();
+            if !handle.mailbox.keeps_back(&away) || self.until(deadline, reports).await.is_none() {
                 return;
             }
         }

@@ -169,10 +169,12 @@ impl Remote {
     }
 
     /// Whether a publish whose sender was told to match it again at `at` may still come again. Its next frame comes before the
-    /// report that says otherwise.
+    /// report that says otherwise. Who is away may come back.
     fn comes_again(&self, sender: Incarnation, at: Revision) -> bool {
-        let process = self.members.present(sender);
-        process.is_some_and(|process| self.members.settled(&process, &self.me.node) < at)
+        match self.members.present(sender) {
+            Some(process) => self.members.settled(&process, &self.me.node) < at,
+            None => self.members.away().iter().any(|process| process.incarnation == sender),
+        }
     }
 }
 
@@ -208,7 +210,7 @@ impl Cluster {
         }
     }
 
-    /// A node has reported how far it is.
+    /// A node has reported how far it is, or has come or gone.
     pub(super) fn places_may_go(&self, remote: &Arc<Remote>) {
         if remote.late.keeps_places() {
             self.late_soon(remote);

@@ -64,10 +64,11 @@ impl Mailbox {
         self.inner.lock().order = Some(hold);
     }
 
-    /// Whether publishes wait for others, or would.
-    pub fn keeps_back(&self) -> bool {
+    /// Whether publishes wait for others, or would, save those of processes that are `away`.
+    pub fn keeps_back(&self, away: &[Incarnation]) -> bool {
         let inner = self.inner.lock();
-        !inner.expected.is_empty() || inner.order.as_ref().is_some_and(|o| !o.over())
+        inner.expected.iter().any(|(sender, _)| !away.contains(sender))
+            || inner.order.as_ref().is_some_and(|o| !o.over())
     }
 
     /// Whether a publish that was refused for now would be so again.
