@@ -394,11 +394,11 @@ impl Members {
         live.chain(departed).cloned().collect()
     }
 
-    /// Processes that are neither registered nor linked, and may come back as they were.
+    /// Processes that are neither registered nor linked, and may come back as they were: they speak for themselves, and their nodes have not
+    /// been started again. They may have gone before this process started.
     pub(super) fn away(&self) -> Vec<MemberId> {
         let table = self.table.read();
-        let departed = table.departed.iter().map(|d| &d.member.id);
-        departed.filter(|p| table.is_away(p)).cloned().collect()
+        table.custody.keys().filter(|p| table.is_away(p)).cloned().collect()
     }
 
     /// Whether a process is one of [`Members::away`].
@@ -496,8 +496,8 @@ impl Table {
     }
 
     fn is_away(&self, process: &MemberId) -> bool {
-        let gone = self.departed.iter().any(|d| d.member.id == *process);
-        gone && !self.is_linked(process) && !self.given_up(process) && !self.superseded(process)
+        let here = self.live.get(&process.node).is_some_and(|(m, _)| m.id == *process);
+        self.custody.contains_key(process) && !here && !self.is_linked(process) && !self.superseded(process)
     }
 
     fn superseded(&self, process: &MemberId) -> bool {

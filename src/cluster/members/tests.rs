@@ -46,18 +46,24 @@ fn a_vanished_node_is_an_orphan_until_it_is_adopted_or_given_up() {
     m.link(&"b".into(), Some(b.clone()));
     m.set_member(&"b".into(), None, Time(2));
     assert_eq!(m.standing(&b), Standing::Live("b".into()), "its link works");
-    assert_eq!(m.to_keep().len(), 2, "and is kept");
+    assert_eq!((m.to_keep().len(), m.away()), (2, vec![]), "and is kept");
     m.link(&"b".into(), None);
+    assert_eq!(m.away(), std::slice::from_ref(&b), "it may come back");
     assert_eq!(m.standing(&b), Standing::Orphan("b".into()));
     assert_eq!(m.to_keep().len(), 1);
     m.set_member(&"b".into(), Some(member("b", 9)), Time(3));
     m.set_custody(id("b", 9), held_by(id("b", 9), true));
     assert_eq!(m.standing(&b), Standing::Orphan("b".into()), "back, but with what journal?");
+    assert!(!m.is_away(&b), "the process will not");
     m.set_custody(b.clone(), held_by(id("b", 9), true));
     assert_eq!((m.standing(&b), m.holder_of(&b)), (Standing::Live("b".into()), id("b", 9)));
     assert!(m.superseded(&b) && !m.superseded(&id("b", 9)));
     m.set_custody(b.clone(), None);
     assert_eq!((m.standing(&b), m.given_up(&b)), (Standing::Gone, true));
+    m.set_member(&"c".into(), None, Time(4));
+    assert_eq!(m.away(), [id("c", 3)]);
+    m.set_custody(id("c", 3), None);
+    assert!(m.away().is_empty(), "forgotten");
 }
 
 /// Nobody keeps its link, so that what it has not answered would wait for an answer that never comes.
