@@ -182,7 +182,7 @@ fn mixed_faults_break_no_promise_at_qos_1() {
 /// The same while nodes are unevenly behind the store, and their journals take their time.
 #[test]
 fn mixed_faults_break_no_promise_while_nodes_are_unevenly_behind() {
-    let qos = |seed: u64| if seed % 3 == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
+    let qos = |seed: u64| if seed.is_multiple_of(3) { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
     // At 159 sessions move while a node is away from all, without its lease, and it comes back with publishes for them.
     checked(seeds(0..6).chain([159]).map(|seed| judged(seed, qos(seed), true, Some(Halts::new(seed)))));
 }
