@@ -75,9 +75,18 @@ impl Cluster {
 
     /// Processes that were away when sessions came here may be back, or never come back.
     pub(super) fn go_on_with_order(&self, remote: &Arc<Remote>) {
-        for (process, came) in remote.away_at_moves.take(|process| !remote.members.is_away(process)) {
-            self.wait_for_order(remote, came, Some(process));
+        let taken = remote.away_at_moves.take(|process| !remote.members.is_away(process));
+        if taken.is_empty() {
+            return;
         }
+        for (process, came) in taken {
+            match remote.members.present(process.incarnation) {
+                Some(_) => self.wait_for_order(remote, came, Some(process)),
+                // Another start of its node is there, or all it owned was given up. There may be very many of these.
+                None => came.hold.release(process.incarnation),
+            }
+        }
+        self.late_soon(remote);
     }
 
     /// Waits until all processes have settled what they sent before a session came here, or `only` one of them has.
