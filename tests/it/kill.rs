@@ -54,6 +54,7 @@ pub fn finish(stage: &Stage) -> Vec<Event> {
         patience -= pause;
     }
     stage.judging.store(false, Ordering::Release);
+    stage.ended.store(true, Ordering::Release);
     Dial::v5("finisher").connect(stage.addresses[0]).publish(END, "", QoS::AtLeastOnce);
     events
 }

@@ -24,6 +24,8 @@ pub struct Stage {
     pub history: Arc<History>,
     /// Publishers begin nothing new.
     pub stop: Arc<AtomicBool>,
+    /// [`END`] is about to be published, or has been: who subscribes from now on may not be told.
+    pub ended: Arc<AtomicBool>,
     /// The test has failed: nobody waits for anything.
     pub failed: Arc<AtomicBool>,
     /// The history is being judged, which takes its time if it is long: meanwhile nothing need come.
@@ -48,8 +50,8 @@ impl Stage {
     }
 
     pub fn cluster(addresses: Vec<SocketAddr>) -> Stage {
-        let (history, stop, failed, judging) = Default::default();
-        Stage { addresses, history, stop, failed, judging, wills: false }
+        let (history, stop, ended, failed, judging) = Default::default();
+        Stage { addresses, history, stop, ended, failed, judging, wills: false }
     }
 
     /// The same for clients of one broker.
@@ -334,7 +336,12 @@ impl Subscriber {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             match receive(client, &self.dial, &self.stage)? {
-                In::SubAck(_, codes) => self.subscribed(&codes),
+                In::SubAck(_, codes) => {
+                    self.subscribed(&codes);
+                    if self.stage.ended.load(Ordering::Acquire) {
+                        client.send(&[0xC0, 0])?; // it is owed nothing
+                    }
+                }
                 In::Publish(p) => {
                     messages += 1;
                     let repeated = p.qos == QoS::ExactlyOnce && !self.begun.insert(p.packet_id);
