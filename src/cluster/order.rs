@@ -163,7 +163,7 @@ impl Cluster {
 }
 
 impl Remote {
-    /// Those whose publishes may come here: processes that are registered or linked, and this one; or `only` one of them.
+    /// Processes whose publishes may come to this node: those registered or linked, and this one; or `only` one of them.
     fn senders(&self, only: Option<&MemberId>) -> Vec<MemberId> {
         let mut senders: Vec<MemberId> = self.members.to_keep().into_iter().map(|m| m.id).collect();
         senders.push(self.me.clone());

@@ -19,19 +19,19 @@ pub(super) struct Reported {
     /// Publishes below that are not done with, ascending.
     pub open: Vec<u64>,
     pub settled: HashMap<Arc<str>, Revision>,
-    /// It serves nobody and acknowledges nothing any more; nothing comes after what it had applied then.
+    /// Whether the process serves nobody and acknowledges nothing any more; nothing of it comes after what it had applied then.
     pub leaving: bool,
-    /// This node's clock when the latest report came.
+    /// When the latest report of the process came, by this node's clock.
     pub came: Time,
     pub past: HashMap<Arc<str>, Revision>,
     pub past_others: Revision,
-    /// Its clock when it made the latest report.
+    /// When the process made its latest report, by the process's clock.
     pub sent_at: Time,
-    /// This node's clock when it had made the latest report of those that the process had had then.
+    /// When this node had made the newest of its own reports that the process had received by its latest one, by this node's clock.
     pub echo: Time,
-    /// This node's clock at an instant after which the process had applied no more than this node has now.
+    /// An instant of this node's clock after which the process still had applied no more than this node has by now.
     pub evidence: Time,
-    /// The same for reports that are ahead of this node: the revision they need.
+    /// Reports that are ahead of this node: the revision that this node has to apply, and what is `evidence` once it has.
     pub ahead: VecDeque<(Revision, Time)>,
 }
 

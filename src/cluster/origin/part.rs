@@ -83,7 +83,9 @@ impl Part {
             None => self.next = Some(question),
             Some(next) => {
                 // What was matched on an older index and not looked for again stays as old as it is.
-                next.at = if whole { question.at } else { next.at };
+                if whole {
+                    next.at = question.at;
+                }
                 next.asked.add(question.asked);
             }
         }
