@@ -35,16 +35,22 @@ pub(super) struct Batch {
     pub(super) bytes: usize,
 }
 
+/// A frame that keeps its place.
+struct Kept {
+    frame: Frame,
+    /// On this stream or on an earlier one.
+    sent: bool,
+}
+
 /// See the module. A closed queue (no working link) keeps frames with an ID and the latest report only.
 pub(super) struct Queue {
     open: bool,
-    /// Frames with an ID by position; positions ascend in the order of `push` for as long as the queue lives.
-    kept: BTreeMap<u64, Frame>,
+    /// Frames with an ID by position. On one stream positions ascend in the order of `push`; each new one gives all that is there others.
+    kept: BTreeMap<u64, Kept>,
     places: HashMap<MessageId, SmallVec<[u64; 1]>>,
     next: u64,
     /// Positions below were sent on this stream, or on an earlier one.
     unsent_from: u64,
-    sent_ever: u64,
     unsent: VecDeque<Out>,
     /// Reports of `unsent` by number, ascending.
     reports: VecDeque<(u64, Report)>,
@@ -65,7 +71,6 @@ impl Queue {
             places: HashMap::default(),
             next: 1,
             unsent_from: 1,
-            sent_ever: 1,
             unsent: VecDeque::new(),
             reports: VecDeque::new(),
             last_report: 0,
@@ -83,15 +88,21 @@ impl Queue {
     /// Why it was dropped.
     pub(super) fn push(&mut self, frame: Frame) -> Result<(), Loss> {
         let Some(id) = frame.id else { return self.push_loose(frame) };
-        let position = self.next;
-        self.next += 1;
-        self.places.entry(id).or_default().push(position);
-        self.kept.insert(position, frame);
+        let position = self.keep(id, Kept { frame, sent: false });
         self.kept_unsent += 1;
         if self.open {
             self.unsent.push_back(Out::Kept(position));
         }
         Ok(())
+    }
+
+    /// Gives a frame the next position.
+    fn keep(&mut self, id: MessageId, kept: Kept) -> u64 {
+        let position = self.next;
+        self.next += 1;
+        self.places.entry(id).or_default().push(position);
+        self.kept.insert(position, kept);
+        position
     }
 
     fn push_loose(&mut self, frame: Frame) -> Result<(), Loss> {
@@ -157,16 +168,27 @@ impl Queue {
         });
     }
 
-    /// A stream is there: everything not answered is to be sent on it, oldest first, then the latest report. Returns how
+    /// A stream is there: everything not answered is to be sent on it in the order of the names, then the latest report. Returns how
     /// many frames are sent not for the first time.
     pub(super) fn open(&mut self) -> usize {
         self.close();
         self.open = true;
-        self.unsent.extend(self.kept.keys().map(|position| Out::Kept(*position)));
+        let resent = self.kept.values().filter(|kept| kept.sent).count();
+        // They were queued as they were matched. The receiver knew which of those before were still to come, and has lost that with the stream.
+        let mut kept: Vec<Kept> = std::mem::take(&mut self.kept).into_values().collect();
+        kept.sort_by_key(|kept| kept.frame.id);
+        self.places.clear();
+        for kept in kept {
+            if let Some(id) = kept.frame.id {
+                let position = self.keep(id, kept);
+                self.unsent.push_back(Out::Kept(position));
+            }
+        }
+        self.unsent_from = self.kept.keys().next().copied().unwrap_or(self.next);
         if let Some(latest) = self.latest.clone() {
             self.push_report(latest);
         }
-        self.kept.range(..self.sent_ever).count()
+        resent
     }
 
     /// The stream is gone, and with it what is not worth keeping. Returns how many frames that were.
@@ -203,7 +225,7 @@ impl Queue {
                     batch.message.frames.push(wire::frame(&frame, 0, now));
                 }
                 Out::Kept(position) => {
-                    let Some(frame) = self.kept.get(&position) else { continue };
+                    let Some(Kept { frame, sent }) = self.kept.get_mut(&position) else { continue };
                     let skipped = position - *expected.get_or_insert(position);
                     let Ok(skipped) = u32::try_from(skipped) else {
                         self.unsent.push_front(out);
@@ -217,7 +239,7 @@ impl Queue {
                     batch.message.frames.push(wire::frame(frame, skipped, now));
                     self.kept_unsent -= 1;
                     self.unsent_from = position + 1;
-                    self.sent_ever = self.sent_ever.max(position + 1);
+                    *sent = true;
                 }
             }
         }
@@ -262,7 +284,7 @@ impl Queue {
         let end = first.saturating_add(count).min(self.unsent_from);
         let mut from = first;
         while from < end {
-            let Some((&position, frame)) = self.kept.range(from..end).next() else { return };
+            let Some((&position, Kept { frame, .. })) = self.kept.range(from..end).next() else { return };
             if let Some(id) = frame.id {
                 self.forget_place(id, position);
                 answers.push((id, answer.clone()));

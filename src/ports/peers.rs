@@ -257,7 +257,7 @@ pub struct LinkStatus {
 }
 
 /// The links to other nodes. A frame with an ID stays with the link until it is answered or cancelled: when the link breaks
-/// it is sent again, in order and before all later ones.
+/// all of them are sent again in the order of their names, before a report and all later ones.
 pub trait Peers: Send + Sync + 'static {
     /// Keep a link to these nodes (this node left out) and close all others. A node whose record is gone but whose link
     /// works is kept by the caller for as long as it wants to.

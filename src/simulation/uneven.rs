@@ -1,6 +1,6 @@
 //! Nodes whose indexes are behind the store by different amounts, and whose journals take their time, while sessions and members of a
-//! group change places all the time: what [`super::group_faults`] checks holds. No node fails and no link breaks here; in
-//! [`super::mixed_faults`] they do as well.
+//! group change places all the time, and links break: what [`super::group_faults`] checks holds. No node fails here; in
+//! [`super::mixed_faults`] nodes do as well.
 
 use super::choices::Choices;
 use super::group_faults::{NODES, Run, checked};
@@ -12,6 +12,9 @@ use crate::mqtt::QoS;
 /// How long a run publishes, milliseconds.
 const LASTS_MS: u64 = 4_000;
 
+/// For how long a link is broken, milliseconds, at most.
+const BROKEN_MS: u64 = 20;
+
 /// Which watches and journals stand still, and which go on, and until when.
 pub(super) struct Halts {
     choices: Choices,
@@ -22,9 +25,11 @@ pub(super) struct Halts {
     /// How long they go on in between.
     goes_on: u64,
     nodes: [[Halting; 2]; NODES],
+    /// From each node to the next one; none if links hold.
+    links: Option<[Halting; NODES]>,
 }
 
-/// A node's watch or journal.
+/// A node's watch or journal, or a link.
 #[derive(Clone, Copy, Default)]
 struct Halting {
     stands: bool,
@@ -50,7 +55,12 @@ impl Halts {
         let watch_stands = choices.one_of(&[10, 20, 20, 60, 200]);
         let journal_stands = choices.one_of(&[5, 20, 20, 60]);
         let goes_on = choices.one_of(&[10, 20, 80]);
-        Halts { choices, watch_stands, journal_stands, goes_on, nodes: Default::default() }
+        Halts { choices, watch_stands, journal_stands, goes_on, nodes: Default::default(), links: None }
+    }
+
+    /// Links break as well, for a moment.
+    fn with_links(self) -> Halts {
+        Halts { links: Some(Default::default()), ..self }
     }
 
     /// Halts what is to stand still now, and lets go on what is to go on.
@@ -64,6 +74,11 @@ impl Halts {
                 cluster.journal(no).stall(stands);
             }
         }
+        for (no, link) in self.links.iter_mut().flatten().enumerate() {
+            if let Some(broken) = link.look(now, BROKEN_MS, 10 * self.goes_on, &mut self.choices) {
+                cluster.partition(no, (no + 1) % NODES, broken);
+            }
+        }
     }
 
     /// All go on.
@@ -71,6 +86,7 @@ impl Halts {
         for no in 0..NODES {
             cluster.store.lag(&cluster.name(no), false);
             cluster.journal(no).stall(false);
+            cluster.partition(no, (no + 1) % NODES, false);
         }
     }
 }
@@ -87,7 +103,7 @@ fn some_move(run: &mut Run, at_once: u64, choices: &mut Choices) {
     }
 }
 
-fn uneven(seed: u64, qos: QoS) -> Result<(), String> {
+fn uneven(seed: u64, qos: QoS, links_break: bool) -> Result<(), String> {
     let mut choices = Choices(seed);
     let remote = RemoteLimits { order_wait_ms: 60_000, ..RemoteLimits::default() };
     let limits = Limits { remote, ..Limits::waiting(120_000) };
@@ -99,7 +115,8 @@ fn uneven(seed: u64, qos: QoS) -> Result<(), String> {
     run.cluster.net.latency(choices.one_of(&[2, 5, 5, 20]));
     let (publish_every, move_every) = (choices.one_of(&[4, 6, 6, 10]), choices.one_of(&[15, 20, 20, 40]));
     let at_once = choices.one_of(&[1, 4, 4]);
-    run.halts = Some(Halts::new(seed));
+    let halts = Halts::new(seed);
+    run.halts = Some(if links_break { halts.with_links() } else { halts });
     let end = run.cluster.sim.now().plus_ms(LASTS_MS);
     while run.cluster.sim.now() < end {
         if choices.below(publish_every) == 0 {
@@ -116,10 +133,20 @@ fn uneven(seed: u64, qos: QoS) -> Result<(), String> {
 
 #[test]
 fn sessions_that_move_are_in_order_though_nodes_are_unevenly_behind_at_qos_2() {
-    checked(seeds(0..8).map(|seed| uneven(seed, QoS::ExactlyOnce)));
+    checked(seeds(0..8).map(|seed| uneven(seed, QoS::ExactlyOnce, false)));
 }
 
 #[test]
 fn sessions_that_move_are_in_order_though_nodes_are_unevenly_behind_at_qos_1() {
-    checked(seeds(0..4).map(|seed| uneven(seed, QoS::AtLeastOnce)));
+    checked(seeds(0..4).map(|seed| uneven(seed, QoS::AtLeastOnce, false)));
+}
+
+#[test]
+fn sessions_that_move_are_in_order_though_links_break_and_nodes_are_unevenly_behind_at_qos_2() {
+    checked(seeds(0..8).map(|seed| uneven(seed, QoS::ExactlyOnce, true)));
+}
+
+#[test]
+fn sessions_that_move_are_in_order_though_links_break_and_nodes_are_unevenly_behind_at_qos_1() {
+    checked(seeds(0..4).map(|seed| uneven(seed, QoS::AtLeastOnce, true)));
 }

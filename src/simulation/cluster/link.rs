@@ -244,7 +244,7 @@ impl Link {
         }
     }
 
-    /// A connection stands: what is not answered is sent again, then the last report, before all that waits.
+    /// A connection stands: what is not answered is sent again in the order of the names, then the last report, before all that comes.
     fn open(&self, net: &Network, to: &Receiver) -> bool {
         if net.reach(&self.me, &self.node).is_none_or(|r| r.id != to.id) {
             return false;
@@ -256,12 +256,16 @@ impl Link {
         state.refused = false;
         state.to = Some(to.id.clone());
         state.connection += 1;
-        if let Some(report) = state.reported.take() {
-            state.queue.push_front(Item::Report(report));
+        let (mut frames, mut report) =
+            (Vec::from(std::mem::take(&mut state.unanswered)), state.reported.take());
+        for item in std::mem::take(&mut state.queue) {
+            match item {
+                Item::Frame(frame) => frames.push(frame),
+                Item::Report(later) => report = Some(later),
+            }
         }
-        while let Some(frame) = state.unanswered.pop_back() {
-            state.queue.push_front(Item::Frame(frame));
-        }
+        frames.sort_by_key(|frame| frame.id);
+        state.queue.extend(frames.into_iter().map(Item::Frame).chain(report.map(Item::Report)));
         true
     }
 
