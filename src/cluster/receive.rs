@@ -169,9 +169,9 @@ impl Cluster {
         for frame in frames {
             match frame.id.filter(|_| frame.message.qos() > QoS::AtMostOnce) {
                 Some(id) => {
-                    let (key, message) = ((from.incarnation, id), frame.message.clone());
+                    let key = (from.incarnation, id);
                     self.take_frame(remote, frame, key, None, answers, &mut cache, &mut scratch);
-                    remote.young.came(id, &message);
+                    remote.young.hear(id.origin, id.seq);
                 }
                 None => {
                     let received = self.receive(&frame, from.incarnation, &mut cache, &mut scratch);

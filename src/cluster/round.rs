@@ -92,8 +92,12 @@ impl Cluster {
             return true;
         }
         let gave = self.broker.give(message, t, &round.way, round.delivered, round.wakes);
-        if gave == Gave::Absent {
-            self.unsee_absent(round);
+        match (gave, round.id()) {
+            (Gave::Absent, _) => self.unsee_absent(round),
+            (Gave::Yes, Some(id)) if id.origin != self.remote.me.incarnation && !is_shared(t) => {
+                self.remote.young.given(t.handle.no, id, message);
+            }
+            (Gave::Yes | Gave::NotMeant, _) => {}
         }
         true
     }
@@ -147,7 +151,7 @@ impl Cluster {
     fn came_later(&self, round: &Round<'_>, t: &Target) -> bool {
         let remote = &self.remote;
         let Some(id) = round.id() else { return false };
-        if remote.young.is_empty() || t.extra.as_ref().is_some_and(|e| e.shared.is_some()) {
+        if remote.young.is_empty() || is_shared(t) {
             return false;
         }
         let topic_name = round.message.topic();
@@ -195,6 +199,11 @@ impl Cluster {
         let Some(id) = round.id() else { return false };
         self.remote.seen.served(id, name, |no| group.is_some_and(|group| group.has(no)))
     }
+}
+
+/// Whether a session gets the message as a member of a shared subscription.
+fn is_shared(t: &Target) -> bool {
+    t.extra.as_ref().is_some_and(|e| e.shared.is_some())
 }
 
 /// The duty to bring the publish of `origin` to the other nodes.

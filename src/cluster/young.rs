@@ -6,7 +6,7 @@
 //!
 //! A SUBACK may leave before all nodes know of the subscription (G6). Such a node accepts publishes without it for a while, and may find it
 //! when it matches them again. From that node the subscription takes what comes in its turn, and nothing behind a newer one of the
-//! same topic and QoS, until the node has reported that it knows the route, and is done with all that it had accepted by then. Order
+//! same topic and QoS that the session was given, until the node has reported that it knows the route, and is done with all that it had accepted by then. Order
 //! is promised for each topic and QoS (G3), and no more can be asked for: a publish at QoS 2 leaves its node once it is durable there, behind
 //! newer ones at QoS 1.
 
@@ -22,7 +22,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// The highest number of each origin that a subscription is younger than.
 pub type Older = Arc<[(Incarnation, u64)]>;
 
-/// Topics whose highest number is remembered; beyond that the highest number of an origin counts for all its topics.
+/// Topics whose highest number is remembered, those of all young sessions together; beyond that the highest number of an origin counts for
+/// all its topics.
 pub const ORDER_KEYS_MAX: usize = 65_536;
 
 /// What publishes that keep an order among themselves have in common, besides their origin: topic and QoS.
@@ -63,30 +64,36 @@ fn find(numbers: &[(Incarnation, u64)], origin: Incarnation) -> Option<u64> {
     numbers.iter().find(|(of, _)| *of == origin).map(|(_, seq)| *seq)
 }
 
-/// What has come since a subscription is young.
+/// What a session has been given since one of its subscriptions is young.
 #[derive(Debug, Default)]
-struct Came {
+struct Given {
     /// The highest number of each origin, topic and QoS.
     highest: HashMap<(Incarnation, OrderKey), u64>,
-    /// For each origin, the highest number that came before its topics were too many to be remembered one by one.
+    /// For each origin, the highest number that was given before its topics were too many to be remembered one by one.
     floors: SmallVec<[(Incarnation, u64); 2]>,
 }
 
-impl Came {
+impl Given {
     fn note(&mut self, id: MessageId, key: OrderKey) {
-        if self.highest.len() >= ORDER_KEYS_MAX && !self.highest.contains_key(&(id.origin, key)) {
-            for ((origin, _), seq) in self.highest.drain() {
-                match self.floors.iter_mut().find(|(of, _)| *of == origin) {
-                    Some((_, floor)) => *floor = seq.max(*floor),
-                    None => self.floors.push((origin, seq)),
-                }
-            }
-        }
         let highest = self.highest.entry((id.origin, key)).or_default();
         *highest = id.seq.max(*highest);
     }
 
-    /// The highest number that has come of an origin, topic and QoS; 0 = none.
+    fn note_floor(&mut self, origin: Incarnation, seq: u64) {
+        match self.floors.iter_mut().find(|(of, _)| *of == origin) {
+            Some((_, floor)) => *floor = seq.max(*floor),
+            None => self.floors.push((origin, seq)),
+        }
+    }
+
+    /// Remembers one number for each origin in place of one for each topic.
+    fn forget_topics(&mut self) {
+        for ((origin, _), seq) in std::mem::take(&mut self.highest) {
+            self.note_floor(origin, seq);
+        }
+    }
+
+    /// The highest number that was given of an origin, topic and QoS; 0 = none.
     fn highest(&self, origin: Incarnation, key: OrderKey) -> u64 {
         let of_key = self.highest.get(&(origin, key)).copied();
         of_key.max(find(&self.floors, origin)).unwrap_or(0)
@@ -98,18 +105,69 @@ impl Came {
     }
 }
 
+/// A session with young subscriptions.
+#[derive(Debug, Default)]
+struct YoungSession {
+    subscriptions: SmallVec<[Subscription; 1]>,
+    given: Given,
+}
+
+impl YoungSession {
+    /// Whether what the session is given has to be remembered.
+    fn remembers(&self) -> bool {
+        self.subscriptions.iter().any(|s| s.older.is_none() || s.unknown.is_some())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Sessions {
+    all: HashMap<SessionNo, YoungSession>,
+    /// Topics remembered of all of them.
+    keys: usize,
+}
+
+impl Sessions {
+    /// Notes that a session was given a publish.
+    fn given(&mut self, session: SessionNo, id: MessageId, key: OrderKey) {
+        let Some(young) = self.all.get_mut(&session).filter(|young| young.remembers()) else { return };
+        let given = &mut young.given;
+        let before = given.highest.len();
+        if self.keys >= ORDER_KEYS_MAX && !given.highest.contains_key(&(id.origin, key)) {
+            given.forget_topics();
+            given.note_floor(id.origin, id.seq);
+        } else {
+            given.note(id, key);
+        }
+        self.keys = self.keys + given.highest.len() - before;
+    }
+
+    /// Changes a session's entry, which goes when nothing of it is young any more.
+    fn change(&mut self, session: SessionNo, f: impl FnOnce(&mut YoungSession)) {
+        let Some(young) = self.all.get_mut(&session) else { return };
+        let before = young.given.highest.len();
+        f(young);
+        if !young.remembers() {
+            young.given = Given::default();
+        }
+        self.keys = self.keys + young.given.highest.len() - before;
+        if young.subscriptions.is_empty() {
+            self.all.remove(&session);
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Young {
-    sessions: Mutex<HashMap<SessionNo, SmallVec<[Subscription; 1]>>>,
+    sessions: Mutex<Sessions>,
     len: AtomicUsize,
     /// What other nodes have sent and said, by origin.
     heard: RwLock<HashMap<Incarnation, AtomicU64>>,
-    came: Mutex<Came>,
 }
 
 impl Young {
-    fn hear(&self, origin: Incarnation, seq: u64) {
+    /// The highest number that `origin` is known to have given is `seq`, or a higher one.
+    pub fn hear(&self, origin: Incarnation, seq: u64) {
         if let Some(heard) = self.heard.read().get(&origin) {
             heard.fetch_max(seq, Ordering::Relaxed);
             return;
@@ -117,11 +175,10 @@ impl Young {
         self.heard.write().entry(origin).or_default().fetch_max(seq, Ordering::Relaxed);
     }
 
-    /// A publish has come to this node, and was given to those that it is for.
-    pub fn came(&self, id: MessageId, message: &Message) {
-        self.hear(id.origin, id.seq);
+    /// A session has been given a publish of another node.
+    pub fn given(&self, session: SessionNo, id: MessageId, message: &Message) {
         if !self.is_empty() {
-            self.came.lock().note(id, OrderKey::of(message.topic(), message.qos()));
+            self.sessions.lock().given(session, id, OrderKey::of(message.topic(), message.qos()));
         }
     }
 
@@ -133,7 +190,7 @@ impl Young {
             return;
         }
         let mut sessions = self.sessions.lock();
-        for s in sessions.values_mut().flatten() {
+        for s in sessions.all.values_mut().flat_map(|young| &mut young.subscriptions) {
             let (Some(older), Some(unknown)) = (&s.older, &mut s.unknown) else { continue };
             let knows = unknown.route.is_some_and(|route| route <= applied);
             if knows && find(older, origin).is_none() && find(&unknown.bounds, origin).is_none() {
@@ -160,41 +217,39 @@ impl Young {
     /// A session has subscribed; SUBACK has not left.
     pub fn begin(&self, session: SessionNo, filter: &Arc<str>) {
         let mut sessions = self.sessions.lock();
-        let of_session = sessions.entry(session).or_default();
+        let of_session = &mut sessions.all.entry(session).or_default().subscriptions;
         of_session.retain(|s| s.filter != *filter);
         of_session.push(Subscription { filter: filter.clone(), older: None, unknown: None });
-        self.len.store(sessions.len(), Ordering::Release);
+        self.len.store(sessions.all.len(), Ordering::Release);
     }
 
     /// SUBACK leaves: the subscriptions take all that is newer than `older`. `known` = all nodes know of them; else only those that
     /// `older` names do, and those that report it once [`Young::routed`] has said when the routes were written.
     pub fn acknowledged(&self, session: SessionNo, filters: &[Arc<str>], older: &Older, known: bool) {
         let mut sessions = self.sessions.lock();
-        let Some(of_session) = sessions.get_mut(&session) else { return };
         let meant = |s: &Subscription| s.older.is_none() && filters.contains(&s.filter);
-        if older.is_empty() && known {
-            of_session.retain(|s| !meant(s));
-        } else {
-            let before = || {
-                let heard = self.heard.read();
-                let others = heard.iter().filter(|(origin, _)| find(older, **origin).is_none());
-                others.map(|(origin, seq)| (*origin, seq.load(Ordering::Relaxed))).collect()
-            };
-            for s in of_session.iter_mut().filter(|s| meant(s)) {
+        let before = || {
+            let heard = self.heard.read();
+            let others = heard.iter().filter(|(origin, _)| find(older, **origin).is_none());
+            others.map(|(origin, seq)| (*origin, seq.load(Ordering::Relaxed))).collect()
+        };
+        sessions.change(session, |young| {
+            if older.is_empty() && known {
+                return young.subscriptions.retain(|s| !meant(s));
+            }
+            for s in young.subscriptions.iter_mut().filter(|s| meant(s)) {
                 s.older = Some(older.clone());
                 s.unknown = (!known).then(|| Unknown { before: before(), ..Unknown::default() });
             }
-        }
-        if of_session.is_empty() {
-            sessions.remove(&session);
-        }
-        self.len.store(sessions.len(), Ordering::Release);
+        });
+        self.len.store(sessions.all.len(), Ordering::Release);
     }
 
     /// The routes of subscriptions that not all nodes knew of at their SUBACK are written at `revision`.
     pub fn routed(&self, session: SessionNo, filters: &[Arc<str>], revision: Revision) {
         let mut sessions = self.sessions.lock();
-        let of_session = sessions.get_mut(&session).into_iter().flatten();
+        let of_session =
+            sessions.all.get_mut(&session).into_iter().flat_map(|young| &mut young.subscriptions);
         for unknown in of_session.filter(|s| filters.contains(&s.filter)).filter_map(|s| s.unknown.as_mut()) {
             unknown.route = Some(revision);
         }
@@ -209,7 +264,9 @@ impl Young {
         highest: impl Fn() -> u64,
     ) -> SmallVec<[Arc<str>; 1]> {
         let sessions = self.sessions.lock();
-        let Some(of_session) = sessions.get(&session) else { return SmallVec::new() };
+        let Some(YoungSession { subscriptions, given }) = sessions.all.get(&session) else {
+            return SmallVec::new();
+        };
         let is_younger = |s: &&Subscription| {
             let Some(older) = &s.older else { return id.seq <= highest() };
             match (find(older, id.origin), &s.unknown) {
@@ -218,17 +275,17 @@ impl Young {
                 (None, Some(unknown)) => {
                     let bound = find(&unknown.bounds, id.origin).unwrap_or(u64::MAX);
                     find(&unknown.before, id.origin).is_some_and(|before| id.seq <= before)
-                        || id.seq <= bound && id.seq <= self.came.lock().highest(id.origin, key)
+                        || id.seq <= bound && id.seq < given.highest(id.origin, key)
                 }
             }
         };
-        of_session.iter().filter(is_younger).map(|s| s.filter.clone()).collect()
+        subscriptions.iter().filter(is_younger).map(|s| s.filter.clone()).collect()
     }
 
     /// What a subscription of a session is younger than; `Some(None)` = its SUBACK has not left.
     pub fn of(&self, session: SessionNo, filter: &str) -> Option<Option<Older>> {
         let sessions = self.sessions.lock();
-        let s = sessions.get(&session)?.iter().find(|s| *s.filter == *filter)?;
+        let s = sessions.all.get(&session)?.subscriptions.iter().find(|s| *s.filter == *filter)?;
         let (Some(older), Some(unknown)) = (&s.older, &s.unknown) else { return Some(s.older.clone()) };
         Some(Some(older.iter().chain(&unknown.before).copied().collect()))
     }
@@ -237,8 +294,8 @@ impl Young {
     pub fn add(&self, session: SessionNo, filter: &Arc<str>, older: Older) {
         let mut sessions = self.sessions.lock();
         let s = Subscription { filter: filter.clone(), older: Some(older), unknown: None };
-        sessions.entry(session).or_default().push(s);
-        self.len.store(sessions.len(), Ordering::Release);
+        sessions.all.entry(session).or_default().subscriptions.push(s);
+        self.len.store(sessions.all.len(), Ordering::Release);
     }
 
     /// A session has come with these subscriptions.
@@ -254,23 +311,18 @@ impl Young {
             return;
         }
         let mut sessions = self.sessions.lock();
-        if let Some(of_session) = sessions.get_mut(&session) {
-            of_session.retain(|s| filter.is_some_and(|f| *s.filter != *f));
-            if of_session.is_empty() {
-                sessions.remove(&session);
-            }
-        }
-        self.len.store(sessions.len(), Ordering::Release);
+        sessions.change(session, |young| {
+            young.subscriptions.retain(|s| filter.is_some_and(|f| *s.filter != *f));
+        });
+        self.len.store(sessions.all.len(), Ordering::Release);
     }
 
     /// Forgets subscriptions that are younger than nothing that may still come: `done` says whether all publishes of an origin
     /// up to a number are done with; `origins` = all that there are but this process.
     pub fn prune(&self, origins: &[Incarnation], done: impl Fn(Incarnation, u64) -> bool) {
         if self.is_empty() {
-            *self.came.lock() = Came::default();
             return;
         }
-        self.came.lock().forget(&done);
         let mut sessions = self.sessions.lock();
         let over = |s: &Subscription| {
             let Some(older) = &s.older else { return false };
@@ -278,14 +330,18 @@ impl Young {
                 find(older, *origin).is_some()
                     || done(*origin, find(&unknown.bounds, *origin).unwrap_or(u64::MAX))
             };
-            older.iter().all(|(origin, seq)| done(*origin, *seq))
+            let before = s.unknown.iter().flat_map(|u| &u.before);
+            older.iter().chain(before).all(|(origin, seq)| done(*origin, *seq))
                 && s.unknown.as_ref().is_none_or(|u| origins.iter().all(|origin| done_with(origin, u)))
         };
-        sessions.retain(|_, of_session| {
-            of_session.retain(|s| !over(s));
-            !of_session.is_empty()
-        });
-        self.len.store(sessions.len(), Ordering::Release);
+        let numbers: Vec<SessionNo> = sessions.all.keys().copied().collect();
+        for session in numbers {
+            sessions.change(session, |young| {
+                young.given.forget(&done);
+                young.subscriptions.retain(|s| !over(s));
+            });
+        }
+        self.len.store(sessions.all.len(), Ordering::Release);
     }
 }
 
@@ -317,8 +373,8 @@ mod tests {
     fn a_subscription_is_younger_than_what_was_heard_of_before_its_suback() {
         let young = Young::default();
         let filter: Arc<str> = "t/#".into();
-        young.came(id(5), &usual_message());
-        young.came(id(3), &usual_message());
+        young.hear(7, 5);
+        young.hear(7, 3);
         assert_eq!((young.highest(7), young.highest(8)), (5, 0));
         young.begin(1, &filter);
         assert_eq!(young.younger(1, (id(5), usual()), || 5).as_slice(), std::slice::from_ref(&filter));
@@ -360,12 +416,12 @@ mod tests {
         young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([(8, 3)]), false);
         for seq in 2..5 {
             assert!(takes(seq), "{seq} comes in its turn");
-            young.came(id(seq), &usual_message());
+            young.given(1, id(seq), &usual_message());
         }
         assert!(!takes(1) && takes(5));
         young.routed(1, std::slice::from_ref(&filter), 100);
         young.reported(7, 99, 6);
-        young.came(id(9), &usual_message());
+        young.given(1, id(9), &usual_message());
         assert!(!takes(7), "it does not know the route yet");
         young.reported(7, 100, 8);
         young.reported(7, 101, 20);
@@ -380,20 +436,37 @@ mod tests {
         assert!(young.is_empty());
     }
 
+    /// The node had known the route all the time: what had been accepted before SUBACK may come again all the same.
+    #[test]
+    fn what_was_heard_of_before_a_suback_is_waited_for_though_the_node_knows_the_route() {
+        let young = Young::default();
+        let filter: Arc<str> = "t/#".into();
+        young.begin(1, &filter);
+        young.hear(7, 13);
+        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([]), false);
+        young.routed(1, std::slice::from_ref(&filter), 30);
+        young.reported(7, 40, 12);
+        young.prune(&[7], |_, seq| seq <= 12);
+        let takes = |seq: u64| young.younger(1, (id(seq), usual()), || u64::MAX).is_empty();
+        assert!(!takes(13) && takes(14));
+        young.prune(&[7], |_, seq| seq <= 13);
+        assert!(young.is_empty());
+    }
+
     /// Publishes at QoS 2 leave their node when they are durable there, behind newer ones at QoS 1; two publishers keep no order.
     #[test]
     fn what_keeps_no_order_does_not_come_too_late() {
         let young = Young::default();
         let filter: Arc<str> = "t/#".into();
-        young.came(id(1), &usual_message());
         young.begin(1, &filter);
-        young.came(id(5), &usual_message());
+        young.given(1, id(5), &usual_message());
+        young.hear(7, 5);
         young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([]), false);
         let refuses = |seq: u64, topic: &str, qos| {
             !young.younger(1, (id(seq), OrderKey::of(topic, qos)), || u64::MAX).is_empty()
         };
         assert!(refuses(4, "t/2", QoS::ExactlyOnce), "it was given its number before SUBACK");
-        young.came(id(9), &usual_message());
+        young.given(1, id(9), &usual_message());
         for (seq, topic, qos, refused) in [
             (6, "t/1", QoS::AtLeastOnce, true),
             (6, "t/1", QoS::ExactlyOnce, false),
@@ -408,11 +481,41 @@ mod tests {
             "a move loses nothing that is owed"
         );
         for n in 0..ORDER_KEYS_MAX {
-            young.came(id(20), &message(&n.to_string()));
+            young.given(1, id(20), &message(&n.to_string()));
         }
         assert!(refuses(15, "t/2", QoS::ExactlyOnce), "too many topics to know which");
         young.prune(&[7], |_, seq| seq <= 20);
         young.routed(1, std::slice::from_ref(&filter), 100);
         assert!(!refuses(15, "t/2", QoS::ExactlyOnce), "forgotten once all are done with");
+    }
+
+    /// A session that is about to move, or waits for older publishes, takes in their turn those that came and waited; others have had them.
+    #[test]
+    fn what_came_and_waits_is_not_behind_what_waits_as_well() {
+        let young = Young::default();
+        let filter: Arc<str> = "t/#".into();
+        for session in [1, 2] {
+            young.begin(session, &filter);
+            young.acknowledged(session, std::slice::from_ref(&filter), &Arc::from([]), false);
+        }
+        let takes = |session, seq: u64| young.younger(session, (id(seq), usual()), || u64::MAX).is_empty();
+        for seq in [1, 2] {
+            young.given(2, id(seq), &usual_message());
+            young.hear(7, seq);
+        }
+        assert!(takes(1, 1) && takes(1, 2), "it was given neither");
+        assert!(
+            !takes(2, 1) && takes(2, 2),
+            "what it was given behind a newer one, and that itself once more"
+        );
+        young.given(1, id(1), &usual_message());
+        young.given(1, id(2), &usual_message());
+        assert!(!takes(1, 1) && takes(1, 3));
+        young.forget(1, None);
+        young.begin(1, &filter);
+        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([]), true);
+        young.given(3, id(9), &usual_message());
+        assert!(takes(1, 1), "all nodes know of it");
+        assert_eq!(young.sessions.lock().keys, 1, "of session 2");
     }
 }
