@@ -67,7 +67,7 @@ use local_routes::LocalRoutes;
 use members::{Members, Speaker};
 use origin::Origins;
 use parking_lot::Mutex;
-use receive::Due;
+use receive::{Due, Receiving};
 use routes_index::RoutesIndex;
 use seen::Seen;
 use sessions::Sessions;
@@ -215,6 +215,7 @@ pub struct Remote {
     /// Sessions that came here while processes were away.
     away_at_moves: order::AwayAtMoves,
     answers: AfterDurable<Due>,
+    receiving: Receiving,
 }
 
 impl Remote {
@@ -252,6 +253,7 @@ impl Remote {
             late: late::LatePublishes::default(),
             away_at_moves: order::AwayAtMoves::default(),
             answers: AfterDurable::default(),
+            receiving: Receiving::default(),
             ports,
             me,
             limits,

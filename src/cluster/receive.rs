@@ -11,6 +11,7 @@ use crate::ports::{
     SaidClock,
 };
 use crate::session::Loss;
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 
 /// An answer that waits for the journal.
@@ -18,6 +19,28 @@ pub(super) struct Due {
     to: Arc<dyn Answers>,
     id: MessageId,
     answer: Answer,
+}
+
+/// Places for frames that are taken in; frames of one publish share one.
+const RECEIVING: usize = 64;
+
+/// Takes frames of one publish in one after another. One that waited here for sessions may be taken again just when it comes a second
+/// time, over another connection: between the note that a session has it and what comes of that the other would be told that it has.
+pub(super) struct Receiving([Mutex<()>; RECEIVING]);
+
+impl Default for Receiving {
+    fn default() -> Receiving {
+        Receiving(std::array::from_fn(|_| Mutex::default()))
+    }
+}
+
+impl Receiving {
+    /// Completes when no other frame of the publish is being taken in, and keeps others from it.
+    fn one(&self, id: MessageId) -> MutexGuard<'_, ()> {
+        #[allow(clippy::cast_possible_truncation)] // as good as any
+        let place = (id.seq ^ id.origin) as usize;
+        self.0[place % RECEIVING].lock()
+    }
 }
 
 /// What became of one frame.
@@ -42,6 +65,7 @@ impl Cluster {
         // No session freezes between the look at it and its mailbox.
         let _inside = remote.gate.enter();
         let message = &frame.message;
+        let _one = frame.id.map(|id| remote.receiving.one(id));
         // At QoS 0 an update's name keeps those from having it twice who were sent it as the retained message.
         let id = frame.id.or(frame.update);
         let (delivered, wakes) = scratch.begin();
