@@ -1,7 +1,10 @@
 //! Which links are kept while membership changes on several threads at once.
 
+use super::origin::entry::{Asked, Entry, Plan};
 use super::testing::{FakeStore, Manual};
 use super::*;
+use crate::mqtt::message::Parts;
+use crate::mqtt::{Message, QoS};
 use crate::ports::{
     ClusterTime, Frame, LinkStatus, Member, MessageId, NoDirectory, PeerError, Peers, Report, Request,
     Response,
@@ -17,6 +20,12 @@ struct Slow {
     begun: Sender<()>,
     go_on: Mutex<Option<Receiver<()>>>,
     kept: Mutex<Vec<Arc<str>>>,
+}
+
+impl Slow {
+    fn kept(&self) -> Vec<Arc<str>> {
+        self.kept.lock().clone()
+    }
 }
 
 impl Peers for Slow {
@@ -58,20 +67,52 @@ fn registered(remote: &Remote, node: &str, incarnation: u64) {
     remote.members.set_member(&node.into(), Some(member), Time(1));
 }
 
+fn linked_by(peers: Arc<Slow>) -> Remote {
+    let ports = ClusterPorts {
+        coordinator: Arc::new(FakeStore::default()),
+        peers,
+        tasks: Arc::new(Manual::default()),
+        directory: Arc::new(NoDirectory),
+        time: Arc::new(ClusterTime::own_clock()),
+    };
+    Remote::new(ports, RemoteLimits::default(), Arc::new(Metrics::new()))
+}
+
+/// What is asked of a node goes with its link.
+#[test]
+fn publishes_that_a_node_has_not_answered_are_matched_again_when_its_link_is_given_up() {
+    let peers = Arc::new(Slow { begun: channel().0, go_on: Mutex::default(), kept: Mutex::default() });
+    let remote = linked_by(peers.clone());
+    let b: Arc<str> = "b".into();
+    registered(&remote, "b", 2);
+    remote.members.link(&b, Some(MemberId { node: b.clone(), incarnation: 2 }));
+    remote.membership_changed();
+    let (payload, properties) = (&[][..], &[][..]);
+    let (topic, qos, retain, expires_at) = ("t", QoS::ExactlyOnce, false, None);
+    let message = Message::new(Parts { topic, payload, properties, qos, retain, expires_at });
+    let asked = Asked { direct: true, ..Asked::default() };
+    let plan = Plan {
+        matched_at: 3,
+        direct: true,
+        ask: [(b.clone(), asked)].into_iter().collect(),
+        ..Plan::default()
+    };
+    remote.origins.begin(remote.origins.next_id(), Entry::new(message, 0, Time(1)), plan);
+    remote.membership_changed();
+    assert_eq!((peers.kept(), remote.origins.lane_open()), (vec![b.clone()], false));
+    // Its record goes, and there is no custody of what it owned; its link still works.
+    remote.members.set_member(&b, None, Time(2));
+    remote.membership_changed();
+    assert_eq!((peers.kept(), remote.origins.lane_open()), (Vec::new(), true));
+}
+
 #[test]
 fn an_older_list_of_nodes_never_replaces_a_newer_one() {
     let (begun, has_begun) = channel();
     let (go, go_on) = channel();
     let (done, is_done) = channel();
     let peers = Arc::new(Slow { begun, go_on: Mutex::new(Some(go_on)), kept: Mutex::default() });
-    let ports = ClusterPorts {
-        coordinator: Arc::new(FakeStore::default()),
-        peers: peers.clone(),
-        tasks: Arc::new(Manual::default()),
-        directory: Arc::new(NoDirectory),
-        time: Arc::new(ClusterTime::own_clock()),
-    };
-    let remote = Remote::new(ports, RemoteLimits::default(), Arc::new(Metrics::new()));
+    let remote = linked_by(peers.clone());
     registered(&remote, "b", 2);
     std::thread::scope(|threads| {
         threads.spawn(|| remote.membership_changed());
@@ -85,7 +126,7 @@ fn an_older_list_of_nodes_never_replaces_a_newer_one() {
         let _ = is_done.recv_timeout(OVERTAKING);
         go.send(()).unwrap();
     });
-    let mut kept = peers.kept.lock().clone();
+    let mut kept = peers.kept();
     kept.retain(|node| **node != *"a");
     assert_eq!(kept, ["b".into(), "c".into()]);
 }

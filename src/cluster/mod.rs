@@ -344,26 +344,25 @@ impl Remote {
 
     /// Registrations, custody or links have changed.
     fn membership_changed(&self) {
-        // Publishes that waited for a node that is back go to it before newer ones.
+        // One at a time, or an older list of nodes might replace a newer one.
+        let keeping = self.keeping.lock();
+        // Publishes that waited for a node that is back go to it before newer ones. Nothing is sent while links are given up, and what they
+        // had is matched again.
         self.gate.closed(|| {
             let mut nodes = self.routes.judge(|of| self.members.standing(of));
             let answers = |of: &MemberId| !matches!(self.members.speaker(of), Speaker::Away(_));
             nodes.extend(
                 self.origins.awaited().into_iter().filter(|(of, _)| answers(of)).map(|(_, node)| node),
             );
+            let keep = self.members.to_keep();
+            let kept = |node: &Arc<str>| keep.iter().any(|m| m.id.node == *node);
             let mut lost = self.origins.asked_nodes();
-            lost.retain(|n| *n != self.me.node && !self.members.reachable(n));
+            lost.retain(|n| *n != self.me.node && !(self.members.reachable(n) && kept(n)));
             self.origins.queue_again(&nodes, &lost);
+            self.ports.peers.keep(keep);
         });
-        self.keep_links();
+        drop(keeping);
         self.weigh();
-    }
-
-    /// Has links to all nodes that there should be.
-    fn keep_links(&self) {
-        // One at a time, or an older list might replace a newer one.
-        let _keeping = self.keeping.lock();
-        self.ports.peers.keep(self.members.to_keep());
     }
 
     /// Draws conclusions from what everybody has reported.
