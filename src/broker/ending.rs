@@ -1,5 +1,5 @@
 //! The end of a session: subscriptions, queue and record go; what came through shared subscriptions goes to other members
-//! (MQTT 5.0 section 4.8.2). Here are its steps, and how a node that is alone takes them.
+//! (MQTT 5.0 section 4.8.2). Here are its steps, what takes them in order whoever ends it ([`Endings`]), and how a node that is alone does.
 
 use super::Broker;
 use super::delivery::{Delivered, Origin, Scratch};
@@ -17,7 +17,7 @@ use crate::telemetry::metrics::SessionState;
 use crate::topic::Filter;
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// What became of a session without a connection.
 #[derive(Debug, Default)]
@@ -320,10 +320,45 @@ impl Broker {
     }
 }
 
-/// How a node that is alone does it.
-impl Broker {
+/// How sessions without a connection come to their ends: with a node that is alone ([`Broker`]), or with one of a cluster.
+pub trait Endings: Send + Sync + 'static {
+    /// The node's part of it.
+    fn broker(&self) -> &Broker;
+
+    /// What holds it, for what is done later.
+    fn weak(&self) -> Weak<Self>
+    where
+        Self: Sized;
+
+    /// Publishes the will of a session and forgets it, in one step of the journal (G8).
+    fn publish_will(
+        &self,
+        handle: &Handle,
+        session: &Session,
+        message: &Message,
+        now: Time,
+        done: &mut CarriedOut,
+        scratch: &mut Scratch,
+    );
+
+    /// Ends a session for good. Returns when that is durable, if the journal knows the session.
+    fn end_session(
+        &self,
+        handle: &Arc<Handle>,
+        session: &mut Session,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> Option<Lsn>;
+
+    /// Gives a message that a session does not get, because it has ended or for another loss `why`, to another member of its shared
+    /// subscription, or drops it.
+    fn hand_on(&self, from: &Handle, d: &Delivery, begun: bool, why: Loss, now: Time, scratch: &mut Scratch);
+
+    /// Whether a session may be taken out of its mailbox for its timers.
+    fn may_wake(&self, handle: &Handle) -> bool;
+
     /// Carries out the effects of a session without a connection.
-    pub fn carry_out(
+    fn carry_out(
         &self,
         handle: &Arc<Handle>,
         session: &mut Session,
@@ -333,8 +368,10 @@ impl Broker {
     ) -> CarriedOut {
         let mut done = CarriedOut::default();
         for effect in effects {
-            match self.carry_out_own(handle, session, effect, &mut done) {
-                Some(Wanted::Will(message)) => self.publish_will(handle, session, &message, now, scratch),
+            match self.broker().carry_out_own(handle, session, effect, &mut done) {
+                Some(Wanted::Will(message)) => {
+                    self.publish_will(handle, session, &message, now, &mut done, scratch);
+                }
                 Some(Wanted::End) => {
                     done.lsn = self.end_session(handle, session, now, scratch);
                     done.ended = true;
@@ -346,7 +383,7 @@ impl Broker {
     }
 
     /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
-    pub fn end_dormant(
+    fn end_dormant(
         &self,
         handle: &Arc<Handle>,
         session: &mut Session,
@@ -359,33 +396,76 @@ impl Broker {
     }
 
     /// Runs the timers of a session that was taken out of its mailbox; true if it is over now.
-    pub fn run_timers(
+    fn run_timers(
         &self,
         handle: &Arc<Handle>,
         session: &mut Session,
         now: Time,
         scratch: &mut Scratch,
     ) -> bool {
-        let effects = self.due_effects(session, now);
+        let effects = self.broker().due_effects(session, now);
         !effects.is_empty() && self.carry_out(handle, session, effects, now, scratch).ended
     }
 
     /// Runs the timers of a session that may be dormant; watches its next deadline.
-    pub fn wake_dormant(&self, handle: &Arc<Handle>, now: Time, scratch: &mut Scratch) {
+    fn wake_dormant(&self, handle: &Arc<Handle>, now: Time, scratch: &mut Scratch) {
+        if !self.may_wake(handle) {
+            return;
+        }
         let Some(mut session) = handle.mailbox.check_out() else { return };
-        self.count_woken();
+        self.broker().count_woken();
         if !self.run_timers(handle, &mut session, now, scratch) {
-            self.park(handle, session, &mut scratch.wakes);
+            self.broker().park(handle, session, &mut scratch.wakes);
         }
     }
 
-    /// Publishes the will of a session and forgets it, in one step of the journal (G8).
+    /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
+    fn hand_on_from_journal(&self, mut job: HandOn)
+    where
+        Self: Sized,
+    {
+        let journal = &self.broker().journal;
+        if job.seqs.is_empty() {
+            if Broker::is_known(&job.from) {
+                journal.append(&[Change::SessionEnd { session: job.from.no }]);
+            }
+            return;
+        }
+        let (batch, session, me) = (job.batch(), job.from.no, self.weak());
+        let done = move |found: Vec<Stored>| {
+            let Some(me) = me.upgrade() else { return };
+            let mut scratch = Scratch::default();
+            for s in found {
+                let begun = job.begun.contains(&s.seq);
+                me.hand_on(&job.from, &delivery(s), begun, Loss::SessionEnded, job.now, &mut scratch);
+            }
+            me.hand_on_from_journal(job);
+        };
+        journal.read(session, batch, Box::new(done));
+    }
+}
+
+/// How a node that is alone does it.
+impl Endings for Broker {
+    fn broker(&self) -> &Broker {
+        self
+    }
+
+    fn weak(&self) -> Weak<Broker> {
+        self.me.clone()
+    }
+
+    fn may_wake(&self, _: &Handle) -> bool {
+        true
+    }
+
     fn publish_will(
         &self,
         handle: &Handle,
         session: &Session,
         message: &Message,
         now: Time,
+        _: &mut CarriedOut,
         scratch: &mut Scratch,
     ) {
         let Some(record) = self.will_record_due(handle, session, message) else { return };
@@ -396,8 +476,7 @@ impl Broker {
         }
     }
 
-    /// Ends a session for good. Returns when that is durable, if the journal knows the session.
-    pub fn end_session(
+    fn end_session(
         &self,
         handle: &Arc<Handle>,
         session: &mut Session,
@@ -427,44 +506,7 @@ impl Broker {
         Broker::is_known(handle).then(|| self.journal.append(&[Change::SessionEnd { session: handle.no }]))
     }
 
-    fn settle_lost(&self, handle: &Handle, seq: Seq, why: Loss) {
-        self.metrics.lost(handle.whose(), why, 1);
-        self.settle(seq, handle.no);
-    }
-
-    /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
-    fn hand_on_from_journal(&self, mut job: HandOn) {
-        if job.seqs.is_empty() {
-            if Broker::is_known(&job.from) {
-                self.journal.append(&[Change::SessionEnd { session: job.from.no }]);
-            }
-            return;
-        }
-        let (batch, session, broker) = (job.batch(), job.from.no, self.me.clone());
-        let done = move |found: Vec<Stored>| {
-            let Some(broker) = broker.upgrade() else { return };
-            let mut scratch = Scratch::default();
-            for s in found {
-                let begun = job.begun.contains(&s.seq);
-                let ended = Loss::SessionEnded;
-                broker.hand_on(&job.from, &delivery(s), begun, ended, job.now, &mut scratch);
-            }
-            broker.hand_on_from_journal(job);
-        };
-        self.journal.read(session, batch, Box::new(done));
-    }
-
-    /// Gives a message that a session does not get, because it has ended or for another loss `why`, to another member of its shared
-    /// subscription, or drops it.
-    pub fn hand_on(
-        &self,
-        from: &Handle,
-        d: &Delivery,
-        begun: bool,
-        why: Loss,
-        now: Time,
-        scratch: &mut Scratch,
-    ) {
+    fn hand_on(&self, from: &Handle, d: &Delivery, begun: bool, why: Loss, now: Time, scratch: &mut Scratch) {
         let (delivered, wakes) = scratch.begin();
         let handed = self.hand_to_member(from, d, begun, now, delivered, wakes);
         for (seq, session) in delivered.displaced.drain(..) {
@@ -484,6 +526,13 @@ impl Broker {
                 None => self.metrics.lost(from.whose(), why, 1),
             },
         }
+    }
+}
+
+impl Broker {
+    fn settle_lost(&self, handle: &Handle, seq: Seq, why: Loss) {
+        self.metrics.lost(handle.whose(), why, 1);
+        self.settle(seq, handle.no);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Broker;
 use super::delivery::Scratch;
+use super::ending::Endings;
 use super::handle::Handle;
 use super::mailbox::{Frozen, Mailbox, OrderHold, Place};
 use super::subscribe::{Added, subscriber};

@@ -6,6 +6,7 @@ use super::sessions::{Procedure, Run};
 use super::takeover::Moved;
 use super::{Cluster, Remote, durable};
 use crate::broker::delivery::Scratch;
+use crate::broker::ending::Endings;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::Wakes;
 use crate::broker::making::FreshSettings;

@@ -5,15 +5,15 @@ use super::durable::AfterDurable;
 use super::{Cache, Cluster, Remote};
 use crate::broker::Broker;
 use crate::broker::delivery::{Delivered, Origin, Scratch};
-use crate::broker::ending::{CarriedOut, HandOn, Handed, Left, Wanted, delivery};
+use crate::broker::ending::{CarriedOut, Endings, HandOn, Handed, Left};
 use crate::broker::handle::{Handle, Subscriptions};
 use crate::broker::router::Target;
 use crate::clock::Time;
 use crate::mqtt::Message;
-use crate::ports::{Change, Epoch, Lsn, Seq, SessionNo, SessionRecord, Stored};
-use crate::session::{Delivery, Effect, Loss, Session};
+use crate::ports::{Change, Epoch, Lsn, Seq, SessionNo, SessionRecord};
+use crate::session::{Delivery, Loss, Session};
 use crate::telemetry::metrics::SessionState;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// A session that ended here, for the store.
 #[derive(Debug)]
@@ -26,79 +26,26 @@ pub struct Over {
     pub tombstone: Option<SessionNo>,
 }
 
-impl Cluster {
-    /// A session is done with a journaled message. Who has had it is remembered as long as it may come again.
-    pub fn settle_row(&self, seq: Seq, session: SessionNo) {
-        let settle = Change::Settle { seq, session };
-        match self.remote.seen.settled(seq) {
-            Some(id) => self.broker.journal.append(&[settle, Change::Seen { id, sessions: &[session] }]),
-            None => self.broker.journal.append(&[settle]),
-        };
+impl Endings for Cluster {
+    fn broker(&self) -> &Broker {
+        &self.broker
     }
 
-    /// Sessions are done with what gave way to a message in their queues.
-    pub(super) fn settle_displaced(&self, d: &mut Delivered) {
-        for (seq, session) in d.displaced.drain(..) {
-            self.settle_row(seq, session);
-        }
+    fn weak(&self) -> Weak<Cluster> {
+        self.me.clone()
     }
 
-    /// Makes room in the queues that a message has found full.
-    pub(super) fn purge_full(&self, d: &mut Delivered) {
-        for handle in d.full.drain(..) {
-            let cluster = self.me.clone();
-            self.broker.purge(&handle, self.remote.now(), move |handle, gone| {
-                if let Some(cluster) = cluster.upgrade() {
-                    gone.into_iter().for_each(|seq| cluster.settle_row(seq, handle.no));
-                }
-            });
-        }
+    fn may_wake(&self, handle: &Handle) -> bool {
+        // The eviction says what becomes of its will.
+        !self.remote.sessions.being_evicted(&handle.client_id, handle.epoch())
     }
 
-    /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
-    pub fn end_dormant(
-        &self,
-        handle: &Arc<Handle>,
-        session: &mut Session,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> CarriedOut {
-        let mut actions = crate::session::Actions::default();
-        session.end(now, &mut actions);
-        self.carry_out(handle, session, actions.effects, now, scratch)
-    }
-
-    /// Carries out the effects of a session without a connection.
-    pub fn carry_out(
-        &self,
-        handle: &Arc<Handle>,
-        session: &mut Session,
-        effects: Vec<Effect>,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> CarriedOut {
-        let mut done = CarriedOut::default();
-        for effect in effects {
-            match self.broker.carry_out_own(handle, session, effect, &mut done) {
-                Some(Wanted::Will(message)) => {
-                    self.publish_will(handle, session, &message, &mut done, scratch);
-                }
-                Some(Wanted::End) => {
-                    done.lsn = self.end_session(handle, session, now, scratch);
-                    done.ended = true;
-                }
-                None => {}
-            }
-        }
-        done
-    }
-
-    /// Publishes the will of a session and forgets it, in one step of the journal (G8).
     fn publish_will(
         &self,
         handle: &Handle,
         session: &Session,
         message: &Message,
+        _: Time,
         done: &mut CarriedOut,
         scratch: &mut Scratch,
     ) {
@@ -111,32 +58,7 @@ impl Cluster {
         }
     }
 
-    /// Runs the timers of a session that was taken out of its mailbox; true if it is over now.
-    pub fn run_timers(
-        &self,
-        handle: &Arc<Handle>,
-        session: &mut Session,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> bool {
-        let effects = self.broker.due_effects(session, now);
-        !effects.is_empty() && self.carry_out(handle, session, effects, now, scratch).ended
-    }
-
-    /// Runs the timers of a session that may be dormant; watches its next deadline.
-    pub fn wake_dormant(&self, handle: &Arc<Handle>, now: Time, scratch: &mut Scratch) {
-        if self.remote.sessions.being_evicted(&handle.client_id, handle.epoch()) {
-            return; // that says what becomes of its will
-        }
-        let Some(mut session) = handle.mailbox.check_out() else { return };
-        self.broker.count_woken();
-        if !self.run_timers(handle, &mut session, now, scratch) {
-            self.broker.park(handle, session, &mut scratch.wakes);
-        }
-    }
-
-    /// Ends a session for good. Returns when that is durable, if the journal knows the session.
-    pub fn end_session(
+    fn end_session(
         &self,
         handle: &Arc<Handle>,
         session: &mut Session,
@@ -172,6 +94,64 @@ impl Cluster {
         let lsn = Broker::is_known(handle).then(|| self.append_end(end, tombstone.as_ref()));
         self.release(handle, lsn, tombstone);
         lsn
+    }
+
+    fn hand_on(&self, from: &Handle, d: &Delivery, begun: bool, why: Loss, now: Time, scratch: &mut Scratch) {
+        // No session freezes between the look at it and its mailbox.
+        let inside = self.remote.gate.enter();
+        let (delivered, wakes) = scratch.begin();
+        let handed = self.broker.hand_to_member(from, d, begun, now, delivered, wakes);
+        self.settle_displaced(delivered);
+        let given = match (handed, d.shared()) {
+            (Handed::Member(given), _) => Some(given),
+            (Handed::Nobody { leaving }, Some(name)) => {
+                self.hand_to_others(&d.message, name, leaving).then_some(true)
+            }
+            (Handed::Nobody { .. } | Handed::Nowhere, _) => None,
+        };
+        drop(inside);
+        match (given, d.seq) {
+            (Some(given), seq) => {
+                if given {
+                    self.broker.metrics.shared_redeliveries.inc();
+                }
+                if let Some(seq) = seq {
+                    self.settle_row(seq.get(), from.no);
+                }
+            }
+            (None, Some(seq)) => self.settle_lost(from, seq.get(), why),
+            (None, None) => self.broker.metrics.lost(from.whose(), why, 1),
+        }
+    }
+}
+
+impl Cluster {
+    /// A session is done with a journaled message. Who has had it is remembered as long as it may come again.
+    pub fn settle_row(&self, seq: Seq, session: SessionNo) {
+        let settle = Change::Settle { seq, session };
+        match self.remote.seen.settled(seq) {
+            Some(id) => self.broker.journal.append(&[settle, Change::Seen { id, sessions: &[session] }]),
+            None => self.broker.journal.append(&[settle]),
+        };
+    }
+
+    /// Sessions are done with what gave way to a message in their queues.
+    pub(super) fn settle_displaced(&self, d: &mut Delivered) {
+        for (seq, session) in d.displaced.drain(..) {
+            self.settle_row(seq, session);
+        }
+    }
+
+    /// Makes room in the queues that a message has found full.
+    pub(super) fn purge_full(&self, d: &mut Delivered) {
+        for handle in d.full.drain(..) {
+            let cluster = self.me.clone();
+            self.broker.purge(&handle, self.remote.now(), move |handle, gone| {
+                if let Some(cluster) = cluster.upgrade() {
+                    gone.into_iter().for_each(|seq| cluster.settle_row(seq, handle.no));
+                }
+            });
+        }
     }
 
     fn settle_lost(&self, handle: &Handle, seq: Seq, why: Loss) {
@@ -237,66 +217,6 @@ impl Cluster {
             released.await;
             journal.append(&[Change::SessionEnd { session }]);
         }));
-    }
-
-    /// Reads what an ended session still had in the journal, a batch at a time, and hands it on.
-    fn hand_on_from_journal(&self, mut job: HandOn) {
-        if job.seqs.is_empty() {
-            if Broker::is_known(&job.from) {
-                self.broker.journal.append(&[Change::SessionEnd { session: job.from.no }]);
-            }
-            return;
-        }
-        let (batch, session, cluster) = (job.batch(), job.from.no, self.me.clone());
-        let done = move |found: Vec<Stored>| {
-            let Some(cluster) = cluster.upgrade() else { return };
-            let mut scratch = Scratch::default();
-            for s in found {
-                let begun = job.begun.contains(&s.seq);
-                let ended = Loss::SessionEnded;
-                cluster.hand_on(&job.from, &delivery(s), begun, ended, job.now, &mut scratch);
-            }
-            cluster.hand_on_from_journal(job);
-        };
-        self.broker.journal.read(session, batch, Box::new(done));
-    }
-
-    /// Gives a message that a session does not get, because it has ended or for another loss `why`, to another member of its shared
-    /// subscription, or drops it.
-    pub fn hand_on(
-        &self,
-        from: &Handle,
-        d: &Delivery,
-        begun: bool,
-        why: Loss,
-        now: Time,
-        scratch: &mut Scratch,
-    ) {
-        // No session freezes between the look at it and its mailbox.
-        let inside = self.remote.gate.enter();
-        let (delivered, wakes) = scratch.begin();
-        let handed = self.broker.hand_to_member(from, d, begun, now, delivered, wakes);
-        self.settle_displaced(delivered);
-        let given = match (handed, d.shared()) {
-            (Handed::Member(given), _) => Some(given),
-            (Handed::Nobody { leaving }, Some(name)) => {
-                self.hand_to_others(&d.message, name, leaving).then_some(true)
-            }
-            (Handed::Nobody { .. } | Handed::Nowhere, _) => None,
-        };
-        drop(inside);
-        match (given, d.seq) {
-            (Some(given), seq) => {
-                if given {
-                    self.broker.metrics.shared_redeliveries.inc();
-                }
-                if let Some(seq) = seq {
-                    self.settle_row(seq.get(), from.no);
-                }
-            }
-            (None, Some(seq)) => self.settle_lost(from, seq.get(), why),
-            (None, None) => self.broker.metrics.lost(from.whose(), why, 1),
-        }
     }
 
     /// Gives one message to one session as its subscription asks. `None` if it was dropped, else when it is safe.

@@ -5,6 +5,7 @@ use super::freeze::Out;
 use super::sessions::Sessions;
 use super::{Cluster, Remote};
 use crate::broker::delivery::Scratch;
+use crate::broker::ending::Endings;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::Wakes;
 use crate::names::shown;

@@ -9,6 +9,7 @@ use super::parts::{Format, Head, encode_head};
 use super::sessions::Departed;
 use super::{Cluster, Remote};
 use crate::broker::delivery::Scratch;
+use crate::broker::ending::Endings;
 use crate::broker::handle::{Handle, Subscriptions};
 use crate::broker::mailbox::{Found, Wakes};
 use crate::clock::Time;

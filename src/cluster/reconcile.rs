@@ -4,6 +4,7 @@
 use super::evict::Learned;
 use super::{Cluster, Remote};
 use crate::broker::delivery::Scratch;
+use crate::broker::ending::Endings;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::Wakes;
 use crate::hashing::HashMap;

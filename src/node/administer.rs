@@ -143,7 +143,7 @@ impl Node {
         }
         let Some(mut session) = handle.mailbox.check_out() else { return false };
         self.broker.count_woken();
-        self.end_dormant(handle, &mut session, now, &mut Scratch::default());
+        self.endings().end_dormant(handle, &mut session, now, &mut Scratch::default());
         tracing::debug!(client = %shown(&handle.client_id), "an operator ended a session");
         true
     }

@@ -84,7 +84,7 @@ impl Node {
                         }
                         // Its timers may be due this very moment: the client is late then, not we. Not if it was made for it.
                         let fresh = handle.take_fresh();
-                        let over = !fresh && self.run_timers(&handle, &mut session, now, scratch);
+                        let over = !fresh && self.endings().run_timers(&handle, &mut session, now, scratch);
                         if !over && (fresh || !settings.clean_start) {
                             broker.inherit(&handle, &settings.user);
                             return Claim::Granted { handle, session, present: !fresh };
@@ -93,14 +93,14 @@ impl Node {
                             let new = broker.replace(&handle, settings, now);
                             // First: what the cluster says is this node's must be in its journal after a crash in between.
                             claimant.recorded = broker.save_connected(&new, settings);
-                            let ended = self.end_dormant(&handle, &mut session, now, scratch);
-                            claimant.ended = claimant.ended.max(ended.unwrap_or(0));
+                            let ended = self.endings().end_dormant(&handle, &mut session, now, scratch);
+                            claimant.ended = claimant.ended.max(ended.lsn.unwrap_or(0));
                             let session = Box::new(Session::new(new.durable));
                             return Claim::Granted { handle: new, session, present: false };
                         }
                         if !over {
-                            let ended = self.end_dormant(&handle, &mut session, now, scratch);
-                            claimant.ended = claimant.ended.max(ended.unwrap_or(0));
+                            let ended = self.endings().end_dormant(&handle, &mut session, now, scratch);
+                            claimant.ended = claimant.ended.max(ended.lsn.unwrap_or(0));
                         }
                     }
                     Found::Gone => {

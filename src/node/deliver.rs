@@ -90,10 +90,7 @@ impl Node {
             Ok(d) => return Some(d),
             Err(d) => d,
         };
-        match &self.cluster {
-            Some(cluster) => cluster.hand_on(handle, &d, begun, Loss::NotAllowed, now, scratch),
-            None => self.broker.hand_on(handle, &d, begun, Loss::NotAllowed, now, scratch),
-        }
+        self.endings().hand_on(handle, &d, begun, Loss::NotAllowed, now, scratch);
         None
     }
 

@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::broker::delivery::Scratch;
-use crate::broker::ending::CarriedOut;
+use crate::broker::ending::{CarriedOut, Endings};
 use crate::broker::handle::Handle;
 use crate::clock::Time;
 use crate::ports::Lsn;
@@ -15,32 +15,11 @@ use std::task::Waker;
 const LOOK_MS: u64 = 500;
 
 impl Node {
-    /// Ends a session that no connection has and that was taken out of its mailbox. Its waiting will is published.
-    /// Returns when that is durable.
-    pub(super) fn end_dormant(
-        &self,
-        handle: &Arc<Handle>,
-        session: &mut Session,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> Option<Lsn> {
+    /// How sessions without a connection end here: by this node alone, or with the others.
+    pub(super) fn endings(&self) -> &dyn Endings {
         match &self.cluster {
-            Some(cluster) => cluster.end_dormant(handle, session, now, scratch).lsn,
-            None => self.broker.end_dormant(handle, session, now, scratch).lsn,
-        }
-    }
-
-    /// Ends a session for good. Returns when that is durable, if the journal knows the session.
-    pub(super) fn end_session(
-        &self,
-        handle: &Arc<Handle>,
-        session: &mut Session,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> Option<Lsn> {
-        match &self.cluster {
-            Some(cluster) => cluster.end_session(handle, session, now, scratch),
-            None => self.broker.end_session(handle, session, now, scratch),
+            Some(cluster) => &**cluster,
+            None => &*self.broker,
         }
     }
 
@@ -57,10 +36,8 @@ impl Node {
     ) -> Option<Lsn> {
         // Back into the mailbox first: if the session ends, what was not sent is handed on with the rest.
         handle.mailbox.put_back(unsent);
-        let CarriedOut { ended, lsn, .. } = match &self.cluster {
-            Some(cluster) => cluster.carry_out(handle, &mut session, effects, now, scratch),
-            None => self.broker.carry_out(handle, &mut session, effects, now, scratch),
-        };
+        let CarriedOut { ended, lsn, .. } =
+            self.endings().carry_out(handle, &mut session, effects, now, scratch);
         if !ended {
             if let Some(cluster) = &self.cluster {
                 // DISCONNECT may have changed it.
@@ -69,20 +46,6 @@ impl Node {
             self.broker.park(handle, session, &mut scratch.wakes);
         }
         lsn
-    }
-
-    /// Runs the timers of a session that was taken out of its mailbox; true if it is over now.
-    pub(super) fn run_timers(
-        &self,
-        handle: &Arc<Handle>,
-        session: &mut Session,
-        now: Time,
-        scratch: &mut Scratch,
-    ) -> bool {
-        match &self.cluster {
-            Some(cluster) => cluster.run_timers(handle, session, now, scratch),
-            None => self.broker.run_timers(handle, session, now, scratch),
-        }
     }
 
     /// When [`Node::on_timeout`] is due next. `waker` is woken if that becomes earlier.
@@ -105,10 +68,8 @@ impl Node {
         while self.deadlines_wait().is_none()
             && let Some(handle) = self.broker.dormant.pop_due(now)
         {
-            match (handle.upgrade(), &self.cluster) {
-                (Some(handle), Some(cluster)) => cluster.wake_dormant(&handle, now, scratch),
-                (Some(handle), None) => self.broker.wake_dormant(&handle, now, scratch),
-                (None, _) => {}
+            if let Some(handle) = handle.upgrade() {
+                self.endings().wake_dormant(&handle, now, scratch);
             }
         }
         self.expire_retained(now);

@@ -306,3 +306,42 @@ fn the_map_has_every_module() {
     }
     none("not in ARCHITECTURE.md", &missing);
 }
+
+/// The files that a file names as its modules.
+fn named_by(source: &Source) -> Vec<String> {
+    let (dir, file) = source.path.rsplit_once('/').unwrap();
+    let inner = match file {
+        "mod.rs" | "lib.rs" | "main.rs" => dir.to_owned(),
+        _ => source.path.trim_end_matches(".rs").to_owned(),
+    };
+    let mut found = Vec::new();
+    let mut elsewhere = None;
+    for (_, line) in source.code() {
+        let line = line.trim();
+        if let Some(path) = line.strip_prefix("#[path = \"") {
+            elsewhere = path.strip_suffix("\"]");
+        }
+        let Some(name) = line.strip_suffix(';').and_then(|line| line.rsplit_once("mod ")) else { continue };
+        if name.0.is_empty() || name.0.starts_with("pub") {
+            match elsewhere.take() {
+                Some(path) => found.push(format!("{dir}/{path}")),
+                None => {
+                    found.extend([format!("{inner}/{}.rs", name.1), format!("{inner}/{}/mod.rs", name.1)])
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_file_is_part_of_the_program() {
+    let mut orphans = Vec::new();
+    for dir in ["src", "tests/it"] {
+        let all = sources(dir);
+        let named: Vec<String> = all.iter().flat_map(named_by).collect();
+        let root = |path: &str| path == "src/lib.rs" || path.ends_with("main.rs");
+        orphans.extend(all.into_iter().map(|s| s.path).filter(|path| !root(path) && !named.contains(path)));
+    }
+    none("files that no module names", &orphans);
+}

@@ -462,7 +462,7 @@ impl Link {
             self.node.broker.save(&handle, &session);
             self.node.broker.park(&handle, session, &mut cx.scratch.wakes);
         } else {
-            self.node.end_session(&handle, &mut session, now, &mut cx.scratch);
+            self.node.endings().end_session(&handle, &mut session, now, &mut cx.scratch);
         }
     }
 
