@@ -355,9 +355,9 @@ impl Cluster {
             remote.seen.forget_session(handle.no);
             cluster.broker.forget_rows(handle.no, &left);
             drop(left);
-            if !remote.when_all_applied(at, remote.limits.suback_wait_ms).await {
-                remote.forget_move(at);
-            }
+            remote.when_all_applied(at, remote.limits.suback_wait_ms).await;
+            // What was not answered comes again as it was matched then, over a new connection or from a node that was away.
+            remote.forget_move(at);
             let entry = remote.sessions.departed.lock().remove(&key);
             if let Some(entry) = entry {
                 cluster.unroute(&remote, entry);

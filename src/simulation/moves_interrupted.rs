@@ -1,5 +1,6 @@
 //! Takeovers between whose nodes the link breaks: they come to an end as soon as it is back, and neither node believes what it had.
 
+use super::roamers::{Listener, Sender};
 use super::takeovers::{EXPIRY_S, cluster, connected};
 use super::*;
 use crate::mqtt::client::{self, Will};
@@ -156,4 +157,47 @@ fn no_deadline_passes_while_a_client_waits_for_its_node_to_be_current() {
         assert_eq!(observer.payloads(), [""; 0], "{what}");
         assert!(!client.wire.closed(), "{what}");
     }
+}
+
+/// What it had asked before it was away comes again as it was matched then, though all others know by now where the session is.
+#[test]
+fn a_publish_of_a_node_that_was_away_finds_a_session_that_moved_meanwhile() {
+    let cluster = cluster(3, 43);
+    let mut s = Listener::new(&cluster, "s", 2, "t/#", QoS::ExactlyOnce);
+    let mut p = Sender::new(&cluster, 0, 1, QoS::ExactlyOnce);
+    let away = cluster.name(1);
+    cluster.net.stall(&away, &cluster.name(2), true);
+    p.publish("t/1");
+    cluster.advance(100);
+    let part = |parted| {
+        cluster.partition(1, 0, parted);
+        cluster.partition(1, 2, parted);
+        cluster.cut_from_store(1, parted);
+    };
+    part(true);
+    cluster.net.stall(&away, &cluster.name(2), false);
+    let is_registered = || cluster.members().iter().any(|m| m.id.node == away);
+    assert!(cluster.until(|| !is_registered()));
+    s.resident.go(&cluster, 0);
+    assert!(cluster.until(|| {
+        s.hear();
+        s.resident.connected
+    }));
+    // All that count have applied the move, and nobody remembers any more that the session was there.
+    let is_forgotten = || cluster.node(2).unwrap().broker.metrics.sessions_departed.get() == 0;
+    assert!(cluster.until(is_forgotten));
+    cluster.advance(20_000);
+    // It is back before it hears of anything.
+    cluster.store.lag(&away, true);
+    part(false);
+    cluster.advance(2_000);
+    cluster.store.lag(&away, false);
+    assert!(cluster.until(|| {
+        s.tend(&cluster);
+        p.tend(&cluster, "t/1");
+        p.open.is_empty()
+    }));
+    cluster.advance(1_000);
+    s.tend(&cluster);
+    assert_eq!(s.got, ["0:0000"]);
 }
