@@ -24,6 +24,8 @@ struct State {
     waker: Option<Waker>,
     /// No more answers; what ends the call, if not the connection did.
     closed: Option<Result<(), Status>>,
+    /// No more frames are delivered of the stream.
+    over: bool,
 }
 
 /// Answers of one stream; void once it is gone.
@@ -62,6 +64,11 @@ impl StreamAnswers {
         }
     }
 
+    /// Nothing of the stream is delivered any more.
+    pub(super) fn end(&self) {
+        self.state.lock().over = true;
+    }
+
     /// Completes when the stream is gone. For one waiter.
     pub(super) async fn closed(&self) {
         while self.state.lock().closed.is_none() {
@@ -94,7 +101,8 @@ impl Answers for StreamAnswers {
     }
 
     fn stands(&self) -> bool {
-        self.state.lock().closed.is_none()
+        // As long as frames are delivered those that wait are not forgotten: later ones would overtake them.
+        !self.state.lock().over
     }
 }
 
@@ -199,5 +207,14 @@ mod tests {
         answers.close(Ok(()));
         answers.answer(vec![(id(2), yes())]);
         assert_eq!(answers.state.lock().ready.len(), 2, "void once the stream is gone");
+    }
+
+    #[test]
+    fn frames_wait_until_no_more_are_delivered() {
+        let answers = StreamAnswers::new(Hello::default());
+        drop(AnswerStream(answers.clone()));
+        assert!(answers.stands(), "its reader may still have some");
+        answers.end();
+        assert!(!answers.stands());
     }
 }

@@ -328,6 +328,12 @@ struct Reader {
     answers: Arc<StreamAnswers>,
 }
 
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.answers.end();
+    }
+}
+
 impl Reader {
     async fn run(self, mut inbound: Streaming<PublishBatch>) {
         let handle: Arc<dyn Answers> = self.answers.clone();

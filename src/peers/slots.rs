@@ -48,6 +48,7 @@ impl Slots {
         drop(current);
         if let Some(before) = before.upgrade() {
             before.close(Ok(()));
+            before.end();
         }
         Ok(Seat { slot, seat })
     }
