@@ -301,6 +301,9 @@ impl Cluster {
                 let moved = late.moved.max(left.filter(|at| frame.matched_at < *at));
                 self.take_frame(remote, frame, key, moved, &answers, &mut cache, &mut scratch);
             }
+            // Unless it is just coming again.
+            let _inside = remote.gate.enter();
+            let _one = remote.receiving.one(key.1);
             self.unwait(remote, key, &late.moving);
         }
     }

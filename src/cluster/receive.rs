@@ -25,7 +25,8 @@ pub(super) struct Due {
 const RECEIVING: usize = 64;
 
 /// Takes frames of one publish in one after another. One that waited here for sessions may be taken again just when it comes a second
-/// time, over another connection: between the note that a session has it and what comes of that the other would be told that it has.
+/// time, over another connection: between the note that a session has it and what comes of that the other would be told that it has, and
+/// the one that goes would take along that later ones wait for it. Inside the gate.
 pub(super) struct Receiving([Mutex<()>; RECEIVING]);
 
 impl Default for Receiving {
@@ -36,7 +37,7 @@ impl Default for Receiving {
 
 impl Receiving {
     /// Completes when no other frame of the publish is being taken in, and keeps others from it.
-    fn one(&self, id: MessageId) -> MutexGuard<'_, ()> {
+    pub(super) fn one(&self, id: MessageId) -> MutexGuard<'_, ()> {
         #[allow(clippy::cast_possible_truncation)] // as good as any
         let place = (id.seq ^ id.origin) as usize;
         self.0[place % RECEIVING].lock()
@@ -65,14 +66,13 @@ impl Cluster {
         // No session freezes between the look at it and its mailbox.
         let _inside = remote.gate.enter();
         let message = &frame.message;
-        let _one = frame.id.map(|id| remote.receiving.one(id));
         // At QoS 0 an update's name keeps those from having it twice who were sent it as the retained message.
         let id = frame.id.or(frame.update);
         let (delivered, wakes) = scratch.begin();
         let mut round = Round::unnamed(message, Origin::default(), frame.matched_at, delivered, wakes);
         if let Some(id) = id {
             round = round.named(sender, id);
-            (round.repeated, round.tracked) = (true, true);
+            (round.repeated, round.tracked, round.first) = (true, true, frame.first);
         }
         // What comes of an earlier process was decided before, or waits in its journal. A process of a release that does not say what
         // became of its updates cannot be waited for.
@@ -138,6 +138,8 @@ impl Cluster {
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) {
+        let _inside = remote.gate.enter();
+        let _one = remote.receiving.one(key.1);
         // Its own subscribers wait for a frame that is for them.
         let place = if frame.direct { remote.late.take_place(key) } else { None };
         let mut received = self.receive(&frame, key.0, cache, scratch);

@@ -23,6 +23,8 @@ pub(super) struct Round<'a> {
     pub matched_at: Revision,
     /// Whether it may have been here before: then duplicates are looked for.
     pub repeated: bool,
+    /// Whether it was matched for the first time: no later one of its publisher is before it.
+    pub first: bool,
     /// Whether it may come again: then who has had it is remembered.
     pub tracked: bool,
     /// Who is asked to serve a shared subscription is asked only when that is recorded.
@@ -54,7 +56,8 @@ impl<'a> Round<'a> {
         wakes: &'a mut Wakes,
     ) -> Round<'a> {
         let way = Way { origin, turn: None };
-        Round { message, way, matched_at, repeated: false, tracked: false, noted: false, delivered, wakes }
+        let (repeated, first, tracked, noted) = (false, false, false, false);
+        Round { message, way, matched_at, repeated, first, tracked, noted, delivered, wakes }
     }
 
     /// Names it: process `sender` sends it as `id`.
@@ -88,10 +91,11 @@ impl Cluster {
             }
             return true;
         }
-        if round.repeated && !self.is_first(round, t) {
-            return true;
-        }
-        let gave = self.broker.give(message, t, &round.way, round.delivered, round.wakes);
+        let has_it = round.repeated && !self.is_first(round, t);
+        let gave = match has_it {
+            true => Gave::Yes,
+            false => self.broker.give(message, t, &round.way, round.delivered, round.wakes),
+        };
         match (gave, round.id()) {
             (Gave::Absent, _) => self.unsee_absent(round),
             (Gave::Yes, Some(id)) if id.origin != self.remote.me.incarnation && !is_shared(t) => {
@@ -155,8 +159,9 @@ impl Cluster {
             return false;
         }
         let topic_name = round.message.topic();
-        let of = (id, OrderKey::of(topic_name, round.message.qos()));
-        let younger = remote.young.younger(t.handle.no, of, || remote.highest(id.origin));
+        let key = || OrderKey::of(topic_name, round.message.qos());
+        let again = (!round.first).then_some(key);
+        let younger = remote.young.younger(t.handle.no, id, again, || remote.highest(id.origin));
         let old = |name: &Arc<str>| {
             !younger.contains(name) && !name.starts_with("$share/") && topic::matches(name, topic_name)
         };

@@ -243,7 +243,8 @@ impl Cluster {
             remote.ports.peers.cancel(node, id);
         }
         for (node, matched_at, asked) in sends.frames {
-            self.send_frame(remote, &node, frame(Some(id), matched_at, asked, message));
+            let frame = Frame { first: sends.first, ..frame(Some(id), matched_at, asked, message) };
+            self.send_frame(remote, &node, frame);
         }
     }
 
@@ -322,5 +323,5 @@ fn joined(ticket: Option<Arc<Ticket>>) -> Arc<Ticket> {
 
 fn frame(id: Option<MessageId>, matched_at: u64, asked: Asked, message: &Message) -> Frame {
     let (direct, groups, message) = (asked.direct, asked.groups.into_vec(), message.clone());
-    Frame { id, matched_at, direct, groups, message, update: None }
+    Frame { id, matched_at, direct, groups, message, update: None, first: false }
 }

@@ -147,14 +147,16 @@ impl Cluster {
     /// their routes, not all nodes may know of them.
     fn grown_up(&self, remote: &Remote, young: Option<NewFilters>, unknown: Option<RouteWait>) {
         let Some(NewFilters { session, filters }) = young else { return };
-        let older = match unknown {
-            None => remote.under_way(),
-            // Publishes of these are not matched by nodes that do not know: they are this node's own, or come from journals.
-            Some(_) => {
-                remote.under_way().iter().copied().filter(|(of, _)| !remote.may_not_know(*of)).collect()
+        let known = unknown.is_none();
+        let older = || {
+            let under_way = remote.under_way();
+            if known {
+                return under_way;
             }
+            // Publishes of these are not matched by nodes that do not know: they are this node's own, or come from journals.
+            under_way.iter().copied().filter(|(of, _)| !remote.may_not_know(*of)).collect()
         };
-        remote.young.acknowledged(session.no, &filters, &older, unknown.is_none());
+        remote.young.acknowledged(session.no, &filters, older, known);
         if session.durable {
             let subscriptions = session.subscriptions.lock();
             for (filter, s) in filters.iter().filter_map(|f| Some((f, subscriptions.get(f)?))) {

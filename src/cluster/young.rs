@@ -128,9 +128,9 @@ struct Sessions {
 
 impl Sessions {
     /// Notes that a session was given a publish.
-    fn given(&mut self, session: SessionNo, id: MessageId, key: OrderKey) {
+    fn given(&mut self, session: SessionNo, id: MessageId, key: impl FnOnce() -> OrderKey) {
         let Some(young) = self.all.get_mut(&session).filter(|young| young.remembers()) else { return };
-        let given = &mut young.given;
+        let (given, key) = (&mut young.given, key());
         let before = given.highest.len();
         if self.keys >= ORDER_KEYS_MAX && !given.highest.contains_key(&(id.origin, key)) {
             given.forget_topics();
@@ -175,10 +175,10 @@ impl Young {
         self.heard.write().entry(origin).or_default().fetch_max(seq, Ordering::Relaxed);
     }
 
-    /// A session has been given a publish of another node.
+    /// A session has been given a publish of another node, or has it already.
     pub fn given(&self, session: SessionNo, id: MessageId, message: &Message) {
         if !self.is_empty() {
-            self.sessions.lock().given(session, id, OrderKey::of(message.topic(), message.qos()));
+            self.sessions.lock().given(session, id, || OrderKey::of(message.topic(), message.qos()));
         }
     }
 
@@ -225,12 +225,20 @@ impl Young {
 
     /// SUBACK leaves: the subscriptions take all that is newer than `older`. `known` = all nodes know of them; else only those that
     /// `older` names do, and those that report it once [`Young::routed`] has said when the routes were written.
-    pub fn acknowledged(&self, session: SessionNo, filters: &[Arc<str>], older: &Older, known: bool) {
+    pub fn acknowledged(
+        &self,
+        session: SessionNo,
+        filters: &[Arc<str>],
+        older: impl FnOnce() -> Older,
+        known: bool,
+    ) {
+        // What has been refused by now as older was heard of by now.
         let mut sessions = self.sessions.lock();
+        let older = older();
         let meant = |s: &Subscription| s.older.is_none() && filters.contains(&s.filter);
         let before = || {
             let heard = self.heard.read();
-            let others = heard.iter().filter(|(origin, _)| find(older, **origin).is_none());
+            let others = heard.iter().filter(|(origin, _)| find(&older, **origin).is_none());
             others.map(|(origin, seq)| (*origin, seq.load(Ordering::Relaxed))).collect()
         };
         sessions.change(session, |young| {
@@ -255,12 +263,14 @@ impl Young {
         }
     }
 
-    /// The filters of a session that are younger than a publish; `highest` is the highest number known of its origin, `key` what it
-    /// has in common with those that it keeps an order with.
+    /// The filters of a session that are younger than a publish; `highest` is the highest number known of its origin. `key` says what it
+    /// has in common with those that it keeps an order with; `None` = it comes for the first time, and so not behind later ones of its
+    /// publisher.
     pub fn younger(
         &self,
         session: SessionNo,
-        (id, key): (MessageId, OrderKey),
+        id: MessageId,
+        key: Option<impl Fn() -> OrderKey>,
         highest: impl Fn() -> u64,
     ) -> SmallVec<[Arc<str>; 1]> {
         let sessions = self.sessions.lock();
@@ -274,8 +284,9 @@ impl Young {
                 (None, None) => false,
                 (None, Some(unknown)) => {
                     let bound = find(&unknown.bounds, id.origin).unwrap_or(u64::MAX);
+                    let behind = |key: OrderKey| id.seq <= bound && id.seq < given.highest(id.origin, key);
                     find(&unknown.before, id.origin).is_some_and(|before| id.seq <= before)
-                        || id.seq <= bound && id.seq < given.highest(id.origin, key)
+                        || key.as_ref().is_some_and(|key| behind(key()))
                 }
             }
         };
@@ -365,6 +376,11 @@ mod tests {
         Message::new(Parts { topic, payload, properties, qos, retain, expires_at })
     }
 
+    /// The filters of a session that are younger than a usual publish which comes again.
+    fn younger(young: &Young, session: SessionNo, seq: u64, highest: u64) -> SmallVec<[Arc<str>; 1]> {
+        young.younger(session, id(seq), Some(usual), || highest)
+    }
+
     fn usual_message() -> Message {
         message("t/1")
     }
@@ -377,14 +393,11 @@ mod tests {
         young.hear(7, 3);
         assert_eq!((young.highest(7), young.highest(8)), (5, 0));
         young.begin(1, &filter);
-        assert_eq!(young.younger(1, (id(5), usual()), || 5).as_slice(), std::slice::from_ref(&filter));
-        assert!(
-            young.younger(1, (id(6), usual()), || 5).is_empty()
-                && young.younger(2, (id(5), usual()), || 5).is_empty()
-        );
-        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([(7, 6)]), true);
-        assert_eq!(young.younger(1, (id(6), usual()), || 9).as_slice(), std::slice::from_ref(&filter));
-        assert!(young.younger(1, (id(7), usual()), || 9).is_empty(), "accepted after SUBACK");
+        assert_eq!(younger(&young, 1, 5, 5).as_slice(), std::slice::from_ref(&filter));
+        assert!(younger(&young, 1, 6, 5).is_empty() && younger(&young, 2, 5, 5).is_empty());
+        young.acknowledged(1, std::slice::from_ref(&filter), || Arc::from([(7, 6)]), true);
+        assert_eq!(younger(&young, 1, 6, 9).as_slice(), std::slice::from_ref(&filter));
+        assert!(younger(&young, 1, 7, 9).is_empty(), "accepted after SUBACK");
         young.prune(&[7], |_, seq| seq < 6);
         assert!(!young.is_empty());
         young.prune(&[7], |_, seq| seq <= 6);
@@ -397,7 +410,7 @@ mod tests {
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         young.begin(1, &a);
         young.begin(1, &b);
-        young.acknowledged(1, std::slice::from_ref(&a), &Arc::from([]), true);
+        young.acknowledged(1, std::slice::from_ref(&a), || Arc::from([]), true);
         assert!(!young.is_empty(), "b waits");
         young.forget(1, Some("b"));
         assert!(young.is_empty());
@@ -411,9 +424,9 @@ mod tests {
     fn of_a_node_that_does_not_know_a_subscription_nothing_comes_behind_newer_ones() {
         let young = Young::default();
         let filter: Arc<str> = "t/#".into();
-        let takes = |seq: u64| young.younger(1, (id(seq), usual()), || u64::MAX).is_empty();
+        let takes = |seq: u64| younger(&young, 1, seq, u64::MAX).is_empty();
         young.begin(1, &filter);
-        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([(8, 3)]), false);
+        young.acknowledged(1, std::slice::from_ref(&filter), || Arc::from([(8, 3)]), false);
         for seq in 2..5 {
             assert!(takes(seq), "{seq} comes in its turn");
             young.given(1, id(seq), &usual_message());
@@ -443,11 +456,11 @@ mod tests {
         let filter: Arc<str> = "t/#".into();
         young.begin(1, &filter);
         young.hear(7, 13);
-        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([]), false);
+        young.acknowledged(1, std::slice::from_ref(&filter), || Arc::from([]), false);
         young.routed(1, std::slice::from_ref(&filter), 30);
         young.reported(7, 40, 12);
         young.prune(&[7], |_, seq| seq <= 12);
-        let takes = |seq: u64| young.younger(1, (id(seq), usual()), || u64::MAX).is_empty();
+        let takes = |seq: u64| younger(&young, 1, seq, u64::MAX).is_empty();
         assert!(!takes(13) && takes(14));
         young.prune(&[7], |_, seq| seq <= 13);
         assert!(young.is_empty());
@@ -461,9 +474,9 @@ mod tests {
         young.begin(1, &filter);
         young.given(1, id(5), &usual_message());
         young.hear(7, 5);
-        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([]), false);
+        young.acknowledged(1, std::slice::from_ref(&filter), || Arc::from([]), false);
         let refuses = |seq: u64, topic: &str, qos| {
-            !young.younger(1, (id(seq), OrderKey::of(topic, qos)), || u64::MAX).is_empty()
+            !young.younger(1, id(seq), Some(|| OrderKey::of(topic, qos)), || u64::MAX).is_empty()
         };
         assert!(refuses(4, "t/2", QoS::ExactlyOnce), "it was given its number before SUBACK");
         young.given(1, id(9), &usual_message());
@@ -496,9 +509,9 @@ mod tests {
         let filter: Arc<str> = "t/#".into();
         for session in [1, 2] {
             young.begin(session, &filter);
-            young.acknowledged(session, std::slice::from_ref(&filter), &Arc::from([]), false);
+            young.acknowledged(session, std::slice::from_ref(&filter), || Arc::from([]), false);
         }
-        let takes = |session, seq: u64| young.younger(session, (id(seq), usual()), || u64::MAX).is_empty();
+        let takes = |session, seq: u64| younger(&young, session, seq, u64::MAX).is_empty();
         for seq in [1, 2] {
             young.given(2, id(seq), &usual_message());
             young.hear(7, seq);
@@ -513,9 +526,35 @@ mod tests {
         assert!(!takes(1, 1) && takes(1, 3));
         young.forget(1, None);
         young.begin(1, &filter);
-        young.acknowledged(1, std::slice::from_ref(&filter), &Arc::from([]), true);
+        young.acknowledged(1, std::slice::from_ref(&filter), || Arc::from([]), true);
         young.given(3, id(9), &usual_message());
         assert!(takes(1, 1), "all nodes know of it");
         assert_eq!(young.sessions.lock().keys, 1, "of session 2");
+    }
+
+    /// Names of two publishers of one topic may come in any order.
+    #[test]
+    fn what_comes_for_the_first_time_is_behind_nothing_of_its_publisher() {
+        let young = Young::default();
+        let filter: Arc<str> = "t/#".into();
+        young.begin(1, &filter);
+        young.acknowledged(1, std::slice::from_ref(&filter), || Arc::from([]), false);
+        young.given(1, id(7), &usual_message());
+        let first: Option<fn() -> OrderKey> = None;
+        assert!(young.younger(1, id(6), first, || u64::MAX).is_empty());
+        assert!(!younger(&young, 1, 6, u64::MAX).is_empty(), "it comes again");
+    }
+
+    #[test]
+    fn what_was_refused_before_suback_stays_refused() {
+        let young = Young::default();
+        let filter: Arc<str> = "t/#".into();
+        young.begin(1, &filter);
+        let older = || {
+            assert!(young.sessions.is_locked(), "nothing is judged meanwhile");
+            Arc::from([(7, 6)])
+        };
+        young.acknowledged(1, std::slice::from_ref(&filter), older, true);
+        assert!(!younger(&young, 1, 6, 0).is_empty());
     }
 }

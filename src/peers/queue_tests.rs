@@ -23,6 +23,7 @@ fn frame(seq: u64) -> Frame {
         groups: Vec::new(),
         message,
         update: None,
+        first: false,
     }
 }
 
@@ -237,6 +238,7 @@ fn a_message_travels_unharmed_and_its_expiry_does_not_depend_on_clocks() {
         groups,
         message: message.clone(),
         update: None,
+        first: false,
     };
     let sent = wire::frame(&frame, 0, Time(2_000));
     let read = wire::read_frame(sent.clone(), Time(100_000)).unwrap();

@@ -40,6 +40,7 @@ pub(super) fn frame(frame: &Frame, skipped: u32, now: Time) -> proto::Frame {
         body: Bytes::from_owner(Body(message.clone())),
         skipped,
         update: frame.update.map(|id| proto::MessageId { origin: id.origin, seq: id.seq }),
+        first: frame.first,
     }
 }
 
@@ -71,7 +72,8 @@ pub(super) fn read_frame(frame: proto::Frame, now: Time) -> Result<Frame, &'stat
     let groups = frame.groups.into_iter().map(group).collect();
     let id = frame.id.map(|id| MessageId { origin: id.origin, seq: id.seq });
     let update = frame.update.map(|id| MessageId { origin: id.origin, seq: id.seq });
-    Ok(Frame { id, matched_at: frame.matched_at, direct: frame.direct, groups, message, update })
+    let proto::Frame { matched_at, direct, first, .. } = frame;
+    Ok(Frame { id, matched_at, direct, groups, message, update, first })
 }
 
 pub(super) fn report(report: Report) -> proto::Report {

@@ -32,6 +32,9 @@ pub struct Frame {
     pub message: Message,
     /// At QoS 0 with RETAIN: names the update. Else it has the publish's name.
     pub update: Option<MessageId>,
+    /// It comes of the publish's first match: no later one of its publisher was sent before. A release that does not say so may have matched it
+    /// before.
+    pub first: bool,
 }
 
 /// How far a node is with its updates of retained messages.
@@ -286,7 +289,8 @@ pub trait Answers: Send + Sync + 'static {
     /// Answers frames of one link. The order is free; each frame with an ID is answered once.
     fn answer(&self, answers: Vec<(MessageId, Answer)>);
 
-    /// Whether answers can still get back. If not, the frames come again or their sender is gone.
+    /// Whether answers can still get back, or later frames of the same connection may still come. If not, the frames come again or their
+    /// sender is gone.
     fn stands(&self) -> bool;
 }
 

@@ -63,6 +63,8 @@ pub struct Entry {
     pub groups_known: bool,
     /// The revision at which it was first matched; 0 = never in this process.
     pub first_matched: Revision,
+    /// Nothing of it has been sent, by this process or an earlier one.
+    unsent: bool,
     /// Frames that leave once its record is durable.
     pub deferred: Option<Box<Sends>>,
     /// Whether it is counted among those that wait for nodes that are away.
@@ -104,6 +106,8 @@ pub struct Sends {
     pub frames: SmallVec<[(Arc<str>, Revision, Asked); 2]>,
     /// Nodes whose frame is cancelled.
     pub cancels: SmallVec<[Arc<str>; 1]>,
+    /// Whether this is the first that is sent of the publish.
+    pub first: bool,
 }
 
 impl Entry {
@@ -127,6 +131,7 @@ impl Entry {
             groups: SmallVec::new(),
             groups_known: false,
             first_matched: 0,
+            unsent: true,
             deferred: None,
             counted_away: false,
             parts: SmallVec::new(),
@@ -140,7 +145,7 @@ impl Entry {
         let mut entry = Entry::new(message, publisher.as_ref().map_or(0, |p| p.session), since);
         entry.inbound = publisher.and_then(|p| p.packet_id);
         entry.ticket = entry.inbound.map(|_| Ticket::new());
-        (entry.duty, entry.stage) = (Some(duty), Stage::Lane);
+        (entry.duty, entry.stage, entry.unsent) = (Some(duty), Stage::Lane, false);
         entry
     }
 
@@ -308,7 +313,7 @@ impl Entry {
 
     /// Carries out what matching came to; `me` is this node.
     pub fn apply(&mut self, plan: Plan, me: &Arc<str>, floors: &mut Floors) -> Sends {
-        let mut sends = Sends::default();
+        let mut sends = Sends { first: std::mem::take(&mut self.unsent), ..Sends::default() };
         self.matched |= plan.matched;
         self.groups_known = true;
         if self.first_matched == 0 {
@@ -498,7 +503,7 @@ impl Entry {
 
     /// The frames that wait for its record do not leave: it is matched anew, in its turn. Nobody was asked.
     pub fn postpone(&mut self) {
-        self.deferred = None;
+        (self.deferred, self.unsent) = (None, true);
         self.groups.iter_mut().for_each(OpenGroup::open_again);
         self.parts.iter_mut().for_each(Part::lose);
     }
@@ -515,6 +520,7 @@ impl Entry {
         for (node, _, _) in &sends.frames {
             self.parts.iter_mut().filter(|p| p.node == *node).for_each(Part::lose);
         }
+        self.unsent = true;
         self.match_soon(true);
         None
     }

@@ -130,6 +130,7 @@ impl Node {
                 groups: Vec::new(),
                 message: message("m"),
                 update: None,
+                first: false,
             };
             self.peers.send(&"b".into(), frame);
         }
@@ -272,6 +273,7 @@ fn without_a_link_only_what_has_an_id_is_kept() {
         groups: Vec::new(),
         message: message("m"),
         update: None,
+        first: false,
     };
     a.peers.send(&"b".into(), frame);
     a.send(0..1);

@@ -243,7 +243,7 @@ pub fn frame(origin: u64, seq: u64) -> Frame {
         expires_at: None,
     });
     let id = (seq > 0).then_some(MessageId { origin, seq });
-    Frame { id, matched_at: 1, direct: true, groups: Vec::new(), message, update: None }
+    Frame { id, matched_at: 1, direct: true, groups: Vec::new(), message, update: None, first: false }
 }
 
 /// Two nodes; the first has a link to the second through a proxy.
