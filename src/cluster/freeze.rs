@@ -4,6 +4,7 @@
 //! Whatever is lost between the two nodes, the store decides: this node serves the session again only after it has claimed it
 //! anew, and drops it only when the store, or the new owner, has said that it is the new owner's.
 
+use super::durable::durable;
 use super::outgoing::Outgoing;
 use super::parts::{Format, Head, encode_head};
 use super::sessions::Departed;
@@ -145,6 +146,15 @@ impl Cluster {
         {
             self.broker.park(&handle, session, &mut Wakes::default());
             return Response::Refused("QoS 2 publishes of the session wait for other nodes".into());
+        }
+        // Its new owner takes a QoS 2 publish that is repeated there for one that is safe here.
+        if !session.inbound_ids().is_empty() {
+            let journal = self.broker.journal.clone();
+            let lsn = journal.append(&[]);
+            if remote.until(deadline, Box::pin(durable(journal, lsn))).await.is_none() {
+                self.broker.park(&handle, session, &mut Wakes::default());
+                return Response::Refused("what the session has published is not durable yet".into());
+            }
         }
         if asking.given_up() {
             self.broker.park(&handle, session, &mut Wakes::default());

@@ -51,6 +51,7 @@ impl Index for Cluster {
         }
         if stream.in_snapshot {
             drop(stream);
+            remote.note_moves(&events);
             return self.on_index(&events);
         }
         let Some(revision) = revision else {
@@ -61,6 +62,7 @@ impl Index for Cluster {
         parts.extend(events);
         // Whoever waits for the revision finds them.
         remote.note_evictions(&parts);
+        remote.note_moves(&parts);
         remote.advance(revision);
         self.on_index(&parts);
         self.on_advanced(revision);

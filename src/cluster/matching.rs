@@ -18,8 +18,9 @@ impl Cluster {
     /// Matches a message here and elsewhere: gives it to sessions here, and puts into `plan` what others are to be asked.
     /// Whether any subscription here matched.
     pub(super) fn match_all(&self, round: &mut Round<'_>, plan: &mut Plan, cache: &mut Cache) -> bool {
-        let here = self.broker.router.lookup(round.message.topic(), &mut cache.local);
+        // Other nodes first: a session that has come here from one of them is here before its route there goes.
         let there = self.remote.lookup(round.message.topic(), &mut cache.remote);
+        let here = self.broker.router.lookup(round.message.topic(), &mut cache.local);
         let mut matched = false;
         for t in &here.targets {
             matched |= self.give(t, round);
@@ -208,8 +209,9 @@ impl Cluster {
             plan.matched = self.match_all(round, plan, cache);
             return;
         }
-        let here = self.broker.router.lookup(message.topic(), &mut cache.local);
+        // In this order, as in `match_all`.
         let there = remote.lookup(message.topic(), &mut cache.remote);
+        let here = self.broker.router.lookup(message.topic(), &mut cache.local);
         if view.direct {
             plan.direct = true;
             for t in &here.targets {

@@ -140,6 +140,10 @@ impl Cluster {
     ) {
         let _inside = remote.gate.enter();
         let _one = remote.receiving.one(key.1);
+        if !answers.stands() {
+            // It has come again since, or will, and must not take away what waits for that.
+            return;
+        }
         // Its own subscribers wait for a frame that is for them.
         let place = if frame.direct { remote.late.take_place(key) } else { None };
         let mut received = self.receive(&frame, key.0, cache, scratch);

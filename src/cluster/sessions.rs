@@ -288,6 +288,19 @@ impl Sessions {
 }
 
 impl Remote {
+    /// Before these revisions count as applied: a link that breaks just then finds that somebody has moved.
+    pub(super) fn note_moves(&self, events: &[IndexEvent]) {
+        let moved = |event: &IndexEvent| match event {
+            IndexEvent::Session { session: Some(session), revision, .. } if session.epoch > 1 => {
+                Some(*revision)
+            }
+            _ => None,
+        };
+        if let Some(newest) = events.iter().filter_map(moved).max() {
+            self.sessions.note_move(newest);
+        }
+    }
+
     /// Notes which sessions were replaced over this node's head.
     pub(super) fn note_evictions(&self, events: &[IndexEvent]) {
         for event in events {
@@ -387,11 +400,6 @@ impl Cluster {
             }
         }
         for event in events {
-            if let IndexEvent::Session { session: Some(session), revision, .. } = event
-                && session.epoch > 1
-            {
-                remote.sessions.note_move(*revision);
-            }
             if let IndexEvent::Session { client_id, session, revision } = event
                 && !remote.sessions.outdated(client_id, *revision)
             {

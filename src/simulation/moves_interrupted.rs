@@ -201,3 +201,29 @@ fn a_publish_of_a_node_that_was_away_finds_a_session_that_moved_meanwhile() {
     s.tend(&cluster);
     assert_eq!(s.got, ["0:0000"]);
 }
+
+/// Its old node dies before it has written what was published there: then nobody has been told that it is safe.
+#[test]
+fn a_publish_that_is_repeated_at_another_node_is_acknowledged_once_it_is_durable_at_the_first() {
+    let cluster = cluster(3, 44);
+    let mut s = Listener::new(&cluster, "s", 0, "t/#", QoS::ExactlyOnce);
+    let mut p = Sender::new(&cluster, 0, 0, QoS::ExactlyOnce);
+    cluster.journal(0).stall(true);
+    p.publish("t/1");
+    cluster.advance(10);
+    p.resident.go(&cluster, 1);
+    for _ in 0..300 {
+        cluster.advance(10);
+        p.tend(&cluster, "t/1");
+        assert!(p.open.iter().all(|(_, _, received)| !received), "its message can still be lost");
+    }
+    cluster.journal(0).stall(false);
+    assert!(cluster.until(|| {
+        s.tend(&cluster);
+        p.tend(&cluster, "t/1");
+        p.open.is_empty()
+    }));
+    cluster.advance(1_000);
+    s.tend(&cluster);
+    assert_eq!(s.got, ["0:0000"]);
+}
