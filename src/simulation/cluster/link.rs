@@ -78,7 +78,8 @@ impl Answers for Returns {
     fn stands(&self) -> bool {
         let Some(link) = self.link.upgrade() else { return false };
         let state = link.state.lock();
-        !state.closed && state.to.is_some() && state.connection == self.connection
+        // Until there is another connection some of this one may still come.
+        !state.closed && state.connection == self.connection
     }
 }
 
@@ -276,6 +277,13 @@ impl Link {
         reached && !state.closed && state.connection == connection
     }
 
+    /// Whether the receiver of a connection that has broken hands over what it has read of that all the same.
+    fn lingers(&self, net: &Network, to: &Receiver, connection: u64) -> bool {
+        let lingers = net.lingers(to);
+        let state = self.state.lock();
+        lingers && !state.closed && state.connection == connection
+    }
+
     /// Lets time pass as long as nothing gets through; whether the connection lived on.
     async fn transit(&self, net: &Network, tasks: &dyn Tasks, to: &Receiver, connection: u64) -> bool {
         tasks.sleep(net.delay()).await;
@@ -303,7 +311,7 @@ impl Link {
         tasks: &dyn Tasks,
     ) {
         let connection = self.state.lock().connection;
-        if !self.transit(net, tasks, to, connection).await {
+        if !self.transit(net, tasks, to, connection).await && !self.lingers(net, to, connection) {
             return;
         }
         {

@@ -125,6 +125,12 @@ impl Network {
         if most == 0 { 0 } else { self.0.random.lock().below(most + 1) }
     }
 
+    /// Whether a process that may not be reached any more has read what was on its way to it.
+    pub(super) fn lingers(&self, to: &Receiver) -> bool {
+        let lives = self.0.state.lock().up.get(&to.id.node).is_some_and(|r| r.id == to.id);
+        lives && self.0.random.lock().below(2) == 0
+    }
+
     /// How much of a queue is delivered at once.
     pub(super) fn some_of(&self, n: usize) -> usize {
         1 + self.0.random.lock().index(n)
