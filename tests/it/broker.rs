@@ -390,7 +390,8 @@ fn clean(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+/// GET of a page of the admin HTTP at `address`: the status and the body.
+pub fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;

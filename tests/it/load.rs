@@ -2,7 +2,7 @@
 //! down what they see. They do what the specification asks of a client; [`crate::history`] judges the broker. In a cluster
 //! they go to the next node when they are sent away or lose their connection.
 
-use crate::broker::Broker;
+use crate::broker::{Broker, http_get};
 use crate::client::{Client, Dial, In, Out, publish_bytes, subscribe_bytes};
 use crate::history::{Event, History, Msg, Name, Will};
 use crate::wait;
@@ -21,6 +21,9 @@ use std::time::Duration;
 pub struct Stage {
     /// Of the broker, or of every node.
     pub addresses: Vec<SocketAddr>,
+    /// Their admin HTTP, in the same order, if etcd may go away while clients subscribe: then SUBACK does not wait for other nodes, and does
+    /// not mean that they know (G6).
+    pub admin: Vec<SocketAddr>,
     pub history: Arc<History>,
     /// Publishers begin nothing new.
     pub stop: Arc<AtomicBool>,
@@ -50,13 +53,25 @@ impl Stage {
     }
 
     pub fn cluster(addresses: Vec<SocketAddr>) -> Stage {
-        let (history, stop, ended, failed, judging) = Default::default();
-        Stage { addresses, history, stop, ended, failed, judging, wills: false }
+        let (admin, history, stop, ended, failed, judging) = Default::default();
+        Stage { addresses, admin, history, stop, ended, failed, judging, wills: false }
     }
 
     /// The same for clients of one broker.
     pub fn at(&self, address: SocketAddr) -> Stage {
-        Stage { addresses: vec![address], ..self.clone() }
+        Stage { addresses: vec![address], admin: Vec::new(), ..self.clone() }
+    }
+
+    /// How many SUBACKs have not waited for other nodes, at the node that a client is connected to; `None` if it does not say.
+    fn unwaited(&self, client: &Client) -> Option<u64> {
+        if self.admin.is_empty() {
+            return Some(0);
+        }
+        let node = client.peer().ok()?;
+        let node = self.addresses.iter().position(|address| *address == node)?;
+        let (_, page) = http_get(self.admin[node], "/metrics").ok()?;
+        let name = "berth_cluster_suback_waits_total{outcome=\"skipped\"} ";
+        page.lines().find_map(|line| line.strip_prefix(name)?.parse().ok())
     }
 
     /// Ends the load when it is dropped.
@@ -255,6 +270,9 @@ impl Publisher {
     }
 }
 
+/// Before a client subscribes again whose SUBACK has not waited for other nodes.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// Receives until the message on [`END`] comes.
 pub struct Subscriber {
     pub dial: Dial,
@@ -327,6 +345,7 @@ impl Subscriber {
     }
 
     fn session(&mut self, client: &mut Client) -> io::Result<()> {
+        let mut unwaited = self.stage.unwaited(client);
         if let Some(filter) = self.wants.clone() {
             self.subscribe(client, &filter)?;
         }
@@ -337,7 +356,14 @@ impl Subscriber {
             }
             match receive(client, &self.dial, &self.stage)? {
                 In::SubAck(_, codes) => {
-                    self.subscribed(&codes);
+                    let before = std::mem::replace(&mut unwaited, self.stage.unwaited(client));
+                    if before.is_some() && before == unwaited {
+                        self.subscribed(&codes);
+                    } else if let Some(filter) = self.wants.clone() {
+                        self.stage.history.wait_len(usize::MAX, AGAIN);
+                        unwaited = self.stage.unwaited(client);
+                        self.subscribe(client, &filter)?;
+                    }
                     if self.stage.ended.load(Ordering::Acquire) {
                         client.send(&[0xC0, 0])?; // it is owed nothing
                     }

@@ -178,7 +178,8 @@ fn a_mix_of_faults_breaks_no_promise_of_any_kind() {
     let seconds =
         std::env::var("BERTH_MIX_SECONDS").map_or(USUAL_S, |s| s.parse().expect("a number of seconds"));
     let mut cluster = BerthCluster::with(NODES, NODES, OPTIONS);
-    let stage = Stage::cluster(cluster.addresses());
+    let admin = (0..NODES).map(|i| cluster.http(i)).collect();
+    let stage = Stage { admin, ..Stage::cluster(cluster.addresses()) };
     let mut subscribers = vec![
         Subscriber::new(persistent("everything"), "load/#", &stage),
         Subscriber::new(persistent("restless"), "load/#", &stage),
