@@ -333,7 +333,7 @@ impl Cluster {
                         (entry.direct, entry.groups_known) = (false, true);
                     }
                     cluster.broker.metrics.publishes_resent.inc();
-                    let _ = remote.origins.queue(id, entry, true);
+                    remote.origins.queue(id, entry, true);
                 }
                 if seqs.is_empty() {
                     remote.origins.recovered();

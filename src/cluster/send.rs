@@ -87,16 +87,13 @@ impl Cluster {
         let id = id.unwrap_or_else(|| remote.origins.next_id());
         let duty = message.qos() == QoS::ExactlyOnce && origin.inbound.is_some() || origin.record.is_some();
         let current = remote.is_current(remote.now());
-        let mut entry = self.entry(remote, message, origin);
         if !current || remote.origins.lane_open() {
+            let mut entry = self.entry(remote, message, origin);
             entry.duty = duty.then(|| self.broker.journal.next_seq());
-            match self.hold(remote, id, entry, origin, ticket.clone(), !current) {
-                Ok(routed) => {
-                    drop(inside);
-                    self.run_lane(remote);
-                    return routed;
-                }
-                Err(given_back) => entry = *given_back,
+            if let Some(routed) = self.hold(remote, id, entry, origin, ticket.clone(), !current) {
+                drop(inside);
+                self.run_lane(remote);
+                return routed;
             }
         }
         let round = Round::unnamed(message, *origin, remote.applied(), delivered, wakes);
@@ -112,6 +109,7 @@ impl Cluster {
         }
         round.tracked = true;
         // Others have to do with it: from here on it has an owner, this node.
+        let mut entry = self.entry(remote, message, origin);
         entry.duty = duty.then(|| self.broker.journal.next_seq());
         let unserved = || plan.groups.iter().map(OpenGroup::unserved).collect();
         let unserved = entry.noted().then(unserved);
@@ -150,7 +148,8 @@ impl Cluster {
         entry
     }
 
-    /// Keeps a publish that cannot be matched now: what this node knows is not recent enough, or others wait for that.
+    /// Keeps a publish that cannot be matched now: what this node knows is not recent enough, or others wait for that. `None` if it can be
+    /// by now: it is not kept, unless that is to be done `always`.
     fn hold(
         &self,
         remote: &Arc<Remote>,
@@ -159,16 +158,15 @@ impl Cluster {
         origin: &Origin<'_>,
         ticket: Option<Arc<Ticket>>,
         always: bool,
-    ) -> Result<Routed, Box<Entry>> {
+    ) -> Option<Routed> {
         let duty = entry.duty;
         entry.stage = if duty.is_some() { Stage::Recording } else { Stage::Lane };
         let message = entry.message.clone();
         let ticket = joined(ticket);
         entry.ticket = Some(ticket.clone());
-        if let Err(mut given_back) = remote.origins.queue(id, entry, always) {
+        if !remote.origins.queue(id, entry, always) {
             ticket.keep(Kept::Done { matched: false }); // this part of the promise is void
-            given_back.ticket = None;
-            return Err(given_back);
+            return None;
         }
         let recipients = [duty_of(origin)];
         let mut changes: SmallVec<[Change<'_>; 3]> = SmallVec::new();
@@ -185,7 +183,7 @@ impl Cluster {
         if let (Some(lsn), Some(_)) = (lsn, duty) {
             self.when_recorded(remote, lsn, id);
         }
-        Ok(Routed { lsn, ticket: Some(ticket), matched: false })
+        Some(Routed { lsn, ticket: Some(ticket), matched: false })
     }
 
     /// Takes a matched publish into the table and sends its frames, at once or when its record is durable.
@@ -300,7 +298,7 @@ impl Cluster {
         entry.groups.push(OpenGroup::new(name.clone()));
         entry.groups_known = true;
         // Behind all that waits already; there is no hurry.
-        let taken = remote.origins.queue(id, entry, true).is_ok();
+        let taken = remote.origins.queue(id, entry, true);
         let recipients = [duty(Some(name.clone()), None)];
         let change = Change::Message { seq, id: Some(id), message, recipients: &recipients };
         let lsn = self.broker.journal.append(&[change]);

@@ -256,16 +256,16 @@ impl Origins {
 
     /// Takes a publish that is to be matched later, behind those that wait already; false if none does any more and
     /// `always` is not set: then it was not taken.
-    pub fn queue(&self, id: MessageId, mut entry: Entry, always: bool) -> Result<(), Box<Entry>> {
+    pub fn queue(&self, id: MessageId, mut entry: Entry, always: bool) -> bool {
         let mut inner = self.inner.lock();
         if !always && !self.lane_open() {
-            return Err(Box::new(entry));
+            return false;
         }
         self.count_in(&mut inner, &mut entry);
         inner.entries.insert(id, entry);
         inner.lane.push_back(id);
         self.lane.store(true, Ordering::Release);
-        Ok(())
+        true
     }
 
     fn count_in(&self, inner: &mut Inner, entry: &mut Entry) {

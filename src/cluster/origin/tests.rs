@@ -18,7 +18,7 @@ fn the_others_hear_of_the_low_water_mark_before_they_remember_too_many_publishes
     let origins = Origins::new(me, 10, 1 << 20);
     for n in 1..=2 * REPORT_AFTER {
         let id = origins.next_id();
-        origins.queue(id, Entry::new(message(), 1, Time(1)), true).unwrap();
+        assert!(origins.queue(id, Entry::new(message(), 1, Time(1)), true));
         assert!(origins.remove(id));
         assert!(!origins.remove(id), "only once");
         assert_eq!(origins.low_water_is_news(), n % REPORT_AFTER == 0, "{n}");
@@ -32,7 +32,7 @@ fn the_others_hear_of_the_low_water_mark_before_they_remember_too_many_publishes
 fn what_is_open_is_listed_below_the_low_water_mark() {
     let origins = Origins::new(MemberId { node: "n0".into(), incarnation: 7 }, 10, 1 << 20);
     let ids: Vec<_> = (0..2 * OPEN_MAX).map(|_| origins.next_id()).collect();
-    let queue = |id: MessageId| origins.queue(id, Entry::new(message(), 1, Time(1)), true).unwrap();
+    let queue = |id: MessageId| assert!(origins.queue(id, Entry::new(message(), 1, Time(1)), true));
     queue(ids[5]);
     assert_eq!(origins.low_water(), (2 * OPEN_MAX as u64 + 1, vec![6]));
     ids.iter().filter(|id| **id != ids[5]).for_each(|id| queue(*id));
@@ -185,7 +185,7 @@ fn what_is_matched_anew_after_an_answer_about_a_group_is_on_its_way_since_it_was
 fn nobody_takes_a_publish_out_of_the_hands_of_the_lane() {
     let origins = origins();
     let id = origins.next_id();
-    origins.queue(id, at_stage(Stage::Lane), true).unwrap();
+    assert!(origins.queue(id, at_stage(Stage::Lane), true));
     assert_eq!(origins.lane_next(6).unwrap().0, id);
     // An answer has come at this very moment.
     origins.moved_here(id, 0, 6);
