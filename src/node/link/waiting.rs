@@ -33,18 +33,27 @@ pub(super) enum What {
     Unsubscribed(SmallVec<[Reason; 4]>),
 }
 
-/// See the module. Publishes have a row of their own: one that waits for another node holds nothing else up.
+/// See the module. Publishes have a row of their own: one that waits for another node holds nothing else up. So have subscriptions, which may
+/// wait for a node that has died until its lease is over; what is ready beside them comes in the order in which it was asked for.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     published: VecDeque<Answer>,
-    others: VecDeque<Answer>,
+    subscribed: VecDeque<(u64, Answer)>,
+    others: VecDeque<(u64, Answer)>,
+    /// Orders the last two rows.
+    next: u64,
 }
 
 impl Waiting {
     pub fn push(&mut self, answer: Answer) {
+        self.next += 1;
+        let next = self.next;
         match answer.what {
             What::Published { .. } => self.published.push_back(answer),
-            _ => self.others.push_back(answer),
+            What::Durable => self.others.push_back((next, answer)),
+            What::Subscribed(_) | What::Routed(..) | What::Unsubscribed(_) => {
+                self.subscribed.push_back((next, answer));
+            }
         }
     }
 
@@ -52,27 +61,53 @@ impl Waiting {
     pub fn push_front(&mut self, answer: Answer) {
         match answer.what {
             What::Published { .. } => self.published.push_front(answer),
-            _ => self.others.push_front(answer),
+            What::Durable => self.others.push_front((0, answer)),
+            What::Subscribed(_) | What::Routed(..) | What::Unsubscribed(_) => {
+                self.subscribed.push_front((0, answer));
+            }
         }
     }
 
     /// The next answer that `durable` and its ticket allow, and what became of the ticket.
     pub fn pop(&mut self, durable: Lsn) -> Option<(Answer, Option<Kept>)> {
-        pop(&mut self.published, durable).or_else(|| pop(&mut self.others, durable))
+        if let Some(kept) = self.published.front().and_then(|a| a.ready(durable)) {
+            return Some((take(&mut self.published)?, kept));
+        }
+        let ready = |row: &VecDeque<(u64, Answer)>| {
+            let (at, answer) = row.front()?;
+            Some((*at, answer.ready(durable)?))
+        };
+        let (row, kept) = match (ready(&self.subscribed), ready(&self.others)) {
+            (Some((at, kept)), Some((other, _))) if at < other => (&mut self.subscribed, kept),
+            (_, Some((_, kept))) => (&mut self.others, kept),
+            (Some((_, kept)), None) => (&mut self.subscribed, kept),
+            (None, None) => return None,
+        };
+        let (_, answer) = take(row)?;
+        Some((answer, kept))
     }
 
     /// The next answer that has waited since `before` or longer.
     pub fn pop_late(&mut self, before: Time) -> Option<Answer> {
-        let late = |row: &mut VecDeque<Answer>| {
-            row.front().filter(|a| a.since <= before)?;
-            row.pop_front()
+        if self.published.front().is_some_and(|a| a.since <= before) {
+            return self.published.pop_front();
+        }
+        let late = |row: &mut VecDeque<(u64, Answer)>| {
+            row.front().filter(|(_, a)| a.since <= before)?;
+            row.pop_front().map(|(_, answer)| answer)
         };
-        late(&mut self.published).or_else(|| late(&mut self.others))
+        late(&mut self.others).or_else(|| late(&mut self.subscribed))
+    }
+
+    /// The first of each row.
+    fn firsts(&self) -> impl Iterator<Item = &Answer> {
+        let others = [self.others.front(), self.subscribed.front()].into_iter().flatten();
+        self.published.front().into_iter().chain(others.map(|(_, answer)| answer))
     }
 
     /// Arranges for `waker` to be woken when one of the first answers may have become possible.
     pub fn wait(&self, journal: &dyn Journal, waker: &Waker) {
-        for first in [self.published.front(), self.others.front()].into_iter().flatten() {
+        for first in self.firsts() {
             let open = first.ticket.as_ref().is_some_and(|t| t.wake_when_kept(waker));
             // While the ticket is open a durable journal is no reason to look again.
             let lsn = first.safe_at();
@@ -84,11 +119,11 @@ impl Waiting {
 
     /// Since when the oldest answer waits.
     pub fn since(&self) -> Option<Time> {
-        [self.published.front(), self.others.front()].into_iter().flatten().map(|a| a.since).min()
+        self.firsts().map(|a| a.since).min()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.published.is_empty() && self.others.is_empty()
+        self.firsts().next().is_none()
     }
 }
 
@@ -97,20 +132,53 @@ impl Answer {
     fn safe_at(&self) -> Lsn {
         self.ticket.as_ref().map_or(self.lsn, |t| self.lsn.max(t.lsn()))
     }
+
+    /// What became of the ticket, if any, once the answer may be told.
+    fn ready(&self, durable: Lsn) -> Option<Option<Kept>> {
+        if self.lsn > durable {
+            return None;
+        }
+        let kept = match &self.ticket {
+            Some(ticket) => Some(ticket.kept()?),
+            None => None,
+        };
+        (self.safe_at() <= durable).then_some(kept)
+    }
 }
 
-fn pop(row: &mut VecDeque<Answer>, durable: Lsn) -> Option<(Answer, Option<Kept>)> {
-    let first = row.front().filter(|a| a.lsn <= durable)?;
-    let kept = match &first.ticket {
-        Some(ticket) => Some(ticket.kept()?),
-        None => None,
-    };
-    if first.safe_at() > durable {
-        return None;
-    }
-    let answer = row.pop_front()?;
+/// Takes the first of a row, whose memory goes once many have waited there.
+fn take<T>(row: &mut VecDeque<T>) -> Option<T> {
+    let first = row.pop_front();
     if row.is_empty() && row.capacity() > 64 {
         *row = VecDeque::new();
     }
-    Some((answer, kept))
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(lsn: Lsn, ticket: Option<&Arc<Ticket>>, what: What) -> Answer {
+        Answer { lsn, ticket: ticket.cloned(), token: Token::default(), since: Time(lsn), what }
+    }
+
+    #[test]
+    fn what_waits_for_the_journal_does_not_wait_for_a_suback() {
+        let mut waiting = Waiting::default();
+        let routed = Ticket::new();
+        waiting.push(answer(1, Some(&routed), What::Routed(SmallVec::new(), SmallVec::new())));
+        waiting.push(answer(2, None, What::Durable));
+        waiting.push(answer(3, None, What::Unsubscribed(SmallVec::new())));
+        waiting.push(answer(4, None, What::Durable));
+        let mut next = |durable| waiting.pop(durable).map(|(a, _)| a.lsn);
+        assert_eq!((next(1), next(3), next(3)), (None, Some(2), None));
+        routed.keep(Kept::Done { matched: false });
+        assert_eq!(
+            [next(4), next(4), next(4), next(4)],
+            [Some(1), Some(3), Some(4), None],
+            "as they were asked for"
+        );
+        assert!(waiting.is_empty());
+    }
 }
