@@ -23,7 +23,7 @@ pub(super) struct Round<'a> {
     pub matched_at: Revision,
     /// Whether it may have been here before: then duplicates are looked for.
     pub repeated: bool,
-    /// Whether it was matched for the first time: no later one of its publisher is before it.
+    /// Whether the message comes of its first match: its publisher's later messages are not before it.
     pub first: bool,
     /// Whether it may come again: then who has had it is remembered.
     pub tracked: bool,

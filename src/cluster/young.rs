@@ -5,10 +5,10 @@
 //! publish's own. What is remembered goes as soon as all of it is done with everywhere.
 //!
 //! A SUBACK may leave before all nodes know of the subscription (G6). Such a node accepts publishes without it for a while, and may find it
-//! when it matches them again. From that node the subscription takes what comes in its turn, and nothing behind a newer one of the
-//! same topic and QoS that the session was given, until the node has reported that it knows the route, and is done with all that it had accepted by then. Order
-//! is promised for each topic and QoS (G3), and no more can be asked for: a publish at QoS 2 leaves its node once it is durable there, behind
-//! newer ones at QoS 1.
+//! when it matches them again. From that node the subscription takes what comes for the first time, and of what comes again nothing behind a
+//! newer one of the same topic and QoS that its session was given, until the node has reported that it knows the route, and is done with all
+//! that it had accepted by then. Order is promised for each publisher, topic and QoS (G3): a publish at QoS 2 leaves its node once it is
+//! durable there, behind newer ones at QoS 1, and names of two publishers come in any order.
 
 use crate::hashing::HashMap;
 use crate::mqtt::{Message, QoS};

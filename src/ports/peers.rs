@@ -32,8 +32,8 @@ pub struct Frame {
     pub message: Message,
     /// At QoS 0 with RETAIN: names the update. Else it has the publish's name.
     pub update: Option<MessageId>,
-    /// It comes of the publish's first match: no later one of its publisher was sent before. A release that does not say so may have matched it
-    /// before.
+    /// Whether the frame comes of the first match of its publish, so that no later publish of the same publisher was sent before. False also if
+    /// the sender's release does not say.
     pub first: bool,
 }
 

@@ -159,6 +159,18 @@ fn no_deadline_passes_while_a_client_waits_for_its_node_to_be_current() {
     }
 }
 
+/// The one message of `p` is acknowledged, and `s` has had it once.
+fn comes_once(cluster: &Cluster, p: &mut Sender, s: &mut Listener) {
+    assert!(cluster.until(|| {
+        s.tend(cluster);
+        p.tend(cluster, "t/1");
+        p.open.is_empty()
+    }));
+    cluster.advance(1_000);
+    s.tend(cluster);
+    assert_eq!(s.got, ["0:0000"]);
+}
+
 /// What it had asked before it was away comes again as it was matched then, though all others know by now where the session is.
 #[test]
 fn a_publish_of_a_node_that_was_away_finds_a_session_that_moved_meanwhile() {
@@ -192,14 +204,7 @@ fn a_publish_of_a_node_that_was_away_finds_a_session_that_moved_meanwhile() {
     part(false);
     cluster.advance(2_000);
     cluster.store.lag(&away, false);
-    assert!(cluster.until(|| {
-        s.tend(&cluster);
-        p.tend(&cluster, "t/1");
-        p.open.is_empty()
-    }));
-    cluster.advance(1_000);
-    s.tend(&cluster);
-    assert_eq!(s.got, ["0:0000"]);
+    comes_once(&cluster, &mut p, &mut s);
 }
 
 /// Its old node dies before it has written what was published there: then nobody has been told that it is safe.
@@ -218,12 +223,5 @@ fn a_publish_that_is_repeated_at_another_node_is_acknowledged_once_it_is_durable
         assert!(p.open.iter().all(|(_, _, received)| !received), "its message can still be lost");
     }
     cluster.journal(0).stall(false);
-    assert!(cluster.until(|| {
-        s.tend(&cluster);
-        p.tend(&cluster, "t/1");
-        p.open.is_empty()
-    }));
-    cluster.advance(1_000);
-    s.tend(&cluster);
-    assert_eq!(s.got, ["0:0000"]);
+    comes_once(&cluster, &mut p, &mut s);
 }

@@ -88,7 +88,7 @@ pub struct Frame {
     /// At QoS 0 with RETAIN: names the update of the retained message.
     #[prost(message, optional, tag = "11")]
     pub update: ::core::option::Option<MessageId>,
-    /// It comes of the publish's first match: no later one of its publisher was sent before.
+    /// The frame is of the first match of its publish: no later publish of the same publisher was sent before.
     #[prost(bool, tag = "12")]
     pub first: bool,
 }
