@@ -165,10 +165,7 @@ pub(super) fn ended(link: &Link, address: &str, status: &Status) -> LinkError {
     if status.code() == Code::FailedPrecondition {
         return LinkError::Refused(status.message().to_owned());
     }
-    let mut why = status.message().to_owned();
-    if let Some(cause) = std::error::Error::source(status) {
-        why = format!("{why}: {}", tls::chain(cause));
-    }
+    let why = tls::with_causes(status.message(), std::error::Error::source(status));
     failure(link, address, &format!("the connection broke: {why}"))
 }
 

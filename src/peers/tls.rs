@@ -31,10 +31,15 @@ pub(super) fn try_out(tls: &PeerTls) -> Result<(), String> {
 
 /// An error with all its causes, each said once.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut said = error.to_string();
-    let mut cause = error.source();
+    with_causes(&error.to_string(), error.source())
+}
+
+/// What is said, and each cause that says more than those before it.
+pub(super) fn with_causes(said: &str, mut cause: Option<&(dyn Error + 'static)>) -> String {
+    let bare = |text: &str| text.trim().trim_end_matches(':').to_owned();
+    let mut said = bare(said);
     while let Some(error) = cause {
-        let text = error.to_string();
+        let text = bare(&error.to_string());
         if !said.contains(&text) {
             said.push_str(": ");
             said.push_str(&text);
@@ -92,4 +97,40 @@ pub(super) fn explain(error: &str, tls: Option<&PeerTls>, address: &str) -> Opti
         return None;
     };
     Some(format!("{why} ({error})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error with a cause.
+    #[derive(Debug)]
+    struct Said(&'static str, Option<Box<Said>>);
+
+    impl std::fmt::Display for Said {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Said {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.1.as_deref().map(|cause| cause as _)
+        }
+    }
+
+    /// Texts from the outermost error to the innermost, and what is told.
+    #[test]
+    fn each_cause_is_told_once_and_an_empty_one_not_at_all() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["broke"], "broke"),
+            (&["broke", "", "closed"], "broke: closed"),
+            (&["h2: error reading", "error reading: ", "error reading: ", ""], "h2: error reading"),
+            (&["h2: error reading", "error reading", "broken pipe"], "h2: error reading: broken pipe"),
+        ];
+        for (texts, told) in cases {
+            let nested = texts.iter().rev().fold(None, |cause, text| Some(Box::new(Said(text, cause))));
+            assert_eq!(chain(&*nested.unwrap()), *told, "{texts:?}");
+        }
+    }
 }
