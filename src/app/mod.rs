@@ -118,11 +118,6 @@ pub enum RunError {
     Runtime(#[from] std::io::Error),
 }
 
-/// Turns of connections after which a thread that is never idle looks which sockets are ready and which timers are due. The
-/// runtime's own 61 is meant for tasks that give way after some microseconds; a turn of a client that sends without a pause takes
-/// a hundred times as long, and everybody else's packets would wait for 61 of those.
-const EVENT_INTERVAL: u32 = 4;
-
 /// Runs the broker until SIGTERM or SIGINT. A second signal ends the process at once. `on_fork` is what to do with a journal that is
 /// a copy of a newer one.
 ///
@@ -139,7 +134,7 @@ pub fn run(config: Config, on_fork: OnFork) -> Result<(), RunError> {
     if config.runtime.worker_threads > 0 {
         builder.worker_threads(config.runtime.worker_threads);
     }
-    let runtime = builder.event_interval(EVENT_INTERVAL).enable_all().build()?;
+    let runtime = builder.enable_all().build()?;
     let outcome = runtime.block_on(serve(&config, on_fork, level));
     // Whatever still runs belongs to clients that did not take the last bytes in time.
     runtime.shutdown_timeout(Duration::from_millis(100));

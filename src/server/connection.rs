@@ -183,7 +183,7 @@ impl<T: Transport> Connection<T> {
     }
 
     /// Reads, works and writes until there is nothing to do; true when the connection is over.
-    fn work(&mut self, cx: &task::Context<'_>, b: &mut Buffers) -> bool {
+    fn work(&mut self, cx: &mut task::Context<'_>, b: &mut Buffers) -> bool {
         let Buffers { context, read } = b;
         let now = clock::now();
         if self.parting.is_none() {
@@ -210,7 +210,7 @@ impl<T: Transport> Connection<T> {
             match driven {
                 Driven::Waits => return false,
                 Driven::Again => {
-                    cx.waker().wake_by_ref();
+                    go_behind(cx);
                     return false;
                 }
                 Driven::Closed => {
@@ -249,6 +249,15 @@ impl<T: Transport> Connection<T> {
     }
 }
 
+/// Lets the running task go on once the runtime has run what is ready and has looked for sockets and timers that are: a client that
+/// sends without a pause gets one turn between two such looks, however many others do the same. A plain wake would put the task at
+/// the end of the queue, where it has its next turn before what has come meanwhile is even seen.
+fn go_behind(cx: &mut task::Context<'_>) {
+    let deferred = std::pin::pin!(tokio::task::yield_now());
+    // Its first poll hands the waker to the runtime; there is no second one.
+    let _ = deferred.poll(cx);
+}
+
 impl<T> Drop for Connection<T> {
     /// Also when the task is cancelled or panics: a session is never left without an owner.
     fn drop(&mut self) {
@@ -257,5 +266,50 @@ impl<T> Drop for Connection<T> {
             self.link.shut_down(clock::now(), &mut context);
         }
         self.link.lost(clock::now(), &mut context);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::AsyncReadExt;
+
+    /// Turns of the busy task that pass in the test.
+    const TURNS: usize = 1_000;
+
+    /// The turn in which a packet for somebody else comes.
+    const COMES: usize = 100;
+
+    /// One thread of the runtime has a task that is never idle. What comes for another one is seen before its next turn but one.
+    #[test]
+    fn who_sends_without_a_pause_has_one_turn_between_two_looks_at_the_sockets() {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let turns = Arc::new(AtomicUsize::new(0));
+        let seen = runtime.block_on(async {
+            let (mut far, near) = std::os::unix::net::UnixStream::pair().unwrap();
+            near.set_nonblocking(true).unwrap();
+            let counted = turns.clone();
+            let other = tokio::spawn(async move {
+                let mut near = tokio::net::UnixStream::from_std(near).unwrap();
+                near.read_u8().await.unwrap();
+                counted.load(Ordering::SeqCst)
+            });
+            let busy = poll_fn(move |cx| match turns.fetch_add(1, Ordering::SeqCst) + 1 {
+                TURNS => Poll::Ready(()),
+                turn => {
+                    if turn == COMES {
+                        far.write_all(b"x").unwrap();
+                    }
+                    go_behind(cx);
+                    Poll::Pending
+                }
+            });
+            let (_, seen) = tokio::join!(tokio::spawn(busy), other);
+            seen.unwrap()
+        });
+        assert!((COMES..=COMES + 2).contains(&seen), "seen after turn {seen}");
     }
 }
