@@ -2,7 +2,7 @@
 //!
 //! Layers point down only: `mqtt <- topic <- {session, ports} <- broker <- cluster <- node <- server <- app <- main`; `storage`, `etcd`, `peers`,
 //! `auth` and `tls` are the outside: they stand on `ports` and know nothing of `broker`. `config`, `telemetry`, `host`, `names`, `readings`,
-//! `secret_file`, `queue_policy`, `user`, `backoff`, `hashing` and `clock` are leaves, and `sync` nearly one. See `ARCHITECTURE.md`.
+//! `secret_file`, `queue_policy`, `user`, `yaml`, `backoff`, `hashing` and `clock` are leaves, and `sync` nearly one. See `ARCHITECTURE.md`.
 //!
 //! The feature `testing` adds what only tests, benchmarks and fuzzing need: a cluster in memory with virtual time
 //! (`simulation`), and the client's half of the codec (`mqtt::client`). No shipped program has it.
@@ -43,3 +43,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod topic;
 pub mod user;
+pub mod yaml;

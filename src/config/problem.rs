@@ -11,7 +11,7 @@ pub struct Problem {
     pub value: Option<String>,
     /// What is wrong and what to do.
     pub reason: String,
-    /// Where it came from: `file berth.yaml`, `env BERTH__LIMITS__MAX_QOS`, `flag --set`, `default`.
+    /// Where it came from: `file berth.yaml, line 3`, `env BERTH__LIMITS__MAX_QOS`, `flag --set`, `default`.
     pub origin: String,
 }
 

@@ -4,7 +4,8 @@ use super::kinds::Kind;
 use super::listeners::{listed, split, unlisted};
 use super::options::{self, SECTIONS};
 use super::problem::{Problem, Problems, nearest};
-use config::{Environment, File, FileFormat, Map, Source, Value, ValueKind};
+use crate::yaml::{self, Node, Value};
+use config::{Environment, Map, Source, ValueKind};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -155,11 +156,13 @@ impl Reader {
         if let Some(path) = &sources.file {
             match read_file(path) {
                 Ok(None) => {}
-                Ok(Some(values)) => {
+                Ok(Some(entries)) => {
                     reader.blank = false;
-                    reader.add("", &values, &|_| format!("file {}", path.display()));
+                    reader.add("", &entries, &path.display().to_string());
                 }
-                Err(reason) => reader.problem("", None, reason, format!("file {}", path.display())),
+                Err((line, reason)) => {
+                    reader.problem("", None, reason, of_file(&path.display().to_string(), line));
+                }
             }
         }
         let ours = sources.env.iter().filter(|(k, _)| k.starts_with(ENV_PREFIX));
@@ -167,9 +170,8 @@ impl Reader {
             .prefix_separator("__")
             .separator("__")
             .source(Some(ours.map(|(k, v)| (k.clone(), v.clone())).collect()));
-        let variable = |key: &str| format!("env {ENV_PREFIX}{}", key.to_uppercase().replace('.', "__"));
         match environment.collect() {
-            Ok(values) => reader.add("", &values, &variable),
+            Ok(values) => reader.add_variables("", &values),
             Err(error) => reader.problem("", None, error.to_string(), "env".to_owned()),
         }
         for flag in &sources.flags {
@@ -178,26 +180,41 @@ impl Reader {
         reader
     }
 
-    fn add(&mut self, prefix: &str, values: &Map<String, Value>, origin: &dyn Fn(&str) -> String) {
-        for (name, value) in values {
+    /// Adds what a table of the file says, whose entries' keys begin with `prefix`.
+    fn add(&mut self, prefix: &str, entries: &[(String, usize, Node)], file: &str) {
+        for (name, line, node) in entries {
             let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            let origin = of_file(file, *line);
             if let Some((listener, "")) = split(&key)
-                && matches!(&value.kind, ValueKind::Table(_) | ValueKind::Nil)
+                && matches!(node.value, Value::Table(_) | Value::Nothing)
             {
                 self.listeners.insert(listener.to_owned());
             }
-            match &value.kind {
+            match &node.value {
                 // With nothing in it, its name is all that can be wrong.
-                ValueKind::Table(inner) if inner.is_empty() && !is_option(&key) && !is_section(&key) => {
-                    self.unknown(&key, origin(&key));
+                Value::Table(inner) if inner.is_empty() && !is_option(&key) && !is_section(&key) => {
+                    self.unknown(&key, origin);
                 }
-                ValueKind::Table(inner) if !is_option(&key) => self.add(&key, inner, origin),
+                Value::Table(inner) if !is_option(&key) => self.add(&key, inner, file),
                 // An empty section, or an option left blank: the default.
-                ValueKind::Nil if is_option(&key) || is_section(&key) => {}
-                kind => match text_of(kind) {
-                    Some(text) => self.add_leaf(&key, text, origin(&key)),
-                    None => self.problem(&key, None, "expected one value".to_owned(), origin(&key)),
+                Value::Nothing if is_option(&key) || is_section(&key) => {}
+                value => match text_of(value) {
+                    Ok(text) => self.add_leaf(&key, text, origin),
+                    Err(why) => self.problem(&key, None, why.to_owned(), origin),
                 },
+            }
+        }
+    }
+
+    /// Adds what environment variables say, all of them texts.
+    fn add_variables(&mut self, prefix: &str, values: &Map<String, config::Value>) {
+        for (name, value) in values {
+            let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            let origin = format!("env {ENV_PREFIX}{}", key.to_uppercase().replace('.', "__"));
+            match &value.kind {
+                ValueKind::Table(inner) => self.add_variables(&key, inner),
+                ValueKind::String(text) => self.add_leaf(&key, text.clone(), origin),
+                _ => self.problem(&key, None, "expected one value".to_owned(), origin),
             }
         }
     }
@@ -293,36 +310,40 @@ fn is_section(key: &str) -> bool {
         .any(|s| s.path == key || s.path.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// Reads a file; `None` = there is nothing in it but comments.
-fn read_file(path: &Path) -> Result<Option<Map<String, Value>>, String> {
-    let text =
-        std::fs::read_to_string(path).map_err(|e| format!("cannot read the configuration file: {e}"))?;
-    // Comments only: a document, but not a table.
-    let blank =
-        |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---";
-    if text.lines().all(blank) {
-        return Ok(None);
-    }
-    let values = File::from_str(&text, FileFormat::Yaml).collect();
-    values.map(Some).map_err(|e| format!("not a valid YAML file: {e}"))
+/// Where in a file something is, for people; line 0 = in no line of it.
+fn of_file(file: &str, line: usize) -> String {
+    if line > 0 { format!("file {file}, line {line}") } else { format!("file {file}") }
 }
 
-/// A scalar as one would write it; a list of scalars with commas between.
-fn text_of(kind: &ValueKind) -> Option<String> {
-    match kind {
-        ValueKind::Array(items) => {
-            let texts: Option<Vec<String>> = items.iter().map(|item| text_of(&item.kind)).collect();
-            texts.map(|t| t.join(","))
-        }
-        ValueKind::Table(_) => None,
-        // `~` where a value is wanted.
-        ValueKind::Nil => Some("null".to_owned()),
-        ValueKind::Boolean(b) => Some(b.to_string()),
-        ValueKind::I64(i) => Some(i.to_string()),
-        ValueKind::I128(i) => Some(i.to_string()),
-        ValueKind::U64(u) => Some(u.to_string()),
-        ValueKind::U128(u) => Some(u.to_string()),
-        ValueKind::Float(f) => Some(f.to_string()),
-        ValueKind::String(s) => Some(s.clone()),
+/// Reads a file: its entries, each with its line; `None` = there is nothing in it but comments.
+///
+/// # Errors
+/// The line, or 0, and what is wrong.
+fn read_file(path: &Path) -> Result<Option<Vec<(String, usize, Node)>>, (usize, String)> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| (0, format!("cannot read the configuration file: {e}")))?;
+    let faulty = |line: usize, why: &str| (line, format!("not a valid YAML file: {why}"));
+    match yaml::read(&text).map_err(|e| faulty(e.line, &e.why))? {
+        None => Ok(None),
+        Some(Node { value: Value::Table(entries), .. }) => Ok(Some(entries)),
+        Some(node) => Err(faulty(node.line, "expected a table of sections")),
+    }
+}
+
+/// A text as it is written; a list of texts with commas between.
+///
+/// # Errors
+/// Why it cannot be the value of an option.
+fn text_of(value: &Value) -> Result<String, &'static str> {
+    let one = |item: &Node| match &item.value {
+        Value::Text(text) if text.contains(',') => Err("an entry of a list must not have a comma in it"),
+        Value::Text(text) => Ok(text.clone()),
+        Value::Nothing | Value::List(_) | Value::Table(_) => Err("expected a list of texts"),
+    };
+    match value {
+        Value::Text(text) => Ok(text.clone()),
+        Value::List(items) => Ok(items.iter().map(one).collect::<Result<Vec<_>, _>>()?.join(",")),
+        // `~` or a table where a value is wanted.
+        Value::Nothing | Value::Table(_) => Err("expected one value"),
     }
 }

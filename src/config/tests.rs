@@ -48,7 +48,7 @@ fn later_layers_win() {
 #[test]
 fn yaml_values_of_all_shapes() {
     let (_file, sources) = file(
-        "node: {id: 42}\n\
+        "node: {id: 007}\n\
          listeners:\n  tcp:\n    address: ['127.0.0.1:1', \"[::1]:2\", localhost:3]\n    nodelay: false\n\
          http:\n  address: off\n\
          limits:\n  max_keep_alive: 90\n  connect_timeout: 1500ms\n  max_packet_size: 64KiB\n  receive_maximum:\n\
@@ -56,7 +56,7 @@ fn yaml_values_of_all_shapes() {
          log: {format: json, level: 'warn,berth::server=debug'}\n",
     );
     let config = Config::load(&sources).unwrap();
-    assert_eq!(config.node.id, "42");
+    assert_eq!(config.node.id, "007", "as it is written");
     assert_eq!(
         config.listeners.get("tcp").unwrap().address,
         addresses(&["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"])
@@ -69,6 +69,31 @@ fn yaml_values_of_all_shapes() {
     assert_eq!(config.limits.receive_maximum, 1000);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.level, "warn,berth::server=debug");
+}
+
+#[test]
+fn an_entry_of_a_list_is_one_entry() {
+    for (list, why) in [
+        ("['127.0.0.1:1,127.0.0.1:2']", "an entry of a list must not have a comma in it"),
+        ("[[127.0.0.1:1]]", "expected a list of texts"),
+        ("[~]", "expected a list of texts"),
+    ] {
+        let (_file, sources) = file(&format!("listeners:\n  tcp:\n    address: {list}\n"));
+        let problems = Config::load(&sources).unwrap_err().0;
+        assert_eq!((problems.len(), &*problems[0].reason), (1, why), "{list}");
+        assert!(problems[0].origin.ends_with(", line 3"), "{}", problems[0].origin);
+    }
+}
+
+#[test]
+fn a_file_may_say_something_once_and_refer_to_it() {
+    let (_file, sources) =
+        file("listeners:\n  tcp: &usual {max_connections: 7, nodelay: false}\n  ws: *usual\n");
+    let config = Config::load(&sources).unwrap();
+    for name in ["tcp", "ws"] {
+        let listener = config.listeners.get(name).unwrap();
+        assert_eq!((listener.max_connections, listener.nodelay), (Some(7), false), "{name}");
+    }
 }
 
 /// A section with a slip in its name, and nothing in it, or nothing but defaults.
@@ -104,13 +129,16 @@ fn all_problems_are_reported_at_once_with_their_origin() {
     ];
     let problems = Config::load(&sources).unwrap_err();
     let text = problems.to_string();
-    let from_file = format!("(from file {})", file.path().display());
+    let from_file = |line: usize| format!("(from file {}, line {line})", file.path().display());
     let expected = [
         "8 problems in the configuration:".to_owned(),
-        format!("  limits.max_qos = \"3\": expected a number from 0 to 2 {from_file}"),
-        format!("  limits.max_conections: unknown option; did you mean limits.max_connections? {from_file}"),
-        format!("  log = \"7\": this is a section, not an option {from_file}"),
-        format!("  storage.dir: expected one value {from_file}"),
+        format!("  limits.max_qos = \"3\": expected a number from 0 to 2 {}", from_file(2)),
+        format!(
+            "  limits.max_conections: unknown option; did you mean limits.max_connections? {}",
+            from_file(3)
+        ),
+        format!("  log = \"7\": this is a section, not an option {}", from_file(4)),
+        format!("  storage.dir: expected one value {}", from_file(6)),
         "(from env BERTH__SYS__INTERVAL)".to_owned(),
         "  tls.cert: unknown option; `berth config defaults` lists all (from env BERTH__TLS__CERT)"
             .to_owned(),

@@ -6,7 +6,7 @@ use crate::tree::{Source, read, root, sources};
 const MAY_USE: &[(&str, &str)] = &[
     ("backoff", ""),
     ("clock", ""),
-    ("config", ""),
+    ("config", "yaml"),
     ("hashing", ""),
     ("host", ""),
     ("names", ""),
@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("readings", ""),
     ("secret_file", ""),
     ("user", "names"),
+    ("yaml", ""),
     ("telemetry", "clock config hashing names"),
     ("mqtt", "clock"),
     ("topic", "hashing mqtt"),
@@ -27,7 +28,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("storage", "clock hashing names queue_policy user telemetry mqtt topic ports"),
     ("etcd", "backoff clock hashing names user telemetry mqtt topic ports tls"),
     ("peers", "backoff clock hashing names telemetry mqtt topic ports tls"),
-    ("auth", "clock config hashing host names readings secret_file user telemetry mqtt topic ports"),
+    ("auth", "clock config hashing host names readings secret_file user yaml telemetry mqtt topic ports"),
     ("server", "clock config host names readings secret_file telemetry mqtt topic ports node tls"),
     (
         "app",

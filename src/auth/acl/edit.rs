@@ -1,9 +1,9 @@
 //! Changes to the file of rules by command. The rest of the file stays as it is, comments included; the new file takes the place of
 //! the old one in one step.
 
-use super::tree::{self, Node};
-use super::yaml::{self, Fault};
+use super::rules::{self, Fault};
 use super::{Access, Look, RuleSet, Source, read_bounded};
+use crate::yaml::{self, Node};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -206,7 +206,7 @@ pub(super) fn carry_out<T>(
 fn edited(before: &str, edit: &Edit, path: &Path) -> Result<String, EditError> {
     let in_file = |fault| EditError::File { path: path.to_owned(), fault };
     let layout = || EditError::Layout(path.to_owned());
-    let items = yaml::items(before).map_err(in_file)?.unwrap_or_default();
+    let items = rules::items(before).map_err(in_file)?.unwrap_or_default();
     let lines: Vec<&str> = before.lines().collect();
     let blocks = blocks(&items, &lines).ok_or_else(layout)?;
     let indent = items
@@ -230,7 +230,7 @@ fn edited(before: &str, edit: &Edit, path: &Path) -> Result<String, EditError> {
     }
     let after = head + &rules.concat();
     // The rules of the new text are the old ones with the change, or the layout was not understood.
-    let shown = |text: &str| yaml::rules(text).map(|r| r.into_iter().map(|r| r.shown).collect::<Vec<_>>());
+    let shown = |text: &str| rules::parse(text).map(|r| r.into_iter().map(|r| r.shown).collect::<Vec<_>>());
     let mut expected = shown(before).map_err(in_file)?;
     match edit {
         Edit::Add { rule, at } => {
@@ -251,15 +251,15 @@ fn edited(before: &str, edit: &Edit, path: &Path) -> Result<String, EditError> {
 /// A new rule, and how it is shown.
 pub(super) fn parsed(rule: &str) -> Result<(Node, String), EditError> {
     let fault = |why: &str| Fault { rule: None, line: 0, key: None, why: why.to_owned() };
-    let node = tree::read(rule)
+    let node = yaml::read_without_aliases(rule)
         .map_err(|e| EditError::Rule(fault(&e.why)))?
         .ok_or_else(|| EditError::Rule(fault("there is no rule")))?;
-    let shown = yaml::rule(1, &node).map_err(EditError::Rule)?.shown;
+    let shown = rules::rule(1, &node).map_err(EditError::Rule)?.shown;
     Ok((node, shown))
 }
 
 fn new_block(rule: &str, indent: usize) -> Result<String, EditError> {
-    Ok(yaml::block(&parsed(rule)?.0, indent))
+    Ok(rules::block(&parsed(rule)?.0, indent))
 }
 
 /// The lines of each rule: from its dash, and the comments right above, to the next rule's. `None` if they are laid out otherwise.

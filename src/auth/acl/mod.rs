@@ -6,18 +6,17 @@ mod edit;
 mod list;
 mod mosquitto;
 mod pattern;
+mod rules;
 mod stored;
 #[cfg(test)]
 mod tests;
-mod tree;
-mod yaml;
 
 pub(in crate::auth) use edit::replace;
 pub use edit::{Edit, EditError, Planned};
 pub use list::RULES_MAX;
 pub use mosquitto::LINES_MAX;
+pub use rules::{Fault, RULE_ITEMS_MAX};
 pub use stored::PlannedRecord;
-pub use yaml::{Fault, RULE_ITEMS_MAX};
 
 use crate::hashing::HashMap;
 use crate::mqtt::QoS;
@@ -125,7 +124,7 @@ impl RuleSet {
         let rules = match source {
             Source::Mosquitto(_) => Rules::Lines(Lines::parse(text)?),
             Source::Nowhere | Source::Directory | Source::Yaml(_) => {
-                Rules::List(List::new(yaml::rules(text)?))
+                Rules::List(List::new(rules::parse(text)?))
             }
         };
         let blank = text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));

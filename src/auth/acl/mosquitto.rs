@@ -3,7 +3,7 @@
 //! line allows is denied. Subscriptions are all granted: each message is judged when it is to be delivered.
 
 use super::pattern::Pattern;
-use super::yaml::Fault;
+use super::rules::Fault;
 use crate::hashing::HashMap;
 use crate::mqtt::QoS;
 use crate::ports::{Ask, By, Identity, Ruling};

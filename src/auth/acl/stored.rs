@@ -3,7 +3,7 @@
 
 use super::edit::{Edit, EditError, carry_out, parsed};
 use super::list::{List, RULES_MAX};
-use super::yaml::{self, Fault};
+use super::rules::{self, Fault};
 use super::{Access, Changes, Otherwise, RuleSet, Rules};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -89,11 +89,11 @@ impl Access {
             return Err(fault(format!("more than {RULES_MAX} rules")));
         }
         let one = |(at, rule): (usize, &Value)| {
-            let node = super::tree::read(&rule.to_string())
+            let node = crate::yaml::read_without_aliases(&rule.to_string())
                 .map_err(|e| Fault { rule: Some(at + 1), ..fault(e.why) })?
                 .ok_or_else(|| Fault { rule: Some(at + 1), ..fault("there is no rule") })?;
             // Its lines are of no record.
-            yaml::rule(at + 1, &node).map_err(|fault| Fault { line: 0, ..fault })
+            rules::rule(at + 1, &node).map_err(|fault| Fault { line: 0, ..fault })
         };
         let rules = rules.iter().enumerate().map(one).collect::<Result<Vec<_>, Fault>>()?;
         let (otherwise, admin_group) = self.defaults.read().clone();

@@ -195,13 +195,14 @@ fn options_are_shown_with_where_they_come_from() {
         assert_eq!(found.len(), 1, "{key}");
         (found[0]["value"].as_str().unwrap(), found[0]["origin"].as_str().unwrap())
     };
-    let from_file = format!("file {file}");
+    let from_file = |line: usize| format!("file {file}, line {line}");
+    let (first, second) = (from_file(1), from_file(2));
     let expected = [
-        ("limits.max_qos", ("1", &*from_file)),
+        ("limits.max_qos", ("1", &*first)),
         ("session.max_inflight", ("7", "env BERTH__SESSION__MAX_INFLIGHT")),
         ("log.level", ("warn,berth=info", "flag --set")),
         ("limits.receive_maximum", ("1000", "default")),
-        ("listeners.more.type", ("tcp", &*from_file)),
+        ("listeners.more.type", ("tcp", &*second)),
         ("etcd.password", ("***", "env BERTH__ETCD__PASSWORD")),
         ("auth.http.url", ("https://accounts.example.org/mqtt?***", "flag --set")),
         ("etcd.password_file", ("", "default")),

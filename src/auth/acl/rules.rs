@@ -2,10 +2,10 @@
 
 use super::list::{Actions, Effect, RULES_MAX, Rule, Who};
 use super::pattern::Pattern;
-use super::tree::{self, Node, Value};
 use crate::config::Network;
 use crate::hashing::HashSet;
 use crate::mqtt::QoS;
+use crate::yaml::{self, Node, Value};
 use std::fmt;
 
 /// Topics, names or networks of one rule.
@@ -58,7 +58,7 @@ const KEYS: [&str; 12] = [
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub(super) fn rules(text: &str) -> Result<Vec<Rule>, Fault> {
+pub(super) fn parse(text: &str) -> Result<Vec<Rule>, Fault> {
     let Some(items) = items(text)? else { return Ok(Vec::new()) };
     items.iter().enumerate().map(|(at, node)| rule(at + 1, node)).collect()
 }
@@ -71,8 +71,8 @@ pub(super) fn items(text: &str) -> Result<Option<Vec<Node>>, Fault> {
         key: key.map(str::to_owned),
         why: why.to_owned(),
     };
-    let read =
-        tree::read(text).map_err(|e| fault(e.line, None, &format!("not a valid YAML file: {}", e.why)))?;
+    let read = yaml::read_without_aliases(text)
+        .map_err(|e| fault(e.line, None, &format!("not a valid YAML file: {}", e.why)))?;
     let Some(root) = read else { return Ok(None) };
     let Value::Table(entries) = root.value else {
         return Err(fault(root.line, None, "expected a table with the key rules"));
