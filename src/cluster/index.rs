@@ -168,7 +168,8 @@ impl Cluster {
         };
         let nodes: Vec<_> = events.iter().filter_map(orphan).collect();
         if !nodes.is_empty() {
-            remote.gate.closed(|| remote.origins.queue_again(&nodes, &[]));
+            let unanswered = remote.gate.closed(|| remote.origins.queue_again(&nodes, &[]));
+            debug_assert!(unanswered.is_empty(), "no node is lost: {unanswered:?}");
             self.run_lane(remote);
         }
     }

@@ -1,4 +1,5 @@
-//! Which links are kept while membership changes on several threads at once.
+//! Which links are kept while membership changes, on several threads at once too, and what becomes of frames whose answers nobody waits
+//! for.
 
 use super::origin::entry::{Asked, Entry, Plan};
 use super::testing::{FakeStore, Manual};
@@ -20,9 +21,20 @@ struct Slow {
     begun: Sender<()>,
     go_on: Mutex<Option<Receiver<()>>>,
     kept: Mutex<Vec<Arc<str>>>,
+    cancelled: Mutex<Vec<(Arc<str>, MessageId)>>,
 }
 
 impl Slow {
+    /// Links whose changes take effect at once.
+    fn at_once() -> Arc<Slow> {
+        Slow::held(channel().0, None)
+    }
+
+    fn held(begun: Sender<()>, go_on: Option<Receiver<()>>) -> Arc<Slow> {
+        let go_on = Mutex::new(go_on);
+        Arc::new(Slow { begun, go_on, kept: Mutex::default(), cancelled: Mutex::default() })
+    }
+
     fn kept(&self) -> Vec<Arc<str>> {
         self.kept.lock().clone()
     }
@@ -40,7 +52,9 @@ impl Peers for Slow {
 
     fn send(&self, _: &Arc<str>, _: Frame) {}
 
-    fn cancel(&self, _: &Arc<str>, _: MessageId) {}
+    fn cancel(&self, node: &Arc<str>, id: MessageId) {
+        self.cancelled.lock().push((node.clone(), id));
+    }
 
     fn report(&self, _: Report) {}
 
@@ -78,14 +92,10 @@ fn linked_by(peers: Arc<Slow>) -> Remote {
     Remote::new(ports, RemoteLimits::default(), Arc::new(Metrics::new()))
 }
 
-/// What is asked of a node goes with its link.
-#[test]
-fn publishes_that_a_node_has_not_answered_are_matched_again_when_its_link_is_given_up() {
-    let peers = Arc::new(Slow { begun: channel().0, go_on: Mutex::default(), kept: Mutex::default() });
-    let remote = linked_by(peers.clone());
-    let b: Arc<str> = "b".into();
-    registered(&remote, "b", 2);
-    remote.members.link(&b, Some(MemberId { node: b.clone(), incarnation: 2 }));
+/// Node `b` is registered and linked, and has been asked to take a publish.
+fn asked_of(remote: &Remote, b: &MemberId) -> MessageId {
+    registered(remote, &b.node, b.incarnation);
+    remote.members.link(&b.node, Some(b.clone()));
     remote.membership_changed();
     let (payload, properties) = (&[][..], &[][..]);
     let (topic, qos, retain, expires_at) = ("t", QoS::ExactlyOnce, false, None);
@@ -94,16 +104,44 @@ fn publishes_that_a_node_has_not_answered_are_matched_again_when_its_link_is_giv
     let plan = Plan {
         matched_at: 3,
         direct: true,
-        ask: [(b.clone(), asked)].into_iter().collect(),
+        ask: [(b.node.clone(), asked)].into_iter().collect(),
         ..Plan::default()
     };
-    remote.origins.begin(remote.origins.next_id(), Entry::new(message, 0, Time(1)), plan);
+    let id = remote.origins.next_id();
+    remote.origins.begin(id, Entry::new(message, 0, Time(1)), plan);
     remote.membership_changed();
-    assert_eq!((peers.kept(), remote.origins.lane_open()), (vec![b.clone()], false));
+    assert!(!remote.origins.lane_open(), "nobody is lost");
+    id
+}
+
+/// What is asked of a node goes with its link.
+#[test]
+fn publishes_that_a_node_has_not_answered_are_matched_again_when_its_link_is_given_up() {
+    let peers = Slow::at_once();
+    let remote = linked_by(peers.clone());
+    let b = MemberId { node: "b".into(), incarnation: 2 };
+    asked_of(&remote, &b);
+    assert_eq!(peers.kept(), [b.node.clone()]);
     // Its record goes, and there is no custody of what it owned; its link still works.
-    remote.members.set_member(&b, None, Time(2));
+    remote.members.set_member(&b.node, None, Time(2));
     remote.membership_changed();
     assert_eq!((peers.kept(), remote.origins.lane_open()), (Vec::new(), true));
+}
+
+/// It is asked anew if it comes back, perhaps for a shared subscription as well, and an answer to the first frame says nothing of that.
+#[test]
+fn frames_to_a_node_that_leaves_are_cancelled_once_its_link_is_down_although_that_is_kept() {
+    let peers = Slow::at_once();
+    let remote = linked_by(peers.clone());
+    let b = MemberId { node: "b".into(), incarnation: 2 };
+    let id = asked_of(&remote, &b);
+    remote.members.report(&b, Report { leaving: true, ..Report::default() }, 3, Time(2));
+    remote.membership_changed();
+    assert_eq!((peers.cancelled.lock().len(), remote.origins.lane_open()), (0, false), "it may answer");
+    remote.members.link(&b.node, None);
+    remote.membership_changed();
+    assert_eq!((peers.kept(), remote.origins.lane_open()), (vec![b.node.clone()], true));
+    assert_eq!(*peers.cancelled.lock(), [(b.node.clone(), id)]);
 }
 
 #[test]
@@ -111,7 +149,7 @@ fn an_older_list_of_nodes_never_replaces_a_newer_one() {
     let (begun, has_begun) = channel();
     let (go, go_on) = channel();
     let (done, is_done) = channel();
-    let peers = Arc::new(Slow { begun, go_on: Mutex::new(Some(go_on)), kept: Mutex::default() });
+    let peers = Slow::held(begun, Some(go_on));
     let remote = linked_by(peers.clone());
     registered(&remote, "b", 2);
     std::thread::scope(|threads| {

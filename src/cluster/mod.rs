@@ -358,7 +358,10 @@ impl Remote {
             let kept = |node: &Arc<str>| keep.iter().any(|m| m.id.node == *node);
             let mut lost = self.origins.asked_nodes();
             lost.retain(|n| *n != self.me.node && !(self.members.reachable(n) && kept(n)));
-            self.origins.queue_again(&nodes, &lost);
+            // The link to a node that has said that it leaves is kept until its record goes.
+            for (node, id) in self.origins.queue_again(&nodes, &lost) {
+                self.ports.peers.cancel(&node, id);
+            }
             self.ports.peers.keep(keep);
         });
         drop(keeping);

@@ -249,9 +249,14 @@ impl Entry {
         self.asked().any(|n| **n == *node)
     }
 
-    /// Nobody will answer frames to these nodes: whoever is wanted there is to be asked anew.
-    pub fn lose(&mut self, nodes: &[Arc<str>]) {
-        self.parts.iter_mut().filter(|p| p.is_asked() && nodes.contains(&p.node)).for_each(Part::lose);
+    /// Nobody will answer frames to these nodes: whoever is wanted there is to be asked anew. Returns those of them that were asked.
+    pub fn lose(&mut self, nodes: &[Arc<str>]) -> SmallVec<[Arc<str>; 1]> {
+        let lost = self.parts.iter_mut().filter(|p| p.is_asked() && nodes.contains(&p.node));
+        lost.map(|part| {
+            part.lose();
+            part.node.clone()
+        })
+        .collect()
     }
 
     /// Keeps the promise made to the publisher.

@@ -2,7 +2,7 @@
 
 use super::Origins;
 use super::entry::{Entry, Stage};
-use crate::ports::Revision;
+use crate::ports::{MessageId, Revision};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -25,23 +25,31 @@ impl Origins {
     }
 
     /// Publishes that wait for one of `nodes` are to be matched again, before all that come after them. Under the closed gate.
-    /// Frames to those in `lost` will not be answered: their links are gone, and the frames with them.
-    pub fn queue_again(&self, nodes: &[Arc<str>], lost: &[Arc<str>]) {
-        self.put_back(|e| e.waits_for_any(nodes) || e.waits_for_any(lost), lost);
+    /// Nobody waits any more for answers of those in `lost`. Returns the frames that were not answered, by node and name: what is still said
+    /// to one of them must not be taken for an answer to what the node is asked anew.
+    #[must_use]
+    pub fn queue_again(&self, nodes: &[Arc<str>], lost: &[Arc<str>]) -> Vec<(Arc<str>, MessageId)> {
+        self.put_back(|e| e.waits_for_any(nodes) || e.waits_for_any(lost), lost).1
     }
 
     /// Publishes that one of `nodes` has not answered and that were not matched at `at` or later are to be matched again, before all
     /// that come after them. Under the closed gate. Whether there are any.
     pub fn queue_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
-        self.put_back(|e| e.stage == Stage::Open && e.is_behind(nodes, at), &[])
+        self.put_back(|e| e.stage == Stage::Open && e.is_behind(nodes, at), &[]).0
     }
 
-    fn put_back(&self, concerned: impl Fn(&Entry) -> bool, lost: &[Arc<str>]) -> bool {
+    /// Whether any publish is to be matched again, and the frames to nodes in `lost` that were not answered.
+    fn put_back(
+        &self,
+        concerned: impl Fn(&Entry) -> bool,
+        lost: &[Arc<str>],
+    ) -> (bool, Vec<(Arc<str>, MessageId)>) {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         let before = inner.lane.len();
+        let mut unanswered = Vec::new();
         for (id, e) in inner.entries.iter_mut().filter(|(_, e)| concerned(e)) {
-            e.lose(lost);
+            unanswered.extend(e.lose(lost).into_iter().map(|node| (node, *id)));
             match e.stage {
                 Stage::Open => {
                     e.stage = Stage::Lane;
@@ -60,6 +68,6 @@ impl Origins {
             inner.lane.make_contiguous().sort_unstable();
             self.lane.store(true, Ordering::Release);
         }
-        any
+        (any, unanswered)
     }
 }

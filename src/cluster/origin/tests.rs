@@ -53,7 +53,7 @@ fn a_node_that_was_lost_and_is_back_is_asked_anew_although_it_was_asked_before()
     assert_eq!(frames(&origins.begin(id, Entry::new(message(), 1, Time(1)), plan(5))), 1);
     let lost = origins.asked_nodes();
     // Its link and the frame are gone; it comes back before the publish is matched.
-    origins.queue_again(&[], &lost);
+    assert_eq!(origins.queue_again(&[], &lost), [(n1.clone(), id)]);
     let (first, view) = origins.lane_next(6).unwrap();
     assert_eq!(first, id);
     assert!(view.asked.is_empty());
@@ -98,7 +98,7 @@ fn what_this_node_waits_for_itself_is_as_new_as_its_last_match() {
     let origins = Origins::new(MemberId { node: me.clone(), incarnation: 7 }, 10, 1 << 20);
     let plan = |matched_at, direct| Plan { matched_at, direct, moving: true, ..Plan::default() };
     let again = |at, direct| {
-        origins.queue_again(std::slice::from_ref(&me), &[]);
+        assert!(origins.queue_again(std::slice::from_ref(&me), &[]).is_empty());
         let (id, _) = origins.lane_next(at).unwrap();
         origins.check_in(id, plan(at, direct), at);
         origins.lane_done(id);
@@ -141,12 +141,12 @@ fn behind_a_group() -> (Origins, Arc<str>, MessageId) {
     assert_eq!(origins.settled_floor(&n1, 20), 5);
     let group = entry::OpenGroup { at: Some(n1.clone()), ..entry::OpenGroup::new("$share/g/t".into()) };
     let ask = entry::Asked { groups: [group.ask()].into_iter().collect(), ..entry::Asked::default() };
-    origins.queue_again(std::slice::from_ref(&n1), &[]);
+    assert!(origins.queue_again(std::slice::from_ref(&n1), &[]).is_empty());
     origins.lane_next(9).unwrap();
     let (groups, ask) = ([group].into_iter().collect(), [(n1.clone(), ask)].into_iter().collect());
     origins.check_in(id, Plan { matched_at: 9, ask, groups, ..Plan::default() }, 9);
     origins.lane_done(id);
-    origins.queue_again(std::slice::from_ref(&n1), &[]);
+    assert!(origins.queue_again(std::slice::from_ref(&n1), &[]).is_empty());
     origins.lane_next(12).unwrap();
     let ask = [(n1.clone(), direct())].into_iter().collect();
     let next = origins.check_in(id, Plan { matched_at: 12, direct: true, ask, ..Plan::default() }, 12);
@@ -205,7 +205,8 @@ fn a_publish_that_waits_for_its_record_takes_its_turn_when_nodes_change() {
     let mut recording = at_stage(Stage::Recording);
     recording.duty = Some(3);
     origins.begin(second, recording, plan(5));
-    origins.queue_again(&[], std::slice::from_ref(&n1));
+    let unanswered = origins.queue_again(&[], std::slice::from_ref(&n1));
+    assert_eq!(unanswered, [(n1.clone(), first), (n1.clone(), second)]);
     let next = origins.recorded([second], 5);
     assert!(next.sends.is_empty() && next.again.is_empty(), "the first one is matched before");
     assert_eq!(origins.lane_next(5).unwrap().0, first);
@@ -449,7 +450,7 @@ fn a_node_whose_session_has_just_moved_is_not_asked_about_a_group_alone() {
 #[test]
 fn a_question_that_waits_is_as_old_as_its_oldest_part() {
     let (origins, n1, id) = behind_a_group();
-    origins.queue_again(std::slice::from_ref(&n1), &[]);
+    assert!(origins.queue_again(std::slice::from_ref(&n1), &[]).is_empty());
     origins.lane_next(14).unwrap();
     origins.check_in(id, group_plan(14, "n1"), 14);
     origins.lane_done(id);
