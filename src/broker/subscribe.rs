@@ -264,13 +264,13 @@ impl Broker {
         answered
     }
 
-    /// Queues, in the journal, the retained messages for a new subscription that a persistent session must not lose. `sent` is told the
-    /// update that each of them is. Returns when they are durable.
+    /// Queues, in the journal, the retained messages for a new subscription that a persistent session must not lose. `sent` is told which
+    /// update each of them is, if that has a name. Returns when they are durable.
     pub fn queue_retained(
         &self,
         request: &RetainedRequest,
         now: Time,
-        sent: impl Fn(MessageId),
+        sent: impl Fn(MessageId, &Message),
         d: &mut Delivered,
         wakes: &mut Wakes,
     ) -> Option<Lsn> {
@@ -286,7 +286,7 @@ impl Broker {
                 continue;
             }
             let queued = self.send_found(request, f, |message, id| {
-                id.into_iter().for_each(&sent);
+                id.into_iter().for_each(|id| sent(id, message));
                 self.deliver_one(message, t, true, d, wakes)
             });
             lsn = lsn.max(queued.flatten().flatten());

@@ -99,13 +99,16 @@ impl Endings for Cluster {
     fn hand_on(&self, from: &Handle, d: &Delivery, begun: bool, why: Loss, now: Time, scratch: &mut Scratch) {
         // No session freezes between the look at it and its mailbox.
         let inside = self.remote.gate.enter();
+        // Other nodes first, as in `match_all`: a member that comes here from one of them is here before its route there goes.
+        let elsewhere = d.shared().is_some_and(|name| self.has_members_elsewhere(&d.message, name));
         let (delivered, wakes) = scratch.begin();
         let handed = self.broker.hand_to_member(from, d, begun, now, delivered, wakes);
         self.settle_displaced(delivered);
         let given = match (handed, d.shared()) {
             (Handed::Member(given), _) => Some(given),
-            (Handed::Nobody { leaving }, Some(name)) => {
-                self.hand_to_others(&d.message, name, leaving).then_some(true)
+            (Handed::Nobody { leaving }, Some(name)) if leaving || elsewhere => {
+                self.hand_to_others(&d.message, name);
+                Some(true)
             }
             (Handed::Nobody { .. } | Handed::Nowhere, _) => None,
         };

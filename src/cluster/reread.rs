@@ -50,11 +50,17 @@ impl Cluster {
         }
     }
 
-    fn send_missed(&self, request: &RetainedRequest, after: Revision, scratch: &mut Scratch) {
+    /// Sends what a subscription has missed; false if its session may be about to leave: then nothing is sent.
+    fn send_missed(&self, request: &RetainedRequest, after: Revision, scratch: &mut Scratch) -> bool {
         let (t, now) = (&request.target, self.remote.now());
+        // What the session is noted to have it has: no session freezes between the note and its mailbox.
+        let _inside = self.remote.gate.enter();
+        if t.handle.mailbox.frozen(|_| ()).is_some() {
+            return false;
+        }
         for found in self.broker.retained.found_after(&request.filter, after, now) {
             self.broker.send_found(request, &found, |message, id| {
-                id.into_iter().for_each(|id| self.sent_as_retained(id, t.handle.no));
+                id.into_iter().for_each(|id| self.sent_as_retained(id, message, t.handle.no));
                 self.deliver_one(message, t, true, scratch)
             });
         }
@@ -64,6 +70,7 @@ impl Cluster {
             let parts = Parts { topic: &topic, payload, properties, qos, retain: true, expires_at };
             self.deliver_one(&Message::new(parts), t, t.retain_as_published, scratch);
         }
+        true
     }
 }
 
@@ -83,13 +90,18 @@ impl Reread {
             }
             remote.ports.tasks.sleep(LOOK_MS).await;
         }
-        let Some(cluster) = self.cluster.upgrade() else { return };
-        let mut scratch = Scratch::default();
         for request in &self.requests {
-            let there = request.target.handle.subscriptions.lock().contains_key(&request.filter);
-            if there {
-                cluster.send_missed(request, self.after, &mut scratch);
+            while !self.answered(request) {
+                remote.ports.tasks.sleep(LOOK_MS).await;
             }
         }
+    }
+
+    /// Sends a subscription what it has missed, if it is still there; false if that has to wait.
+    fn answered(&self, request: &RetainedRequest) -> bool {
+        let Some(cluster) = self.cluster.upgrade() else { return true };
+        let handle = &request.target.handle;
+        let there = handle.mailbox.present() && handle.subscriptions.lock().contains_key(&request.filter);
+        !there || cluster.send_missed(request, self.after, &mut Scratch::default())
     }
 }

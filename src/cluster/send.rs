@@ -281,16 +281,18 @@ impl Cluster {
         }
     }
 
-    /// Has a member looked for, here and on other nodes, for a message of a shared subscription whose member's session ended;
-    /// false if there is none on other nodes, and none has just left this one. It is in the journal when this returns.
-    pub fn hand_to_others(&self, message: &Message, name: &Arc<str>, leaving: bool) -> bool {
+    /// Whether shared subscription `name` has members on other nodes. Inside the gate.
+    pub(super) fn has_members_elsewhere(&self, message: &Message, name: &str) -> bool {
+        let mut cache = Cache::default();
+        let there = self.remote.lookup(message.topic(), &mut cache.remote);
+        there.groups.iter().any(|g| *g.name == *name)
+    }
+
+    /// Has a member looked for, here and on other nodes, for a message of a shared subscription whose member's session ended. It is in
+    /// the journal when this returns.
+    pub(super) fn hand_to_others(&self, message: &Message, name: &Arc<str>) {
         let remote = &self.remote;
         let inside = remote.gate.enter();
-        let mut cache = Cache::default();
-        let there = remote.lookup(message.topic(), &mut cache.remote);
-        if !leaving && !there.groups.iter().any(|g| g.name == *name) {
-            return false;
-        }
         let id = remote.origins.next_id();
         let seq = self.broker.journal.next_seq();
         let mut entry = Entry::new(message.clone(), 0, remote.now());
@@ -298,13 +300,12 @@ impl Cluster {
         entry.groups.push(OpenGroup::new(name.clone()));
         entry.groups_known = true;
         // Behind all that waits already; there is no hurry.
-        let taken = remote.origins.queue(id, entry, true);
+        remote.origins.queue(id, entry, true);
         let recipients = [duty(Some(name.clone()), None)];
         let change = Change::Message { seq, id: Some(id), message, recipients: &recipients };
         let lsn = self.broker.journal.append(&[change]);
         drop(inside);
         self.when_recorded(remote, lsn, id);
-        taken
     }
 }
 

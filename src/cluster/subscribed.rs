@@ -9,7 +9,7 @@ use crate::broker::retain::is_own;
 use crate::broker::subscribe::{Answered, Granted, RetainedRequest};
 use crate::broker::ticket::{Kept, Ticket};
 use crate::clock::Time;
-use crate::mqtt::Reason;
+use crate::mqtt::{Message, Reason};
 use crate::ports::{
     BoxFuture, Change, Coordinator, Identity, Incarnation, MemberId, MessageId, RetainedProgress, Revision,
     SessionNo, SubscriptionRecord,
@@ -75,10 +75,14 @@ impl Cluster {
     }
 
     /// A session is sent an update as the retained message of its topic: it does not get it again as a publish that is still on its
-    /// way to this node.
-    pub fn sent_as_retained(&self, id: MessageId, session: SessionNo) {
-        if self.remote.members.may_come(id) {
-            self.remote.seen.insert(id, session);
+    /// way to this node, nor an older one of the same publisher behind it (G3).
+    pub fn sent_as_retained(&self, id: MessageId, message: &Message, session: SessionNo) {
+        let remote = &self.remote;
+        if remote.members.may_come(id) {
+            remote.seen.insert(id, session);
+        }
+        if id.origin != remote.me.incarnation {
+            remote.young.given(session, id, message);
         }
     }
 

@@ -104,7 +104,7 @@ impl Node {
     ) -> Option<Lsn> {
         let session = request.target.handle.no;
         let (delivered, wakes) = scratch.begin();
-        let sent = |id| self.sent_as_retained(id, session);
+        let sent = |id, message: &Message| self.sent_as_retained(id, message, session);
         let lsn = self.broker.queue_retained(request, now, sent, delivered, wakes);
         for (seq, session) in delivered.displaced.drain(..) {
             self.settle(seq, session);
@@ -120,14 +120,14 @@ impl Node {
         send: impl FnOnce(&Message) -> R,
     ) -> Option<R> {
         self.broker.send_found(request, found, |message, id| {
-            id.into_iter().for_each(|id| self.sent_as_retained(id, request.target.handle.no));
+            id.into_iter().for_each(|id| self.sent_as_retained(id, message, request.target.handle.no));
             send(message)
         })
     }
 
-    fn sent_as_retained(&self, id: MessageId, session: SessionNo) {
+    fn sent_as_retained(&self, id: MessageId, message: &Message, session: SessionNo) {
         if let Some(cluster) = &self.cluster {
-            cluster.sent_as_retained(id, session);
+            cluster.sent_as_retained(id, message, session);
         }
     }
 
