@@ -259,26 +259,20 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (first, rest) = self.left.split_first_chunk::<N>()?;
-        self.left = rest;
-        Some(*first)
-    }
-
     fn u8(&mut self) -> Option<u8> {
-        Some(self.take::<1>()?[0])
+        self.left.try_get_u8().ok()
     }
 
     fn u16(&mut self) -> Option<u16> {
-        self.take().map(u16::from_be_bytes)
+        self.left.try_get_u16().ok()
     }
 
     fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_be_bytes)
+        self.left.try_get_u32().ok()
     }
 
     fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_be_bytes)
+        self.left.try_get_u64().ok()
     }
 
     fn flag(&mut self) -> Option<bool> {

@@ -4,11 +4,12 @@
 use super::cluster_rows::{self, Parked};
 use super::migrate::Chain;
 use super::session_rows;
-use super::wire::{Input, put_text, put_u64, put_varint};
+use super::wire::{Input, put_text, put_varint};
 use crate::clock::Time;
 use crate::mqtt::message::Parts;
 use crate::mqtt::{Message, QoS};
 use crate::ports::{MessageId, NodeRecord, OutboundState, Publisher, Recipient, Seq, SessionNo};
+use bytes::BufMut;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -180,16 +181,16 @@ pub(super) fn put_outbound(out: &mut Vec<u8>, step: &StepRow) {
     };
     out.extend_from_slice(&[LOG_ROWS.current(), KIND_OUTBOUND, state]);
     out.extend_from_slice(&step.packet_id.to_le_bytes());
-    put_u64(out, step.session);
-    put_u64(out, step.seq);
-    put_u64(out, step.order);
+    out.put_u64_le(step.session);
+    out.put_u64_le(step.seq);
+    out.put_u64_le(step.order);
 }
 
 /// Appends the row of an inbound packet identifier.
 pub(super) fn put_inbound(out: &mut Vec<u8>, session: SessionNo, packet_id: u16) {
     out.extend_from_slice(&[LOG_ROWS.current(), KIND_INBOUND]);
     out.extend_from_slice(&packet_id.to_le_bytes());
-    put_u64(out, session);
+    out.put_u64_le(session);
 }
 
 /// Appends the row of a retained message.
@@ -362,7 +363,7 @@ pub(super) fn put_body(out: &mut Vec<u8>, message: &Message) {
     let parts = message.parts();
     out.push(parts.qos as u8 | u8::from(parts.retain) << 2 | u8::from(parts.expires_at.is_some()) << 3);
     if let Some(at) = parts.expires_at {
-        put_u64(out, at.0);
+        out.put_u64_le(at.0);
     }
     put_text(out, parts.topic);
     put_varint(out, parts.payload.len() as u64);

@@ -2,12 +2,13 @@
 
 use super::migrate::Chain;
 use super::record::{RecordError, get_body, put_body};
-use super::wire::{Input, put_text, put_u32, put_u64, put_varint};
+use super::wire::{Input, put_text, put_varint};
 use crate::clock::Time;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::ports::{SessionNo, SessionRecord, SubscriptionRecord, WillRecord};
 use crate::queue_policy::QueuePolicy;
 use crate::user::{Author, SessionUser};
+use bytes::BufMut;
 use std::sync::Arc;
 
 /// Versions of session records. Version 2 adds the epoch and whether the claim is under way, version 3 the user, version 4 the author of
@@ -42,20 +43,20 @@ pub(super) fn put_session(out: &mut Vec<u8>, record: &SessionRecord) {
         | flag(DROP_NEW, record.queue_policy == Some(QueuePolicy::DropNew))
         | flag(DROP_OLDEST, record.queue_policy == Some(QueuePolicy::DropOldest));
     out.extend_from_slice(&[SESSION_ROWS.current(), flags]);
-    put_u32(out, record.expiry_s);
-    put_u64(out, record.created_at.0);
+    out.put_u32_le(record.expiry_s);
+    out.put_u64_le(record.created_at.0);
     put_varint(out, record.epoch);
     if let Some(at) = record.disconnected_at {
-        put_u64(out, at.0);
+        out.put_u64_le(at.0);
     }
     put_text(out, &record.client_id);
     if let Some(user) = record.user.written() {
         put_text(out, user);
     }
     if let Some(will) = &record.will {
-        put_u32(out, will.delay_s);
+        out.put_u32_le(will.delay_s);
         out.push(u8::from(will.message_expiry_s.is_some()));
-        put_u32(out, will.message_expiry_s.unwrap_or(0));
+        out.put_u32_le(will.message_expiry_s.unwrap_or(0));
         if let Some(author) = &will.author {
             put_author(out, author);
         }
@@ -93,7 +94,7 @@ fn texts(input: &mut Input<'_>) -> Result<Box<[Arc<str>]>, RecordError> {
 pub(super) fn put_subscription(out: &mut Vec<u8>, subscription: &SubscriptionRecord) {
     let flags = u8::from(subscription.subscription_id.is_some());
     out.extend_from_slice(&[SUBSCRIPTION_ROWS.current(), subscription.options.to_bits(), flags]);
-    put_u32(out, subscription.subscription_id.unwrap_or(0));
+    out.put_u32_le(subscription.subscription_id.unwrap_or(0));
     put_varint(out, subscription.older.len() as u64);
     for (origin, seq) in &subscription.older {
         put_varint(out, *origin);

@@ -2,16 +2,7 @@
 //! never trusts a length.
 
 use super::record::RecordError;
-
-/// Appends to a row.
-pub(super) fn put_u32(out: &mut Vec<u8>, value: u32) {
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-/// Appends to a row.
-pub(super) fn put_u64(out: &mut Vec<u8>, value: u64) {
-    out.extend_from_slice(&value.to_le_bytes());
-}
+use bytes::{Buf, TryGetError};
 
 /// Appends to a row, 1 to 10 bytes.
 pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
@@ -26,6 +17,12 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
     put_varint(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
+}
+
+impl From<TryGetError> for RecordError {
+    fn from(_: TryGetError) -> RecordError {
+        RecordError::Truncated
+    }
 }
 
 /// What is left to read of a row.
@@ -43,26 +40,20 @@ impl<'a> Input<'a> {
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], RecordError> {
-        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(RecordError::Truncated)?;
-        self.0 = rest;
-        Ok(*taken)
-    }
-
     pub(super) fn u8(&mut self) -> Result<u8, RecordError> {
-        self.array::<1>().map(|[byte]| byte)
+        Ok(self.0.try_get_u8()?)
     }
 
     pub(super) fn u16(&mut self) -> Result<u16, RecordError> {
-        self.array().map(u16::from_le_bytes)
+        Ok(self.0.try_get_u16_le()?)
     }
 
     pub(super) fn u32(&mut self) -> Result<u32, RecordError> {
-        self.array().map(u32::from_le_bytes)
+        Ok(self.0.try_get_u32_le()?)
     }
 
     pub(super) fn u64(&mut self) -> Result<u64, RecordError> {
-        self.array().map(u64::from_le_bytes)
+        Ok(self.0.try_get_u64_le()?)
     }
 
     pub(super) fn varint(&mut self) -> Result<u64, RecordError> {
