@@ -410,11 +410,8 @@ async fn drain(
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     hall.stop.notify_waiters();
     let last_bytes = left(LAST_BYTES.min(process.config.shutdown.timeout));
-    if tokio::time::timeout(last_bytes, tasks::no_connections(&process.metrics, &hall.partings))
-        .await
-        .is_err()
-    {
-        let left = process.metrics.connections_active.get();
+    if tokio::time::timeout(last_bytes, tasks::no_connections(&process.node, &hall.partings)).await.is_err() {
+        let left = process.node.connections();
         if left > 0 {
             tracing::warn!(left, "connections left at shutdown.timeout are cut");
         }

@@ -6,7 +6,6 @@ use crate::broker::delivery::Scratch;
 use crate::clock::{self, Time};
 use crate::node::{Node, Sys};
 use crate::server::parting::Partings;
-use crate::telemetry::Metrics;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -82,9 +81,9 @@ pub(super) fn ticker(every: Duration) -> tokio::time::Interval {
 }
 
 /// Completes when no connection is left, and no client that is being parted from.
-pub(super) async fn no_connections(metrics: &Metrics, partings: &Partings) {
+pub(super) async fn no_connections(node: &Node, partings: &Partings) {
     let mut look = ticker(LOOK);
-    while metrics.connections_active.get() > 0 || partings.under_way() > 0 {
+    while node.connections() > 0 || partings.under_way() > 0 {
         look.tick().await;
     }
 }

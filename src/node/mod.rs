@@ -8,6 +8,7 @@ pub mod memory;
 pub mod operate;
 
 mod accounts;
+mod admission;
 mod claim;
 mod deliver;
 mod end;
@@ -19,9 +20,9 @@ mod start;
 mod sys;
 mod totals;
 
+pub use admission::{Admission, REFUSING_MAX};
 pub use claim::{Claim, Claimant};
 pub use link::{Context, Link, Terms};
-pub use serve::{Admission, REFUSING_MAX};
 pub use sys::Sys;
 pub use totals::publish_cluster;
 
@@ -29,6 +30,7 @@ use crate::broker::{self, Broker};
 use crate::cluster::{self, Cluster, ClusterPorts, RemoteLimits};
 use crate::ports::{Authorizer, Bans, Journal, Permissions};
 use crate::telemetry::Repeats;
+use admission::Connections;
 use receiving::Receiving;
 use std::sync::{Arc, Weak};
 use totals::LastTotals;
@@ -74,6 +76,7 @@ pub struct Node {
     pub cluster: Option<Arc<Cluster>>,
     /// How far the memory is used up.
     pub pressure: memory::Pressure,
+    connections: Connections,
     authorizer: Arc<dyn Authorizer>,
     bans: Arc<dyn Bans>,
     /// Room for packets that arrive.

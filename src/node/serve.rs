@@ -1,22 +1,8 @@
-//! Whether this node serves clients, and how many connections it has.
+//! Whether this node serves clients.
 
 use super::Node;
 use crate::clock::Time;
 use crate::ports::{BoxFuture, Owner, Unavailable};
-
-/// Connections beyond the limit that are kept for as long as it takes to tell them why they are refused.
-pub const REFUSING_MAX: u64 = 64;
-
-/// Whether a new connection may stay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// Serve it.
-    Serve,
-    /// Hear its CONNECT and refuse it with 0x97.
-    Refuse,
-    /// There are too many even to refuse: close it.
-    Close,
-}
 
 impl Node {
     /// Whether this node may serve clients.
@@ -97,28 +83,5 @@ impl Node {
     /// Whether new connections are refused because the node shuts down.
     pub fn draining(&self) -> bool {
         self.broker.draining()
-    }
-
-    /// Counts a new connection in, if there is room for it.
-    pub fn admit_connection(&self) -> Admission {
-        let metrics = &self.broker.metrics;
-        let n = metrics.connections_active.get() + 1;
-        let max = self.broker.limits.connections() as u64;
-        if n > max + REFUSING_MAX {
-            return Admission::Close;
-        }
-        metrics.connections_active.add(1);
-        if n > max {
-            return Admission::Refuse;
-        }
-        if n > metrics.connections_max.get() {
-            metrics.connections_max.set(n);
-        }
-        Admission::Serve
-    }
-
-    /// Counts a connection out.
-    pub fn dismiss_connection(&self) {
-        self.broker.metrics.connections_active.sub(1);
     }
 }

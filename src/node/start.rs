@@ -1,5 +1,6 @@
 //! Starting: the node as its journal had it.
 
+use super::admission::Connections;
 use super::receiving::Receiving;
 use super::totals::LastTotals;
 use super::{Limits, Node, Ports};
@@ -37,6 +38,7 @@ impl Node {
             broker,
             cluster,
             pressure: Default::default(),
+            connections: Connections::default(),
             authorizer: ports.authorizer,
             bans: ports.bans,
             receiving: Receiving::new(limits.broker.arriving_bytes),

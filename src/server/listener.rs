@@ -380,9 +380,7 @@ impl Acceptor {
         let shared = &self.shared;
         let (mut place, mut admission) = Place::take(node, shared);
         for listener in [Some(&*shared.name), None] {
-            let full =
-                node.broker.metrics.connections_active.get() >= node.broker.limits.connections() as u64;
-            if admission == Admission::Serve || (listener.is_none() && !full) {
+            if admission == Admission::Serve || (listener.is_none() && !node.connections_full()) {
                 break;
             }
             let Some((gone, n)) = shared.crowd.give_way(listener, clock::now()) else { continue };

@@ -52,6 +52,11 @@ impl Gauge {
         self.0.store(i64::try_from(value).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
+    /// Replaces the value if it is smaller.
+    pub fn raise(&self, value: u64) {
+        self.0.fetch_max(i64::try_from(value).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
     /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(i64::try_from(n).unwrap_or(i64::MAX), Ordering::Relaxed);
