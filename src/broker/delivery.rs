@@ -6,7 +6,7 @@
 
 use super::Broker;
 use super::handle::Handle;
-use super::mailbox::{Displaced, Refusal, Turn, Wakes};
+use super::mailbox::{Displaced, Refusal, Sending, Wakes};
 use super::router::{Matches, Subscriber, Target};
 use crate::mqtt::{Message, QoS};
 use crate::ports::{Change, Lsn, Recipient, Revision, Seq, SessionNo, SessionRecord};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 /// Who publishes, and what must be recorded together with the message.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Origin<'a> {
+pub struct Publishing<'a> {
     /// The publishing session; 0 = the broker itself.
     pub session: SessionNo,
     /// The QoS 2 packet identifier the message came under (durable sessions).
@@ -28,7 +28,7 @@ pub struct Origin<'a> {
     pub handle: Option<&'a Handle>,
 }
 
-impl Origin<'_> {
+impl Publishing<'_> {
     /// Whether whoever publishes `message` can be told that it is refused.
     pub fn told(&self, message: &Message) -> bool {
         message.qos() > QoS::AtMostOnce && self.record.is_none()
@@ -37,18 +37,18 @@ impl Origin<'_> {
 
 /// How a message comes to the sessions of this node.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Way<'a> {
+pub struct Provenance<'a> {
     /// Who publishes it; nobody, if it came from another node.
-    pub origin: Origin<'a>,
+    pub publishing: Publishing<'a>,
     /// Names it among all nodes and says what decides when a session takes it; `None` = no other node knows of it.
-    pub turn: Option<Turn>,
+    pub sending: Option<Sending>,
 }
 
-impl Way<'_> {
+impl Provenance<'_> {
     /// What decides when `target` takes it. Those that share a subscription take messages in any order.
-    fn turn(&self, target: &Target) -> Option<Turn> {
+    fn sending(&self, target: &Target) -> Option<Sending> {
         let shared = target.extra.as_ref().is_some_and(|e| e.shared.is_some());
-        self.turn.filter(|_| !shared)
+        self.sending.filter(|_| !shared)
     }
 }
 
@@ -150,18 +150,19 @@ impl Broker {
         &self,
         message: &Message,
         matches: &Matches,
-        way: &Way<'_>,
+        provenance: &Provenance<'_>,
         d: &mut Delivered,
         wakes: &mut Wakes,
     ) -> bool {
         let mut matched = false;
         for t in &matches.targets {
-            matched |= self.give(message, t, way, d, wakes) != Gave::NotMeant;
+            matched |= self.give(message, t, provenance, d, wakes) != Gave::NotMeant;
         }
         for group in &matches.groups {
             match self.pick(group, 0, message.topic()) {
                 Some(m) => {
-                    matched |= self.give(message, &Broker::target_of(&m), way, d, wakes) != Gave::NotMeant;
+                    matched |=
+                        self.give(message, &Broker::target_of(&m), provenance, d, wakes) != Gave::NotMeant;
                 }
                 None => self.nobody_may(group),
             }
@@ -174,17 +175,17 @@ impl Broker {
         &self,
         message: &Message,
         t: &Target,
-        way: &Way<'_>,
+        provenance: &Provenance<'_>,
         d: &mut Delivered,
         wakes: &mut Wakes,
     ) -> Gave {
-        if !t.is_for(way.origin.session) {
+        if !t.is_for(provenance.publishing.session) {
             return Gave::NotMeant;
         }
         let qos = message.qos().min(t.qos);
         let retain = t.retain_as_published && message.retain();
         if qos > QoS::AtMostOnce && t.handle.durable {
-            return match self.admits(&t.handle, message.size(), way.turn(t), d) {
+            return match self.admits(&t.handle, message.size(), provenance.sending(t), d) {
                 Ok(()) => {
                     d.add(t, qos, retain);
                     Gave::Yes
@@ -193,7 +194,7 @@ impl Broker {
                     if let Refusal::Dropped(Loss::QueueMessages(_) | Loss::QueueBytes(_)) = refusal {
                         d.full.push(t.handle.clone());
                     }
-                    self.refused(refusal, &t.handle, way, d)
+                    self.refused(refusal, &t.handle, provenance, d)
                 }
             };
         }
@@ -201,12 +202,12 @@ impl Broker {
         match t.handle.mailbox.push(delivery, &self.limits.mailbox(), wakes) {
             Ok(displaced) => {
                 self.displaced_in_memory(&t.handle, displaced);
-                if way.turn.is_some() {
+                if provenance.sending.is_some() {
                     d.took.push(t.handle.no);
                 }
                 Gave::Yes
             }
-            Err(refusal) => self.refused(refusal, &t.handle, way, d),
+            Err(refusal) => self.refused(refusal, &t.handle, provenance, d),
         }
     }
 
@@ -215,11 +216,11 @@ impl Broker {
         &self,
         handle: &Handle,
         size: usize,
-        turn: Option<Turn>,
+        sending: Option<Sending>,
         d: &mut Delivered,
     ) -> Result<(), Refusal> {
         let mut displaced = Displaced::default();
-        let admitted = handle.mailbox.admits(size, turn, &self.limits.mailbox(), &mut displaced);
+        let admitted = handle.mailbox.admits(size, sending, &self.limits.mailbox(), &mut displaced);
         if let Some(loss) = displaced.loss {
             let limit = match loss {
                 Loss::QueueMessages(n) => ("session.max_queued_messages", n),
@@ -245,15 +246,15 @@ impl Broker {
     pub fn write(
         &self,
         message: &Message,
-        way: &Way<'_>,
+        provenance: &Provenance<'_>,
         duty: Option<(Seq, Recipient)>,
         d: &mut Delivered,
     ) -> Option<Lsn> {
         let mut changes: SmallVec<[Change<'_>; 3]> = SmallVec::new();
-        if let Some(packet_id) = way.origin.inbound {
-            changes.push(Change::InboundBegin { session: way.origin.session, packet_id });
+        if let Some(packet_id) = provenance.publishing.inbound {
+            changes.push(Change::InboundBegin { session: provenance.publishing.session, packet_id });
         }
-        if let Some(record) = way.origin.record {
+        if let Some(record) = provenance.publishing.record {
             changes.push(Change::Session(record));
         }
         let delivered = d.recipients.len();
@@ -261,7 +262,7 @@ impl Broker {
         d.recipients.extend(duty.map(|(_, recipient)| recipient));
         if !d.recipients.is_empty() {
             d.seq = number.unwrap_or_else(|| self.journal.next_seq());
-            let (seq, id) = (d.seq, way.turn.map(|turn| turn.id));
+            let (seq, id) = (d.seq, provenance.sending.map(|sending| sending.id));
             changes.push(Change::Message { seq, id, message, recipients: &d.recipients });
         }
         let lsn = (!changes.is_empty()).then(|| self.journal.append(&changes));
@@ -271,11 +272,17 @@ impl Broker {
     }
 
     /// Hands out what [`Broker::write`] has given to the journal.
-    pub fn hand_out(&self, message: &Message, way: &Way<'_>, d: &mut Delivered, wakes: &mut Wakes) {
+    pub fn hand_out(
+        &self,
+        message: &Message,
+        provenance: &Provenance<'_>,
+        d: &mut Delivered,
+        wakes: &mut Wakes,
+    ) {
         let (mut targets, mut recipients) =
             (std::mem::take(&mut d.targets), std::mem::take(&mut d.recipients));
         for (t, r) in targets.drain(..).zip(&recipients) {
-            let turn = way.turn(&t);
+            let sending = provenance.sending(&t);
             let delivery = Delivery {
                 message: message.clone(),
                 seq: NonZeroU64::new(d.seq),
@@ -283,11 +290,11 @@ impl Broker {
                 retain: r.retain,
                 extra: t.extra,
             };
-            match t.handle.mailbox.push_admitted(delivery, turn, &self.limits.mailbox(), wakes) {
-                Ok(_) if way.turn.is_some() => d.took.push(r.session),
+            match t.handle.mailbox.push_admitted(delivery, sending, &self.limits.mailbox(), wakes) {
+                Ok(_) if provenance.sending.is_some() => d.took.push(r.session),
                 Ok(_) => {}
                 Err(refusal) => {
-                    self.refused(refusal, &t.handle, way, d);
+                    self.refused(refusal, &t.handle, provenance, d);
                     self.journal.append(&[Change::Settle { seq: d.seq, session: r.session }]);
                 }
             }
@@ -300,12 +307,12 @@ impl Broker {
     pub fn commit(
         &self,
         message: &Message,
-        way: &Way<'_>,
+        provenance: &Provenance<'_>,
         d: &mut Delivered,
         wakes: &mut Wakes,
     ) -> Option<Lsn> {
-        let lsn = self.write(message, way, None, d);
-        self.hand_out(message, way, d, wakes);
+        let lsn = self.write(message, provenance, None, d);
+        self.hand_out(message, provenance, d, wakes);
         lsn
     }
 
@@ -320,7 +327,7 @@ impl Broker {
         wakes: &mut Wakes,
     ) -> Option<Option<Lsn>> {
         let qos = message.qos().min(t.qos);
-        let way = Way::default();
+        let provenance = Provenance::default();
         if qos == QoS::AtMostOnce || !t.handle.durable {
             let extra = t.extra.clone();
             let delivery = Delivery { message: message.clone(), seq: None, qos, retain, extra };
@@ -331,22 +338,28 @@ impl Broker {
                     Some(None)
                 }
                 Err(refusal) => {
-                    self.refused(refusal, &t.handle, &way, d);
+                    self.refused(refusal, &t.handle, &provenance, d);
                     None
                 }
             };
         }
         if let Err(refusal) = self.admits(&t.handle, message.size(), None, d) {
-            self.refused(refusal, &t.handle, &way, d);
+            self.refused(refusal, &t.handle, &provenance, d);
             return None;
         }
         d.add(t, qos, retain);
-        Some(self.commit(message, &way, d, wakes))
+        Some(self.commit(message, &provenance, d, wakes))
     }
 
     /// Counts a message that a mailbox did not take, or notes that it has to look for its session elsewhere.
-    fn refused(&self, refusal: Refusal, handle: &Arc<Handle>, way: &Way<'_>, d: &mut Delivered) -> Gave {
-        let loss = match (refusal, way.turn) {
+    fn refused(
+        &self,
+        refusal: Refusal,
+        handle: &Arc<Handle>,
+        provenance: &Provenance<'_>,
+        d: &mut Delivered,
+    ) -> Gave {
+        let loss = match (refusal, provenance.sending) {
             (Refusal::Dropped(loss), Some(_)) => {
                 d.took.push(handle.no); // and it does not get it later, out of order
                 loss
@@ -357,10 +370,10 @@ impl Broker {
                 d.absent.moving.push(handle.clone());
                 return Gave::Absent;
             }
-            (Refusal::Moved(at), Some(turn)) => {
+            (Refusal::Moved(at), Some(sending)) => {
                 d.absent.sessions.push(handle.no);
                 // Whoever matched on a newer index has found it where it is.
-                if turn.matched_at < at {
+                if sending.matched_at < at {
                     d.absent.moved_at(at);
                 }
                 return Gave::Absent;

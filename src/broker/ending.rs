@@ -2,11 +2,11 @@
 //! (MQTT 5.0 section 4.8.2). Here are its steps, what takes them in order whoever ends it ([`Endings`]), and how a node that is alone does.
 
 use super::Broker;
-use super::delivery::{Delivered, Origin, Scratch};
+use super::delivery::{Delivered, Publishing, Scratch};
 use super::handle::{Handle, Subscriptions};
 use super::mailbox::{Rank, Wakes};
+use super::promise::Promise;
 use super::router::Cache;
-use super::ticket::Ticket;
 use crate::clock::Time;
 use crate::hashing::HashSet;
 use crate::mqtt::{Message, QoS};
@@ -27,7 +27,7 @@ pub struct CarriedOut {
     /// When the last change to it is durable.
     pub lsn: Option<Lsn>,
     /// When its will, if that was published, is safe on other nodes; `None` = none has to do with it.
-    pub will: Option<Arc<Ticket>>,
+    pub will: Option<Arc<Promise>>,
 }
 
 /// What a session without a connection wants done that others have to do with.
@@ -469,9 +469,9 @@ impl Endings for Broker {
         scratch: &mut Scratch,
     ) {
         let Some(record) = self.will_record_due(handle, session, message) else { return };
-        let origin =
-            Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
-        if let Err(failure) = self.publish(message, &origin, now, &mut Cache::default(), scratch) {
+        let publishing =
+            Publishing { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
+        if let Err(failure) = self.publish(message, &publishing, now, &mut Cache::default(), scratch) {
             self.will_refused(handle, &record, message, &failure);
         }
     }

@@ -67,7 +67,7 @@ pub struct Handle {
     pub expiry: ToldExpiry,
     epoch: AtomicU64,
     recorded: AtomicBool,
-    fresh: AtomicBool,
+    unused: AtomicBool,
     disowned: AtomicBool,
     /// Under which deadline it is watched ([`super::dormant::Dormant`]), milliseconds; 0 = none.
     watched: AtomicU64,
@@ -97,7 +97,7 @@ impl Handle {
             expiry: ToldExpiry::default(),
             epoch: AtomicU64::new(0),
             recorded: AtomicBool::new(false),
-            fresh: AtomicBool::new(false),
+            unused: AtomicBool::new(false),
             disowned: AtomicBool::new(false),
             watched: AtomicU64::new(0),
             attached: Mutex::new(None),
@@ -142,18 +142,18 @@ impl Handle {
     }
 
     /// The session was made for a client that has not come to it yet.
-    pub fn set_fresh(&self) {
-        self.fresh.store(true, Ordering::Release);
+    pub fn set_unused(&self) {
+        self.unused.store(true, Ordering::Release);
     }
 
     /// Whether it is.
-    pub fn is_fresh(&self) -> bool {
-        self.fresh.load(Ordering::Acquire)
+    pub fn is_unused(&self) -> bool {
+        self.unused.load(Ordering::Acquire)
     }
 
     /// Whether it is, and from now on is not.
-    pub fn take_fresh(&self) -> bool {
-        self.fresh.swap(false, Ordering::AcqRel)
+    pub fn take_unused(&self) -> bool {
+        self.unused.swap(false, Ordering::AcqRel)
     }
 
     /// The cluster's record of the session is another's from now on (another node's, or that of the session that replaces it

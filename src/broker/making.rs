@@ -75,13 +75,13 @@ impl Broker {
     }
 
     /// Makes a dormant session for a client that is on its way to it, and puts it nowhere.
-    pub fn make_fresh(&self, settings: &FreshSettings<'_>, now: Time) -> Arc<Handle> {
-        let FreshSettings { client_id, durable, expiry_s, epoch } = *settings;
-        let session = Box::new(Session::fresh(durable, expiry_s, now));
+    pub fn make_unused(&self, settings: &UnusedSession<'_>, now: Time) -> Arc<Handle> {
+        let UnusedSession { client_id, durable, expiry_s, epoch } = *settings;
+        let session = Box::new(Session::unused(durable, expiry_s, now));
         let mailbox = Mailbox::new(Place::Parked(session), VecDeque::new(), 0);
         let handle = Handle::new(self.new_session_no(), client_id.clone(), durable, now, mailbox);
         handle.set_epoch(epoch);
-        handle.set_fresh();
+        handle.set_unused();
         Arc::new(handle)
     }
 
@@ -177,9 +177,9 @@ impl Broker {
     }
 }
 
-/// What [`Broker::make_fresh`] makes.
+/// What [`Broker::make_unused`] makes.
 #[derive(Clone, Copy, Debug)]
-pub struct FreshSettings<'a> {
+pub struct UnusedSession<'a> {
     /// Client identifier.
     pub client_id: &'a Arc<str>,
     /// Whether the journal keeps its state.

@@ -9,6 +9,7 @@ pub mod handle;
 pub mod limits;
 pub mod mailbox;
 pub mod making;
+pub mod promise;
 pub mod publish;
 pub mod registry;
 pub mod retain;
@@ -17,7 +18,6 @@ pub mod rights;
 pub mod rivals;
 pub mod router;
 pub mod subscribe;
-pub mod ticket;
 pub mod told_expiry;
 
 mod bridges;

@@ -1,7 +1,7 @@
 //! The publish path of a node that is alone: a message to every session that must have it.
 
-use super::delivery::{Origin, Scratch, Way};
-use super::ticket::Ticket;
+use super::delivery::{Provenance, Publishing, Scratch};
+use super::promise::Promise;
 use super::{Broker, router};
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
@@ -19,7 +19,7 @@ pub struct Routed {
     /// When it is safe here: once the journal is durable up to here; `None` = now.
     pub lsn: Option<Lsn>,
     /// When it is safe on other nodes; `None` = none has to do with it.
-    pub ticket: Option<Arc<Ticket>>,
+    pub promise: Option<Arc<Promise>>,
     /// Whether any subscription of this node matched.
     pub matched: bool,
 }
@@ -34,35 +34,35 @@ impl Broker {
     pub fn publish(
         &self,
         message: &Message,
-        origin: &Origin<'_>,
+        publishing: &Publishing<'_>,
         now: Time,
         cache: &mut router::Cache,
         scratch: &mut Scratch,
     ) -> Result<Routed, Failure> {
-        let begun = message.qos() == QoS::ExactlyOnce && origin.inbound.is_some();
-        self.refuse_stalled(message, origin, begun, cache)?;
+        let begun = message.qos() == QoS::ExactlyOnce && publishing.inbound.is_some();
+        self.refuse_stalled(message, publishing, begun, cache)?;
         let mut lsn = None;
         if message.retain() {
             let updated = self
-                .retain(message, origin.told(message))
-                .map_err(|why| self.not_retained(origin, message, why))?;
+                .retain(message, publishing.told(message))
+                .map_err(|why| self.not_retained(publishing, message, why))?;
             if let Some(why) = updated.forbidden {
-                self.not_retained(origin, message, why);
+                self.not_retained(publishing, message, why);
             }
             lsn = updated.lsn;
         }
-        let way = Way { origin: *origin, turn: None };
+        let provenance = Provenance { publishing: *publishing, sending: None };
         let (d, wakes) = scratch.begin();
         let matches = self.router.lookup(message.topic(), cache);
-        let matched = self.give_all(message, matches, &way, d, wakes);
+        let matched = self.give_all(message, matches, &provenance, d, wakes);
         for (seq, session) in d.displaced.drain(..) {
             self.settle(seq, session);
         }
-        lsn = self.commit(message, &way, d, wakes).or(lsn);
+        lsn = self.commit(message, &provenance, d, wakes).or(lsn);
         for handle in d.full.drain(..) {
             self.purge_alone(&handle, now);
         }
-        Ok(Routed { lsn, ticket: None, matched })
+        Ok(Routed { lsn, promise: None, matched })
     }
 
     /// Refuses a publish that cannot be acknowledged before something of it is in the journal, while the journal hangs. `begun`: it is
@@ -73,17 +73,17 @@ impl Broker {
     pub fn refuse_stalled(
         &self,
         message: &Message,
-        origin: &Origin<'_>,
+        publishing: &Publishing<'_>,
         begun: bool,
         cache: &mut router::Cache,
     ) -> Result<(), Failure> {
-        if !self.journal.stalled() || !origin.told(message) {
+        if !self.journal.stalled() || !publishing.told(message) {
             return Ok(());
         }
         if !begun && !message.retain() && !self.has_persistent(message.topic(), cache) {
             return Ok(());
         }
-        self.publish_refused(origin, Loss::JournalStalled);
+        self.publish_refused(publishing, Loss::JournalStalled);
         Err(Failure::new(Reason::ImplementationSpecificError, STALLED))
     }
 
@@ -105,7 +105,7 @@ impl Broker {
         let (d, wakes) = scratch.begin();
         let matches = self.router.lookup(message.topic(), cache);
         for t in &matches.targets {
-            self.give(message, t, &Way::default(), d, wakes);
+            self.give(message, t, &Provenance::default(), d, wakes);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Publishes that are refused, or not retained as they should be: the log says which limit it was.
 
 use super::Broker;
-use super::delivery::Origin;
+use super::delivery::Publishing;
 use super::retained::Forbidden;
 use crate::mqtt::{Message, Reason};
 use crate::session::{Failure, Loss};
@@ -9,20 +9,20 @@ use crate::telemetry::About;
 
 impl Broker {
     /// Counts a publish that is refused.
-    pub fn publish_refused(&self, origin: &Origin<'_>, loss: Loss) {
-        self.count_refused(origin, loss, None);
+    pub fn publish_refused(&self, publishing: &Publishing<'_>, loss: Loss) {
+        self.count_refused(publishing, loss, None);
     }
 
     /// Counts a publish that is refused because it may not be retained, or that is not retained although it was accepted. What its
     /// publisher is told if it can be.
-    pub fn not_retained(&self, origin: &Origin<'_>, message: &Message, why: Forbidden) -> Failure {
+    pub fn not_retained(&self, publishing: &Publishing<'_>, message: &Message, why: Forbidden) -> Failure {
         let about = About { topic: message.topic(), why: &why };
-        self.count_refused(origin, why.loss(), Some(about));
+        self.count_refused(publishing, why.loss(), Some(about));
         Failure::new(Reason::QuotaExceeded, why.to_string())
     }
 
-    fn count_refused(&self, origin: &Origin<'_>, loss: Loss, about: Option<About<'_>>) {
-        let whose = origin.handle.map_or(self.metrics.losses.retained(), |h| h.whose());
+    fn count_refused(&self, publishing: &Publishing<'_>, loss: Loss, about: Option<About<'_>>) {
+        let whose = publishing.handle.map_or(self.metrics.losses.retained(), |h| h.whose());
         self.metrics.lost_about(whose, loss, 1, about);
     }
 }

@@ -4,8 +4,8 @@
 //! What is refused with a reason changes nothing. What is accepted all the same, since nobody could be told (QoS 0, a will), clears
 //! its topic: who subscribes later gets what was published last or nothing, never what that has replaced.
 
+use super::promise::Promise;
 use super::retained::{Forbidden, Underway};
-use super::ticket::Ticket;
 use super::{Broker, bridges};
 use crate::clock::Time;
 use crate::mqtt::Message;
@@ -19,7 +19,7 @@ pub struct Updated {
     /// Once the journal is durable up to here.
     pub lsn: Option<Lsn>,
     /// Once this is kept.
-    pub ticket: Option<Arc<Ticket>>,
+    pub promise: Option<Arc<Promise>>,
     /// The limit because of which the topic was cleared instead.
     pub forbidden: Option<Forbidden>,
     /// Its name, which is its publish's as well.

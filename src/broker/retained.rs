@@ -151,7 +151,7 @@ pub struct Underway {
 
 /// A topic's message, and what the cluster says of it.
 #[derive(Debug)]
-struct Kept {
+struct Entry {
     message: Message,
     /// The revision that set it; 0 if this node is alone.
     revision: Revision,
@@ -178,7 +178,7 @@ pub struct Found {
 
 #[derive(Debug, Default)]
 struct Inner {
-    index: RetainedTrie<Kept>,
+    index: RetainedTrie<Entry>,
     snapshot: u32,
     bytes: usize,
     /// Topics whose message expires, soonest first.
@@ -229,8 +229,8 @@ impl Inner {
 
     fn set(&mut self, message: &Message, revision: Revision, id: Option<MessageId>, given: u64) {
         let (version, snapshot) = (self.next(), self.snapshot);
-        let kept = Kept { message: message.clone(), revision, snapshot, id, version, given };
-        if let Some(old) = self.index.insert(message.topic(), kept) {
+        let entry = Entry { message: message.clone(), revision, snapshot, id, version, given };
+        if let Some(old) = self.index.insert(message.topic(), entry) {
             self.forget(&old.message);
         }
         self.bytes += message.size();
@@ -344,22 +344,22 @@ impl Retained {
     }
 
     /// Sessions here are about to be given an update that the index does not have yet; an empty payload clears, and so does what
-    /// may not be retained. `parked`: the store takes it at some later time, nobody knows when.
-    pub fn begin(&self, message: &Message, id: MessageId, clears: bool, parked: bool) {
+    /// may not be retained. `spooled`: the store takes it at some later time, nobody knows when.
+    pub fn begin(&self, message: &Message, id: MessageId, clears: bool, spooled: bool) {
         let mut guard = self.inner.write();
         let inner = &mut *guard;
         let (at, topic) = (inner.next(), message.topic());
-        if let Some(kept) = inner.index.get_mut(topic)
-            && let Some(known) = kept.id.filter(|known| known.origin == id.origin)
+        if let Some(entry) = inner.index.get_mut(topic)
+            && let Some(known) = entry.id.filter(|known| known.origin == id.origin)
             && known.seq >= id.seq
         {
             // Its event was faster, or that of a later one.
             if known == id {
-                kept.given = at;
+                entry.given = at;
             }
             return;
         }
-        inner.live.begin(topic, Update { id, message: (!clears).then(|| message.clone()), at, parked });
+        inner.live.begin(topic, Update { id, message: (!clears).then(|| message.clone()), at, spooled });
     }
 
     /// A session that an update is for is not given it, as its subscription is younger than the publish: whoever is to be sent the
@@ -367,8 +367,8 @@ impl Retained {
     pub fn not_given(&self, topic: &str, id: MessageId) {
         let mut inner = self.inner.write();
         inner.live.not_given(topic, id);
-        if let Some(kept) = inner.index.get_mut(topic).filter(|k| k.id == Some(id)) {
-            kept.given = 0;
+        if let Some(entry) = inner.index.get_mut(topic).filter(|k| k.id == Some(id)) {
+            entry.given = 0;
         }
     }
 
@@ -502,7 +502,7 @@ impl Retained {
         found
     }
 
-    /// As [`Retained::matching`], for a subscription: what is parked for the store counts as retained.
+    /// As [`Retained::matching`], for a subscription: what is spooled for the store counts as retained.
     pub fn found(&self, filter: &str, now: Time) -> Vec<Found> {
         let mut found = Vec::new();
         let inner = self.inner.read();
@@ -512,7 +512,7 @@ impl Retained {
             }
             ControlFlow::Continue(())
         });
-        for topic in inner.live.parked(filter).filter(|t| inner.index.get(t).is_none()) {
+        for topic in inner.live.spooled(filter).filter(|t| inner.index.get(t).is_none()) {
             let last = inner.live.of(topic).iter().rev().find_map(|u| u.message.as_ref());
             if let Some(message) = last.filter(|m| !m.expired(now)) {
                 found.push(Found { message: message.clone(), version: 0, at: now });
@@ -563,15 +563,15 @@ impl Retained {
         if live.iter().any(|u| u.at > born) {
             return None;
         }
-        if let Some(last) = live.last().filter(|u| u.parked) {
+        if let Some(last) = live.last().filter(|u| u.spooled) {
             return Some(send(last.message.as_ref()?, None));
         }
-        let kept = inner.index.get(topic)?;
-        if kept.version != found.version || kept.given > born {
+        let entry = inner.index.get(topic)?;
+        if entry.version != found.version || entry.given > born {
             return None;
         }
-        let message = self.time.message(&kept.message, found.at);
-        Some(send(&message, kept.id.filter(|_| kept.given == 0)))
+        let message = self.time.message(&entry.message, found.at);
+        Some(send(&message, entry.id.filter(|_| entry.given == 0)))
     }
 
     /// Topics with a retained message.

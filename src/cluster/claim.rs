@@ -9,7 +9,7 @@ use crate::broker::delivery::Scratch;
 use crate::broker::ending::Endings;
 use crate::broker::handle::Handle;
 use crate::broker::mailbox::Wakes;
-use crate::broker::making::FreshSettings;
+use crate::broker::making::UnusedSession;
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use crate::names::shown;
@@ -92,8 +92,8 @@ impl Cluster {
     }
 
     /// Ends a session that was made for a client that did not come to it; false if there is none.
-    pub fn drop_fresh(&self, client_id: &str, now: Time) -> bool {
-        let Some(handle) = self.broker.session(client_id).filter(|h| h.is_fresh()) else { return false };
+    pub fn drop_unused(&self, client_id: &str, now: Time) -> bool {
+        let Some(handle) = self.broker.session(client_id).filter(|h| h.is_unused()) else { return false };
         let Some(mut session) = handle.mailbox.check_out() else { return false };
         self.broker.count_woken();
         self.end_session(&handle, &mut session, now, &mut Scratch::default());
@@ -121,7 +121,7 @@ impl Claiming {
         let wanted = self.run.outcome.set(result) && result.is_ok();
         // Without a turn there is nothing of its own; whoever has it sees to what it has made.
         if last && !wanted && lane.is_ok() {
-            self.cluster.drop_fresh(&self.client_id, remote.now());
+            self.cluster.drop_unused(&self.client_id, remote.now());
         }
     }
 
@@ -158,8 +158,8 @@ impl Claiming {
             if let Some(handle) = self.cluster.broker.session(&self.client_id) {
                 self.check_user(&handle.user())?;
                 // Made for an earlier CONNECT that asked for less: no journal keeps it.
-                let too_little = handle.is_fresh() && !handle.durable && self.expiry_s > 0;
-                if too_little && self.cluster.drop_fresh(&self.client_id, self.remote.now()) {
+                let too_little = handle.is_unused() && !handle.durable && self.expiry_s > 0;
+                if too_little && self.cluster.drop_unused(&self.client_id, self.remote.now()) {
                     continue;
                 }
                 if handle.mailbox.present() {
@@ -229,7 +229,7 @@ impl Claiming {
         // Its deadlines do not pass while its client waits here.
         let since = self.remote.now();
         // It ended with its connection, which this node could not tell for sure then.
-        let over = handle.mailbox.parked(|s| s.expiry_s() == 0).unwrap_or(false) && !handle.is_fresh();
+        let over = handle.mailbox.parked(|s| s.expiry_s() == 0).unwrap_or(false) && !handle.is_unused();
         self.cluster.broker.dormant.unwatch(handle);
         let current = self.remote.until(self.deadline, self.remote.when_current()).await;
         if over && current.is_some() {
@@ -256,7 +256,7 @@ impl Claiming {
         }
         let (now, durable) = (self.remote.now(), self.expiry_s > 0);
         let (client_id, expiry_s) = (&self.client_id, self.expiry_s);
-        let handle = broker.make_fresh(&FreshSettings { client_id, durable, expiry_s, epoch }, now);
+        let handle = broker.make_unused(&UnusedSession { client_id, durable, expiry_s, epoch }, now);
         handle.set_user(self.user.clone());
         if durable && let Some(lsn) = broker.save_pending(&handle) {
             // Void unless the cluster names this node: what it names must not be missing after a crash.

@@ -3,8 +3,8 @@
 
 use super::origin::entry::{Entry, OpenGroup};
 use super::{Cluster, Remote, RemoteCache};
-use crate::broker::delivery::Origin;
-use crate::broker::ticket::Ticket;
+use crate::broker::delivery::Publishing;
+use crate::broker::promise::Promise;
 use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
 use crate::ports::{
@@ -364,19 +364,19 @@ impl Cluster {
     }
 
     /// What tells the outcome of one of them; `None` if all nodes have it.
-    pub fn publish_under_way(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Ticket>> {
-        self.remote.origins.ticket(session, packet_id)
+    pub fn publish_under_way(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Promise>> {
+        self.remote.origins.promise(session, packet_id)
     }
 
     /// Whether a publish would wait for others although no more may. Wills are taken always: there is one for a session.
     pub fn refuses_to_hold(
         &self,
         message: &Message,
-        origin: &Origin<'_>,
+        publishing: &Publishing<'_>,
         cache: &mut RemoteCache,
     ) -> Option<Loss> {
         let remote = &self.remote;
-        if message.qos() == QoS::AtMostOnce || origin.record.is_some() {
+        if message.qos() == QoS::AtMostOnce || publishing.record.is_some() {
             return None;
         }
         let origins = &remote.origins;

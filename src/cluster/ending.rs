@@ -4,7 +4,7 @@
 use super::durable::AfterDurable;
 use super::{Cache, Cluster, Remote};
 use crate::broker::Broker;
-use crate::broker::delivery::{Delivered, Origin, Scratch};
+use crate::broker::delivery::{Delivered, Publishing, Scratch};
 use crate::broker::ending::{CarriedOut, Endings, HandOn, Handed, Left};
 use crate::broker::handle::{Handle, Subscriptions};
 use crate::broker::router::Target;
@@ -50,10 +50,10 @@ impl Endings for Cluster {
         scratch: &mut Scratch,
     ) {
         let Some(record) = self.broker.will_record_due(handle, session, message) else { return };
-        let origin =
-            Origin { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
-        match self.publish(message, &origin, &mut Cache::default(), scratch) {
-            Ok(routed) => done.will = routed.ticket,
+        let publishing =
+            Publishing { session: handle.no, inbound: None, record: Some(&record), handle: Some(handle) };
+        match self.publish(message, &publishing, &mut Cache::default(), scratch) {
+            Ok(routed) => done.will = routed.promise,
             Err(failure) => self.broker.will_refused(handle, &record, message, &failure),
         }
     }

@@ -63,10 +63,10 @@ impl Cluster {
     /// The same as a future that owns what it needs.
     pub(super) fn take_out_boxed(&self, handle: &Arc<Handle>) -> BoxFuture<Out> {
         let (handle, metrics) = (handle.clone(), self.broker.metrics.clone());
-        let mut ticket = 0;
+        let mut place_in_line = 0;
         Box::pin(poll_fn(move |cx| {
             let mut wakes = Wakes::default();
-            match handle.mailbox.claim(&mut ticket, cx.waker(), &mut wakes) {
+            match handle.mailbox.claim(&mut place_in_line, cx.waker(), &mut wakes) {
                 Found::Session(session) => {
                     metrics.sessions.of(SessionState::Dormant).sub(1);
                     metrics.sessions.of(SessionState::Active).add(1);
@@ -76,7 +76,7 @@ impl Cluster {
                 Found::Busy => Poll::Pending,
                 Found::Superseded => {
                     // A connection on this node was faster; it has to leave too.
-                    ticket = 0;
+                    place_in_line = 0;
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
@@ -136,7 +136,7 @@ impl Cluster {
             return Response::Refused(why.into());
         }
         let Out::Session(mut session) = self.take_out(&handle).await else { return Response::NotHere };
-        if handle.take_fresh() {
+        if handle.take_unused() {
             // No client was told of it, and none is to hear of it now.
             self.end_session(&handle, &mut session, remote.now(), &mut Scratch::default());
             return Response::NotHere;

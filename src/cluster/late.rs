@@ -8,7 +8,7 @@
 use super::{Cache, Cluster, Remote};
 use crate::broker::delivery::{Absent, Scratch};
 use crate::broker::handle::Handle;
-use crate::broker::mailbox::Turn;
+use crate::broker::mailbox::Sending;
 use crate::hashing::HashSet;
 use crate::ports::{Answers, Frame, Incarnation, MessageId, Revision};
 use parking_lot::{Mutex, MutexGuard};
@@ -142,13 +142,13 @@ impl LatePublishes {
 }
 
 impl Late {
-    fn turn(&self, (sender, id): Key) -> Turn {
-        Turn { sender, id, matched_at: self.matched_at.unwrap_or(Revision::MAX) }
+    fn sending(&self, (sender, id): Key) -> Sending {
+        Sending { sender, id, matched_at: self.matched_at.unwrap_or(Revision::MAX) }
     }
 
     fn must_wait(&self, key: Key) -> bool {
-        let turn = self.turn(key);
-        self.moving.iter().any(|h| h.mailbox.keeps_waiting(&turn))
+        let sending = self.sending(key);
+        self.moving.iter().any(|h| h.mailbox.keeps_waiting(&sending))
     }
 
     /// Whether the publish that waits was accepted by this node, and did not come in a frame.

@@ -7,7 +7,7 @@ use super::origin::entry::{Asked, OpenGroup, Plan};
 use super::origin::{Next, View};
 use super::round::{Member, Round};
 use super::{Cache, Cluster, Remote, RemoteNode, RemoteShare};
-use crate::broker::delivery::{Absent, Origin, Scratch};
+use crate::broker::delivery::{Absent, Publishing, Scratch};
 use crate::broker::router::Group;
 use crate::mqtt::QoS;
 use crate::ports::{Change, GroupTry, MessageId, ORIGIN_DUTY, Revision};
@@ -161,9 +161,9 @@ impl Cluster {
     ) -> Next {
         self.broker.metrics.publishes_rematched.inc();
         let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
-        let origin = Origin { session: view.session, ..Origin::default() };
+        let publishing = Publishing { session: view.session, ..Publishing::default() };
         let (delivered, wakes) = scratch.begin();
-        let round = Round::unnamed(&view.message, origin, applied, delivered, wakes);
+        let round = Round::unnamed(&view.message, publishing, applied, delivered, wakes);
         let mut round = round.named(remote.me.incarnation, id);
         (round.repeated, round.tracked, round.noted) = (true, true, view.noted);
         let mut plan = Plan { matched_at: applied, ..Plan::default() };

@@ -293,7 +293,7 @@ impl Members {
     }
 
     /// Whether no other process has updates of retained messages that wait for the store.
-    pub(super) fn none_parked(&self) -> bool {
+    pub(super) fn none_spooled(&self) -> bool {
         let table = self.table.read();
         let none = |p: RetainedProgress| p.written == p.settled;
         table.reports.values().all(|r| r.retained.is_none_or(none))

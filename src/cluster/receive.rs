@@ -3,7 +3,7 @@
 use super::durable::durable;
 use super::round::{Member, Round};
 use super::{Cache, Cluster, Remote};
-use crate::broker::delivery::{Absent, Origin, Scratch};
+use crate::broker::delivery::{Absent, Publishing, Scratch};
 use crate::broker::router::Matches;
 use crate::mqtt::QoS;
 use crate::ports::{
@@ -69,7 +69,7 @@ impl Cluster {
         // At QoS 0 an update's name keeps those from having it twice who were sent it as the retained message.
         let id = frame.id.or(frame.update);
         let (delivered, wakes) = scratch.begin();
-        let mut round = Round::unnamed(message, Origin::default(), frame.matched_at, delivered, wakes);
+        let mut round = Round::unnamed(message, Publishing::default(), frame.matched_at, delivered, wakes);
         if let Some(id) = id {
             round = round.named(sender, id);
             (round.repeated, round.tracked, round.first) = (true, true, frame.first);

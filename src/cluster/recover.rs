@@ -13,7 +13,7 @@ impl Cluster {
         for session in recovered.sessions {
             self.recover_session(session, now);
         }
-        self.take_up_parked(recovered.parked);
+        self.take_up_spooled(recovered.spooled);
     }
 
     fn recover_session(&self, r: RecoveredSession, now: Time) {

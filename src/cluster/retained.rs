@@ -6,15 +6,15 @@
 
 use super::durable::durable;
 use super::{Cluster, Remote};
-use crate::broker::delivery::Origin;
+use crate::broker::delivery::Publishing;
+use crate::broker::promise::{Kept, Promise};
 use crate::broker::retain::Updated;
 use crate::broker::retained::{Forbidden, NOT_RETAINED, Underway};
-use crate::broker::ticket::{Kept, Ticket};
 use crate::hashing::HashMap;
 use crate::mqtt::{Message, Reason};
 use crate::ports::{
-    BoxFuture, Change, Incarnation, Journal, Lsn, MessageId, ParkedRetain, Retain, RetainOutcome,
-    RetainedProgress, Revision, TooLarge,
+    BoxFuture, Change, Incarnation, Journal, Lsn, MessageId, Retain, RetainOutcome, RetainedProgress,
+    Revision, SpooledRetain, TooLarge,
 };
 use futures_util::future::{Either, select};
 use parking_lot::Mutex;
@@ -40,7 +40,7 @@ struct Table {
     /// … and those that wait for the store.
     open: BTreeMap<MessageId, Revision>,
     /// The update of each topic that the journal keeps, and where.
-    parked: HashMap<Arc<str>, (MessageId, Lsn)>,
+    spooled: HashMap<Arc<str>, (MessageId, Lsn)>,
     /// The last update of each topic that has no outcome yet.
     waiting: HashMap<Arc<str>, Waits>,
     /// Of all that wait.
@@ -117,22 +117,22 @@ impl Table {
     }
 
     /// Has the journal keep an update, unless it keeps a later one of the topic; when that is durable, this one is safe.
-    fn park(&mut self, journal: &dyn Journal, update: &Retain) -> Lsn {
-        if let Some(&(id, lsn)) = self.parked.get(&update.topic)
+    fn spool(&mut self, journal: &dyn Journal, update: &Retain) -> Lsn {
+        if let Some(&(id, lsn)) = self.spooled.get(&update.topic)
             && id.origin == update.id.origin
             && id.seq > update.id.seq
         {
             return lsn;
         }
-        let parked = ParkedRetain {
+        let spooled = SpooledRetain {
             topic: update.topic.clone(),
             message: update.message.clone(),
             id: update.id,
             known: update.known,
             since: update.since,
         };
-        let lsn = journal.append(&[Change::Park(&parked)]);
-        self.parked.insert(update.topic.clone(), (update.id, lsn));
+        let lsn = journal.append(&[Change::Spool(&spooled)]);
+        self.spooled.insert(update.topic.clone(), (update.id, lsn));
         lsn
     }
 }
@@ -150,8 +150,8 @@ pub(super) enum Keeping {
 
 impl Keeping {
     /// How sure the journal must be of a retained message of this origin.
-    pub fn of(origin: &Origin<'_>) -> Keeping {
-        match (origin.record, origin.inbound) {
+    pub fn of(publishing: &Publishing<'_>) -> Keeping {
+        match (publishing.record, publishing.inbound) {
             (Some(_), _) => Keeping::Enough,
             // A repetition is acknowledged as the first one, and changes nothing.
             (None, Some(_)) => Keeping::AsWell,
@@ -195,16 +195,16 @@ impl Cluster {
         // Before any session is looked up that gets it.
         self.broker.retained.begin(message, id, clears, !remote.ports.coordinator.writable());
         if kept {
-            let lsn = table.park(&*self.broker.journal, &update);
-            remote.metrics.retained_parked.inc();
+            let lsn = table.spool(&*self.broker.journal, &update);
+            remote.metrics.retained_spooled.inc();
             remote.write_retained(&mut table, self.broker.journal.clone(), update, None);
-            return Ok(Updated { lsn: Some(lsn), ticket: None, forbidden, id: Some(id) });
+            return Ok(Updated { lsn: Some(lsn), promise: None, forbidden, id: Some(id) });
         }
-        let lsn = (keeping == Keeping::AsWell).then(|| table.park(&*self.broker.journal, &update));
-        let ticket = Ticket::new();
-        let promised = Promised { ticket: ticket.clone(), told };
+        let lsn = (keeping == Keeping::AsWell).then(|| table.spool(&*self.broker.journal, &update));
+        let promise = Promise::new();
+        let promised = Promised { promise: promise.clone(), told };
         remote.write_retained(&mut table, self.broker.journal.clone(), update, Some(promised));
-        Ok(Updated { lsn, ticket: Some(ticket), forbidden, id: Some(id) })
+        Ok(Updated { lsn, promise: Some(promise), forbidden, id: Some(id) })
     }
 
     /// Whether a message may become the retained one of its topic now, beside those on their way; `journaled` says that the
@@ -216,11 +216,11 @@ impl Cluster {
     }
 
     /// Takes up updates that the journal kept because the store was away.
-    pub fn take_up_parked(&self, parked: Vec<ParkedRetain>) {
+    pub fn take_up_spooled(&self, spooled: Vec<SpooledRetain>) {
         let remote = &self.remote;
         let mut table = remote.retains.0.lock();
-        for p in parked {
-            table.parked.insert(p.topic.clone(), (p.id, 0));
+        for p in spooled {
+            table.spooled.insert(p.topic.clone(), (p.id, 0));
             let message = p.message.filter(|message| match remote.takes(message) {
                 Ok(()) => true,
                 // It was accepted by an earlier process, whose limits were others.
@@ -236,14 +236,14 @@ impl Cluster {
     }
 
     /// Retained messages whose update waits for the store.
-    pub fn parked_retained(&self) -> usize {
-        self.remote.retains.0.lock().parked.len()
+    pub fn spooled_retained(&self) -> usize {
+        self.remote.retains.0.lock().spooled.len()
     }
 }
 
 /// What whoever publishes an update waits for.
 struct Promised {
-    ticket: Arc<Ticket>,
+    promise: Arc<Promise>,
     /// It can be told that the update is refused.
     told: bool,
 }
@@ -292,12 +292,12 @@ impl Remote {
                 Err(written) => {
                     remote.waits_for_store(update.id);
                     if !update.kept {
-                        let lsn = remote.retains.0.lock().park(&*journal, &update);
-                        remote.metrics.retained_parked.inc();
+                        let lsn = remote.retains.0.lock().spool(&*journal, &update);
+                        remote.metrics.retained_spooled.inc();
                         durable(journal.clone(), lsn).await;
                         // From here on it is accepted.
-                        if let Some(Promised { ticket, .. }) = promised.take() {
-                            ticket.keep(Kept::Done { matched: false });
+                        if let Some(Promised { promise, .. }) = promised.take() {
+                            promise.keep(Kept::Done { matched: false });
                         }
                     }
                     written.await
@@ -311,14 +311,14 @@ impl Remote {
                 _ => {}
             }
             let instead = remote.finished(&*journal, &update, outcome);
-            if let Some(Promised { ticket, .. }) = promised {
+            if let Some(Promised { promise, .. }) = promised {
                 if outcome == RetainOutcome::Refused {
-                    ticket.keep(Kept::Failed(Reason::QuotaExceeded));
+                    promise.keep(Kept::Failed(Reason::QuotaExceeded));
                 } else {
                     if let Some(lsn) = instead {
                         durable(journal, lsn).await;
                     }
-                    ticket.keep(Kept::Done { matched: false });
+                    promise.keep(Kept::Done { matched: false });
                 }
             }
             if let RetainOutcome::Written(at) = outcome {
@@ -356,8 +356,8 @@ impl Remote {
         }
         let id = self.origins.next_id(); // of no publish
         let clear = Retain { message: None, id, ..update.clone() };
-        if table.parked.get(&update.topic).is_some_and(|(id, _)| *id == update.id) {
-            table.park(&**journal, &clear);
+        if table.spooled.get(&update.topic).is_some_and(|(id, _)| *id == update.id) {
+            table.spool(&**journal, &clear);
         }
         self.write_retained(&mut table, journal.clone(), clear, None);
     }
@@ -366,11 +366,11 @@ impl Remote {
     fn finished(&self, journal: &dyn Journal, update: &Retain, outcome: RetainOutcome) -> Option<Lsn> {
         let mut table = self.retains.0.lock();
         table.done(update);
-        let (id, lsn) = table.parked.get(&update.topic).copied()?;
+        let (id, lsn) = table.spooled.get(&update.topic).copied()?;
         if id == update.id {
-            table.parked.remove(&update.topic);
+            table.spooled.remove(&update.topic);
             // Under the lock: the journal has the last one that the table has.
-            journal.append(&[Change::Unpark { topic: &update.topic }]);
+            journal.append(&[Change::Unspool { topic: &update.topic }]);
             return None;
         }
         (outcome == RetainOutcome::Replaced).then_some(lsn)

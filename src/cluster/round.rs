@@ -4,8 +4,8 @@ use super::groups::{self, Fit};
 use super::young::OrderKey;
 use super::{Cluster, origin};
 use crate::broker::Broker;
-use crate::broker::delivery::{Delivered, Gave, Origin, Way};
-use crate::broker::mailbox::{Turn, Wakes};
+use crate::broker::delivery::{Delivered, Gave, Provenance, Publishing};
+use crate::broker::mailbox::{Sending, Wakes};
 use crate::broker::router::{Group, Target};
 use crate::mqtt::{Message, QoS};
 use crate::ports::{Incarnation, Lsn, MessageId, ORIGIN_DUTY, Publisher, Recipient, Revision, Seq, Unserved};
@@ -18,7 +18,7 @@ pub(super) struct Round<'a> {
     /// The message.
     pub message: &'a Message,
     /// Who publishes it, and its name if it has one.
-    pub way: Way<'a>,
+    pub provenance: Provenance<'a>,
     /// The revision of the index at which it was matched.
     pub matched_at: Revision,
     /// Whether it may have been here before: then duplicates are looked for.
@@ -50,25 +50,25 @@ impl<'a> Round<'a> {
     /// A message without a name, published here or on another node.
     pub fn unnamed(
         message: &'a Message,
-        origin: Origin<'a>,
+        publishing: Publishing<'a>,
         matched_at: Revision,
         delivered: &'a mut Delivered,
         wakes: &'a mut Wakes,
     ) -> Round<'a> {
-        let way = Way { origin, turn: None };
+        let provenance = Provenance { publishing, sending: None };
         let (repeated, first, tracked, noted) = (false, false, false, false);
-        Round { message, way, matched_at, repeated, first, tracked, noted, delivered, wakes }
+        Round { message, provenance, matched_at, repeated, first, tracked, noted, delivered, wakes }
     }
 
     /// Names it: process `sender` sends it as `id`.
     pub fn named(mut self, sender: Incarnation, id: MessageId) -> Round<'a> {
-        self.way.turn = Some(Turn { sender, id, matched_at: self.matched_at });
+        self.provenance.sending = Some(Sending { sender, id, matched_at: self.matched_at });
         self
     }
 
     /// Its name, if it has one.
     pub fn id(&self) -> Option<MessageId> {
-        self.way.turn.map(|turn| turn.id)
+        self.provenance.sending.map(|sending| sending.id)
     }
 
     /// A number that decides whose turn it is in a shared subscription: by its name, so that whoever sends it again after a crash asks
@@ -82,7 +82,7 @@ impl Cluster {
     /// Gives the message to one session here, unless that has had it. False if it is not for it.
     pub(super) fn give(&self, t: &Target, round: &mut Round<'_>) -> bool {
         let message = round.message;
-        if !t.is_for(round.way.origin.session) {
+        if !t.is_for(round.provenance.publishing.session) {
             return false;
         }
         if round.repeated && self.came_later(round, t) {
@@ -94,7 +94,7 @@ impl Cluster {
         let has_it = round.repeated && !self.is_first(round, t);
         let gave = match has_it {
             true => Gave::Yes,
-            false => self.broker.give(message, t, &round.way, round.delivered, round.wakes),
+            false => self.broker.give(message, t, &round.provenance, round.delivered, round.wakes),
         };
         match (gave, round.id()) {
             (Gave::Absent, _) => self.unsee_absent(round),
@@ -138,15 +138,16 @@ impl Cluster {
         round: &mut Round<'_>,
         duty: Option<(Seq, Option<Box<[Unserved]>>)>,
     ) -> Option<Lsn> {
-        let (message, way) = (round.message, round.way);
+        let (message, provenance) = (round.message, round.provenance);
         self.settle_displaced(round.delivered);
-        let duty = duty.map(|(seq, unserved)| (seq, Recipient { unserved, ..duty_of(&way.origin) }));
-        let lsn = self.broker.write(message, &way, duty, round.delivered);
+        let duty =
+            duty.map(|(seq, unserved)| (seq, Recipient { unserved, ..duty_of(&provenance.publishing) }));
+        let lsn = self.broker.write(message, &provenance, duty, round.delivered);
         if let (Some(lsn), true) = (lsn, round.tracked && round.delivered.to_write()) {
             // Before any of them can settle it.
             self.keep_seen(round, lsn);
         }
-        self.broker.hand_out(message, &way, round.delivered, round.wakes);
+        self.broker.hand_out(message, &provenance, round.delivered, round.wakes);
         self.unsee_absent(round);
         lsn
     }
@@ -212,9 +213,9 @@ fn is_shared(t: &Target) -> bool {
 }
 
 /// The duty to bring the publish of `origin` to the other nodes.
-pub(super) fn duty_of(origin: &Origin<'_>) -> Recipient {
-    let publisher = Publisher { session: origin.session, packet_id: origin.inbound };
-    duty(None, (origin.session != 0).then(|| Box::new(publisher)))
+pub(super) fn duty_of(publishing: &Publishing<'_>) -> Recipient {
+    let publisher = Publisher { session: publishing.session, packet_id: publishing.inbound };
+    duty(None, (publishing.session != 0).then(|| Box::new(publisher)))
 }
 
 /// The recipient that stands for a duty of this node: to bring a message to all other nodes that need it, or to a member of

@@ -7,11 +7,11 @@ use super::origin::entry::{Asked, Entry, OpenGroup, Plan, Sends, Stage};
 use super::retained::Keeping;
 use super::round::{Round, duty, duty_of};
 use super::{Cache, Cluster, Remote};
-use crate::broker::delivery::{Absent, Delivered, Origin, Scratch};
+use crate::broker::delivery::{Absent, Delivered, Publishing, Scratch};
 use crate::broker::mailbox::Wakes;
+use crate::broker::promise::{Kept, Promise};
 use crate::broker::publish::Routed;
 use crate::broker::retain::is_own;
-use crate::broker::ticket::{Kept, Ticket};
 use crate::mqtt::{Message, QoS, Reason};
 use crate::ports::{Change, Frame, MessageId, Revision};
 use crate::session::{Failure, Loss};
@@ -24,7 +24,7 @@ const HELD_FULL: &str =
     "as many publishes wait for other nodes as cluster.max_held_messages or cluster.max_held_bytes allows";
 
 /// What a publish is that was retained before: when it is safe, and its name.
-type Update = (Option<Arc<Ticket>>, Option<MessageId>);
+type Update = (Option<Arc<Promise>>, Option<MessageId>);
 
 impl Cluster {
     /// Routes `message` to the sessions of this node and to other nodes.
@@ -36,34 +36,34 @@ impl Cluster {
     pub fn publish(
         &self,
         message: &Message,
-        origin: &Origin<'_>,
+        publishing: &Publishing<'_>,
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) -> Result<Routed, Failure> {
         let (broker, remote) = (&self.broker, &self.remote);
         let begun = message.qos() == QoS::ExactlyOnce;
-        broker.refuse_stalled(message, origin, begun, &mut cache.local)?;
-        if let Some(loss) = self.refuses_to_hold(message, origin, &mut cache.remote) {
-            broker.publish_refused(origin, loss);
+        broker.refuse_stalled(message, publishing, begun, &mut cache.local)?;
+        if let Some(loss) = self.refuses_to_hold(message, publishing, &mut cache.remote) {
+            broker.publish_refused(publishing, loss);
             return Err(Failure::new(Reason::QuotaExceeded, HELD_FULL));
         }
         // An update has the name of its publish: nobody may hear of a later one before it is in the table.
         let _inside = message.retain().then(|| remote.gate.enter());
         let (mut lsn, mut update) = (None, (None, None));
         if message.retain() {
-            let told = origin.told(message);
+            let told = publishing.told(message);
             let updated = match is_own(message.topic()) {
                 true => broker.retain(message, told),
-                false => self.retain(message, Keeping::of(origin), told),
+                false => self.retain(message, Keeping::of(publishing), told),
             };
-            let updated = updated.map_err(|why| broker.not_retained(origin, message, why))?;
+            let updated = updated.map_err(|why| broker.not_retained(publishing, message, why))?;
             if let Some(why) = updated.forbidden {
-                broker.not_retained(origin, message, why);
+                broker.not_retained(publishing, message, why);
             }
-            (lsn, update) = (updated.lsn, (updated.ticket, updated.id));
+            (lsn, update) = (updated.lsn, (updated.promise, updated.id));
         }
         let (delivered, wakes) = scratch.begin();
-        let mut routed = self.route(message, origin, update, cache, delivered, wakes);
+        let mut routed = self.route(message, publishing, update, cache, delivered, wakes);
         self.purge_full(delivered);
         routed.lsn = routed.lsn.max(lsn);
         Ok(routed)
@@ -72,8 +72,8 @@ impl Cluster {
     fn route(
         &self,
         message: &Message,
-        origin: &Origin<'_>,
-        (ticket, id): Update,
+        publishing: &Publishing<'_>,
+        (promise, id): Update,
         cache: &mut Cache,
         delivered: &mut Delivered,
         wakes: &mut Wakes,
@@ -81,22 +81,23 @@ impl Cluster {
         let remote = &self.remote;
         let inside = remote.gate.enter();
         if message.qos() == QoS::AtMostOnce {
-            let round = Round::unnamed(message, *origin, remote.applied(), delivered, wakes);
-            return self.route_unanswered(round, (ticket, id), cache);
+            let round = Round::unnamed(message, *publishing, remote.applied(), delivered, wakes);
+            return self.route_unanswered(round, (promise, id), cache);
         }
         let id = id.unwrap_or_else(|| remote.origins.next_id());
-        let duty = message.qos() == QoS::ExactlyOnce && origin.inbound.is_some() || origin.record.is_some();
+        let duty =
+            message.qos() == QoS::ExactlyOnce && publishing.inbound.is_some() || publishing.record.is_some();
         let current = remote.is_current(remote.now());
         if !current || remote.origins.lane_open() {
-            let mut entry = self.entry(remote, message, origin);
+            let mut entry = self.entry(remote, message, publishing);
             entry.duty = duty.then(|| self.broker.journal.next_seq());
-            if let Some(routed) = self.hold(remote, id, entry, origin, ticket.clone(), !current) {
+            if let Some(routed) = self.hold(remote, id, entry, publishing, promise.clone(), !current) {
                 drop(inside);
                 self.run_lane(remote);
                 return routed;
             }
         }
-        let round = Round::unnamed(message, *origin, remote.applied(), delivered, wakes);
+        let round = Round::unnamed(message, *publishing, remote.applied(), delivered, wakes);
         let mut round = round.named(remote.me.incarnation, id);
         let mut plan = Plan { matched_at: round.matched_at, ..Plan::default() };
         let here = self.match_all(&mut round, &mut plan, cache);
@@ -105,28 +106,28 @@ impl Cluster {
         if alone {
             let lsn = self.commit(&mut round, None);
             debug_assert!(!round.delivered.absent.any(), "no session freezes while a publisher is inside");
-            return Routed { lsn, ticket, matched: here };
+            return Routed { lsn, promise, matched: here };
         }
         round.tracked = true;
         // Others have to do with it: from here on it has an owner, this node.
-        let mut entry = self.entry(remote, message, origin);
+        let mut entry = self.entry(remote, message, publishing);
         entry.duty = duty.then(|| self.broker.journal.next_seq());
         let unserved = || plan.groups.iter().map(OpenGroup::unserved).collect();
         let unserved = entry.noted().then(unserved);
         let lsn = self.commit(&mut round, entry.duty.map(|seq| (seq, unserved)));
-        let ticket = joined(ticket);
-        entry.ticket = Some(ticket.clone());
+        let promise = joined(promise);
+        entry.promise = Some(promise.clone());
         // If it comes again they do not get it.
         for no in round.delivered.took.drain(..) {
             remote.seen.insert(id, no);
         }
         let absent = std::mem::take(&mut round.delivered.absent);
         self.begin(remote, id, entry, plan, lsn, absent);
-        Routed { lsn, ticket: Some(ticket), matched: here }
+        Routed { lsn, promise: Some(promise), matched: here }
     }
 
     /// At QoS 0 nobody answers, and nothing is sent twice.
-    fn route_unanswered(&self, mut round: Round<'_>, (ticket, update): Update, cache: &mut Cache) -> Routed {
+    fn route_unanswered(&self, mut round: Round<'_>, (promise, update): Update, cache: &mut Cache) -> Routed {
         let mut plan = Plan { matched_at: round.matched_at, ..Plan::default() };
         let matched = self.match_all(&mut round, &mut plan, cache);
         let elsewhere = !plan.ask.is_empty();
@@ -139,12 +140,12 @@ impl Cluster {
             metrics.lost(metrics.losses.node(node).whose(), Loss::LinkDown, 1);
         }
         let lsn = self.commit(&mut round, None);
-        Routed { lsn, ticket, matched: matched || elsewhere }
+        Routed { lsn, promise, matched: matched || elsewhere }
     }
 
-    fn entry(&self, remote: &Remote, message: &Message, origin: &Origin<'_>) -> Entry {
-        let mut entry = Entry::new(message.clone(), origin.session, remote.now());
-        entry.inbound = origin.inbound;
+    fn entry(&self, remote: &Remote, message: &Message, publishing: &Publishing<'_>) -> Entry {
+        let mut entry = Entry::new(message.clone(), publishing.session, remote.now());
+        entry.inbound = publishing.inbound;
         entry
     }
 
@@ -155,25 +156,25 @@ impl Cluster {
         remote: &Arc<Remote>,
         id: MessageId,
         mut entry: Entry,
-        origin: &Origin<'_>,
-        ticket: Option<Arc<Ticket>>,
+        publishing: &Publishing<'_>,
+        promise: Option<Arc<Promise>>,
         always: bool,
     ) -> Option<Routed> {
         let duty = entry.duty;
         entry.stage = if duty.is_some() { Stage::Recording } else { Stage::Lane };
         let message = entry.message.clone();
-        let ticket = joined(ticket);
-        entry.ticket = Some(ticket.clone());
+        let promise = joined(promise);
+        entry.promise = Some(promise.clone());
         if !remote.origins.queue(id, entry, always) {
-            ticket.keep(Kept::Done { matched: false }); // this part of the promise is void
+            promise.keep(Kept::Done { matched: false }); // this part of the promise is void
             return None;
         }
-        let recipients = [duty_of(origin)];
+        let recipients = [duty_of(publishing)];
         let mut changes: SmallVec<[Change<'_>; 3]> = SmallVec::new();
-        if let Some(packet_id) = origin.inbound {
-            changes.push(Change::InboundBegin { session: origin.session, packet_id });
+        if let Some(packet_id) = publishing.inbound {
+            changes.push(Change::InboundBegin { session: publishing.session, packet_id });
         }
-        if let Some(record) = origin.record {
+        if let Some(record) = publishing.record {
             changes.push(Change::Session(record));
         }
         if let Some(seq) = duty {
@@ -183,7 +184,7 @@ impl Cluster {
         if let (Some(lsn), Some(_)) = (lsn, duty) {
             self.when_recorded(remote, lsn, id);
         }
-        Some(Routed { lsn, ticket: Some(ticket), matched: false })
+        Some(Routed { lsn, promise: Some(promise), matched: false })
     }
 
     /// Takes a matched publish into the table and sends its frames, at once or when its record is durable.
@@ -264,7 +265,7 @@ impl Cluster {
         let _inside = remote.gate.enter();
         let message = &frame.message;
         let (applied, (delivered, wakes)) = (remote.applied(), scratch.begin());
-        let mut round = Round::unnamed(message, Origin::default(), applied, delivered, wakes);
+        let mut round = Round::unnamed(message, Publishing::default(), applied, delivered, wakes);
         let mut plan = Plan { matched_at: applied, ..Plan::default() };
         let there = remote.lookup(message.topic(), &mut cache.remote);
         for ask in frame.groups.iter().filter(|g| declined.contains(&g.name)) {
@@ -310,13 +311,13 @@ impl Cluster {
 }
 
 /// The promise that the publisher waits for, made to cover this as well.
-fn joined(ticket: Option<Arc<Ticket>>) -> Arc<Ticket> {
-    match ticket {
-        Some(ticket) => {
-            ticket.add_part();
-            ticket
+fn joined(promise: Option<Arc<Promise>>) -> Arc<Promise> {
+    match promise {
+        Some(promise) => {
+            promise.add_part();
+            promise
         }
-        None => Ticket::new(),
+        None => Promise::new(),
     }
 }
 

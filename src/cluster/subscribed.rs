@@ -5,9 +5,9 @@ use super::local_routes::{NewFilters, RouteWait};
 use super::young::Older;
 use super::{Cluster, Remote};
 use crate::broker::handle::Handle;
+use crate::broker::promise::{Kept, Promise};
 use crate::broker::retain::is_own;
 use crate::broker::subscribe::{Answered, Granted, RetainedRequest};
-use crate::broker::ticket::{Kept, Ticket};
 use crate::clock::Time;
 use crate::mqtt::{Message, Reason};
 use crate::ports::{
@@ -98,7 +98,7 @@ impl Cluster {
 
     /// What SUBACK has to wait for; `None` = nothing. If retained messages are to be sent, `requests`, also for an index that has
     /// what was retained before this call, and what was matched without these subscriptions.
-    pub fn when_routed(&self, mut wait: RouteWait, requests: &[RetainedRequest]) -> Option<Arc<Ticket>> {
+    pub fn when_routed(&self, mut wait: RouteWait, requests: &[RetainedRequest]) -> Option<Arc<Promise>> {
         let young = wait.take_young();
         self.routed(&self.remote, wait, requests, young)
     }
@@ -109,7 +109,7 @@ impl Cluster {
         wait: RouteWait,
         requests: &[RetainedRequest],
         young: Option<NewFilters>,
-    ) -> Option<Arc<Ticket>> {
+    ) -> Option<Arc<Promise>> {
         let requests: Vec<RetainedRequest> =
             requests.iter().filter(|r| !is_own(&r.filter)).cloned().collect();
         let fresh = !requests.is_empty();
@@ -127,13 +127,13 @@ impl Cluster {
             return None;
         }
         let under_way = requests.iter().flat_map(|r| self.broker.retained.under_way(&r.filter)).collect();
-        let (ticket, remote, cluster) = (Ticket::new(), remote.clone(), self.me.clone());
-        let given = ticket.clone();
+        let (promise, remote, cluster) = (Promise::new(), remote.clone(), self.me.clone());
+        let given = promise.clone();
         let tasks = remote.ports.tasks.clone();
         tasks.spawn(Box::pin(async move {
             let routes = wait.clone();
             let outcome = if fresh { remote.fresh(wait, under_way).await } else { remote.routed(wait).await };
-            let all = outcome == SubackWait::Done && remote.none_parked();
+            let all = outcome == SubackWait::Done && remote.none_spooled();
             remote.metrics.suback_waits.of(outcome).inc();
             if let Some(cluster) = cluster.upgrade() {
                 let unknown = (outcome != SubackWait::Done).then(|| routes.clone());
@@ -142,7 +142,7 @@ impl Cluster {
                     cluster.read_again(&remote, routes, requests);
                 }
             }
-            ticket.keep(Kept::Done { matched: false });
+            promise.keep(Kept::Done { matched: false });
         }));
         Some(given)
     }
@@ -256,9 +256,9 @@ impl Remote {
     }
 
     /// Whether no node has updates that wait for the store, as far as is known.
-    fn none_parked(&self) -> bool {
+    fn none_spooled(&self) -> bool {
         let own = self.retained_progress(self.applied());
-        own.written == own.settled && self.members.none_parked()
+        own.written == own.settled && self.members.none_spooled()
     }
 
     /// Whether `f` has come to its end by `deadline`.

@@ -32,7 +32,7 @@ pub struct RetainedWriter {
     keys: Keys,
     proposer: Arc<Proposer>,
     writable: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Without an answer for so long an update counts as parked.
+    /// Without an answer for so long an update counts as spooled.
     patience: Duration,
     writer: Writer,
     cleared: ClearedSince,
@@ -80,7 +80,7 @@ struct Topic {
 struct Next {
     update: Retain,
     /// It was accepted while etcd was away.
-    parked: bool,
+    spooled: bool,
     /// Those who wait for it.
     waiters: Vec<Waiter>,
 }
@@ -88,9 +88,9 @@ struct Next {
 impl Next {
     /// A later update takes its place, with what it knew and how it was accepted. Those who need not wait for it: the journal
     /// keeps it.
-    fn merge(&mut self, update: Retain, parked: bool, waiter: Waiter) -> Vec<Waiter> {
+    fn merge(&mut self, update: Retain, spooled: bool, waiter: Waiter) -> Vec<Waiter> {
         let replaced = if update.kept { std::mem::take(&mut self.waiters) } else { Vec::new() };
-        (self.update, self.parked) = (update, parked);
+        (self.update, self.spooled) = (update, spooled);
         self.waiters.push(waiter);
         replaced
     }
@@ -148,7 +148,7 @@ impl RetainedWriter {
     pub fn retain(self: &Arc<Self>, update: Retain) -> impl Future<Output = RetainOutcome> + Send + 'static {
         let (done, outcome) = oneshot::channel();
         let topic = update.topic.clone();
-        let parked = update.id.origin != self.writer.origin || !(self.writable)();
+        let spooled = update.id.origin != self.writer.origin || !(self.writable)();
         {
             let mut topics = self.topics.lock();
             let Topics { all, idle } = &mut *topics;
@@ -161,11 +161,11 @@ impl RetainedWriter {
             };
             match &mut entry.next {
                 Some(next) => {
-                    for waiter in next.merge(update, parked, done) {
+                    for waiter in next.merge(update, spooled, done) {
                         let _ = waiter.send(RetainOutcome::Replaced);
                     }
                 }
-                next => *next = Some(Next { update, parked, waiters: vec![done] }),
+                next => *next = Some(Next { update, spooled, waiters: vec![done] }),
             }
             if !entry.flying {
                 entry.flying = true;
@@ -189,7 +189,7 @@ impl RetainedWriter {
 
     /// Writes what waits for a topic until nothing does.
     async fn write(self: Arc<Self>, topic: Arc<str>) {
-        while let Some((Next { mut update, parked, waiters }, own)) = self.take(&topic) {
+        while let Some((Next { mut update, spooled, waiters }, own)) = self.take(&topic) {
             if self.writer.before_restore(&update) {
                 (update.known, update.since) = (0, self.writer.life_began);
             }
@@ -200,7 +200,7 @@ impl RetainedWriter {
             };
             // Its own clear is no reason to leave it out.
             let since = update.since.max(own.map_or(0, |own| own.at));
-            let (outcome, own) = self.write_one(&update, base, since, parked).await;
+            let (outcome, own) = self.write_one(&update, base, since, spooled).await;
             if let Some(own) = own
                 && let Some(entry) = self.topics.lock().all.get_mut(&topic)
             {
@@ -237,7 +237,7 @@ impl RetainedWriter {
         update: &Retain,
         mut base: Revision,
         since: Revision,
-        mut parked: bool,
+        mut spooled: bool,
     ) -> (RetainOutcome, Option<Own>) {
         let key = self.keys.retained(&update.topic);
         if update.id.origin != self.writer.origin
@@ -250,7 +250,7 @@ impl RetainedWriter {
         let value = update.message.as_ref().map(encode);
         loop {
             // A key that is not there does not say for how long.
-            let may_be_void = parked && base == 0 && update.since > 0 && value.is_some();
+            let may_be_void = spooled && base == 0 && update.since > 0 && value.is_some();
             if may_be_void && (self.cleared)(&update.topic, since).await {
                 return (RetainOutcome::Overtaken, None);
             }
@@ -268,13 +268,13 @@ impl RetainedWriter {
             let op = |done| Op { keys, txn, bytes, until: Some(until), bulk: true, grows, done };
             match outcome(&self.proposer, op).await {
                 Ok(nested) => {
-                    parked |= nested.again;
-                    match judge(update, &nested, parked, self.writer) {
+                    spooled |= nested.again;
+                    match outcome_of(update, &nested, spooled, self.writer) {
                         Attempt::Done(outcome, own) => return (outcome, own),
                         Attempt::Again(revision) => base = revision,
                     }
                 }
-                Err(Failure::Unavailable(_)) => parked = true,
+                Err(Failure::Unavailable(_)) => spooled = true,
                 Err(Failure::Refused(why)) => {
                     tracing::error!(
                         topic = %shown(&update.topic),
@@ -302,7 +302,7 @@ fn bytes_of(key: &str, value: usize) -> usize {
 }
 
 /// What an attempt came to.
-fn judge(update: &Retain, nested: &Nested, parked: bool, writer: Writer) -> Attempt {
+fn outcome_of(update: &Retain, nested: &Nested, spooled: bool, writer: Writer) -> Attempt {
     let written = |revision: Revision, set: bool| {
         let own = Own { at: revision, revision: if set { revision } else { 0 } };
         Attempt::Done(RetainOutcome::Written(revision), Some(own))
@@ -324,7 +324,7 @@ fn judge(update: &Retain, nested: &Nested, parked: bool, writer: Writer) -> Atte
             Attempt::Again(revision)
         }
         None if update.message.is_none() => written(nested.revision, false),
-        _ if parked => Attempt::Done(RetainOutcome::Overtaken, None),
+        _ if spooled => Attempt::Done(RetainOutcome::Overtaken, None),
         Some((revision, _)) => Attempt::Again(revision),
         None => Attempt::Again(0),
     }
@@ -345,16 +345,16 @@ mod tests {
     #[test]
     fn an_update_that_takes_the_place_of_another_inherits_nothing() {
         let (first, mut first_hears) = oneshot::channel();
-        let mut next = Next { update: update(1, 5, true), parked: true, waiters: vec![first] };
+        let mut next = Next { update: update(1, 5, true), spooled: true, waiters: vec![first] };
         // Etcd is back, and another node's message of revision 8 was known.
         let (second, mut second_hears) = oneshot::channel();
         assert!(next.merge(update(2, 8, false), false, second).is_empty(), "both wait");
-        assert_eq!((next.update.id.seq, next.update.known, next.parked), (2, 8, false));
+        assert_eq!((next.update.id.seq, next.update.known, next.spooled), (2, 8, false));
         let (third, _) = oneshot::channel();
         for waiter in next.merge(update(3, 0, true), true, third) {
             waiter.send(RetainOutcome::Replaced).unwrap();
         }
-        assert_eq!((next.update.id.seq, next.update.known, next.parked), (3, 0, true));
+        assert_eq!((next.update.id.seq, next.update.known, next.spooled), (3, 0, true));
         assert_eq!((next.waiters.len(), first_hears.try_recv()), (1, Ok(RetainOutcome::Replaced)));
         assert_eq!(second_hears.try_recv(), Ok(RetainOutcome::Replaced));
     }

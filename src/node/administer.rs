@@ -2,10 +2,10 @@
 
 use super::Node;
 use super::inspect::{LISTED_MAX, listed};
-use crate::broker::delivery::{Origin, Scratch};
+use crate::broker::delivery::{Publishing, Scratch};
 use crate::broker::handle::Handle;
+use crate::broker::promise::Kept;
 use crate::broker::retain::is_own;
-use crate::broker::ticket::Kept;
 use crate::clock::Time;
 use crate::cluster::{Cache, Remote};
 use crate::mqtt::message::Parts;
@@ -176,17 +176,17 @@ impl Node {
         let message = Message::new(parts);
         let routed = {
             let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
-            self.publish(&message, &Origin::default(), now, &mut cache, &mut scratch)?
+            self.publish(&message, &Publishing::default(), now, &mut cache, &mut scratch)?
         };
         let (mut lsn, mut matched) = (routed.lsn.unwrap_or(0), routed.matched);
-        if let Some(ticket) = routed.ticket {
-            ticket.when_kept().await;
-            match ticket.kept() {
+        if let Some(promise) = routed.promise {
+            promise.when_kept().await;
+            match promise.kept() {
                 Some(Kept::Failed(reason)) => return Err(PublishError::from(Failure::from(reason))),
                 Some(Kept::Done { matched: there }) => matched |= there,
                 None => {}
             }
-            lsn = lsn.max(ticket.lsn());
+            lsn = lsn.max(promise.lsn());
         }
         durable(self.broker.journal.clone(), lsn).await;
         Ok(matched)

@@ -69,8 +69,8 @@ impl Node {
         scratch: &mut Scratch,
     ) -> Claim {
         loop {
-            if let Some((handle, ticket)) = &mut claimant.row {
-                match handle.mailbox.claim(ticket, waker, &mut scratch.wakes) {
+            if let Some((handle, place_in_line)) = &mut claimant.row {
+                match handle.mailbox.claim(place_in_line, waker, &mut scratch.wakes) {
                     Found::Busy => return Claim::Waiting,
                     Found::Superseded => return Claim::Superseded,
                     Found::Session(mut session) => {
@@ -83,11 +83,11 @@ impl Node {
                             return Claim::NotTheirs;
                         }
                         // Its timers may be due this very moment: the client is late then, not we. Not if it was made for it.
-                        let fresh = handle.take_fresh();
-                        let over = !fresh && self.endings().run_timers(&handle, &mut session, now, scratch);
-                        if !over && (fresh || !settings.clean_start) {
+                        let unused = handle.take_unused();
+                        let over = !unused && self.endings().run_timers(&handle, &mut session, now, scratch);
+                        if !over && (unused || !settings.clean_start) {
                             broker.inherit(&handle, &settings.user);
-                            return Claim::Granted { handle, session, present: !fresh };
+                            return Claim::Granted { handle, session, present: !unused };
                         }
                         if !over && self.cluster.is_some() && handle.durable == (settings.expiry_s > 0) {
                             let new = broker.replace(&handle, settings, now);
@@ -139,9 +139,9 @@ impl Node {
     }
 
     /// Ends a session that was made for a client that did not come to it.
-    pub(super) fn drop_fresh(&self, client_id: &str, now: Time) {
+    pub(super) fn drop_unused(&self, client_id: &str, now: Time) {
         if let Some(cluster) = &self.cluster {
-            cluster.drop_fresh(client_id, now);
+            cluster.drop_unused(client_id, now);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! What a client or an operator publishes and subscribes to, by this node alone or with the others.
 
 use super::Node;
-use crate::broker::delivery::{Origin, Scratch};
+use crate::broker::delivery::{Publishing, Scratch};
 use crate::broker::handle::Handle;
+use crate::broker::promise::Promise;
 use crate::broker::publish::Routed;
 use crate::broker::retain::is_own;
 use crate::broker::retained::{Forbidden, Found};
 use crate::broker::subscribe::{Answered, RetainedRequest};
-use crate::broker::ticket::Ticket;
 use crate::clock::Time;
 use crate::cluster::{Cache, RouteWait};
 use crate::mqtt::{Message, Reason};
@@ -25,14 +25,14 @@ impl Node {
     pub fn publish(
         &self,
         message: &Message,
-        origin: &Origin<'_>,
+        publishing: &Publishing<'_>,
         now: Time,
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) -> Result<Routed, Failure> {
         match &self.cluster {
-            Some(cluster) => cluster.publish(message, origin, cache, scratch),
-            None => self.broker.publish(message, origin, now, &mut cache.local, scratch),
+            Some(cluster) => cluster.publish(message, publishing, cache, scratch),
+            None => self.broker.publish(message, publishing, now, &mut cache.local, scratch),
         }
     }
 
@@ -52,7 +52,7 @@ impl Node {
     }
 
     /// What SUBACK has to wait for; `None` = nothing.
-    pub(super) fn when_routed(&self, wait: RouteWait, retained: &[RetainedRequest]) -> Option<Arc<Ticket>> {
+    pub(super) fn when_routed(&self, wait: RouteWait, retained: &[RetainedRequest]) -> Option<Arc<Promise>> {
         self.cluster.as_ref()?.when_routed(wait, retained)
     }
 
@@ -149,7 +149,7 @@ impl Node {
     }
 
     /// What tells the outcome of one of them; `None` if all nodes have it.
-    pub(super) fn publish_under_way(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Ticket>> {
+    pub(super) fn publish_under_way(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Promise>> {
         self.cluster.as_ref()?.publish_under_way(session, packet_id)
     }
 
@@ -181,8 +181,8 @@ impl Node {
     }
 
     /// Retained messages whose update waits for the store.
-    pub fn parked_retained(&self) -> usize {
-        self.cluster.as_ref().map_or(0, |c| c.parked_retained())
+    pub fn spooled_retained(&self) -> usize {
+        self.cluster.as_ref().map_or(0, |c| c.spooled_retained())
     }
 
     /// Clears retained messages that have expired. In a cluster the leader does it for all.

@@ -148,7 +148,7 @@ impl StoreKnown {
 
 /// An update of a retained message that the cluster has not taken yet.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ParkedRetain {
+pub struct SpooledRetain {
     /// The topic.
     pub topic: Arc<str>,
     /// The message; `None` clears.
@@ -232,9 +232,9 @@ pub enum Change<'a> {
     /// Whose journal this is.
     Node(&'a NodeRecord),
     /// Keep an update of a retained message until the cluster has taken it; replaces the one before of the same topic.
-    Park(&'a ParkedRetain),
+    Spool(&'a SpooledRetain),
     /// The cluster has taken the update of this topic, or it is void.
-    Unpark {
+    Unspool {
         /// The topic.
         topic: &'a str,
     },
@@ -322,7 +322,7 @@ pub struct Recovered {
     /// Messages with an unsettled [`ORIGIN_DUTY`], in the order of their IDs.
     pub duties: Vec<(Seq, MessageId)>,
     /// Updates of retained messages that the cluster has not taken.
-    pub parked: Vec<ParkedRetain>,
+    pub spooled: Vec<SpooledRetain>,
     /// The cluster's directory as it was last seen, in the order of its keys.
     pub directory: Vec<DirectoryRecord>,
     /// Whose journal this is, if it was ever said.

@@ -28,9 +28,9 @@ pub use index::{
     RetainedRecord, Revision, Route, SessionOwner, Timeline, generation_of, registered_at,
 };
 pub use journal::{
-    Change, Journal, JournalHealth, Lsn, NoRoom, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain,
-    Publisher, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, StoreKnown,
-    Stored, SubscriptionRecord, Unserved, WillRecord, durable,
+    Change, Journal, JournalHealth, Lsn, NoRoom, NodeRecord, ORIGIN_DUTY, OutboundState, Publisher, ReadDone,
+    Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord, SpooledRetain, StoreKnown, Stored,
+    SubscriptionRecord, Unserved, WillRecord, durable,
 };
 pub use peers::{
     Answer, Answers, Frame, GroupTry, Inbox, LinkClock, LinkState, LinkStatus, PeerClock, PeerError, Peers,

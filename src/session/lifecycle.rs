@@ -155,7 +155,7 @@ impl Session {
     }
 
     /// A dormant session that nobody has been connected to yet.
-    pub fn fresh(durable: bool, expiry_s: u32, now: Time) -> Session {
+    pub fn unused(durable: bool, expiry_s: u32, now: Time) -> Session {
         let mut s = Session::new(durable);
         (s.expiry_s, s.detached_at) = (expiry_s, Some(now));
         s

@@ -290,7 +290,7 @@ fn a_retained_message_that_was_parked_when_the_store_went_outlives_its_restorati
     let mut reader = connect(&cluster, 1, "reader", 0);
     subscribe(&cluster, &mut reader, "r", QoS::AtLeastOnce);
     assert!(cluster.until(|| reader.payloads() == ["3"]), "{:?}", reader.payloads());
-    // Without anything parked it is as of the backup.
+    // Without anything spooled it is as of the backup.
     restore(&mut cluster, &backup, &[0, 1]);
     let mut reader = connect(&cluster, 1, "reader2", 0);
     subscribe(&cluster, &mut reader, "r", QoS::AtLeastOnce);

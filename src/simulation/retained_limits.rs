@@ -109,7 +109,7 @@ fn without_the_store_it_is_cleared_later_also_by_the_next_process() {
         retain(&cluster, &mut clients[0], "newer", LARGE, QoS::AtMostOnce);
         let reason = retain(&cluster, &mut clients[0], "refused", LARGE, QoS::AtLeastOnce);
         assert_eq!(reason, Reason::QuotaExceeded);
-        assert_eq!(cluster.node(0).unwrap().parked_retained(), 2);
+        assert_eq!(cluster.node(0).unwrap().spooled_retained(), 2);
         let reason = retain(&cluster, &mut clients[1], "newer", "new", QoS::AtLeastOnce);
         assert!(!reason.is_error(), "{reason:?}");
         if restarted {
@@ -120,7 +120,7 @@ fn without_the_store_it_is_cleared_later_also_by_the_next_process() {
             cluster.restart(0);
         }
         assert!(cluster.until(|| has(&cluster, "accepted", None)), "restarted: {restarted}");
-        assert!(cluster.until(|| cluster.node(0).unwrap().parked_retained() == 0));
+        assert!(cluster.until(|| cluster.node(0).unwrap().spooled_retained() == 0));
         assert!(has(&cluster, "refused", Some(OLD)) && has(&cluster, "newer", Some("new")));
     }
 }

@@ -254,7 +254,7 @@ fn what_was_cleared_after_an_update_was_parked_stays_cleared() {
         }
         cluster.advance(20_000);
         assert_eq!(cluster.store.retained("r/t"), None, "seed {seed}");
-        assert_eq!(cluster.node(0).unwrap().parked_retained(), 0, "seed {seed}");
+        assert_eq!(cluster.node(0).unwrap().spooled_retained(), 0, "seed {seed}");
     }
 }
 

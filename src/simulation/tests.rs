@@ -120,8 +120,8 @@ fn retained_messages_that_wait_for_the_store_count_towards_the_limits() {
         [false, false, false, true, false, true]
     );
     let node = cluster.node(0).unwrap();
-    assert_eq!(node.parked_retained(), 3);
+    assert_eq!(node.spooled_retained(), 3);
     cluster.cut_from_store(0, false);
-    assert!(cluster.until(|| node.parked_retained() == 0));
+    assert!(cluster.until(|| node.spooled_retained() == 0));
     assert!(refused("t/3") && !refused("t/1"));
 }

@@ -1,10 +1,10 @@
 //! Rows of the log that only a node of a cluster has. Decoding never panics, whatever the bytes.
 
 use super::record::{
-    Body, LogRow, RecordError, begin_node, begin_parked, begin_seen, get_body, get_id, put_body, put_id,
+    Body, LogRow, RecordError, begin_node, begin_seen, begin_spooled, get_body, get_id, put_body, put_id,
 };
 use super::wire::{Input, put_text, put_varint};
-use crate::ports::{MemberId, MessageId, NodeRecord, ParkedRetain, Revision, SessionNo, Unserved};
+use crate::ports::{MemberId, MessageId, NodeRecord, Revision, SessionNo, SpooledRetain, Unserved};
 use std::sync::Arc;
 
 /// Added to the mark that says whether there is a message, if the revision follows at which the update was accepted. Older releases
@@ -13,7 +13,7 @@ const SINCE: u8 = 2;
 
 /// An update of a retained message as stored.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Parked<'a> {
+pub(super) struct Spooled<'a> {
     pub(super) topic: &'a str,
     id: MessageId,
     known: Revision,
@@ -21,10 +21,10 @@ pub(super) struct Parked<'a> {
     body: Option<Body<'a>>,
 }
 
-impl Parked<'_> {
+impl Spooled<'_> {
     /// The update.
-    pub(super) fn update(&self) -> ParkedRetain {
-        ParkedRetain {
+    pub(super) fn update(&self) -> SpooledRetain {
+        SpooledRetain {
             topic: Arc::from(self.topic),
             message: self.body.map(|body| body.message()),
             id: self.id,
@@ -55,16 +55,16 @@ pub(super) fn put_node(out: &mut Vec<u8>, node: &NodeRecord) {
 }
 
 /// Appends the row of an update that the cluster has not taken.
-pub(super) fn put_parked(out: &mut Vec<u8>, parked: &ParkedRetain) {
-    begin_parked(out);
-    put_id(out, parked.id);
-    put_varint(out, parked.known);
-    put_text(out, &parked.topic);
-    out.push(u8::from(parked.message.is_some()) + if parked.since > 0 { SINCE } else { 0 });
-    if parked.since > 0 {
-        put_varint(out, parked.since);
+pub(super) fn put_spooled(out: &mut Vec<u8>, spooled: &SpooledRetain) {
+    begin_spooled(out);
+    put_id(out, spooled.id);
+    put_varint(out, spooled.known);
+    put_text(out, &spooled.topic);
+    out.push(u8::from(spooled.message.is_some()) + if spooled.since > 0 { SINCE } else { 0 });
+    if spooled.since > 0 {
+        put_varint(out, spooled.since);
     }
-    if let Some(message) = &parked.message {
+    if let Some(message) = &spooled.message {
         put_body(out, message);
     }
 }
@@ -115,7 +115,7 @@ pub(super) fn get_node(mut input: Input<'_>) -> Result<LogRow<'_>, RecordError> 
 }
 
 /// Reads the rest of a row of its kind.
-pub(super) fn get_parked(mut input: Input<'_>) -> Result<LogRow<'_>, RecordError> {
+pub(super) fn get_spooled(mut input: Input<'_>) -> Result<LogRow<'_>, RecordError> {
     let id = get_id(&mut input)?;
     let known = input.varint()?;
     let topic = input.text()?;
@@ -135,7 +135,7 @@ pub(super) fn get_parked(mut input: Input<'_>) -> Result<LogRow<'_>, RecordError
         }
         _ => Some(get_body(&mut input)?),
     };
-    Ok(LogRow::Parked(Parked { topic, id, known, since, body }))
+    Ok(LogRow::Spooled(Spooled { topic, id, known, since, body }))
 }
 
 /// Numbers with their count before them, which is not believed: memory is taken as they come.
@@ -149,10 +149,10 @@ fn get_numbers(input: &mut Input<'_>) -> Result<Vec<u64>, RecordError> {
 }
 
 /// What was decoded can be read and encoded again.
-pub(super) fn fuzz_parked(parked: Parked<'_>) {
-    let update = parked.update();
+pub(super) fn fuzz_spooled(spooled: Spooled<'_>) {
+    let update = spooled.update();
     let mut row = Vec::new();
-    put_parked(&mut row, &update);
+    put_spooled(&mut row, &update);
     let again = super::record::decode_log(&row);
-    assert!(matches!(again, Ok(LogRow::Parked(again)) if again.update() == update));
+    assert!(matches!(again, Ok(LogRow::Spooled(again)) if again.update() == update));
 }

@@ -3,8 +3,8 @@
 use super::conformance::{Subject, append, both, read, sessions, wait};
 use super::model::{Op, message, recipient, record};
 use crate::ports::{
-    Journal, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, ParkedRetain, Recovered, Seq, SessionNo,
-    SessionRecord, StoreKnown, Timeline,
+    Journal, MessageId, NodeRecord, ORIGIN_DUTY, OutboundState, Recovered, Seq, SessionNo, SessionRecord,
+    SpooledRetain, StoreKnown, Timeline,
 };
 
 both! {
@@ -14,7 +14,7 @@ both! {
     what_sessions_have_seen_stays_until_told
     the_end_of_a_session_takes_what_it_has_seen
     a_message_somebody_holds_was_seen_by_all_its_sessions
-    the_last_word_on_node_and_parked_updates_counts
+    the_last_word_on_node_and_spooled_updates_counts
     a_session_that_is_pending_goes_like_any_other
     the_name_of_a_journal_stays
     what_is_known_of_the_store_goes_with_what_is_written_and_stays
@@ -131,30 +131,33 @@ fn a_message_somebody_holds_was_seen_by_all_its_sessions<S: Subject>() {
     assert_eq!(subject.restart().1.seen, []);
 }
 
-fn the_last_word_on_node_and_parked_updates_counts<S: Subject>() {
+fn the_last_word_on_node_and_spooled_updates_counts<S: Subject>() {
     let subject = S::fresh();
     let node = |incarnations: &[u64]| NodeRecord { node: "a".into(), incarnations: incarnations.to_vec() };
-    let parked = |topic: &str, seq, message| ParkedRetain {
+    let spooled = |topic: &str, seq, message| SpooledRetain {
         topic: topic.into(),
         message,
         id: id(1, seq),
         known: 5,
         since: seq,
     };
-    let first = parked("x", 1, Some(message("x", 1)));
-    append(subject.journal(), &[Op::Node(node(&[1])), Op::Park(first), Op::Park(parked("y", 2, None))]);
+    let first = spooled("x", 1, Some(message("x", 1)));
+    append(subject.journal(), &[Op::Node(node(&[1])), Op::Spool(first), Op::Spool(spooled("y", 2, None))]);
     let (subject, recovered) = subject.restart();
-    assert_eq!((recovered.node, recovered.parked.len()), (Some(node(&[1])), 2));
-    let last = parked("x", 3, None);
+    assert_eq!((recovered.node, recovered.spooled.len()), (Some(node(&[1])), 2));
+    let last = spooled("x", 3, None);
     append(
         subject.journal(),
-        &[Op::Node(node(&[1, 20])), Op::Park(last.clone()), Op::Unpark { topic: "y".to_owned() }],
+        &[Op::Node(node(&[1, 20])), Op::Spool(last.clone()), Op::Unspool { topic: "y".to_owned() }],
     );
     let (subject, recovered) = subject.restart();
-    assert_eq!((recovered.node, recovered.parked), (Some(node(&[1, 20])), vec![last]));
-    append(subject.journal(), &[Op::Unpark { topic: "x".to_owned() }, Op::Unpark { topic: "z".to_owned() }]);
+    assert_eq!((recovered.node, recovered.spooled), (Some(node(&[1, 20])), vec![last]));
+    append(
+        subject.journal(),
+        &[Op::Unspool { topic: "x".to_owned() }, Op::Unspool { topic: "z".to_owned() }],
+    );
     let (_, recovered) = subject.restart();
-    assert_eq!((recovered.node, recovered.parked), (Some(node(&[1, 20])), vec![]));
+    assert_eq!((recovered.node, recovered.spooled), (Some(node(&[1, 20])), vec![]));
 }
 
 fn a_session_that_is_pending_goes_like_any_other<S: Subject>() {

@@ -53,7 +53,7 @@ pub(super) fn read(journal: &dyn Journal, session: SessionNo, seqs: Vec<Seq>) ->
 /// In an order that does not depend on the journal, and without its name, which the model does not have.
 pub(super) fn normal(mut recovered: Recovered) -> Recovered {
     assert_ne!(std::mem::take(&mut recovered.journal), 0, "a journal has a name");
-    recovered.parked.sort_by(|a, b| a.topic.cmp(&b.topic));
+    recovered.spooled.sort_by(|a, b| a.topic.cmp(&b.topic));
     recovered.retained.sort_by(|a, b| a.topic().cmp(b.topic()));
     recovered.sessions.sort_by_key(|session| session.record.no);
     recovered

@@ -7,8 +7,8 @@ use super::wakers::Wakers;
 use crate::mqtt::Message;
 use crate::ports::{
     Change, DirectoryKey, DirectoryRecord, Journal, JournalHealth, Lsn, MessageId, NoRoom, NodeRecord,
-    ORIGIN_DUTY, OutboundState, ParkedRetain, ReadDone, Recipient, Recovered, RecoveredSession, Seq,
-    SessionNo, SessionRecord, StoreKnown, Stored, SubscriptionRecord,
+    ORIGIN_DUTY, OutboundState, ReadDone, Recipient, Recovered, RecoveredSession, Seq, SessionNo,
+    SessionRecord, SpooledRetain, StoreKnown, Stored, SubscriptionRecord,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,7 +62,7 @@ struct State {
     messages: BTreeMap<Seq, Entry>,
     sessions: BTreeMap<SessionNo, Session>,
     retained: BTreeMap<Box<str>, Message>,
-    parked: BTreeMap<Arc<str>, ParkedRetain>,
+    spooled: BTreeMap<Arc<str>, SpooledRetain>,
     directory: BTreeMap<DirectoryKey, Arc<[u8]>>,
     node: Option<NodeRecord>,
     store: StoreKnown,
@@ -102,8 +102,8 @@ fn cost(message: &Message) -> u64 {
     message.size() as u64
 }
 
-fn parked_cost(parked: &ParkedRetain) -> u64 {
-    RECIPIENT_BYTES + parked.topic.len() as u64 + parked.message.as_ref().map_or(0, cost)
+fn spooled_cost(spooled: &SpooledRetain) -> u64 {
+    RECIPIENT_BYTES + spooled.topic.len() as u64 + spooled.message.as_ref().map_or(0, cost)
 }
 
 impl MemoryJournal {
@@ -274,15 +274,15 @@ impl State {
                 }
             }
             Change::Node(node) => self.node = Some(node.clone()),
-            Change::Park(parked) => {
-                self.bytes += parked_cost(parked);
-                if let Some(old) = self.parked.insert(parked.topic.clone(), parked.clone()) {
-                    self.bytes -= parked_cost(&old);
+            Change::Spool(spooled) => {
+                self.bytes += spooled_cost(spooled);
+                if let Some(old) = self.spooled.insert(spooled.topic.clone(), spooled.clone()) {
+                    self.bytes -= spooled_cost(&old);
                 }
             }
-            Change::Unpark { topic } => {
-                if let Some(old) = self.parked.remove(topic) {
-                    self.bytes -= parked_cost(&old);
+            Change::Unspool { topic } => {
+                if let Some(old) = self.spooled.remove(topic) {
+                    self.bytes -= spooled_cost(&old);
                 }
             }
             Change::Directory { key, value: Some(value) } => {
@@ -473,7 +473,7 @@ impl State {
             seen: self.recovered_seen(),
             ids: self.messages.iter().filter_map(|(seq, entry)| Some((*seq, entry.id?))).collect(),
             duties,
-            parked: self.parked.values().cloned().collect(),
+            spooled: self.spooled.values().cloned().collect(),
             directory: self
                 .directory
                 .iter()

@@ -6,8 +6,8 @@ use crate::mqtt::packet::{RetainHandling, SubscribeOptions};
 use crate::mqtt::{Message, QoS};
 use crate::ports::{
     BanKind, Change, DirectoryKey, DirectoryRecord, MemberId, MessageId, NodeRecord, ORIGIN_DUTY,
-    OutboundState, ParkedRetain, Publisher, Recipient, Recovered, RecoveredSession, Seq, SessionNo,
-    SessionRecord, StoreKnown, Stored, SubscriptionRecord, Unserved, WillRecord,
+    OutboundState, Publisher, Recipient, Recovered, RecoveredSession, Seq, SessionNo, SessionRecord,
+    SpooledRetain, StoreKnown, Stored, SubscriptionRecord, Unserved, WillRecord,
 };
 use crate::queue_policy::QueuePolicy;
 use crate::user::{Author, SessionUser};
@@ -28,9 +28,9 @@ pub(super) enum Op {
     Seen { id: MessageId, sessions: Vec<SessionNo> },
     Unseen { id: MessageId },
     Node(NodeRecord),
-    Park(ParkedRetain),
+    Spool(SpooledRetain),
     Directory { key: DirectoryKey, value: Option<Vec<u8>> },
-    Unpark { topic: String },
+    Unspool { topic: String },
     Session(SessionRecord),
     SessionEnd { session: SessionNo },
     Subscribe { session: SessionNo, subscription: SubscriptionRecord },
@@ -58,9 +58,9 @@ impl Op {
             Op::Seen { id, sessions } => Change::Seen { id: *id, sessions },
             Op::Unseen { id } => Change::Unseen { id: *id },
             Op::Node(node) => Change::Node(node),
-            Op::Park(parked) => Change::Park(parked),
+            Op::Spool(spooled) => Change::Spool(spooled),
             Op::Directory { key, value } => Change::Directory { key, value: value.as_deref() },
-            Op::Unpark { topic } => Change::Unpark { topic },
+            Op::Unspool { topic } => Change::Unspool { topic },
             Op::Session(record) => Change::Session(record),
             Op::SessionEnd { session } => Change::SessionEnd { session: *session },
             Op::Subscribe { session, subscription } => Change::Subscribe { session: *session, subscription },
@@ -92,7 +92,7 @@ pub(super) struct Model {
     /// As told, without what was known before.
     seen: Vec<(MessageId, BTreeSet<SessionNo>)>,
     node: Option<NodeRecord>,
-    parked: BTreeMap<String, ParkedRetain>,
+    spooled: BTreeMap<String, SpooledRetain>,
     directory: BTreeMap<DirectoryKey, Vec<u8>>,
     next_session: SessionNo,
 }
@@ -137,8 +137,8 @@ impl Model {
             }
             Op::Unseen { id } => self.seen.retain(|(of, _)| *of != id),
             Op::Node(node) => self.node = Some(node),
-            Op::Park(parked) => {
-                self.parked.insert(parked.topic.to_string(), parked);
+            Op::Spool(spooled) => {
+                self.spooled.insert(spooled.topic.to_string(), spooled);
             }
             Op::Directory { key, value: Some(value) } => {
                 self.directory.insert(key, value);
@@ -146,8 +146,8 @@ impl Model {
             Op::Directory { key, value: None } => {
                 self.directory.remove(&key);
             }
-            Op::Unpark { topic } => {
-                self.parked.remove(&topic);
+            Op::Unspool { topic } => {
+                self.spooled.remove(&topic);
             }
             Op::Session(record) => {
                 self.next_session = self.next_session.max(record.no + 1);
@@ -205,7 +205,7 @@ impl Model {
             seen: self.recovered_seen(),
             ids: self.recovered_ids(),
             duties: self.duties(),
-            parked: self.parked.values().cloned().collect(),
+            spooled: self.spooled.values().cloned().collect(),
             directory: self
                 .directory
                 .iter()
@@ -302,7 +302,7 @@ impl Model {
     pub(super) fn log_rows(&self) -> usize {
         let messages: BTreeSet<Seq> = self.unsettled.iter().map(|(_, seq)| *seq).collect();
         let of_sessions = messages.len() + self.steps.len() + self.inbound.len() + self.seen.len();
-        of_sessions + self.retained.len() + self.parked.len() + usize::from(self.node.is_some())
+        of_sessions + self.retained.len() + self.spooled.len() + usize::from(self.node.is_some())
     }
 
     pub(super) fn seqs(&self) -> Vec<Seq> {
@@ -531,7 +531,7 @@ impl World {
             }
             22 => {
                 let message = (c & 1 == 0).then(|| message(&topic, c));
-                vec![Op::Park(ParkedRetain {
+                vec![Op::Spool(SpooledRetain {
                     topic: topic.into(),
                     message,
                     id,
@@ -539,7 +539,7 @@ impl World {
                     since: u64::from(c / 3),
                 })]
             }
-            23 => vec![Op::Unpark { topic }],
+            23 => vec![Op::Unspool { topic }],
             24 => {
                 let key = match b % 3 {
                     0 => DirectoryKey::User(format!("user/{}", c % 4).into()),

@@ -1,7 +1,7 @@
 //! Rows of the log as bytes and back. Every row starts with its version; see [`migrate`](super::migrate). Decoding never
 //! panics, whatever the bytes; it knows nothing of tables and files.
 
-use super::cluster_rows::{self, Parked};
+use super::cluster_rows::{self, Spooled};
 use super::migrate::Chain;
 use super::session_rows;
 use super::wire::{Input, put_text, put_varint};
@@ -27,7 +27,7 @@ const KIND_RETAINED: u8 = 4;
 const KIND_NAMED: u8 = 5;
 const KIND_SEEN: u8 = 6;
 const KIND_NODE: u8 = 7;
-const KIND_PARKED: u8 = 8;
+const KIND_SPOOLED: u8 = 8;
 
 // Flags of a recipient, beside its QoS in the lowest two bits.
 const RETAIN: u8 = 1 << 2;
@@ -81,7 +81,7 @@ pub(super) enum LogRow<'a> {
     /// Whose journal this is.
     Node(NodeRecord),
     /// An update of a retained message that the cluster has not taken.
-    Parked(Parked<'a>),
+    Spooled(Spooled<'a>),
 }
 
 /// How far an outbound message has come.
@@ -210,8 +210,8 @@ pub(super) fn begin_node(out: &mut Vec<u8>) {
 }
 
 /// Begins the row of an update that the cluster has not taken.
-pub(super) fn begin_parked(out: &mut Vec<u8>) {
-    out.extend_from_slice(&[LOG_ROWS.current(), KIND_PARKED]);
+pub(super) fn begin_spooled(out: &mut Vec<u8>) {
+    out.extend_from_slice(&[LOG_ROWS.current(), KIND_SPOOLED]);
 }
 
 /// From version 1: only the version changes, and it had fewer kinds.
@@ -259,7 +259,7 @@ pub(super) fn decode_log(row: &[u8]) -> Result<LogRow<'_>, RecordError> {
         KIND_RETAINED => Ok(LogRow::Retained(get_body(&mut input)?)),
         KIND_SEEN => cluster_rows::get_seen(input),
         KIND_NODE => cluster_rows::get_node(input),
-        KIND_PARKED => cluster_rows::get_parked(input),
+        KIND_SPOOLED => cluster_rows::get_spooled(input),
         kind => Err(RecordError::Kind(kind)),
     }
 }
@@ -401,7 +401,7 @@ pub fn fuzz_decode(row: &[u8]) {
                 assert_eq!(row.sessions().count(), row.recipients_len());
                 let _ = row.body.message().size();
             }
-            Ok(LogRow::Parked(parked)) => cluster_rows::fuzz_parked(parked),
+            Ok(LogRow::Spooled(spooled)) => cluster_rows::fuzz_spooled(spooled),
             _ => {}
         }
     }

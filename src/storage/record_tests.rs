@@ -1,6 +1,6 @@
 //! Rows round-trip, their bytes are pinned, and no bytes make decoding panic.
 
-use super::cluster_rows::{put_node, put_parked, put_seen};
+use super::cluster_rows::{put_node, put_seen, put_spooled};
 use super::record::*;
 use super::session_rows::*;
 use crate::clock::Time;
@@ -8,7 +8,7 @@ use crate::mqtt::message::Parts;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, QoS};
 use crate::ports::{
-    MemberId, MessageId, NodeRecord, OutboundState, ParkedRetain, Publisher, Recipient, SessionRecord,
+    MemberId, MessageId, NodeRecord, OutboundState, Publisher, Recipient, SessionRecord, SpooledRetain,
     SubscriptionRecord, Unserved, WillRecord,
 };
 use crate::queue_policy::QueuePolicy;
@@ -66,10 +66,10 @@ proptest! {
         let Ok(LogRow::Node(found)) = decode_log(&row) else { panic!("not a node") };
         prop_assert_eq!(found, node);
         let message = (by & 1 == 0).then(|| message(&text, by));
-        let parked = ParkedRetain { topic: text.as_str().into(), message, id, known: u64::from(by) << 30, since: u64::from(by) << 20 };
-        let row = encoded(|out| put_parked(out, &parked));
-        let Ok(LogRow::Parked(found)) = decode_log(&row) else { panic!("not an update") };
-        prop_assert_eq!(found.update(), parked);
+        let spooled = SpooledRetain { topic: text.as_str().into(), message, id, known: u64::from(by) << 30, since: u64::from(by) << 20 };
+        let row = encoded(|out| put_spooled(out, &spooled));
+        let Ok(LogRow::Spooled(found)) = decode_log(&row) else { panic!("not an update") };
+        prop_assert_eq!(found.update(), spooled);
     }
 
     #[test]
@@ -146,13 +146,13 @@ fn the_format_is_pinned() {
     assert_eq!(encoded(|out| put_seen(out, id, &[1, 300])), [3, 6, 0xAC, 2, 9, 2, 1, 0xAC, 2]);
     let node = NodeRecord { node: "n1".into(), incarnations: vec![7, 8] };
     assert_eq!(encoded(|out| put_node(out, &node)), [3, 7, 2, b'n', b'1', 2, 7, 8]);
-    let mut parked = ParkedRetain { topic: "a/b".into(), message: Some(message), id, known: 4, since: 0 };
+    let mut spooled = SpooledRetain { topic: "a/b".into(), message: Some(message), id, known: 4, since: 0 };
     let head = [&[3, 8, 0xAC, 2, 9, 4, 3][..], b"a/b"].concat();
-    assert_eq!(encoded(|out| put_parked(out, &parked)), [&head[..], &[1], &body].concat());
-    parked.since = 5;
-    assert_eq!(encoded(|out| put_parked(out, &parked)), [&head[..], &[3, 5], &body].concat());
-    (parked.message, parked.since) = (None, 0);
-    assert_eq!(encoded(|out| put_parked(out, &parked)), [&head[..], &[0]].concat());
+    assert_eq!(encoded(|out| put_spooled(out, &spooled)), [&head[..], &[1], &body].concat());
+    spooled.since = 5;
+    assert_eq!(encoded(|out| put_spooled(out, &spooled)), [&head[..], &[3, 5], &body].concat());
+    (spooled.message, spooled.since) = (None, 0);
+    assert_eq!(encoded(|out| put_spooled(out, &spooled)), [&head[..], &[0]].concat());
     let subscription = SubscriptionRecord {
         filter: "a/#".into(),
         options: SubscribeOptions::from_bits(0x2E).unwrap(),

@@ -331,7 +331,7 @@ metrics! {
         "SUBACKs that waited for the other nodes, by outcome.";
     catch_ups: Counter = "berth_cluster_catch_ups_total", count,
         "Times this node got events that it had missed from another node while etcd was away.";
-    retained_parked: Counter = "berth_cluster_retained_parked_total", count,
+    retained_spooled: Counter = "berth_cluster_retained_parked_total", count,
         "Updates of retained messages that had to wait in the journal because etcd was away.";
     retained_overtaken: Counter = "berth_cluster_retained_overtaken_total", count,
         "Updates of retained messages that came too late: another node's newer one was there.";

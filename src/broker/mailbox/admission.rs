@@ -1,6 +1,6 @@
 //! Which publishes a mailbox takes, and when: those that may not overtake others of the same sender wait their turn.
 
-use super::{Displaced, Inner, Mailbox, MailboxLimits, OrderHold, Place, Refusal, Turn, Wakes};
+use super::{Displaced, Inner, Mailbox, MailboxLimits, OrderHold, Place, Refusal, Sending, Wakes};
 use crate::ports::{Incarnation, MessageId};
 use crate::queue_policy::QueuePolicy;
 use crate::session::{Delivery, Loss};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 impl Mailbox {
-    /// Whether a message of `size` bytes may be queued for a persistent session; `turn`, if its order matters. Those that make room for
+    /// Whether a message of `size` bytes may be queued for a persistent session; `sending`, if its order matters. Those that make room for
     /// it are out of the queue from here on, and in `displaced`.
     ///
     /// # Errors
@@ -16,7 +16,7 @@ impl Mailbox {
     pub fn admits(
         &self,
         size: usize,
-        turn: Option<Turn>,
+        sending: Option<Sending>,
         limits: &MailboxLimits,
         displaced: &mut Displaced,
     ) -> Result<(), Refusal> {
@@ -26,27 +26,27 @@ impl Mailbox {
             Place::Departed(at) => return Err(Refusal::Moved(*at)),
             Place::Frozen(_) | Place::Attached | Place::Parked(_) => {}
         }
-        inner.judge(turn)?;
+        inner.admit_in_order(sending)?;
         while let Some(full) = inner.full_for(size, limits) {
             let makes_room = self.policy_in(limits) == QueuePolicy::DropOldest
                 && size as u64 <= limits.queued_bytes
                 && inner.displace(full, displaced);
             if !makes_room {
-                inner.has_come(turn);
+                inner.has_come(sending);
                 return Err(Refusal::Dropped(full));
             }
         }
         Ok(())
     }
 
-    /// As [`Mailbox::push`], of a publish that was admitted with `turn`: those that wait for it may come after it.
+    /// As [`Mailbox::push`], of a publish that was admitted with `sending`: those that wait for it may come after it.
     ///
     /// # Errors
     /// Why it was not taken.
     pub fn push_admitted(
         &self,
         d: Delivery,
-        turn: Option<Turn>,
+        sending: Option<Sending>,
         limits: &MailboxLimits,
         wakes: &mut Wakes,
     ) -> Result<usize, Refusal> {
@@ -55,7 +55,7 @@ impl Mailbox {
         if pushed.is_ok() {
             self.load.fetch_add(1, Relaxed);
         }
-        inner.has_come(turn);
+        inner.has_come(sending);
         pushed
     }
 
@@ -72,14 +72,14 @@ impl Mailbox {
     }
 
     /// Whether a publish that was refused for now would be so again.
-    pub fn keeps_waiting(&self, turn: &Turn) -> bool {
+    pub fn keeps_waiting(&self, sending: &Sending) -> bool {
         let inner = self.inner.lock();
         match &inner.place {
             Place::Departed(_) | Place::Gone => false,
             Place::Frozen(_) => true,
             Place::Attached | Place::Parked(_) => {
-                let held = inner.order.as_ref().map_or(Ok(()), |o| o.judge(turn));
-                held == Err(Refusal::Moving) || (held.is_ok() && inner.expects_before(turn.key()))
+                let held = inner.order.as_ref().map_or(Ok(()), |o| o.admits(sending));
+                held == Err(Refusal::Moving) || (held.is_ok() && inner.expects_before(sending.key()))
             }
         }
     }
@@ -104,32 +104,32 @@ impl Mailbox {
 
 impl Inner {
     /// Later publishes of its sender do not wait for this one any more.
-    fn has_come(&mut self, turn: Option<Turn>) {
-        if let Some(turn) = turn.filter(|_| !self.expected.is_empty()) {
-            self.expected.remove(&turn.key());
+    fn has_come(&mut self, sending: Option<Sending>) {
+        if let Some(sending) = sending.filter(|_| !self.expected.is_empty()) {
+            self.expected.remove(&sending.key());
         }
     }
 
     /// Whether a publish may be taken now; if it has to wait, it is expected from now on. What is taken stays expected until
     /// it has been pushed: others may publish meanwhile.
-    fn judge(&mut self, turn: Option<Turn>) -> Result<(), Refusal> {
+    fn admit_in_order(&mut self, sending: Option<Sending>) -> Result<(), Refusal> {
         let frozen = matches!(self.place, Place::Frozen(_));
-        let Some(turn) = turn else {
+        let Some(sending) = sending else {
             // Those that keep no order wait only while what they bring might be void.
             return if frozen || self.unsure() { Err(Refusal::Moving) } else { Ok(()) };
         };
         let held = match (&self.order, frozen) {
             (_, true) => Err(Refusal::Moving),
-            (Some(order), false) => order.judge(&turn),
+            (Some(order), false) => order.admits(&sending),
             (None, false) => Ok(()),
         };
-        let held = held.and_then(|()| match self.expects_before(turn.key()) {
+        let held = held.and_then(|()| match self.expects_before(sending.key()) {
             true => Err(Refusal::Moving),
             false => Ok(()),
         });
         match held {
-            Err(Refusal::Moving) => drop(self.expected.insert(turn.key())),
-            Err(_) => self.has_come(Some(turn)),
+            Err(Refusal::Moving) => drop(self.expected.insert(sending.key())),
+            Err(_) => self.has_come(Some(sending)),
             Ok(()) => {}
         }
         held

@@ -26,7 +26,7 @@ use std::task::Waker;
 use backlog::Backlog;
 pub use displace::Displaced;
 pub use moving::Rank;
-pub use order::{OrderHold, Turn};
+pub use order::{OrderHold, Sending};
 
 /// Wakers of tasks that have something to do, woken together when the publisher is done with its batch.
 #[derive(Debug, Default)]
@@ -345,10 +345,10 @@ impl Mailbox {
         (inner.backlog.take(), std::mem::take(&mut inner.queue))
     }
 
-    /// Claims the session for a new connection. `ticket` is the caller's place in the row: 0 at first.
-    pub fn claim(&self, ticket: &mut u64, waker: &Waker, wakes: &mut Wakes) -> Found {
+    /// Claims the session for a new connection. `place_in_line` is the caller's place in the row: 0 at first.
+    pub fn claim(&self, place_in_line: &mut u64, waker: &Waker, wakes: &mut Wakes) -> Found {
         let mut inner = self.inner.lock();
-        if *ticket > 0 && inner.claims > *ticket {
+        if *place_in_line > 0 && inner.claims > *place_in_line {
             return Found::Superseded;
         }
         match std::mem::replace(&mut inner.place, Place::Attached) {
@@ -358,9 +358,9 @@ impl Mailbox {
                 Found::Session(session)
             }
             Place::Attached => {
-                if *ticket == 0 {
+                if *place_in_line == 0 {
                     inner.claims += 1;
-                    *ticket = inner.claims;
+                    *place_in_line = inner.claims;
                     inner.close.get_or_insert(CloseCause::TakenOver);
                     inner.signal(wakes);
                     // An earlier claim that still waits must learn that it is superseded.
@@ -371,9 +371,9 @@ impl Mailbox {
             }
             Place::Frozen(frozen) => {
                 inner.place = Place::Frozen(frozen);
-                if *ticket == 0 {
+                if *place_in_line == 0 {
                     inner.claims += 1;
-                    *ticket = inner.claims;
+                    *place_in_line = inner.claims;
                     wakes.0.append(&mut inner.successors);
                 }
                 inner.succeed(waker);

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 /// A publish on its way to a session. What one process sends is taken in the order of its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct Sending {
     /// The process that sends it: its origin, or a later start of that.
     pub sender: Incarnation,
     /// Its name.
@@ -18,7 +18,7 @@ pub struct Turn {
     pub matched_at: Revision,
 }
 
-impl Turn {
+impl Sending {
     /// What orders it.
     pub fn key(&self) -> (Incarnation, MessageId) {
         (self.sender, self.id)
@@ -72,18 +72,20 @@ impl OrderHold {
         inner.since.is_none() && !inner.over
     }
 
-    pub(super) fn judge(&self, turn: &Turn) -> Result<(), Refusal> {
+    pub(super) fn admits(&self, sending: &Sending) -> Result<(), Refusal> {
         let inner = self.0.lock();
-        if inner.over && !inner.away.contains(&turn.sender) {
+        if inner.over && !inner.away.contains(&sending.sender) {
             return Ok(());
         }
         match inner.since {
             // Who started later has never known the session elsewhere.
-            Some(since) if registered_at(turn.sender) >= since || inner.released.contains(&turn.sender) => {
+            Some(since)
+                if registered_at(sending.sender) >= since || inner.released.contains(&sending.sender) =>
+            {
                 Ok(())
             }
             // The old owner was asked as well; a new match says what is left to do.
-            Some(since) if turn.matched_at < since => Err(Refusal::Moved(since)),
+            Some(since) if sending.matched_at < since => Err(Refusal::Moved(since)),
             Some(_) | None => Err(Refusal::Moving),
         }
     }

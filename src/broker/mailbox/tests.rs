@@ -126,14 +126,14 @@ fn a_frozen_session_takes_nothing_until_it_is_known_where_it_is() {
     assert_eq!(m.freeze(frozen, &mut wakes), (vec![1, 2, 3], 0));
     assert_eq!(m.admits(1, None, &small(), &mut Displaced::default()), Err(Refusal::Moving));
     assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), &small(), &mut wakes), Err(Refusal::Moving));
-    let mut ticket = 0;
-    assert!(matches!(m.claim(&mut ticket, Waker::noop(), &mut wakes), Found::Busy));
+    let mut place_in_line = 0;
+    assert!(matches!(m.claim(&mut place_in_line, Waker::noop(), &mut wakes), Found::Busy));
     let outcome = m.moving().unwrap();
     let frozen = m.thaw().unwrap();
     assert_eq!(outcome.get(), Some(None));
     assert_eq!(m.push(delivery(4, QoS::AtLeastOnce), &small(), &mut wakes), Ok(0));
     m.park(frozen, &mut wakes);
-    assert!(matches!(m.claim(&mut ticket, Waker::noop(), &mut wakes), Found::Session(_)));
+    assert!(matches!(m.claim(&mut place_in_line, Waker::noop(), &mut wakes), Found::Session(_)));
     assert_eq!(drain(&m), [1, 2, 3, 4]);
 }
 
@@ -153,15 +153,15 @@ fn a_departed_session_says_since_when() {
     assert!(matches!(m.claim(&mut 0, Waker::noop(), &mut wakes), Found::Gone));
 }
 
-fn turn(sender: u64, seq: u64, matched_at: u64) -> Turn {
-    Turn { sender, id: MessageId { origin: sender, seq }, matched_at }
+fn sending(sender: u64, seq: u64, matched_at: u64) -> Sending {
+    Sending { sender, id: MessageId { origin: sender, seq }, matched_at }
 }
 
 #[test]
 fn what_comes_early_to_a_new_owner_waits_and_each_sender_is_taken_in_order() {
     let m = Mailbox::new(Place::Attached, VecDeque::new(), 0);
     let admits =
-        |sender, seq, at| m.admits(1, Some(turn(sender, seq, at)), &small(), &mut Displaced::default());
+        |sender, seq, at| m.admits(1, Some(sending(sender, seq, at)), &small(), &mut Displaced::default());
     let hold = Arc::new(OrderHold::default());
     m.hold_order(hold.clone());
     assert_eq!(admits(5, 2, 30), Err(Refusal::Moving), "it is not known whether the session comes");
@@ -169,14 +169,15 @@ fn what_comes_early_to_a_new_owner_waits_and_each_sender_is_taken_in_order() {
     assert_eq!(admits(5, 3, 30), Err(Refusal::Moving));
     assert_eq!(admits(5, 1, 19), Err(Refusal::Moved(20)), "the old owner was asked as well");
     assert_eq!(admits(21, 1, 30), Ok(()), "it started later than the session came");
-    assert!(m.keeps_waiting(&turn(5, 2, 30)) && m.keeps_back(&[]));
+    assert!(m.keeps_waiting(&sending(5, 2, 30)) && m.keeps_back(&[]));
     hold.release(5);
     assert_eq!(admits(5, 3, 30), Err(Refusal::Moving), "2 comes first");
     assert_eq!(admits(6, 1, 30), Err(Refusal::Moving), "not released");
-    assert!(!m.keeps_waiting(&turn(5, 2, 30)) && m.keeps_waiting(&turn(5, 3, 30)));
+    assert!(!m.keeps_waiting(&sending(5, 2, 30)) && m.keeps_waiting(&sending(5, 3, 30)));
     let mut wakes = Wakes::default();
-    let mut push =
-        |seq| m.push_admitted(delivery(seq, QoS::AtLeastOnce), Some(turn(5, seq, 30)), &small(), &mut wakes);
+    let mut push = |seq| {
+        m.push_admitted(delivery(seq, QoS::AtLeastOnce), Some(sending(5, seq, 30)), &small(), &mut wakes)
+    };
     assert_eq!(admits(5, 2, 30), Ok(()));
     assert_eq!(
         admits(5, 3, 30),
@@ -186,9 +187,9 @@ fn what_comes_early_to_a_new_owner_waits_and_each_sender_is_taken_in_order() {
     assert_eq!(push(2), Ok(0));
     assert_eq!((admits(5, 3, 30), push(3), admits(5, 4, 30), push(4)), (Ok(()), Ok(0), Ok(()), Ok(0)));
     hold.end([7]);
-    assert!(m.keeps_back(&[]) && m.expects(turn(6, 1, 30).key()));
+    assert!(m.keeps_back(&[]) && m.expects(sending(6, 1, 30).key()));
     assert!(!m.keeps_back(&[6]), "nobody waits for a process that is away");
-    m.unexpect(turn(6, 1, 30).key());
+    m.unexpect(sending(6, 1, 30).key());
     assert!(!m.keeps_back(&[]));
     assert_eq!(admits(6, 2, 30), Ok(()));
     assert_eq!(admits(7, 1, 19), Err(Refusal::Moved(20)), "its process was away, and is back");

@@ -20,7 +20,7 @@ pub(super) struct Update {
     /// Its number among all that this node has seen; 0 = not all sessions here that match are given it.
     pub at: u64,
     /// It waits for the store, nobody knows how long.
-    pub parked: bool,
+    pub spooled: bool,
 }
 
 /// See the module.
@@ -61,23 +61,23 @@ impl Live {
     }
 
     /// Topics that match a filter, with updates that wait for the store for nobody knows how long, and no others.
-    pub fn parked(&self, filter: &str) -> impl Iterator<Item = &Arc<str>> {
-        let parked = |updates: &[Update]| updates.iter().any(|u| u.parked);
-        self.topics.iter().filter(move |(t, u)| parked(u) && matches(filter, t)).map(|(t, _)| t)
+    pub fn spooled(&self, filter: &str) -> impl Iterator<Item = &Arc<str>> {
+        let spooled = |updates: &[Update]| updates.iter().any(|u| u.spooled);
+        self.topics.iter().filter(move |(t, u)| spooled(u) && matches(filter, t)).map(|(t, _)| t)
     }
 
     /// Updates of topics that match a filter which will be decided soon.
     pub fn under_way(&self, filter: &str) -> Vec<(Arc<str>, MessageId)> {
         let mut found = Vec::new();
         for (topic, updates) in self.topics.iter().filter(|(topic, _)| matches(filter, topic)) {
-            found.extend(updates.iter().filter(|u| !u.parked).map(|u| (topic.clone(), u.id)));
+            found.extend(updates.iter().filter(|u| !u.spooled).map(|u| (topic.clone(), u.id)));
         }
         found
     }
 
     /// Whether an update will be decided soon.
     pub fn is_under_way(&self, topic: &str, id: MessageId) -> bool {
-        self.of(topic).iter().any(|u| u.id == id && !u.parked)
+        self.of(topic).iter().any(|u| u.id == id && !u.spooled)
     }
 
     /// The index has this update of the topic, or knows that it is void, and with it earlier ones of its origin. The number of
@@ -101,7 +101,7 @@ impl Live {
             return;
         }
         self.change(|u| {
-            u.parked |= u.id.origin == origin && u.id.seq < waited;
+            u.spooled |= u.id.origin == origin && u.id.seq < waited;
             u.id.origin != origin || u.id.seq >= decided
         });
     }

@@ -68,12 +68,12 @@ fn what_was_found_and_has_changed_since_is_not_sent() {
 #[test]
 fn what_waits_for_the_store_counts_as_retained() {
     let retained = Retained::default();
-    retained.begin(&message("parked"), id(7, 1), false, true);
+    retained.begin(&message("spooled"), id(7, 1), false, true);
     assert_eq!(retained.under_way("#"), [], "nobody waits for it");
-    assert_eq!(sent(&retained, retained.updates()), [("parked".to_owned(), false)]);
+    assert_eq!(sent(&retained, retained.updates()), [("spooled".to_owned(), false)]);
     assert_eq!(sent(&retained, 0), []);
     applied(&retained, "old", id(8, 1), 10);
-    assert_eq!(sent(&retained, retained.updates()), [("parked".to_owned(), false)]);
+    assert_eq!(sent(&retained, retained.updates()), [("spooled".to_owned(), false)]);
     retained.begin(&message(""), id(7, 2), true, true);
     assert_eq!(sent(&retained, retained.updates()), []);
     retained.decided_below(7, 3, 3);
@@ -87,7 +87,7 @@ fn what_an_origin_says_of_its_updates_is_believed_until_it_is_gone() {
         retained.begin(&message("x"), id(7, seq), false, false);
     }
     retained.decided_below(7, 2, 3);
-    assert_eq!(retained.under_way("#"), [("r/t".into(), id(7, 3))], "one is decided, one is parked");
+    assert_eq!(retained.under_way("#"), [("r/t".into(), id(7, 3))], "one is decided, one is spooled");
     retained.begin(&message("x"), id(7, 1), false, false);
     assert_eq!(retained.under_way("#").len(), 1, "it was decided");
     retained.forget_origin(7);

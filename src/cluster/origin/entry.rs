@@ -4,7 +4,7 @@ pub use super::asked::{Asked, OpenGroup};
 use super::floors::{Floors, Matched};
 use super::part::{Part, Question};
 use super::view::View;
-use crate::broker::ticket::{Kept, Ticket};
+use crate::broker::promise::{Kept, Promise};
 use crate::clock::Time;
 use crate::cluster::round;
 use crate::mqtt::{Message, QoS};
@@ -39,7 +39,7 @@ pub struct Entry {
     /// The session whose open QoS 2 publishes it counts among.
     pub counts_for: Option<SessionNo>,
     /// What the publisher waits for.
-    pub ticket: Option<Arc<Ticket>>,
+    pub promise: Option<Arc<Promise>>,
     /// The row that stands for this duty in the journal.
     pub duty: Option<Seq>,
     /// Since when it is open.
@@ -119,7 +119,7 @@ impl Entry {
             direct: true,
             inbound: None,
             counts_for: None,
-            ticket: None,
+            promise: None,
             duty: None,
             since,
             told: false,
@@ -144,7 +144,7 @@ impl Entry {
     pub fn of_duty(message: Message, duty: Seq, publisher: Option<Box<Publisher>>, since: Time) -> Entry {
         let mut entry = Entry::new(message, publisher.as_ref().map_or(0, |p| p.session), since);
         entry.inbound = publisher.and_then(|p| p.packet_id);
-        entry.ticket = entry.inbound.map(|_| Ticket::new());
+        entry.promise = entry.inbound.map(|_| Promise::new());
         (entry.duty, entry.stage, entry.unsent) = (Some(duty), Stage::Lane, false);
         entry
     }
@@ -261,8 +261,8 @@ impl Entry {
 
     /// Keeps the promise made to the publisher.
     pub fn keep(&self, kept: Kept) {
-        if let Some(ticket) = &self.ticket {
-            ticket.keep(kept);
+        if let Some(promise) = &self.promise {
+            promise.keep(kept);
         }
     }
 
@@ -311,7 +311,7 @@ impl Entry {
             groups: self.groups.clone(),
             asked: self.asked().cloned().collect(),
             asked_groups: self.groups.iter().filter(|g| self.is_asked(g)).map(|g| g.name.clone()).collect(),
-            ticket: self.ticket.clone(),
+            promise: self.promise.clone(),
             noted: self.noted(),
         })
     }

@@ -11,7 +11,7 @@ mod past;
 mod unserved;
 mod view;
 
-use crate::broker::ticket::{Kept, Ticket};
+use crate::broker::promise::{Kept, Promise};
 use crate::clock::Time;
 use crate::hashing::HashMap;
 use crate::mqtt::{QoS, Reason};
@@ -225,10 +225,10 @@ impl Origins {
 
     /// What tells the outcome of the publish that came under this packet identifier, if it is open. There are two if the first
     /// one was answered right before a restart that did not know: the newer counts.
-    pub fn ticket(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Ticket>> {
+    pub fn promise(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Promise>> {
         let inner = self.inner.lock();
         let came = |e: &&Entry| e.counts_for == Some(session) && e.inbound == Some(packet_id);
-        inner.entries.values().rev().find(came)?.ticket.clone()
+        inner.entries.values().rev().find(came)?.promise.clone()
     }
 
     /// Whether the publish is still open.

@@ -1,7 +1,7 @@
 //! What is handed out of the table of publishes: one to be matched, and what is to be done next.
 
 use super::entry::{OpenGroup, Sends};
-use crate::broker::ticket::Ticket;
+use crate::broker::promise::Promise;
 use crate::mqtt::Message;
 use crate::ports::{Lsn, MessageId, Revision, Seq, SessionNo};
 use smallvec::SmallVec;
@@ -32,14 +32,14 @@ pub struct View {
     /// Whether who is asked to serve a shared subscription has to be in the journal first.
     pub noted: bool,
     /// What the publisher waits for.
-    pub(super) ticket: Option<Arc<Ticket>>,
+    pub(super) promise: Option<Arc<Promise>>,
 }
 
 impl View {
     /// Sessions here got it: whoever waits for it waits until the journal is durable up to `lsn`.
     pub fn needs(&self, lsn: Lsn) {
-        if let Some(ticket) = &self.ticket {
-            ticket.needs(lsn);
+        if let Some(promise) = &self.promise {
+            promise.needs(lsn);
         }
     }
 }

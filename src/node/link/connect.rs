@@ -447,12 +447,12 @@ impl Link {
             Step::Bringing(run) => {
                 // Its procedure goes on to a state that is known, for nobody.
                 if !run.outcome.set(Err(Reason::ServerUnavailable)) {
-                    self.node.drop_fresh(&c.settings.client_id, now);
+                    self.node.drop_unused(&c.settings.client_id, now);
                 }
                 return;
             }
             Step::Claiming(_) => {
-                self.node.drop_fresh(&c.settings.client_id, now);
+                self.node.drop_unused(&c.settings.client_id, now);
                 return;
             }
             Step::Deciding(_) | Step::Exchanging(_) | Step::Done => return,

@@ -2,12 +2,12 @@
 
 use super::waiting::{Answer, What};
 use super::{Context, Link, Open, State};
-use crate::broker::delivery::{Origin, Scratch};
+use crate::broker::delivery::{Publishing, Scratch};
 use crate::broker::ending::delivery;
+use crate::broker::promise::Kept;
 use crate::broker::publish::Routed;
 use crate::broker::subscribe::Answered;
 use crate::broker::subscribe::RetainedRequest;
-use crate::broker::ticket::Kept;
 use crate::clock::Time;
 use crate::host::host;
 use crate::mqtt::{Message, Reason};
@@ -46,9 +46,9 @@ impl Open {
             }
             Effect::Repeated { token, packet_id } => {
                 match node.publish_under_way(session, packet_id) {
-                    Some(ticket) => {
+                    Some(promise) => {
                         let what = What::Published { matched: false };
-                        self.waiting.push(Answer { lsn: 0, ticket: Some(ticket), token, since: now, what });
+                        self.waiting.push(Answer { lsn: 0, promise: Some(promise), token, since: now, what });
                     }
                     // All have it by now.
                     None => {
@@ -73,13 +73,13 @@ impl Open {
                 let (mut answered, routes) =
                     node.subscribe(&self.handle, &self.identity, &request, &mut retained);
                 self.subscribing += 1;
-                let ticket = routes.and_then(|wait| node.when_routed(wait, &retained));
-                if ticket.is_some() {
+                let promise = routes.and_then(|wait| node.when_routed(wait, &retained));
+                if promise.is_some() {
                     let what = What::Routed(answered.codes, retained);
                     // The journal gets its time after the other nodes had theirs.
                     let since = now.plus_ms(node.suback_wait_ms());
                     let lsn = answered.lsn.unwrap_or(0);
-                    return self.waiting.push(Answer { lsn, ticket, token, since, what });
+                    return self.waiting.push(Answer { lsn, promise, token, since, what });
                 }
                 let lsn = self.send_retained_to(node, retained, now, &mut cx.scratch);
                 answered.lsn = lsn.or(answered.lsn);
@@ -158,16 +158,16 @@ impl Open {
         let outcome = self.route(node, message, inbound, now, &mut cx.scratch);
         let Some(token) = token else { return };
         match outcome {
-            Ok(Routed { lsn: None, ticket: None, matched }) => {
+            Ok(Routed { lsn: None, promise: None, matched }) => {
                 self.tell(
                     Input::Published { token, outcome: Outcome::Safe { matched } },
                     now,
                     &mut cx.actions,
                 );
             }
-            Ok(Routed { lsn, ticket, matched }) => {
+            Ok(Routed { lsn, promise, matched }) => {
                 let what = What::Published { matched };
-                self.waiting.push(Answer { lsn: lsn.unwrap_or(0), ticket, token, since: now, what });
+                self.waiting.push(Answer { lsn: lsn.unwrap_or(0), promise, token, since: now, what });
             }
             Err(outcome) => self.tell(Input::Published { token, outcome }, now, &mut cx.actions),
         }
@@ -188,8 +188,8 @@ impl Open {
             return Err(Outcome::Denied(Reason::NotAuthorized));
         }
         let handle = Some(&*self.handle);
-        let origin = Origin { session: self.handle.no, inbound, record: None, handle };
-        node.publish(message, &origin, now, &mut self.cache, scratch).map_err(|failure| {
+        let publishing = Publishing { session: self.handle.no, inbound, record: None, handle };
+        node.publish(message, &publishing, now, &mut self.cache, scratch).map_err(|failure| {
             let (reason, why) = (failure.reason, failure.why.as_deref());
             tracing::debug!(client = %shown(&self.handle.client_id), topic = %shown(topic), ?reason, why, "publish refused");
             Outcome::Failed(Box::new(failure))
@@ -213,7 +213,7 @@ impl Open {
 
     fn answer_later(&mut self, token: Option<Token>, lsn: Lsn, what: What, since: Time) {
         if let Some(token) = token {
-            self.waiting.push(Answer { lsn, ticket: None, token, since, what });
+            self.waiting.push(Answer { lsn, promise: None, token, since, what });
         }
     }
 

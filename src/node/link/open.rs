@@ -145,7 +145,7 @@ impl Open {
         while let Some((a, kept)) = self.waiting.pop(durable) {
             if let What::Routed(codes, retained) = a.what {
                 let lsn = self.send_retained_to(node, retained, now, &mut cx.scratch).unwrap_or(0);
-                let answer = Answer { lsn, ticket: None, what: What::Subscribed(codes), ..a };
+                let answer = Answer { lsn, promise: None, what: What::Subscribed(codes), ..a };
                 self.waiting.push_front(answer);
                 continue;
             }

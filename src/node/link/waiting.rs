@@ -1,7 +1,7 @@
 //! Answers that wait for the journal and for other nodes, in the order in which they were asked for.
 
+use crate::broker::promise::{Kept, Promise};
 use crate::broker::subscribe::RetainedRequest;
-use crate::broker::ticket::{Kept, Ticket};
 use crate::clock::Time;
 use crate::mqtt::Reason;
 use crate::ports::{Journal, Lsn};
@@ -11,11 +11,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
-/// What is to be told once the journal is durable up to `lsn` and the ticket, if any, is kept.
+/// What is to be told once the journal is durable up to `lsn` and the promise, if any, is kept.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub lsn: Lsn,
-    pub ticket: Option<Arc<Ticket>>,
+    pub promise: Option<Arc<Promise>>,
     pub token: Token,
     pub since: Time,
     pub what: What,
@@ -68,7 +68,7 @@ impl Waiting {
         }
     }
 
-    /// The next answer that `durable` and its ticket allow, and what became of the ticket.
+    /// The next answer that `durable` and its promise allow, and what became of the promise.
     pub fn pop(&mut self, durable: Lsn) -> Option<(Answer, Option<Kept>)> {
         if let Some(kept) = self.published.front().and_then(|a| a.ready(durable)) {
             return Some((take(&mut self.published)?, kept));
@@ -108,8 +108,8 @@ impl Waiting {
     /// Arranges for `waker` to be woken when one of the first answers may have become possible.
     pub fn wait(&self, journal: &dyn Journal, waker: &Waker) {
         for first in self.firsts() {
-            let open = first.ticket.as_ref().is_some_and(|t| t.wake_when_kept(waker));
-            // While the ticket is open a durable journal is no reason to look again.
+            let open = first.promise.as_ref().is_some_and(|t| t.wake_when_kept(waker));
+            // While the promise is open a durable journal is no reason to look again.
             let lsn = first.safe_at();
             if !open || lsn > journal.durable() {
                 journal.wake_at(lsn, waker);
@@ -128,18 +128,18 @@ impl Waiting {
 }
 
 impl Answer {
-    /// How far the journal must be durable, as far as that is known: final once the ticket is kept.
+    /// How far the journal must be durable, as far as that is known: final once the promise is kept.
     fn safe_at(&self) -> Lsn {
-        self.ticket.as_ref().map_or(self.lsn, |t| self.lsn.max(t.lsn()))
+        self.promise.as_ref().map_or(self.lsn, |t| self.lsn.max(t.lsn()))
     }
 
-    /// What became of the ticket, if any, once the answer may be told.
+    /// What became of the promise, if any, once the answer may be told.
     fn ready(&self, durable: Lsn) -> Option<Option<Kept>> {
         if self.lsn > durable {
             return None;
         }
-        let kept = match &self.ticket {
-            Some(ticket) => Some(ticket.kept()?),
+        let kept = match &self.promise {
+            Some(promise) => Some(promise.kept()?),
             None => None,
         };
         (self.safe_at() <= durable).then_some(kept)
@@ -159,14 +159,14 @@ fn take<T>(row: &mut VecDeque<T>) -> Option<T> {
 mod tests {
     use super::*;
 
-    fn answer(lsn: Lsn, ticket: Option<&Arc<Ticket>>, what: What) -> Answer {
-        Answer { lsn, ticket: ticket.cloned(), token: Token::default(), since: Time(lsn), what }
+    fn answer(lsn: Lsn, promise: Option<&Arc<Promise>>, what: What) -> Answer {
+        Answer { lsn, promise: promise.cloned(), token: Token::default(), since: Time(lsn), what }
     }
 
     #[test]
     fn what_waits_for_the_journal_does_not_wait_for_a_suback() {
         let mut waiting = Waiting::default();
-        let routed = Ticket::new();
+        let routed = Promise::new();
         waiting.push(answer(1, Some(&routed), What::Routed(SmallVec::new(), SmallVec::new())));
         waiting.push(answer(2, None, What::Durable));
         waiting.push(answer(3, None, What::Unsubscribed(SmallVec::new())));

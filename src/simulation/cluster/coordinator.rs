@@ -174,7 +174,7 @@ impl Coordinator for MemoryCoordinator {
 
     fn retain(&self, update: Retain) -> BoxFuture<RetainOutcome> {
         let (done, wait) = oneshot::channel();
-        // One that an earlier process parked is late as well.
+        // One that an earlier process spooled is late as well.
         let earlier = update.id.origin != self.process.id.incarnation;
         let late = earlier || !self.store.may_write(&self.process);
         let topic = update.topic.clone();

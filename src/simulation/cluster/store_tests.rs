@@ -252,10 +252,10 @@ fn a_late_retained_message_overwrites_only_what_was_known() {
             kept: false,
         }
     };
-    let parked = [a.coordinator.retain(update("2", 2)), a.coordinator.retain(update("3", 3))];
+    let spooled = [a.coordinator.retain(update("2", 2)), a.coordinator.retain(update("3", 3))];
     stage.retain(&b, "of b", 1, first).unwrap();
     stage.store.cut_from_store("a", false);
-    let outcomes = stage.sim.wait(futures_util::future::join_all(parked), 5000).unwrap();
+    let outcomes = stage.sim.wait(futures_util::future::join_all(spooled), 5000).unwrap();
     assert_eq!(outcomes, [RetainOutcome::Overtaken; 2]);
     assert_eq!(stage.store.retained("t").unwrap().message.payload(), b"of b");
     let late = a.coordinator.retain(update("4", 4));

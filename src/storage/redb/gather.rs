@@ -111,9 +111,9 @@ impl Gather {
             Change::Seen { .. }
             | Change::Unseen { .. }
             | Change::Node(_)
-            | Change::Park(_)
+            | Change::Spool(_)
             | Change::Directory { .. }
-            | Change::Unpark { .. } => self.encode_of_cluster(change, next_key),
+            | Change::Unspool { .. } => self.encode_of_cluster(change, next_key),
             Change::Message { recipients: [], .. } => {}
             Change::Message { seq, id, message, recipients } => {
                 batch.put_row(seq, |out| record::put_message(out, id, message, recipients));
@@ -208,12 +208,12 @@ impl Gather {
                 batch.put_row(key, |out| cluster_rows::put_node(out, node));
                 index.put_node(key)
             }
-            Change::Park(parked) => {
+            Change::Spool(spooled) => {
                 let key = next_key();
-                batch.put_row(key, |out| cluster_rows::put_parked(out, parked));
-                index.park(&parked.topic, key)
+                batch.put_row(key, |out| cluster_rows::put_spooled(out, spooled));
+                index.spool(&spooled.topic, key)
             }
-            Change::Unpark { topic } => index.unpark(topic),
+            Change::Unspool { topic } => index.unspool(topic),
             Change::Directory { key, value: Some(value) } => {
                 batch.put_directory(&key.to_string(), |out| directory::put(out, value));
                 return;

@@ -17,7 +17,7 @@ pub(super) struct Index {
     shared: Map<Seq, u64>,
     sessions: Map<SessionNo, Box<Steps>>,
     retained: Map<Box<str>, u64>,
-    parked: Map<Box<str>, u64>,
+    spooled: Map<Box<str>, u64>,
     node: Option<u64>,
     seen: Seen,
 }
@@ -159,14 +159,14 @@ impl Index {
         self.retained.remove(topic)
     }
 
-    /// Notes that the parked update of `topic` is in row `key`; returns the key of the row it replaces.
-    pub(super) fn park(&mut self, topic: &str, key: u64) -> Option<u64> {
-        put_topic(&mut self.parked, topic, key)
+    /// Notes that the spooled update of `topic` is in row `key`; returns the key of the row it replaces.
+    pub(super) fn spool(&mut self, topic: &str, key: u64) -> Option<u64> {
+        put_topic(&mut self.spooled, topic, key)
     }
 
-    /// Forgets the parked update of `topic`; returns the key of its row.
-    pub(super) fn unpark(&mut self, topic: &str) -> Option<u64> {
-        self.parked.remove(topic)
+    /// Forgets the spooled update of `topic`; returns the key of its row.
+    pub(super) fn unspool(&mut self, topic: &str) -> Option<u64> {
+        self.spooled.remove(topic)
     }
 
     /// Notes that row `key` says whose journal this is; returns the key of the row it replaces.

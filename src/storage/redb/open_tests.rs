@@ -345,7 +345,7 @@ fn a_file_of_schema_1_is_taken_over_whole() {
     assert_eq!(four.subscriptions[0].subscription_id, Some(7));
     assert_eq!(recovered.retained[0].payload(), b"k");
     assert_eq!((recovered.next_session, recovered.node.is_none()), (6, true));
-    assert!(recovered.seen.is_empty() && recovered.duties.is_empty() && recovered.parked.is_empty());
+    assert!(recovered.seen.is_empty() && recovered.duties.is_empty() && recovered.spooled.is_empty());
     assert!(journal.next_seq() >= 1 << 32, "no number is used twice");
     let of_three = read(&*journal, 3, vec![10, 11]);
     assert_eq!(

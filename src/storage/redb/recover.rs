@@ -194,9 +194,9 @@ impl Scanner {
                     self.scan.garbage.log.extend(self.scan.index.put_node(key));
                     self.cluster.node = Some(node);
                 }
-                LogRow::Parked(parked) => {
-                    self.scan.garbage.log.extend(self.scan.index.park(parked.topic, key));
-                    self.cluster.parked.push((key, parked.update()));
+                LogRow::Spooled(spooled) => {
+                    self.scan.garbage.log.extend(self.scan.index.spool(spooled.topic, key));
+                    self.cluster.spooled.push((key, spooled.update()));
                 }
             }
         }

@@ -21,7 +21,7 @@ fn clients_go_on_with_a_full_database_and_everything_is_made_up_for_when_there_i
     let (_, answer) = known.try_connect(cluster.mqtt(0)).unwrap();
     assert!(matches!(answer, In::ConnAck { reason: Reason::ServerUnavailable, .. }), "{answer:?}");
     assert!(cluster.connect(1, &known).present);
-    // It is noticed by what is written: the first one is parked.
+    // It is noticed by what is written: the first one is spooled.
     publisher.publish_with("t/kept", b"kept", QoS::AtLeastOnce, true);
     for node in 0..2 {
         let newcomer = Dial::v5("newcomer").persistent();
@@ -56,7 +56,7 @@ fn clients_go_on_with_a_full_database_and_everything_is_made_up_for_when_there_i
         let (_, answer) = Dial::v5("newcomer").persistent().try_connect(cluster.mqtt(1)).unwrap();
         matches!(answer, In::ConnAck { reason: Reason::Success, .. })
     });
-    wait::until_true("the parked message is kept by the cluster", || {
+    wait::until_true("the spooled message is kept by the cluster", || {
         cluster.etcd.ctl(&["get", "--prefix", "/berth/berth/v1/retained/"]).contains("t/kept")
     });
 }

@@ -204,7 +204,7 @@ fn an_update_parked_while_the_store_is_away_outlives_its_process_but_not_a_newer
     for (topic, payload) in [("old", "late"), ("new", "1"), ("new", "2"), ("cleared", "")] {
         acked(&cluster, &mut here, topic, payload);
     }
-    assert_eq!(cluster.node(0).unwrap().parked_retained(), 3);
+    assert_eq!(cluster.node(0).unwrap().spooled_retained(), 3);
     acked(&cluster, &mut there, "old", "newer");
     // A process cannot start without the store.
     cluster.crash(0);
@@ -214,7 +214,7 @@ fn an_update_parked_while_the_store_is_away_outlives_its_process_but_not_a_newer
         let record = cluster.store.retained(topic)?;
         Some(String::from_utf8_lossy(record.message.payload()).into_owned())
     };
-    assert!(cluster.until(|| cluster.node(0).is_some_and(|b| b.parked_retained() == 0)));
+    assert!(cluster.until(|| cluster.node(0).is_some_and(|b| b.spooled_retained() == 0)));
     assert_eq!(payload("old").as_deref(), Some("newer"));
     assert_eq!(payload("new").as_deref(), Some("2"));
     assert_eq!(payload("cleared"), None);

@@ -60,7 +60,7 @@ fn a_password_that_changes_is_an_outage_until_its_file_has_the_new_one() {
         let (_, answer) = Dial::v5("newcomer").persistent().try_connect(cluster.mqtt(0)).unwrap();
         matches!(answer, In::ConnAck { reason: Reason::Success, .. })
     });
-    wait::until_true("the parked message is kept by the cluster", || {
+    wait::until_true("the spooled message is kept by the cluster", || {
         cluster.etcd.ctl(&["get", "--prefix", "/berth/berth/v1/retained/"]).contains("t/kept")
     });
 

@@ -1,5 +1,5 @@
 //! Retained messages of whole brokers (G7): set, cleared and expired from any node, all nodes and etcd have the same; what was
-//! parked on a node that was cut off from etcd does not overwrite what came later.
+//! spooled on a node that was cut off from etcd does not overwrite what came later.
 
 use super::nodes::BerthCluster;
 use crate::client::{Client, Dial, In};

@@ -1,4 +1,4 @@
-//! Retained messages in etcd: coalescing, the last writer, and updates that were parked.
+//! Retained messages in etcd: coalescing, the last writer, and updates that were spooled.
 
 use super::store::{Node, setup};
 use crate::wait::{PATIENCE, becomes_true};
@@ -107,20 +107,20 @@ fn what_was_parked_does_not_overwrite_a_newer_message() {
             known.insert(topic, written(a.coordinator.retain(update(&a, topic, Some("first"), 1, 0)).await));
         }
         // Accepted by an earlier start of b, which was cut off: it knew these revisions.
-        let parked = |topic: &str, payload, known| {
-            let mut parked = update(&b, topic, payload, 9, known);
-            parked.id.origin = 3;
-            parked
+        let spooled = |topic: &str, payload, known| {
+            let mut spooled = update(&b, topic, payload, 9, known);
+            spooled.id.origin = 3;
+            spooled
         };
         written(a.coordinator.retain(update(&a, "changed", Some("second"), 2, known["changed"])).await);
         written(a.coordinator.retain(update(&a, "cleared", None, 3, known["cleared"])).await);
-        let late = |topic: &str| b.coordinator.retain(parked(topic, Some("late"), known[topic]));
+        let late = |topic: &str| b.coordinator.retain(spooled(topic, Some("late"), known[topic]));
         assert_eq!(late("changed").await, RetainOutcome::Overtaken);
         assert_eq!(late("cleared").await, RetainOutcome::Overtaken);
         let revision = written(late("same").await);
-        let last = written(b.coordinator.retain(parked("none", Some("late"), 0)).await).max(revision);
+        let last = written(b.coordinator.retain(spooled("none", Some("late"), 0)).await).max(revision);
         // A later one of the same start over its own, whatever it knew.
-        let mut over = parked("same", Some("later"), known["same"]);
+        let mut over = spooled("same", Some("later"), known["same"]);
         over.id.seq = 10;
         let last = written(b.coordinator.retain(over).await).max(last);
         a.coordinator.applies(last).await;

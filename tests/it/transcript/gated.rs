@@ -2,8 +2,8 @@
 
 use berth::mqtt::Message;
 use berth::ports::{
-    Change, DirectoryKey, Journal, JournalHealth, Lsn, MessageId, NodeRecord, OutboundState, ParkedRetain,
-    ReadDone, Recipient, Recovered, Seq, SessionNo, SessionRecord, SubscriptionRecord,
+    Change, DirectoryKey, Journal, JournalHealth, Lsn, MessageId, NodeRecord, OutboundState, ReadDone,
+    Recipient, Recovered, Seq, SessionNo, SessionRecord, SpooledRetain, SubscriptionRecord,
 };
 use berth::storage::{MemoryJournal, MemoryOptions};
 use parking_lot::Mutex;
@@ -156,8 +156,8 @@ enum Owned {
     Seen(MessageId, Vec<SessionNo>),
     Unseen(MessageId),
     Node(NodeRecord),
-    Park(ParkedRetain),
-    Unpark(String),
+    Spool(SpooledRetain),
+    Unspool(String),
     Settle(Seq, SessionNo),
     Outbound(SessionNo, u16, Seq, OutboundState),
     InboundBegin(SessionNo, u16),
@@ -192,9 +192,9 @@ impl From<&Change<'_>> for Owned {
             Change::Seen { id, sessions } => Owned::Seen(id, sessions.to_vec()),
             Change::Unseen { id } => Owned::Unseen(id),
             Change::Node(node) => Owned::Node(node.clone()),
-            Change::Park(parked) => Owned::Park(parked.clone()),
+            Change::Spool(spooled) => Owned::Spool(spooled.clone()),
             Change::Directory { key, value } => Owned::Directory(key.clone(), value.map(<[u8]>::to_vec)),
-            Change::Unpark { topic } => Owned::Unpark(topic.to_owned()),
+            Change::Unspool { topic } => Owned::Unspool(topic.to_owned()),
         }
     }
 }
@@ -208,9 +208,9 @@ impl Owned {
             Owned::Seen(id, sessions) => Change::Seen { id: *id, sessions },
             Owned::Unseen(id) => Change::Unseen { id: *id },
             Owned::Node(node) => Change::Node(node),
-            Owned::Park(parked) => Change::Park(parked),
+            Owned::Spool(spooled) => Change::Spool(spooled),
             Owned::Directory(key, value) => Change::Directory { key, value: value.as_deref() },
-            Owned::Unpark(topic) => Change::Unpark { topic },
+            Owned::Unspool(topic) => Change::Unspool { topic },
             Owned::Settle(seq, session) => Change::Settle { seq: *seq, session: *session },
             Owned::Outbound(session, packet_id, seq, state) => {
                 Change::Outbound { session: *session, packet_id: *packet_id, seq: *seq, state: *state }

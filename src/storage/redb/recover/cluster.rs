@@ -1,6 +1,6 @@
 //! What the scan remembers of rows and fields that only a node of a cluster has.
 
-use crate::ports::{MessageId, NodeRecord, ParkedRetain, Recovered, Seq, SessionNo};
+use crate::ports::{MessageId, NodeRecord, Recovered, Seq, SessionNo, SpooledRetain};
 use crate::storage::order::order_by_origin;
 
 /// Found so far.
@@ -11,7 +11,7 @@ pub(super) struct ClusterRows {
     pub(super) seen: Vec<(MessageId, SessionNo)>,
     pub(super) duties: Vec<(Seq, MessageId)>,
     /// With their keys, ascending.
-    pub(super) parked: Vec<(u64, ParkedRetain)>,
+    pub(super) spooled: Vec<(u64, SpooledRetain)>,
     pub(super) node: Option<NodeRecord>,
 }
 
@@ -28,11 +28,11 @@ impl ClusterRows {
             }
         }
         self.duties.sort_unstable_by_key(|(seq, id)| (*id, *seq));
-        self.parked.retain(|(key, _)| gone.binary_search(key).is_err());
+        self.spooled.retain(|(key, _)| gone.binary_search(key).is_err());
         recovered.seen = by_publish(self.seen);
         recovered.ids = self.ids;
         recovered.duties = self.duties;
-        recovered.parked = self.parked.into_iter().map(|(_, update)| update).collect();
+        recovered.spooled = self.spooled.into_iter().map(|(_, update)| update).collect();
         recovered.node = self.node;
     }
 }

@@ -31,15 +31,15 @@ struct Inner {
 
 /// See the module. Shared by the one who waits and the one who keeps it.
 #[derive(Debug, Default)]
-pub struct Ticket(Mutex<Inner>);
+pub struct Promise(Mutex<Inner>);
 
-impl Ticket {
+impl Promise {
     /// A promise not kept yet.
-    pub fn new() -> Arc<Ticket> {
+    pub fn new() -> Arc<Promise> {
         Arc::default()
     }
 
-    /// Makes it a promise of one part more: [`Ticket::keep`] must be called once more. Before anybody waits for it only.
+    /// Makes it a promise of one part more: [`Promise::keep`] must be called once more. Before anybody waits for it only.
     pub fn add_part(&self) {
         let mut inner = self.0.lock();
         match inner.kept {
@@ -131,28 +131,28 @@ mod tests {
 
     #[test]
     fn the_first_outcome_counts_and_wakes_once() {
-        let (ticket, count) = (Ticket::new(), Arc::new(Count::default()));
+        let (promise, count) = (Promise::new(), Arc::new(Count::default()));
         let waker = Waker::from(count.clone());
-        assert!(ticket.wake_when_kept(&waker));
-        assert_eq!(ticket.kept(), None);
-        ticket.keep(Kept::Done { matched: true });
-        ticket.keep(Kept::Failed(Reason::UnspecifiedError));
-        assert_eq!(ticket.kept(), Some(Kept::Done { matched: true }));
+        assert!(promise.wake_when_kept(&waker));
+        assert_eq!(promise.kept(), None);
+        promise.keep(Kept::Done { matched: true });
+        promise.keep(Kept::Failed(Reason::UnspecifiedError));
+        assert_eq!(promise.kept(), Some(Kept::Done { matched: true }));
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        assert!(!ticket.wake_when_kept(&waker));
+        assert!(!promise.wake_when_kept(&waker));
     }
 
     #[test]
     fn a_promise_of_parts_is_kept_with_the_last_or_fails_with_the_first() {
-        let ticket = Ticket::new();
-        ticket.add_part();
-        ticket.keep(Kept::Done { matched: true });
-        assert_eq!(ticket.kept(), None);
-        ticket.keep(Kept::Done { matched: false });
-        assert_eq!(ticket.kept(), Some(Kept::Done { matched: true }));
-        ticket.add_part();
-        assert_eq!(ticket.kept(), None);
-        ticket.keep(Kept::Failed(Reason::QuotaExceeded));
-        assert_eq!(ticket.kept(), Some(Kept::Failed(Reason::QuotaExceeded)));
+        let promise = Promise::new();
+        promise.add_part();
+        promise.keep(Kept::Done { matched: true });
+        assert_eq!(promise.kept(), None);
+        promise.keep(Kept::Done { matched: false });
+        assert_eq!(promise.kept(), Some(Kept::Done { matched: true }));
+        promise.add_part();
+        assert_eq!(promise.kept(), None);
+        promise.keep(Kept::Failed(Reason::QuotaExceeded));
+        assert_eq!(promise.kept(), Some(Kept::Failed(Reason::QuotaExceeded)));
     }
 }
