@@ -48,16 +48,16 @@ impl Process {
         let (member, remote) = (self.member.as_ref()?, self.node.remote()?);
         let now = clock::now();
         let left = |until: Time| until.since_ms(now);
-        let current_until = remote.currency.until();
+        let fresh_until = remote.freshness.until();
         let unreached = remote.unreached();
-        let (unmatched, again, asked) = remote.origins.counts();
+        let (unmatched, again, asked) = remote.outbox.counts();
         Some(ClusterStatus {
             name: self.config.cluster.node.name.clone(),
             me: remote.me.to_string(),
             leader: member.leader().map(|l| l.to_string()),
             applied_revision: remote.applied(),
-            current: remote.is_current(now),
-            current_for_ms: (current_until < Time(u64::MAX)).then(|| left(current_until)),
+            current: remote.is_fresh(now),
+            current_for_ms: (fresh_until < Time(u64::MAX)).then(|| left(fresh_until)),
             lease_for_ms: left(remote.ports.coordinator.lease_until()),
             may_serve: self.node.may_serve().is_ok(),
             routes: remote.routes.len() as u64,
@@ -74,11 +74,11 @@ impl Process {
             reached_by_none: unreached.by_all(),
             waiting: waiting(remote),
             held: HeldStatus {
-                publishes: remote.origins.held() as u64,
+                publishes: remote.outbox.held() as u64,
                 unmatched: unmatched as u64,
                 again: again as u64,
                 asked: asked as u64,
-                full: remote.origins.full(),
+                full: remote.outbox.full(),
             },
             clock: clock_status(remote),
             etcd: etcd(member),

@@ -214,7 +214,7 @@ impl Claiming {
     }
 
     /// The session is here: closes its connection, waits until the outcome of its open QoS 2 publishes is known (G4) and this
-    /// node is current. False if it went away meanwhile.
+    /// node is fresh. False if it went away meanwhile.
     async fn free(&self, handle: &Arc<Handle>) -> Result<bool, Reason> {
         if handle.mailbox.online() {
             self.cluster.broker.metrics.takeovers.inc();
@@ -231,16 +231,16 @@ impl Claiming {
         // It ended with its connection, which this node could not tell for sure then.
         let over = handle.mailbox.parked(|s| s.expiry_s() == 0).unwrap_or(false) && !handle.is_unused();
         self.cluster.broker.dormant.unwatch(handle);
-        let current = self.remote.until(self.deadline, self.remote.when_current()).await;
-        if over && current.is_some() {
+        let fresh = self.remote.until(self.deadline, self.remote.when_fresh()).await;
+        if over && fresh.is_some() {
             self.cluster.wake_dormant(handle, self.remote.now(), &mut Scratch::default());
             return Ok(handle.mailbox.present());
         }
-        if current.is_some() {
+        if fresh.is_some() {
             handle.mailbox.put_off(self.remote.now().since_ms(since));
         }
         self.cluster.broker.watch_parked(handle);
-        if current.is_none() {
+        if fresh.is_none() {
             tracing::warn!(client = %shown(&self.client_id), "refused with 0x88: this node does not know whether what it knows is recent");
             self.run.say();
             return Err(Reason::ServerUnavailable);

@@ -35,7 +35,7 @@ const FOLLOW_US_PER_MS: u64 = 50;
 
 /// A registered process other than this one.
 #[derive(Clone, Debug)]
-struct Seen {
+struct Other {
     node: Arc<str>,
     incarnation: Incarnation,
     clock: LinkClock,
@@ -45,7 +45,7 @@ struct Seen {
 #[derive(Clone, Debug)]
 struct View {
     me: (Arc<str>, Incarnation),
-    others: Vec<Seen>,
+    others: Vec<Other>,
     /// Nodes are gone that have state: they may be back with another clock.
     missing: bool,
 }
@@ -100,9 +100,9 @@ fn median(mut clocks: Vec<(i64, u64)>) -> (i64, u64) {
 }
 
 impl View {
-    fn measured(&self) -> impl Iterator<Item = (&Seen, PeerClock)> {
-        self.others.iter().filter_map(|seen| match seen.clock {
-            LinkClock::Measured(clock) if clock.incarnation == seen.incarnation => Some((seen, clock)),
+    fn measured(&self) -> impl Iterator<Item = (&Other, PeerClock)> {
+        self.others.iter().filter_map(|other| match other.clock {
+            LinkClock::Measured(clock) if clock.incarnation == other.incarnation => Some((other, clock)),
             _ => None,
         })
     }
@@ -114,13 +114,13 @@ impl View {
 
     /// Whether clocks may still be measured.
     fn measuring(&self) -> bool {
-        let untold = |seen: &Seen| seen.clock == LinkClock::Untold;
-        self.measured().count() < self.others.iter().filter(|seen| !untold(seen)).count()
+        let untold = |other: &Other| other.clock == LinkClock::Untold;
+        self.measured().count() < self.others.iter().filter(|other| !untold(other)).count()
     }
 
     /// The oldest other process that knows the time, by how much that is ahead of the own clock, and for how long it is young, milliseconds.
     fn eldest(&self) -> Option<(Incarnation, i64, u64)> {
-        let knows = |(_, c): (&Seen, PeerClock)| {
+        let knows = |(_, c): (&Other, PeerClock)| {
             Some((c.incarnation, c.ahead_ms.saturating_add(c.cluster_ahead_ms?), c.cluster_young_ms))
         };
         self.measured().filter_map(knows).min()
@@ -135,7 +135,7 @@ impl View {
             let apart = difference_ms.unsigned_abs() > limit_ms.saturating_add(error_ms);
             NodeClock { node: node.clone(), ahead_ms, difference_ms, error_ms, apart }
         };
-        let others = self.measured().map(|(seen, c)| one(&seen.node, c.ahead_ms, c.error_ms));
+        let others = self.measured().map(|(other, c)| one(&other.node, c.ahead_ms, c.error_ms));
         [one(&self.me.0, 0, 0)].into_iter().chain(others).collect()
     }
 }
@@ -162,7 +162,7 @@ impl Reckoning {
                 jump.or_else(|| self.approach(middle, passed_ms * KEEP_US_PER_MS))
             }
             (None, false) => {
-                let older = |seen: &Seen| seen.incarnation < view.me.1 && seen.clock != LinkClock::Untold;
+                let older = |other: &Other| other.incarnation < view.me.1 && other.clock != LinkClock::Untold;
                 let waits = view.missing || view.measuring() || view.others.iter().any(older);
                 self.ahead_us = middle.saturating_mul(1000);
                 if !waits || now.since_ms(since) >= PATIENCE_MS {
@@ -248,7 +248,7 @@ impl Remote {
         let others = live.iter().filter(|m| m.id.node != self.me.node);
         let others = others.map(|m| {
             let (node, incarnation) = (m.id.node.clone(), m.id.incarnation);
-            Seen { clock: of(&node), node, incarnation }
+            Other { clock: of(&node), node, incarnation }
         });
         let gone = |node: &Arc<str>| *node != self.me.node && !live.iter().any(|m| m.id.node == *node);
         let missing = self.members.custodies().iter().any(|(_, custody)| gone(&custody.holder.node));

@@ -3,16 +3,16 @@
 use super::*;
 
 /// Another process: its incarnation, its clock, and the cluster's time by its word.
-fn other(incarnation: Incarnation, ahead_ms: i64, cluster_ahead_ms: Option<i64>) -> Seen {
+fn other(incarnation: Incarnation, ahead_ms: i64, cluster_ahead_ms: Option<i64>) -> Other {
     let clock = PeerClock { incarnation, ahead_ms, error_ms: 1, cluster_ahead_ms, cluster_young_ms: 0 };
-    Seen { node: format!("n{incarnation}").into(), incarnation, clock: LinkClock::Measured(clock) }
+    Other { node: format!("n{incarnation}").into(), incarnation, clock: LinkClock::Measured(clock) }
 }
 
-fn without_clock(incarnation: Incarnation, clock: LinkClock) -> Seen {
-    Seen { clock, ..other(incarnation, 0, None) }
+fn without_clock(incarnation: Incarnation, clock: LinkClock) -> Other {
+    Other { clock, ..other(incarnation, 0, None) }
 }
 
-fn view(me: Incarnation, others: Vec<Seen>) -> View {
+fn view(me: Incarnation, others: Vec<Other>) -> View {
     View { me: (format!("n{me}").into(), me), others, missing: false }
 }
 
@@ -59,7 +59,11 @@ fn a_process_makes_the_time_once_it_has_measured_or_need_not_wait() {
             view(9, vec![other(3, 0, Some(5)), other(2, 0, Some(7)), other(1, 0, None)]),
             Some(7),
         ),
-        ("a clock of an earlier process", view(1, vec![Seen { incarnation: 3, ..other(2, 50, None) }]), None),
+        (
+            "a clock of an earlier process",
+            view(1, vec![Other { incarnation: 3, ..other(2, 50, None) }]),
+            None,
+        ),
     ];
     for (what, view, expected) in cases {
         let mut reckoning = Reckoning::default();
@@ -124,7 +128,7 @@ fn a_young_time_of_one_process_gives_way_to_three_clocks() {
 /// the time from then on, or outlives it, and a third clock comes.
 #[test]
 fn a_time_is_young_whoever_keeps_it() {
-    let made = |young_ms| Seen {
+    let made = |young_ms| Other {
         clock: LinkClock::Measured(PeerClock {
             incarnation: 3,
             ahead_ms: 3_600_000,
@@ -175,11 +179,11 @@ fn a_difference_is_said_once_per_change() {
     for (n2, n3, expected) in looks {
         // Two more with the own clock, so that it is the median.
         let mut others = vec![other(2, *n2, None), other(3, *n3, None)];
-        others.extend((4..8).map(|i| Seen { node: format!("n{i}").into(), ..other(i, 0, None) }));
+        others.extend((4..8).map(|i| Other { node: format!("n{i}").into(), ..other(i, 0, None) }));
         let mut view = view(1, others);
-        view.others[2..].iter_mut().for_each(|seen| {
-            seen.clock = LinkClock::Measured(PeerClock {
-                incarnation: seen.incarnation,
+        view.others[2..].iter_mut().for_each(|other| {
+            other.clock = LinkClock::Measured(PeerClock {
+                incarnation: other.incarnation,
                 ahead_ms: 0,
                 error_ms: 0,
                 cluster_ahead_ms: None,

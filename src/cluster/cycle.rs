@@ -1,7 +1,7 @@
 //! The life of a publish that this node owns, after it was matched: its record becomes durable, nodes answer, the index moves
 //! on, time passes, the node restarts.
 
-use super::origin::entry::{Entry, OpenGroup};
+use super::outbox::entry::{Entry, OpenGroup};
 use super::{Cluster, Remote, RemoteCache};
 use crate::broker::delivery::Publishing;
 use crate::broker::promise::Promise;
@@ -34,7 +34,7 @@ const SWEEPS: u64 = 10;
 const OVERDUE_TOLD_MAX: usize = 3;
 
 /// Publishes matched in a row before others get a turn.
-const LANE_BATCH: usize = 256;
+const UNMATCHED_BATCH: usize = 256;
 
 /// Duties that are read from the journal at a time after a restart.
 const DUTIES_BATCH_MAX: usize = 128;
@@ -51,23 +51,23 @@ impl Cluster {
     }
 
     fn recorded(&self, remote: &Arc<Remote>, what: Vec<Recorded>) {
-        let inside = remote.gate.enter();
+        let inside = remote.barrier.enter();
         let applied = remote.applied();
         for what in what {
             match what {
                 Recorded::Begun(id) => {
-                    let next = remote.origins.recorded([id], applied);
+                    let next = remote.outbox.recorded([id], applied);
                     self.carry_on(remote, next);
                 }
                 Recorded::Finished(id) => self.forget_publish(remote, id),
                 Recorded::Noted(id, seq) => {
-                    let next = remote.origins.noted(id, seq, applied);
+                    let next = remote.outbox.noted(id, seq, applied);
                     self.carry_on(remote, next);
                 }
             }
         }
         drop(inside);
-        self.run_lane(remote);
+        self.match_unmatched(remote);
     }
 
     /// Every node has a publish. Nobody is promised that it will not come again before that is durable here.
@@ -82,31 +82,31 @@ impl Cluster {
     }
 
     fn forget_publish(&self, remote: &Arc<Remote>, id: MessageId) {
-        remote.origins.remove(id);
-        self.forget_late(remote, id);
-        if remote.origins.low_water_is_news() {
+        remote.outbox.remove(id);
+        self.forget_deferred(remote, id);
+        if remote.outbox.low_water_is_news() {
             remote.report_soon();
         }
-        if remote.seen.done(id) {
+        if remote.deduplication.done(id) {
             self.broker.journal.append(&[Change::Unseen { id }]);
         }
-        self.broker.metrics.publishes_held.set(remote.origins.held() as u64);
+        self.broker.metrics.publishes_held.set(remote.outbox.held() as u64);
     }
 
-    /// Matches what waits in the lane as soon as this node is current, in order.
-    pub(super) fn run_lane(&self, remote: &Arc<Remote>) {
-        if !remote.origins.lane_open() || !remote.origins.attend_lane() {
+    /// Matches what waits in the lane as soon as this node is fresh, in order.
+    pub(super) fn match_unmatched(&self, remote: &Arc<Remote>) {
+        if !remote.outbox.has_unmatched() || !remote.outbox.attend_unmatched() {
             return;
         }
         let (cluster, remote) = (self.me.clone(), remote.clone());
         let tasks = remote.ports.tasks.clone();
         tasks.spawn(Box::pin(async move {
             loop {
-                remote.when_current().await;
+                remote.when_fresh().await;
                 let Some(cluster) = cluster.upgrade() else { return };
-                if cluster.match_lane(&remote) {
-                    remote.origins.leave_lane();
-                    if !remote.origins.attend_lane() {
+                if cluster.match_next_unmatched(&remote) {
+                    remote.outbox.leave_unmatched();
+                    if !remote.outbox.attend_unmatched() {
                         return;
                     }
                 }
@@ -117,18 +117,18 @@ impl Cluster {
     }
 
     /// Matches some of the lane; true if there is nothing (more) that can be matched.
-    fn match_lane(&self, remote: &Arc<Remote>) -> bool {
-        for _ in 0..LANE_BATCH {
-            if !remote.is_current(remote.now()) {
+    fn match_next_unmatched(&self, remote: &Arc<Remote>) -> bool {
+        for _ in 0..UNMATCHED_BATCH {
+            if !remote.is_fresh(remote.now()) {
                 return false;
             }
             // Until its frames are queued nobody may hear how far this node has come, nor may the lane change.
-            let _inside = remote.gate.enter();
+            let _inside = remote.barrier.enter();
             let applied = remote.applied();
-            let Some((id, view)) = remote.origins.lane_next(applied) else { return true };
+            let Some((id, view)) = remote.outbox.next_unmatched(applied) else { return true };
             let next = self.match_checked_out(remote, id, &view, applied);
             self.carry_on(remote, next);
-            remote.origins.lane_done(id);
+            remote.outbox.unmatched_done(id);
         }
         false
     }
@@ -136,14 +136,14 @@ impl Cluster {
     /// The index has come to `applied`: publishes that waited for that are matched again.
     pub(super) fn match_due(&self, applied: Revision) {
         let remote = &self.remote;
-        self.match_each(remote, remote.origins.due(applied));
-        self.run_lane(remote);
+        self.match_each(remote, remote.outbox.due(applied));
+        self.match_unmatched(remote);
     }
 
     fn match_each(&self, remote: &Arc<Remote>, ids: Vec<MessageId>) {
         for id in ids {
             // Until its frames are queued nobody may hear how far this node has come.
-            let _inside = remote.gate.enter();
+            let _inside = remote.barrier.enter();
             if let Some(next) = self.match_again(remote, id) {
                 self.carry_on(remote, next);
             }
@@ -153,7 +153,7 @@ impl Cluster {
     /// Registrations, custody or links have changed: publishes for nodes that went, or came back, wait to be matched again.
     pub(super) fn nodes_changed(&self) {
         let remote = &self.remote;
-        self.run_lane(remote);
+        self.match_unmatched(remote);
         self.prune_given_up(remote);
         self.go_on_with_order(remote);
         self.places_may_go(remote);
@@ -167,8 +167,8 @@ impl Cluster {
             return;
         }
         let newest = remote.sessions.newest_move().min(remote.applied());
-        if remote.gate.closed(|| remote.origins.queue_behind(&unlinked, newest)) {
-            self.run_lane(remote);
+        if remote.barrier.closed(|| remote.outbox.queue_behind(&unlinked, newest)) {
+            self.match_unmatched(remote);
         }
     }
 
@@ -190,8 +190,8 @@ impl Cluster {
                 }
             }
         }
-        let inside = remote.gate.enter();
-        let (next, failed) = remote.origins.answered(node, answers, remote.applied());
+        let inside = remote.barrier.enter();
+        let (next, failed) = remote.outbox.answered(node, answers, remote.applied());
         self.carry_on(remote, next);
         drop(inside);
         if !failed.is_empty() {
@@ -202,7 +202,7 @@ impl Cluster {
     /// Gives publishes up that are older than `before` or have failed: their publishers are told so.
     fn give_up(&self, remote: &Arc<Remote>, before: Time, failed: &[MessageId]) {
         let reason = Reason::ImplementationSpecificError;
-        for (id, nodes) in remote.origins.give_up(before, failed, reason) {
+        for (id, nodes) in remote.outbox.give_up(before, failed, reason) {
             self.broker.metrics.publishes_given_up.inc();
             for node in &nodes {
                 remote.ports.peers.cancel(node, id);
@@ -214,7 +214,7 @@ impl Cluster {
     /// Logs publishes that have to reach all nodes and have not within `publish.timeout`, though no node is away.
     fn tell_overdue(&self, remote: &Remote, now: Time) {
         let before = Time(now.0.saturating_sub(self.broker.limits.publish_timeout_ms()));
-        for (id, waits) in remote.origins.overdue(before, OVERDUE_TOLD_MAX) {
+        for (id, waits) in remote.outbox.overdue(before, OVERDUE_TOLD_MAX) {
             tracing::warn!(
                 origin = id.origin,
                 seq = id.seq,
@@ -229,25 +229,25 @@ impl Cluster {
         let now = remote.now();
         self.give_up(remote, Time(now.0.saturating_sub(self.broker.limits.publish_timeout_ms())), &[]);
         self.tell_overdue(remote, now);
-        self.match_each(remote, remote.origins.retry());
+        self.match_each(remote, remote.outbox.retry());
         self.match_behind(remote);
         // Given up, or their sender gone, without a word.
-        self.late_soon(remote);
-        let inside = remote.gate.enter();
-        let next = remote.origins.expire(now, remote.applied());
+        self.take_deferred_soon(remote);
+        let inside = remote.barrier.enter();
+        let next = remote.outbox.expire(now, remote.applied());
         self.carry_on(remote, next);
         drop(inside);
-        let (low, open) = remote.gate.closed(|| remote.origins.low_water());
-        self.unsee_below(remote, remote.me.incarnation, low, &open);
-        for origin in remote.origins.retired() {
-            self.unsee_below(remote, origin, u64::MAX, &[]);
+        let (low, open) = remote.barrier.closed(|| remote.outbox.low_water());
+        self.forget_below(remote, remote.me.incarnation, low, &open);
+        for origin in remote.outbox.retired() {
+            self.forget_below(remote, origin, u64::MAX, &[]);
         }
-        let (known, current) = (remote.members.known(), remote.is_current(now));
-        let gone = |origin| remote.members.is_over(origin) || (current && !known.contains(&origin));
+        let (known, fresh) = (remote.members.known(), remote.is_fresh(now));
+        let gone = |origin| remote.members.is_over(origin) || (fresh && !known.contains(&origin));
         let others: Vec<_> =
             known.iter().copied().filter(|origin| *origin != remote.me.incarnation).collect();
-        remote.young.prune(&others, |origin, seq| gone(origin) || remote.seen.all_past(origin, seq));
-        let (forgotten, recorded) = remote.seen.overflow();
+        remote.young.prune(&others, |origin, seq| gone(origin) || remote.deduplication.all_past(origin, seq));
+        let (forgotten, recorded) = remote.deduplication.overflow();
         if forgotten > 0 {
             self.broker.metrics.seen_forgotten.add(forgotten as u64);
             tracing::warn!(
@@ -255,28 +255,28 @@ impl Cluster {
                 "too many publishes are not done with elsewhere: the oldest may come twice"
             );
         }
-        self.unsee_all(&recorded);
-        self.broker.metrics.publishes_held.set(remote.origins.held() as u64);
+        self.forget_records(&recorded);
+        self.broker.metrics.publishes_held.set(remote.outbox.held() as u64);
     }
 
-    fn unsee_all(&self, ids: &[MessageId]) {
+    fn forget_records(&self, ids: &[MessageId]) {
         for id in ids {
             self.broker.journal.append(&[Change::Unseen { id: *id }]);
         }
     }
 
     /// Publishes of `origin` below `low` will not come again, save those in `open`.
-    pub(super) fn unsee_below(&self, remote: &Arc<Remote>, origin: Incarnation, low: u64, open: &[u64]) {
-        self.unsee_all(&remote.seen.prune(origin, low, open));
-        self.forget_late_below(remote, origin, low, open);
+    pub(super) fn forget_below(&self, remote: &Arc<Remote>, origin: Incarnation, low: u64, open: &[u64]) {
+        self.forget_records(&remote.deduplication.prune(origin, low, open));
+        self.forget_deferred_below(remote, origin, low, open);
     }
 
     /// Incarnations that were given up send nothing again.
     fn prune_given_up(&self, remote: &Arc<Remote>) {
         let known = remote.members.known();
         remote.young.forget_origins(|origin| known.contains(&origin));
-        for origin in remote.seen.origins().into_iter().filter(|o| remote.members.is_over(*o)) {
-            self.unsee_below(remote, origin, u64::MAX, &[]);
+        for origin in remote.deduplication.origins().into_iter().filter(|o| remote.members.is_over(*o)) {
+            self.forget_below(remote, origin, u64::MAX, &[]);
         }
     }
 
@@ -295,13 +295,13 @@ impl Cluster {
         let seen = std::mem::take(&mut recovered.seen);
         let (alive, over): (Vec<_>, Vec<_>) =
             seen.into_iter().partition(|(id, _)| !own(id.origin) || open(id));
-        remote.seen.recover(alive, std::mem::take(&mut recovered.ids));
+        remote.deduplication.recover(alive, std::mem::take(&mut recovered.ids));
         for (id, _) in over {
             self.broker.journal.append(&[Change::Unseen { id }]);
         }
-        remote.origins.recovering(earlier);
+        remote.outbox.recovering(earlier);
         if duties.is_empty() {
-            remote.origins.recovered();
+            remote.outbox.recovered();
         } else {
             tracing::info!(publishes = duties.len(), "publishes begun before the restart are sent again");
             self.read_duties(duties.into_iter().map(|(seq, _)| seq).collect());
@@ -333,15 +333,15 @@ impl Cluster {
                         (entry.direct, entry.groups_known) = (false, true);
                     }
                     cluster.broker.metrics.publishes_resent.inc();
-                    remote.origins.queue(id, entry, true);
+                    remote.outbox.queue(id, entry, true);
                 }
                 if seqs.is_empty() {
-                    remote.origins.recovered();
+                    remote.outbox.recovered();
                     remote.report_soon();
                 } else {
                     cluster.read_duties(seqs);
                 }
-                cluster.run_lane(remote);
+                cluster.match_unmatched(remote);
             }),
         );
     }
@@ -355,17 +355,17 @@ impl Cluster {
 
     /// Publishes of this node's clients that not every other node has yet.
     pub fn remote_held(&self) -> usize {
-        self.remote.origins.held()
+        self.remote.outbox.held()
     }
 
     /// The packet identifiers of a session's QoS 2 publishes that wait for other nodes.
     pub fn publishes_under_way(&self, session: SessionNo) -> Vec<u16> {
-        self.remote.origins.under_way(session)
+        self.remote.outbox.under_way(session)
     }
 
     /// What tells the outcome of one of them; `None` if all nodes have it.
     pub fn publish_under_way(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Promise>> {
-        self.remote.origins.promise(session, packet_id)
+        self.remote.outbox.promise(session, packet_id)
     }
 
     /// Whether a publish would wait for others although no more may. Wills are taken always: there is one for a session.
@@ -379,20 +379,20 @@ impl Cluster {
         if message.qos() == QoS::AtMostOnce || publishing.record.is_some() {
             return None;
         }
-        let origins = &remote.origins;
-        let full = origins.overfull() || origins.away_full() && remote.lookup(message.topic(), cache).waits();
-        full.then(|| origins.limit_reached())
+        let outbox = &remote.outbox;
+        let full = outbox.overfull() || outbox.away_full() && remote.lookup(message.topic(), cache).waits();
+        full.then(|| outbox.limit_reached())
     }
 
     /// Whether publishers should pause since too many publishes wait for other nodes.
     pub fn publishers_pause(&self) -> bool {
-        self.remote.origins.full()
+        self.remote.outbox.full()
     }
 
     /// Wakes a publisher that pauses when there is room again.
     pub fn wake_publisher(&self, waker: &Waker) {
-        if self.remote.origins.full() {
-            self.remote.origins.wake_when_room(waker);
+        if self.remote.outbox.full() {
+            self.remote.outbox.wake_when_room(waker);
         }
     }
 }

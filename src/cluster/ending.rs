@@ -98,7 +98,7 @@ impl Endings for Cluster {
 
     fn hand_on(&self, from: &Handle, d: &Delivery, begun: bool, why: Loss, now: Time, scratch: &mut Scratch) {
         // No session freezes between the look at it and its mailbox.
-        let inside = self.remote.gate.enter();
+        let inside = self.remote.barrier.enter();
         // Other nodes first, as in `match_all`: a member that comes here from one of them is here before its route there goes.
         let elsewhere = d.shared().is_some_and(|name| self.has_members_elsewhere(&d.message, name));
         let (delivered, wakes) = scratch.begin();
@@ -132,7 +132,7 @@ impl Cluster {
     /// A session is done with a journaled message. Who has had it is remembered as long as it may come again.
     pub fn settle_row(&self, seq: Seq, session: SessionNo) {
         let settle = Change::Settle { seq, session };
-        match self.remote.seen.settled(seq) {
+        match self.remote.deduplication.settled(seq) {
             Some(id) => self.broker.journal.append(&[settle, Change::Seen { id, sessions: &[session] }]),
             None => self.broker.journal.append(&[settle]),
         };
@@ -167,7 +167,7 @@ impl Cluster {
         self.remote.young.forget(handle.no, None);
         let groups: Vec<Arc<str>> =
             subscriptions.keys().filter(|name| name.starts_with("$share/")).cloned().collect();
-        self.remote.seen.left(handle.no, &groups);
+        self.remote.deduplication.left(handle.no, &groups);
     }
 
     /// What the journal keeps of an ended session until the cluster has forgotten it as well: whatever the cluster says is this

@@ -141,7 +141,7 @@ impl Cluster {
             self.end_session(&handle, &mut session, remote.now(), &mut Scratch::default());
             return Response::NotHere;
         }
-        if let Some(open) = remote.origins.publishes_settled(handle.no)
+        if let Some(open) = remote.outbox.publishes_settled(handle.no)
             && remote.until(deadline, open.wait()).await.is_none()
         {
             self.broker.park(&handle, session, &mut Wakes::default());
@@ -224,8 +224,8 @@ impl Cluster {
         drop(subscriptions);
         let mut left: VecDeque<Seq> = head.outbound.iter().map(|(_, seq, _)| *seq).collect();
         // Nobody is between the note that the session has a publish and its mailbox: both are handed over, or neither is.
-        let (waiting, dropped) = remote.gate.closed(|| {
-            head.seen = remote.seen.take_for(handle.no);
+        let (waiting, dropped) = remote.barrier.closed(|| {
+            head.seen = remote.deduplication.take_for(handle.no);
             handle.mailbox.freeze(session, &mut scratch.wakes)
         });
         self.broker.metrics.lost(handle.whose(), Loss::Offline, dropped as u64);
@@ -279,7 +279,7 @@ impl Cluster {
                     let will_stays = remote.will_stays(&out.handle.client_id, out.handle.epoch() + 1).await;
                     self.end_replaced(&out.handle, session, will_stays).await;
                 }
-                self.late_soon(&remote);
+                self.take_deferred_soon(&remote);
             }
             Fate::Stays => {
                 if !quiet {
@@ -299,7 +299,7 @@ impl Cluster {
         let Some(session) = handle.mailbox.thaw() else { return };
         self.broker.save(handle, &session);
         self.broker.park(handle, session, &mut Wakes::default());
-        self.late_soon(&self.remote);
+        self.take_deferred_soon(&self.remote);
     }
 
     /// Claims a frozen session anew, so that nobody else can any more, unless somebody had already.
@@ -343,7 +343,7 @@ impl Cluster {
         let left: Vec<Seq> = in_flight.chain(backlog).collect();
         drop(session);
         self.moved_at(&remote, at);
-        self.late_soon(&remote);
+        self.take_deferred_soon(&remote);
         self.count_out(handle);
         let subscriptions = self.forget_subscriptions(handle);
         remote.metrics.sessions_departed.add(1);
@@ -362,7 +362,7 @@ impl Cluster {
         let tasks = remote.ports.tasks.clone();
         tasks.spawn(Box::pin(async move {
             remote.when_applied(at).await;
-            remote.seen.forget_session(handle.no);
+            remote.deduplication.forget_session(handle.no);
             cluster.broker.forget_rows(handle.no, &left);
             drop(left);
             remote.when_all_applied(at, remote.limits.suback_wait_ms).await;

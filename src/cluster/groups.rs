@@ -2,7 +2,7 @@
 //! anywhere, one with a persistent member, to queue it (MQTT 5.0 section 4.8.2).
 
 use super::RemoteShare;
-use super::origin::entry::OpenGroup;
+use super::outbox::entry::OpenGroup;
 use crate::broker::mailbox::Rank;
 use crate::broker::router::Group;
 use crate::ports::Revision;
@@ -52,29 +52,29 @@ pub fn candidates<'a>(
     here.into_iter().chain(there).collect()
 }
 
-/// Chooses among `candidates`, as of revision `at` of the index, for `open`, those who have declined left out; `turn` is any number,
+/// Chooses among `candidates`, as of revision `at` of the index, for `open`, those who have declined left out; `draw` is any number,
 /// different each time. If all have declined, those count that have done so at this revision: members move, and each node may have
 /// been asked while none was there, though the group was never without one.
 pub fn choose<'a>(
     candidates: &[Candidate<'a>],
     open: &OpenGroup,
-    turn: u64,
+    draw: u64,
     at: Revision,
 ) -> Option<Choice<'a>> {
     let declined = |c: &Candidate<'_>, since: Revision| {
         open.without.iter().any(|(node, at)| node == c.node && *at >= since)
     };
     let there = candidates.iter().filter(|c| !c.away && !declined(c, 0));
-    if let Some(node) = weighted(there.clone().filter(|c| !open.tried.contains(c.node)), turn) {
+    if let Some(node) = weighted(there.clone().filter(|c| !open.tried.contains(c.node)), draw) {
         return Some(Choice { node, queue: false, away: false });
     }
     let anew = candidates.iter().filter(|c| !c.away && !declined(c, at));
-    let persistent = weighted(there.filter(|c| c.persistent), turn);
-    if let Some(node) = persistent.or_else(|| weighted(anew.filter(|c| c.persistent), turn)) {
+    let persistent = weighted(there.filter(|c| c.persistent), draw);
+    if let Some(node) = persistent.or_else(|| weighted(anew.filter(|c| c.persistent), draw)) {
         return Some(Choice { node, queue: true, away: false });
     }
     // What another process of that node has declined does not count.
-    weighted(candidates.iter().filter(|c| c.away && c.persistent), turn).map(|node| Choice {
+    weighted(candidates.iter().filter(|c| c.away && c.persistent), draw).map(|node| Choice {
         node,
         queue: true,
         away: true,
@@ -83,10 +83,10 @@ pub fn choose<'a>(
 
 fn weighted<'c, 'a: 'c>(
     among: impl Iterator<Item = &'c Candidate<'a>> + Clone,
-    turn: u64,
+    draw: u64,
 ) -> Option<&'a Arc<str>> {
     let all: u64 = among.clone().map(|c| u64::from(c.weight)).sum();
-    let mut at = turn.checked_rem(all)?;
+    let mut at = draw.checked_rem(all)?;
     for c in among {
         let weight = u64::from(c.weight);
         if at < weight {
@@ -149,8 +149,8 @@ mod tests {
             without: without.iter().map(|node| (node.clone(), 10)).collect(),
             ..OpenGroup::new("$share/g/t".into())
         };
-        for turn in 0..400 {
-            let choice = choose(&c, &open(&[], &[]), turn, 10).unwrap();
+        for draw in 0..400 {
+            let choice = choose(&c, &open(&[], &[]), draw, 10).unwrap();
             assert!(!choice.queue && !choice.away);
             *counts.entry(choice.node).or_default() += 1;
         }

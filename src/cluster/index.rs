@@ -1,6 +1,6 @@
 //! The cluster takes in what the cluster knows, in the order of the store's revisions.
 
-use super::members::Standing;
+use super::members::Reachability;
 use super::{Cluster, Remote};
 use crate::clock::Time;
 use crate::ports::{Index, IndexEvent, Revision};
@@ -35,11 +35,11 @@ impl Index for Cluster {
         let mut stream = remote.stream.0.lock();
         let now = remote.now();
         self.take_directory(remote, &events);
-        let mut standings = false;
+        let mut reachabilities = false;
         for event in &events {
-            standings |= self.take_in(remote, event, now);
+            reachabilities |= self.take_in(remote, event, now);
         }
-        if standings {
+        if reachabilities {
             remote.membership_changed();
         }
         // Only now: what waits for them has found that nobody there will answer.
@@ -99,9 +99,9 @@ impl Index for Cluster {
         self.broker.retained.cleared_since(topic, since)
     }
 
-    fn current_at(&self, at: Time) {
+    fn fresh_at(&self, at: Time) {
         let remote = &self.remote;
-        remote.currency.store_showed(at, remote.now());
+        remote.freshness.store_showed(at, remote.now());
         remote.serving_changed();
     }
 }
@@ -119,7 +119,7 @@ impl Cluster {
                 true
             }
             IndexEvent::Routes { of, add, del } => {
-                remote.routes.apply(of, add, del, || remote.members.standing(of))
+                remote.routes.apply(of, add, del, || remote.members.reachability(of))
             }
             IndexEvent::Retained { topic, retained, revision } => {
                 self.broker.retained.apply(topic, retained.as_ref().map(|r| (&r.message, r.id)), *revision);
@@ -160,17 +160,17 @@ impl Cluster {
     fn on_routes(&self, events: &[IndexEvent]) {
         let remote = &self.remote;
         let orphan = |event: &IndexEvent| match event {
-            IndexEvent::Routes { of, del, .. } if !del.is_empty() => match remote.members.standing(of) {
-                Standing::Orphan(node) => Some(node),
+            IndexEvent::Routes { of, del, .. } if !del.is_empty() => match remote.members.reachability(of) {
+                Reachability::Orphan(node) => Some(node),
                 _ => None,
             },
             _ => None,
         };
         let nodes: Vec<_> = events.iter().filter_map(orphan).collect();
         if !nodes.is_empty() {
-            let unanswered = remote.gate.closed(|| remote.origins.queue_again(&nodes, &[]));
+            let unanswered = remote.barrier.closed(|| remote.outbox.queue_again(&nodes, &[]));
             debug_assert!(unanswered.is_empty(), "no node is lost: {unanswered:?}");
-            self.run_lane(remote);
+            self.match_unmatched(remote);
         }
     }
 
@@ -183,7 +183,7 @@ impl Cluster {
     fn on_advanced(&self, applied: Revision) {
         self.remote.sessions.events_came(applied);
         // What waited for a node may have been put back.
-        self.run_lane(&self.remote);
+        self.match_unmatched(&self.remote);
         self.knows(applied);
         self.match_due(applied);
     }

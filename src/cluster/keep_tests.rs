@@ -1,7 +1,7 @@
 //! Which links are kept while membership changes, on several threads at once too, and what becomes of frames whose answers nobody waits
 //! for.
 
-use super::origin::entry::{Asked, Entry, Plan};
+use super::outbox::entry::{Asked, Entry, Plan};
 use super::testing::{FakeStore, Manual};
 use super::*;
 use crate::mqtt::message::Parts;
@@ -107,10 +107,10 @@ fn asked_of(remote: &Remote, b: &MemberId) -> MessageId {
         ask: [(b.node.clone(), asked)].into_iter().collect(),
         ..Plan::default()
     };
-    let id = remote.origins.next_id();
-    remote.origins.begin(id, Entry::new(message, 0, Time(1)), plan);
+    let id = remote.outbox.next_id();
+    remote.outbox.begin(id, Entry::new(message, 0, Time(1)), plan);
     remote.membership_changed();
-    assert!(!remote.origins.lane_open(), "nobody is lost");
+    assert!(!remote.outbox.has_unmatched(), "nobody is lost");
     id
 }
 
@@ -125,7 +125,7 @@ fn publishes_that_a_node_has_not_answered_are_matched_again_when_its_link_is_giv
     // Its record goes, and there is no custody of what it owned; its link still works.
     remote.members.set_member(&b.node, None, Time(2));
     remote.membership_changed();
-    assert_eq!((peers.kept(), remote.origins.lane_open()), (Vec::new(), true));
+    assert_eq!((peers.kept(), remote.outbox.has_unmatched()), (Vec::new(), true));
 }
 
 /// It is asked anew if it comes back, perhaps for a shared subscription as well, and an answer to the first frame says nothing of that.
@@ -137,10 +137,10 @@ fn frames_to_a_node_that_leaves_are_cancelled_once_its_link_is_down_although_tha
     let id = asked_of(&remote, &b);
     remote.members.report(&b, Report { leaving: true, ..Report::default() }, 3, Time(2));
     remote.membership_changed();
-    assert_eq!((peers.cancelled.lock().len(), remote.origins.lane_open()), (0, false), "it may answer");
+    assert_eq!((peers.cancelled.lock().len(), remote.outbox.has_unmatched()), (0, false), "it may answer");
     remote.members.link(&b.node, None);
     remote.membership_changed();
-    assert_eq!((peers.kept(), remote.origins.lane_open()), (vec![b.node.clone()], true));
+    assert_eq!((peers.kept(), remote.outbox.has_unmatched()), (vec![b.node.clone()], true));
     assert_eq!(*peers.cancelled.lock(), [(b.node.clone(), id)]);
 }
 

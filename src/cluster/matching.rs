@@ -3,8 +3,8 @@
 
 use super::groups::{self, Choice, Fit};
 use super::members::Speaker;
-use super::origin::entry::{Asked, OpenGroup, Plan};
-use super::origin::{Next, View};
+use super::outbox::entry::{Asked, OpenGroup, Plan};
+use super::outbox::{Next, View};
 use super::round::{Member, Round};
 use super::{Cache, Cluster, Remote, RemoteNode, RemoteShare};
 use crate::broker::delivery::{Absent, Publishing, Scratch};
@@ -68,8 +68,8 @@ impl Cluster {
         }
         let candidates = groups::candidates(&remote.me.node, here, there);
         loop {
-            let turn = round.turn(|| remote.origins.turn());
-            let choice = groups::choose(&candidates, open, turn, round.matched_at);
+            let draw = round.draw(|| remote.outbox.draw());
+            let choice = groups::choose(&candidates, open, draw, round.matched_at);
             let Some(Choice { node, queue, away }) = choice.filter(|c| !(c.queue && round.id().is_none()))
             else {
                 self.not_served(round);
@@ -145,13 +145,13 @@ impl Cluster {
 
     /// Matches a publish with what is known now; what follows.
     pub(super) fn match_again(&self, remote: &Arc<Remote>, id: MessageId) -> Option<Next> {
-        let _inside = remote.gate.enter();
+        let _inside = remote.barrier.enter();
         let applied = remote.applied();
-        let view = remote.origins.check_out(id, applied)?;
+        let view = remote.outbox.check_out(id, applied)?;
         Some(self.match_checked_out(remote, id, &view, applied))
     }
 
-    /// Matches a publish that nobody else is at. Inside the gate.
+    /// Matches a publish that nobody else is at. Inside the barrier.
     pub(super) fn match_checked_out(
         &self,
         remote: &Arc<Remote>,
@@ -181,13 +181,13 @@ impl Cluster {
         // Only a match of all that it is for makes it newer.
         let at = if plan.direct || view.shared_only { applied } else { 0 };
         let news = view.noted && (!plan.served.is_empty() || plan.groups.iter().any(|g| g.unnoted));
-        let next = remote.origins.check_in(id, plan, applied);
+        let next = remote.outbox.check_in(id, plan, applied);
         if news {
             self.note_unserved(remote, id);
         }
         self.wait_for_absent(remote, id, at, absent);
         // Others may have waited for this one.
-        self.late_soon(remote);
+        self.take_deferred_soon(remote);
         next
     }
 
@@ -271,7 +271,7 @@ impl Cluster {
     /// The journal gets to know who is asked to serve shared subscriptions, before they are.
     fn note_unserved(&self, remote: &Arc<Remote>, id: MessageId) {
         let seq = self.broker.journal.next_seq();
-        let noted = remote.origins.renote(id, seq, |message, old, recipient| {
+        let noted = remote.outbox.renote(id, seq, |message, old, recipient| {
             let record = Change::Message { seq, id: Some(id), message, recipients: &[recipient] };
             self.broker.journal.append(&[record, Change::Settle { seq: old, session: ORIGIN_DUTY }])
         });

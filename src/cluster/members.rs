@@ -15,7 +15,7 @@ const CUSTODY_CHAIN_MAX: usize = 64;
 
 /// How what a process has subscribed to is to be treated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Reachability {
     /// This process speaks for it: the local router has it all.
     Own,
     /// The process of this node that speaks for it is registered or linked.
@@ -26,12 +26,12 @@ pub enum Standing {
     Gone,
 }
 
-impl Standing {
+impl Reachability {
     /// The node that publishes go to, or wait for.
     pub fn node(&self) -> Option<&Arc<str>> {
         match self {
-            Standing::Live(node) | Standing::Orphan(node) => Some(node),
-            Standing::Own | Standing::Gone => None,
+            Reachability::Live(node) | Reachability::Orphan(node) => Some(node),
+            Reachability::Own | Reachability::Gone => None,
         }
     }
 }
@@ -49,7 +49,7 @@ pub enum Speaker {
 
 /// A process whose record went: it may not know yet.
 #[derive(Debug)]
-struct Departed {
+struct Deregistered {
     member: Member,
     at: Time,
 }
@@ -57,7 +57,7 @@ struct Departed {
 #[derive(Debug, Default)]
 struct Table {
     live: BTreeMap<Arc<str>, (Member, u32)>,
-    departed: Vec<Departed>,
+    deregistered: Vec<Deregistered>,
     custody: HashMap<MemberId, (Custody, u32)>,
     links: HashMap<Arc<str>, MemberId>,
     reports: HashMap<MemberId, Reported>,
@@ -161,19 +161,19 @@ impl Members {
     }
 
     /// How an incarnation's routes are to be treated.
-    pub fn standing(&self, of: &MemberId) -> Standing {
+    pub fn reachability(&self, of: &MemberId) -> Reachability {
         let table = self.table.read();
         let holder = table.holder_of(of);
         if holder == self.me {
-            return Standing::Own;
+            return Reachability::Own;
         }
         if table.given_up(of) || table.given_up(&holder) {
-            return Standing::Gone;
+            return Reachability::Gone;
         }
         if table.is_live(&holder) || table.is_linked(&holder) {
-            return Standing::Live(holder.node);
+            return Reachability::Live(holder.node);
         }
-        Standing::Orphan(holder.node)
+        Reachability::Orphan(holder.node)
     }
 
     /// Whom to ask what a process has done.
@@ -217,22 +217,22 @@ impl Members {
         process.and_then(|p| table.reports.get(p)).map_or(0, |r| r.applied)
     }
 
-    /// Every frame of process `origin` to node `of` that was matched before this revision is answered.
-    pub fn settled(&self, origin: &MemberId, of: &str) -> Revision {
+    /// Every frame of process `sender` to node `of` that was matched before this revision is answered.
+    pub fn settled(&self, sender: &MemberId, of: &str) -> Revision {
         let table = self.table.read();
-        table.reports.get(origin).and_then(|r| r.settled.get(of).copied()).unwrap_or(0)
+        table.reports.get(sender).and_then(|r| r.settled.get(of).copied()).unwrap_or(0)
     }
 
-    /// Every publish of process `origin` that was matched for node `of` before this revision is answered, or was matched again since.
-    pub fn past(&self, origin: &MemberId, of: &str) -> Revision {
-        self.table.read().reports.get(origin).map_or(0, |r| r.past(of))
+    /// Every publish of process `sender` that was matched for node `of` before this revision is answered, or was matched again since.
+    pub fn past(&self, sender: &MemberId, of: &str) -> Revision {
+        self.table.read().reports.get(sender).map_or(0, |r| r.past(of))
     }
 
     /// Every publish of a process that was matched before this revision is answered by this node, and by any other, or was matched
     /// again since.
-    pub fn settled_everywhere(&self, origin: &MemberId) -> Revision {
+    pub fn settled_everywhere(&self, sender: &MemberId) -> Revision {
         let table = self.table.read();
-        let Some(r) = table.reports.get(origin) else { return 0 };
+        let Some(r) = table.reports.get(sender) else { return 0 };
         let nodes = r.settled.iter();
         let settled = nodes.map(|(node, at)| if *node == self.me.node { *at } else { r.past(node) });
         settled.min().unwrap_or(0)
@@ -389,9 +389,9 @@ impl Members {
         let table = self.table.read();
         let live = table.live.values().map(|(m, _)| m).filter(|m| m.id.node != self.me.node);
         let linked = |m: &Member| table.links.get(&m.id.node) == Some(&m.id) && !table.given_up(&m.id);
-        let departed = table.departed.iter().map(|d| &d.member);
-        let departed = departed.filter(|m| linked(m) && !table.live.contains_key(&m.id.node));
-        live.chain(departed).cloned().collect()
+        let deregistered = table.deregistered.iter().map(|d| &d.member);
+        let deregistered = deregistered.filter(|m| linked(m) && !table.live.contains_key(&m.id.node));
+        live.chain(deregistered).cloned().collect()
     }
 
     /// Processes that are neither registered nor linked, and may come back as they were: they speak for themselves, and their nodes have not
@@ -511,8 +511,8 @@ impl Table {
         let mut all: Vec<MemberId> = self.live.values().map(|(m, _)| m.id.clone()).collect();
         all.extend(self.links.values().cloned());
         // Of one that was never heard, the time of its departure counts.
-        let heard = |d: &Departed| self.reports.get(&d.member.id).map_or(d.at, |r| r.came);
-        all.extend(self.departed.iter().filter(|d| heard(d) > since).map(|d| d.member.id.clone()));
+        let heard = |d: &Deregistered| self.reports.get(&d.member.id).map_or(d.at, |r| r.came);
+        all.extend(self.deregistered.iter().filter(|d| heard(d) > since).map(|d| d.member.id.clone()));
         all.sort();
         all.dedup();
         let over = |p: &MemberId| self.reports.get(p).is_some_and(|r| r.leaving && r.applied <= mine);
@@ -524,8 +524,8 @@ impl Table {
         let snapshot = self.snapshot;
         let old = match member {
             Some(m) => {
-                self.departed.retain(|d| d.member.id.node != *node || d.member.id == m.id);
-                self.departed.retain(|d| d.member.id != m.id);
+                self.deregistered.retain(|d| d.member.id.node != *node || d.member.id == m.id);
+                self.deregistered.retain(|d| d.member.id != m.id);
                 self.live.insert(node.clone(), (m, snapshot))
             }
             None => self.live.remove(node),
@@ -533,8 +533,8 @@ impl Table {
         let Some((member, _)) = old.filter(|_| !self.live.contains_key(node)) else { return };
         // Who was draining had closed its clients before it left.
         if !member.draining && !self.left(&member.id) {
-            self.departed.retain(|d| d.member.id.node != *node);
-            self.departed.push(Departed { member, at: now });
+            self.deregistered.retain(|d| d.member.id.node != *node);
+            self.deregistered.push(Deregistered { member, at: now });
         } else if self.is_linked(&member.id) {
             // Its link is not kept: what it has not answered is lost with that.
             self.links.remove(node);
@@ -544,11 +544,11 @@ impl Table {
     /// Forgets reports of processes that nobody will ask about. What was said of whole incarnations stays as long as they
     /// are in custody.
     fn forget(&mut self) {
-        let Table { live, departed, custody, links, reports, over, .. } = self;
+        let Table { live, deregistered, custody, links, reports, over, .. } = self;
         reports.retain(|p, _| {
             live.get(&p.node).is_some_and(|(m, _)| m.id == *p)
                 || links.get(&p.node) == Some(p)
-                || departed.iter().any(|d| d.member.id == *p)
+                || deregistered.iter().any(|d| d.member.id == *p)
         });
         if over.len() > 2 * (custody.len() + live.len() + 16) {
             over.retain(|i| custody.keys().any(|c| c.incarnation == *i));

@@ -1,19 +1,20 @@
 //! Many nodes as one: what this node knows of the others, and how messages, sessions and retained messages come from one to another.
 //! It stands on [`broker`](crate::broker), which is one node. A node that is alone runs none of it.
 
-pub mod currency;
-pub mod gate;
+pub mod barrier;
+pub mod deduplication;
+pub mod freshness;
 pub mod local_routes;
 pub mod members;
 mod order;
-pub mod origin;
+pub mod outbox;
 pub mod routes_index;
-pub mod seen;
 pub mod young;
 
 mod claim;
 mod clocks;
 mod cycle;
+mod deferred;
 mod directory;
 mod drain;
 mod durable;
@@ -25,7 +26,6 @@ mod groups;
 mod index;
 #[cfg(test)]
 mod keep_tests;
-mod late;
 mod matching;
 mod outgoing;
 mod parts;
@@ -58,18 +58,18 @@ use crate::clock::Time;
 use crate::ports::{BoxFuture, ClusterTime, Coordinator, Directory, MemberId, Peers, Revision, Tasks};
 use crate::sync::level::{Bell, Level};
 use crate::telemetry::Metrics;
-use currency::{Currency, Evidence};
+use barrier::Barrier;
 use cycle::Recorded;
+use deduplication::Deduplication;
 use durable::AfterDurable;
+use freshness::{Evidence, Freshness};
 use futures_util::future::{Either, select};
-use gate::Gate;
 use local_routes::LocalRoutes;
 use members::{Members, Speaker};
-use origin::Origins;
+use outbox::Outbox;
 use parking_lot::Mutex;
 use receive::{Due, Receiving};
 use routes_index::RoutesIndex;
-use seen::Seen;
 use sessions::Sessions;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -105,7 +105,7 @@ pub struct Cache {
 /// Limits of what a node does with the others.
 #[derive(Clone, Copy, Debug)]
 pub struct RemoteLimits {
-    /// How old what a node knows may be for it to count as current, milliseconds.
+    /// How old what a node knows may be for it to count as fresh, milliseconds.
     pub stale_after_ms: u64,
     /// How long a CONNECT may wait for a session that another node owns, milliseconds.
     pub takeover_timeout_ms: u64,
@@ -170,7 +170,7 @@ pub struct Remote {
     /// What it counts.
     pub metrics: Arc<Metrics>,
     /// Between publishers and the index.
-    pub gate: Gate,
+    pub barrier: Barrier,
     /// The other processes.
     pub members: Members,
     /// Where publishes go besides here.
@@ -178,14 +178,14 @@ pub struct Remote {
     /// What this node tells the others that it wants.
     pub local: Arc<LocalRoutes>,
     /// Whether what it knows is recent.
-    pub currency: Currency,
+    pub freshness: Freshness,
     applied: Arc<Level>,
     /// The least that this and all other processes have applied.
     all_applied: Arc<Level>,
     /// The least up to which all other processes, and this one's index, know what became of updates of retained messages.
     all_retained: Arc<Level>,
     stream: index::Stream,
-    weighing: Mutex<()>,
+    evaluating: Mutex<()>,
     keeping: Mutex<()>,
     report_bell: Arc<Bell>,
     lag_bell: Arc<Bell>,
@@ -200,9 +200,9 @@ pub struct Remote {
     /// The retained messages as the store has them.
     pub retained: Arc<Retained>,
     /// The publishes that it owns.
-    pub origins: Origins,
+    pub outbox: Outbox,
     /// Which of its sessions have had which publishes.
-    pub seen: Seen,
+    pub deduplication: Deduplication,
     /// Subscriptions that are younger than publishes under way.
     pub young: Young,
     /// The newest move that this node has forgotten.
@@ -211,7 +211,7 @@ pub struct Remote {
     pub sessions: Sessions,
     recorded: AfterDurable<Recorded>,
     /// Publishes for sessions that cannot take them yet.
-    late: late::LatePublishes,
+    deferred: deferred::DeferredPublishes,
     /// Sessions that came here while processes were away.
     away_at_moves: order::AwayAtMoves,
     answers: AfterDurable<Due>,
@@ -226,12 +226,12 @@ impl Remote {
             members: Members::new(me.clone()),
             routes: RoutesIndex::default(),
             local: Arc::new(LocalRoutes::new(ports.coordinator.clone(), ports.tasks.clone())),
-            currency: Currency::new(limits.stale_after_ms, ports.coordinator.clone()),
+            freshness: Freshness::new(limits.stale_after_ms, ports.coordinator.clone()),
             applied: Arc::default(),
             all_applied: Arc::default(),
             all_retained: Arc::default(),
             stream: index::Stream::default(),
-            weighing: Mutex::default(),
+            evaluating: Mutex::default(),
             keeping: Mutex::default(),
             report_bell: Arc::default(),
             lag_bell: Arc::default(),
@@ -242,15 +242,15 @@ impl Remote {
             rereads: reread::Rereads::default(),
             clocks: Mutex::default(),
             retained: Arc::new(Retained::timed(ports.time.clone())),
-            gate: Gate::default(),
-            origins: Origins::new(me.clone(), limits.held_publishes, limits.held_bytes),
-            seen: Seen::new(limits.seen),
+            barrier: Barrier::default(),
+            outbox: Outbox::new(me.clone(), limits.held_publishes, limits.held_bytes),
+            deduplication: Deduplication::new(limits.seen),
             young: Young::default(),
             // Nor does it know of those before its start.
             forgotten: AtomicU64::new(me.registered_at()),
             sessions: Sessions::default(),
             recorded: AfterDurable::default(),
-            late: late::LatePublishes::default(),
+            deferred: deferred::DeferredPublishes::default(),
             away_at_moves: order::AwayAtMoves::default(),
             answers: AfterDurable::default(),
             receiving: Receiving::default(),
@@ -282,7 +282,7 @@ impl Remote {
         self.ports.tasks.now()
     }
 
-    /// How far this node's index has followed the store. Read it inside the gate to match a publish.
+    /// How far this node's index has followed the store. Read it inside the barrier to match a publish.
     pub fn applied(&self) -> Revision {
         self.applied.get()
     }
@@ -293,7 +293,7 @@ impl Remote {
     }
 
     /// Completes with true once this node and every other has reported to have applied `revision`; with false `wait_ms`
-    /// milliseconds after this node has: whoever had not by then is no longer current, if that is more than `stale_after`.
+    /// milliseconds after this node has: whoever had not by then is no longer fresh, if that is more than `stale_after`.
     pub fn when_all_applied(&self, revision: Revision, wait_ms: u64) -> BoxFuture<bool> {
         self.when_all(self.all_applied.clone(), revision, wait_ms)
     }
@@ -317,17 +317,17 @@ impl Remote {
         self.all_applied.get()
     }
 
-    /// Whether this node is current (docs/decisions/0006-currency.md).
-    pub fn is_current(&self, now: Time) -> bool {
-        self.currency.is_current(now)
+    /// Whether this node is fresh (docs/decisions/0006-freshness.md).
+    pub fn is_fresh(&self, now: Time) -> bool {
+        self.freshness.is_fresh(now)
     }
 
-    /// Completes when this node is current.
-    pub fn when_current(&self) -> BoxFuture<()> {
-        self.currency.when_current(self.now())
+    /// Completes when this node is fresh.
+    pub fn when_fresh(&self) -> BoxFuture<()> {
+        self.freshness.when_fresh(self.now())
     }
 
-    /// Where else `topic` goes. Call it inside the gate.
+    /// Where else `topic` goes. Call it inside the barrier.
     pub fn lookup<'c>(&self, topic: &str, cache: &'c mut RemoteCache) -> &'c RemoteMatches {
         self.routes.lookup(topic, cache)
     }
@@ -335,10 +335,10 @@ impl Remote {
     /// The index has come to `revision`.
     fn advance(&self, revision: Revision) {
         // Only when every frame matched below it is queued may anybody hear of it.
-        self.gate.closed(|| self.applied.put(revision));
+        self.barrier.closed(|| self.applied.put(revision));
         self.applied.wake();
         self.members.advanced(revision);
-        self.weigh();
+        self.evaluate_reports();
         self.report_soon();
     }
 
@@ -348,30 +348,30 @@ impl Remote {
         let keeping = self.keeping.lock();
         // Publishes that waited for a node that is back go to it before newer ones. Nothing is sent while links are given up, and what they
         // had is matched again.
-        self.gate.closed(|| {
-            let mut nodes = self.routes.judge(|of| self.members.standing(of));
+        self.barrier.closed(|| {
+            let mut nodes = self.routes.update_reachability(|of| self.members.reachability(of));
             let answers = |of: &MemberId| !matches!(self.members.speaker(of), Speaker::Away(_));
             nodes.extend(
-                self.origins.awaited().into_iter().filter(|(of, _)| answers(of)).map(|(_, node)| node),
+                self.outbox.awaited().into_iter().filter(|(of, _)| answers(of)).map(|(_, node)| node),
             );
             let keep = self.members.to_keep();
             let kept = |node: &Arc<str>| keep.iter().any(|m| m.id.node == *node);
-            let mut lost = self.origins.asked_nodes();
+            let mut lost = self.outbox.asked_nodes();
             lost.retain(|n| *n != self.me.node && !(self.members.reachable(n) && kept(n)));
             // The link to a node that has said that it leaves is kept until its record goes.
-            for (node, id) in self.origins.queue_again(&nodes, &lost) {
+            for (node, id) in self.outbox.queue_again(&nodes, &lost) {
                 self.ports.peers.cancel(&node, id);
             }
             self.ports.peers.keep(keep);
         });
         drop(keeping);
-        self.weigh();
+        self.evaluate_reports();
     }
 
     /// Draws conclusions from what everybody has reported.
-    fn weigh(&self) {
+    fn evaluate_reports(&self) {
         // One at a time, or an older conclusion might replace a newer one.
-        let _weighing = self.weighing.lock();
+        let _weighing = self.evaluating.lock();
         let now = self.now();
         // What its last report of so long ago can vouch for is over.
         let silent_ms = self.limits.stale_after_ms + self.limits.stale_after_ms / CLOCKS_APART;
@@ -388,10 +388,10 @@ impl Remote {
         match self.members.evidence(applied) {
             // Before its own registration it does not know who else there is.
             Some(None) if applied >= self.me.registered_at() && applied > 0 => {
-                self.currency.shown(Evidence::Alone, now);
+                self.freshness.shown(Evidence::Alone, now);
             }
-            Some(Some(at)) => self.currency.shown(Evidence::At(at), now),
-            Some(None) | None => self.currency.shown(Evidence::At(Time(0)), now),
+            Some(Some(at)) => self.freshness.shown(Evidence::At(at), now),
+            Some(None) | None => self.freshness.shown(Evidence::At(Time(0)), now),
         }
         self.serving_changed();
     }

@@ -69,7 +69,7 @@ impl Cluster {
         hold.begin(at);
         // What was matched before that has to be matched again.
         self.moved_at(remote, at);
-        self.late_soon(remote);
+        self.take_deferred_soon(remote);
         self.wait_for_order(remote, Came { hold, old, at }, None);
     }
 
@@ -86,7 +86,7 @@ impl Cluster {
                 None => came.hold.release(process.incarnation),
             }
         }
-        self.late_soon(remote);
+        self.take_deferred_soon(remote);
     }
 
     /// Waits until all processes have settled what they sent before a session came here, or `only` one of them has.
@@ -114,7 +114,7 @@ impl Cluster {
                     break;
                 }
                 if let Some(cluster) = cluster.upgrade().filter(|_| before < settled.len()) {
-                    cluster.late_soon(&remote);
+                    cluster.take_deferred_soon(&remote);
                 }
                 if remote.until(deadline, reports).await.is_none() {
                     remote.metrics.order_timeouts.inc();
@@ -157,7 +157,7 @@ impl Cluster {
         }
         // One of them may have come back just now.
         self.go_on_with_order(remote);
-        self.late_soon(remote);
+        self.take_deferred_soon(remote);
         remote.sessions.reported();
     }
 }
@@ -173,16 +173,16 @@ impl Remote {
 
     /// Every publish of a process that was matched for the node of `old`, or for any, before this revision is answered, or was matched
     /// again since; and all its frames to this node are answered.
-    fn settled_by(&self, origin: &MemberId, old: Option<&MemberId>) -> Revision {
-        let Some(old) = old else { return self.members.settled_everywhere(origin) };
+    fn settled_by(&self, sender: &MemberId, old: Option<&MemberId>) -> Revision {
+        let Some(old) = old else { return self.members.settled_everywhere(sender) };
         // A node's publishes for its own sessions are its own frames to itself.
-        let (past, settled) = match *origin == self.me {
+        let (past, settled) = match *sender == self.me {
             true => {
                 let applied = self.applied();
-                let past = self.origins.past_floor(&old.node, applied);
-                (past, self.origins.settled_floor(&self.me.node, applied))
+                let past = self.outbox.past_watermark(&old.node, applied);
+                (past, self.outbox.settled_watermark(&self.me.node, applied))
             }
-            false => (self.members.past(origin, &old.node), self.members.settled(origin, &self.me.node)),
+            false => (self.members.past(sender, &old.node), self.members.settled(sender, &self.me.node)),
         };
         // What moved may have to wait until this node has answered an earlier frame of the same publish.
         past.min(settled)

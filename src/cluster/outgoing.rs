@@ -43,19 +43,19 @@ pub struct Outgoing {
 /// Takeovers that this node is asked for and that have not begun: how many requests there are for each, and whether it was
 /// given up meanwhile.
 #[derive(Debug, Default)]
-pub struct Asked(Mutex<HashMap<Arc<str>, (usize, bool)>>);
+pub struct TakeoverRequests(Mutex<HashMap<Arc<str>, (usize, bool)>>);
 
 /// A request for one, while it waits.
 #[derive(Debug)]
-pub(super) struct Asking {
-    asked: Arc<Asked>,
+pub(super) struct TakeoverRequest {
+    asked: Arc<TakeoverRequests>,
     correlation: Arc<str>,
 }
 
-impl Asked {
-    pub(super) fn join(self: &Arc<Asked>, correlation: &Arc<str>) -> Asking {
+impl TakeoverRequests {
+    pub(super) fn join(self: &Arc<TakeoverRequests>, correlation: &Arc<str>) -> TakeoverRequest {
         self.0.lock().entry(correlation.clone()).or_default().0 += 1;
-        Asking { asked: self.clone(), correlation: correlation.clone() }
+        TakeoverRequest { asked: self.clone(), correlation: correlation.clone() }
     }
 
     /// Who asked for it does not want it any more.
@@ -66,13 +66,13 @@ impl Asked {
     }
 }
 
-impl Asking {
+impl TakeoverRequest {
     pub(super) fn given_up(&self) -> bool {
         self.asked.0.lock().get(&self.correlation).is_some_and(|(_, given_up)| *given_up)
     }
 }
 
-impl Drop for Asking {
+impl Drop for TakeoverRequest {
     fn drop(&mut self) {
         let mut asked = self.asked.0.lock();
         if let Some((requests, _)) = asked.get_mut(&self.correlation) {
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_takeover_may_be_given_up_before_it_begins() {
-        let asked = Arc::new(Asked::default());
+        let asked = Arc::new(TakeoverRequests::default());
         let (one, other): (Arc<str>, Arc<str>) = ("b@2/1".into(), "b@2/2".into());
         let (first, again, another) = (asked.join(&one), asked.join(&one), asked.join(&other));
         asked.give_up(&one);

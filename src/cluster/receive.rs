@@ -26,7 +26,7 @@ const RECEIVING: usize = 64;
 
 /// Takes frames of one publish in one after another. One that waited here for sessions may be taken again just when it comes a second
 /// time, over another connection: between the note that a session has it and what comes of that the other would be told that it has, and
-/// the one that goes would take along that later ones wait for it. Inside the gate.
+/// the one that goes would take along that later ones wait for it. Inside the barrier.
 pub(super) struct Receiving([Mutex<()>; RECEIVING]);
 
 impl Default for Receiving {
@@ -64,7 +64,7 @@ impl Cluster {
     ) -> Received {
         let remote = &self.remote;
         // No session freezes between the look at it and its mailbox.
-        let _inside = remote.gate.enter();
+        let _inside = remote.barrier.enter();
         let message = &frame.message;
         // At QoS 0 an update's name keeps those from having it twice who were sent it as the retained message.
         let id = frame.id.or(frame.update);
@@ -97,7 +97,7 @@ impl Cluster {
         }
         let lsn = self.commit(&mut round, None).unwrap_or(0);
         // Sessions that have had it before: their rows may not be durable yet.
-        let before = frame.id.map_or(0, |id| remote.seen.lsn(id));
+        let before = frame.id.map_or(0, |id| remote.deduplication.lsn(id));
         received.lsn = lsn.max(before);
         received.absent = std::mem::take(&mut round.delivered.absent);
         self.purge_full(round.delivered);
@@ -116,7 +116,7 @@ impl Cluster {
         match self.give_member(group, ask.queue, round) {
             Member::Took => {
                 if let Some(id) = frame.id {
-                    self.remote.seen.serve(id, &ask.name);
+                    self.remote.deduplication.serve(id, &ask.name);
                 }
                 true
             }
@@ -138,18 +138,18 @@ impl Cluster {
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) {
-        let _inside = remote.gate.enter();
+        let _inside = remote.barrier.enter();
         let _one = remote.receiving.one(key.1);
         if !answers.stands() {
             // It has come again since, or will, and must not take away what waits for that.
             return;
         }
         // Its own subscribers wait for a frame that is for them.
-        let place = if frame.direct { remote.late.take_place(key) } else { None };
+        let place = if frame.direct { remote.deferred.take_place(key) } else { None };
         let mut received = self.receive(&frame, key.0, cache, scratch);
         received.absent.moved = received.absent.moved.max(moved);
         let moving = std::mem::take(&mut received.absent.moving);
-        let newest = remote.late.newest_move();
+        let newest = remote.deferred.newest_move();
         if !moving.is_empty() && frame.matched_at < newest {
             // A session that moved then may wait for just this one: it comes again.
             self.keep_place(remote, key, newest, moving);
@@ -158,7 +158,7 @@ impl Cluster {
             // Later frames for others do not wait.
             let absent = Absent { moving, ..received.absent };
             let (at, frames) = (frame.matched_at, vec![(frame, answers.clone())]);
-            self.wait_late(remote, key, at, frames, absent);
+            self.defer(remote, key, at, frames, absent);
             return self.give_place(remote, key, place);
         }
         self.give_place(remote, key, place);
@@ -231,9 +231,9 @@ impl Cluster {
         let remote = &self.remote;
         let highest = report.open.last().copied().max(report.low_water.checked_sub(1));
         remote.young.reported(from.incarnation, report.applied, highest.unwrap_or(0));
-        self.unsee_below(remote, from.incarnation, report.low_water, &report.open);
+        self.forget_below(remote, from.incarnation, report.low_water, &report.open);
         for origin in &report.retired {
-            self.unsee_below(remote, *origin, u64::MAX, &[]);
+            self.forget_below(remote, *origin, u64::MAX, &[]);
         }
         if remote.heard(from, report) {
             remote.sessions.poke();

@@ -70,9 +70,9 @@ impl Cluster {
             let remote = cluster.remote.clone();
             remote.when_applied(remote.me.registered_at()).await;
             // A client that comes back may repeat a publish that other nodes still have to get.
-            remote.origins.when_read().await;
+            remote.outbox.when_read().await;
             let candidates = std::mem::take(&mut *remote.sessions.recovered.lock());
-            let verdicts = remote.judge(&candidates, anew);
+            let verdicts = remote.verdicts(&candidates, anew);
             remote.note_told_expiry(&candidates);
             let (mut kept, mut missing, mut ended, mut dropped) = (Vec::new(), Vec::new(), Vec::new(), 0);
             for (c, verdict) in candidates.into_iter().zip(verdicts) {
@@ -128,7 +128,7 @@ impl Cluster {
         }
         // What they leave behind finds the sessions above.
         ended.iter().for_each(|(handle, will_stays)| self.end_recovered(remote, handle, *will_stays));
-        self.late_soon(remote);
+        self.take_deferred_soon(remote);
         self.release_leftovers(remote);
         remote.sessions.reconciled.set(());
         // What other journals have claimed over this node's head since its sessions were judged.
@@ -198,7 +198,7 @@ impl Cluster {
             session.forget_will();
         }
         self.end_dormant(handle, &mut session, remote.now(), &mut Scratch::default());
-        self.late_soon(remote);
+        self.take_deferred_soon(remote);
     }
 
     fn count_out_recovered(&self, handle: &Arc<Handle>) {
@@ -221,7 +221,7 @@ impl Remote {
         }
     }
 
-    fn judge(&self, candidates: &[Candidate], anew: bool) -> Vec<Verdict> {
+    fn verdicts(&self, candidates: &[Candidate], anew: bool) -> Vec<Verdict> {
         let named = self.sessions.named.lock();
         let evictions = self.sessions.evictions.lock();
         // Of several sessions of one client identifier the newest counts, first of all one under the epoch that the store names.
@@ -235,13 +235,13 @@ impl Remote {
             let e = best.entry(&c.handle.client_id).or_default();
             *e = rank(c).map_or(*e, |rank| rank.max(*e));
         }
-        let judge = |c: &Candidate| {
+        let verdict = |c: &Candidate| {
             let epoch = c.handle.epoch();
             let by = evictions.get(&c.handle.client_id).copied().filter(|(by, _)| *by > epoch);
             let best = rank(c).is_some_and(|rank| best.get(&*c.handle.client_id) == Some(&rank));
             self.verdict(c, named.get(&c.handle.client_id), best, by, anew)
         };
-        candidates.iter().map(judge).collect()
+        candidates.iter().map(verdict).collect()
     }
 
     fn verdict(

@@ -18,9 +18,9 @@ impl Remote {
         let nodes = others.chain([&self.me.node]);
         // Whoever has taken a number is inside until its publish is in the table, and whoever has matched one until its frames
         // are queued.
-        let ((low_water, open), settled, past) = self.gate.closed(|| {
-            let settled = nodes.map(|n| (n.clone(), self.origins.settled_floor(n, applied))).collect();
-            (self.origins.low_water(), settled, self.origins.past_floors(applied))
+        let ((low_water, open), settled, past) = self.barrier.closed(|| {
+            let settled = nodes.map(|n| (n.clone(), self.outbox.settled_watermark(n, applied))).collect();
+            (self.outbox.low_water(), settled, self.outbox.past_watermarks(applied))
         });
         Report {
             applied,
@@ -29,7 +29,7 @@ impl Remote {
             settled,
             past,
             past_others: applied,
-            retired: self.origins.retired(),
+            retired: self.outbox.retired(),
             sent_at: self.now(),
             heard: self.members.heard(),
             retained: Some(retained),
@@ -51,7 +51,7 @@ impl Remote {
             tracing::info!(node = %from, "the node leaves: what its persistent sessions need is held for it");
             self.membership_changed();
         } else {
-            self.weigh();
+            self.evaluate_reports();
         }
         if let Some(r) = retained {
             self.take_progress(from, applied, r);
@@ -93,7 +93,7 @@ pub(super) async fn send_reports(cluster: Weak<Cluster>, bell: Arc<Bell>) {
             let report = remote.report();
             remote.ports.peers.report(report);
             // Time passes for those that are being waited for as well.
-            remote.weigh();
+            remote.evaluate_reports();
             pause.take().unwrap_or_else(|| remote.ports.tasks.sleep(remote.limits.stale_after_ms / 4))
         };
         if let Either::Left((_, rest)) = select(bell.heard(), heartbeat).await {
@@ -116,10 +116,10 @@ pub(super) async fn catch_up(cluster: Weak<Cluster>, bell: Arc<Bell>) {
 }
 
 impl Remote {
-    /// Whether the store may not bring what is missing here: it does not answer, or it answers and this node is not current any
+    /// Whether the store may not bring what is missing here: it does not answer, or it answers and this node is not fresh any
     /// more all the same.
     fn may_miss(&self) -> bool {
-        let fell_behind = self.currency.was_current() && !self.is_current(self.now());
+        let fell_behind = self.freshness.was_fresh() && !self.is_fresh(self.now());
         !self.ports.coordinator.answering() || fell_behind
     }
 

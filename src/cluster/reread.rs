@@ -54,7 +54,7 @@ impl Cluster {
     fn send_missed(&self, request: &RetainedRequest, after: Revision, scratch: &mut Scratch) -> bool {
         let (t, now) = (&request.target, self.remote.now());
         // What the session is noted to have it has: no session freezes between the note and its mailbox.
-        let _inside = self.remote.gate.enter();
+        let _inside = self.remote.barrier.enter();
         if t.handle.mailbox.frozen(|_| ()).is_some() {
             return false;
         }
@@ -84,7 +84,7 @@ impl Reread {
             }
             if remote.all_written(written) {
                 remote.when_applied(remote.members.most_applied(remote.applied())).await;
-                if remote.when_fresh().await && remote.all_written(written) {
+                if remote.when_caught_up().await && remote.all_written(written) {
                     break;
                 }
             }

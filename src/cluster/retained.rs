@@ -190,7 +190,7 @@ impl Cluster {
             let why = Forbidden::Clears { max: CLEARS_MAX };
             return if told { Err(why) } else { Ok(Updated { forbidden: Some(why), ..Updated::default() }) };
         }
-        let (id, since) = (remote.origins.next_id(), remote.applied());
+        let (id, since) = (remote.outbox.next_id(), remote.applied());
         let update = Retain { known, since, message: (!clears).then(|| message.clone()), id, topic, kept };
         // Before any session is looked up that gets it.
         self.broker.retained.begin(message, id, clears, !remote.ports.coordinator.writable());
@@ -265,7 +265,7 @@ impl Remote {
     pub(super) fn retained_progress(&self, applied: Revision) -> RetainedProgress {
         let table = self.retains.0.lock();
         // Under the lock: whoever takes a number for an update has it.
-        table.progress(self.me.incarnation, applied, self.origins.peek_id())
+        table.progress(self.me.incarnation, applied, self.outbox.peek_id())
     }
 
     /// Has an update written, however long it takes; keeps what is promised when it may be acknowledged.
@@ -332,7 +332,7 @@ impl Remote {
     fn waits_for_store(&self, id: MessageId) {
         let mut table = self.retains.0.lock();
         table.under_way.remove(&id);
-        let progress = table.progress(self.me.incarnation, self.applied(), self.origins.peek_id());
+        let progress = table.progress(self.me.incarnation, self.applied(), self.outbox.peek_id());
         drop(table);
         self.retained.decided_below(self.me.incarnation, progress.decided, progress.waited);
         self.report_soon();
@@ -354,7 +354,7 @@ impl Remote {
         if update.message.is_none() || !table.is_last(update) {
             return;
         }
-        let id = self.origins.next_id(); // of no publish
+        let id = self.outbox.next_id(); // of no publish
         let clear = Retain { message: None, id, ..update.clone() };
         if table.spooled.get(&update.topic).is_some_and(|(id, _)| *id == update.id) {
             table.spool(&**journal, &clear);

@@ -2,7 +2,7 @@
 
 use super::groups::{self, Fit};
 use super::young::OrderKey;
-use super::{Cluster, origin};
+use super::{Cluster, outbox};
 use crate::broker::Broker;
 use crate::broker::delivery::{Delivered, Gave, Provenance, Publishing};
 use crate::broker::mailbox::{Sending, Wakes};
@@ -13,7 +13,7 @@ use crate::topic;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-/// See the module. The caller is inside the gate.
+/// See the module. The caller is inside the barrier.
 pub(super) struct Round<'a> {
     /// The message.
     pub message: &'a Message,
@@ -73,8 +73,8 @@ impl<'a> Round<'a> {
 
     /// A number that decides whose turn it is in a shared subscription: by its name, so that whoever sends it again after a crash asks
     /// the same node.
-    pub fn turn(&self, unnamed: impl FnOnce() -> u64) -> u64 {
-        self.id().map_or_else(unnamed, origin::turn_of)
+    pub fn draw(&self, unnamed: impl FnOnce() -> u64) -> u64 {
+        self.id().map_or_else(unnamed, outbox::draw_of)
     }
 }
 
@@ -97,7 +97,7 @@ impl Cluster {
             false => self.broker.give(message, t, &round.provenance, round.delivered, round.wakes),
         };
         match (gave, round.id()) {
-            (Gave::Absent, _) => self.unsee_absent(round),
+            (Gave::Absent, _) => self.forget_absent(round),
             (Gave::Yes, Some(id)) if id.origin != self.remote.me.incarnation && !is_shared(t) => {
                 self.remote.young.given(t.handle.no, id, message);
             }
@@ -145,10 +145,10 @@ impl Cluster {
         let lsn = self.broker.write(message, &provenance, duty, round.delivered);
         if let (Some(lsn), true) = (lsn, round.tracked && round.delivered.to_write()) {
             // Before any of them can settle it.
-            self.keep_seen(round, lsn);
+            self.remember_recipients(round, lsn);
         }
         self.broker.hand_out(message, &provenance, round.delivered, round.wakes);
-        self.unsee_absent(round);
+        self.forget_absent(round);
         lsn
     }
 
@@ -172,7 +172,7 @@ impl Cluster {
     /// Whether a session gets a publish that may have been here before for the first time.
     fn is_first(&self, round: &Round<'_>, t: &Target) -> bool {
         let Some(id) = round.id() else { return true };
-        let first = self.remote.seen.insert(id, t.handle.no);
+        let first = self.remote.deduplication.insert(id, t.handle.no);
         if !first {
             self.broker.metrics.duplicates_dropped.inc();
         }
@@ -180,30 +180,30 @@ impl Cluster {
     }
 
     /// Those that leave have not had it after all.
-    fn unsee_absent(&self, round: &mut Round<'_>) {
+    fn forget_absent(&self, round: &mut Round<'_>) {
         let id = round.id().filter(|_| round.repeated || round.tracked);
         for session in round.delivered.absent.sessions.drain(..) {
             if let Some(id) = id {
-                self.remote.seen.remove(id, session);
+                self.remote.deduplication.remove(id, session);
             }
         }
     }
 
     /// The journal has the publish for sessions here: who settles it must be remembered.
-    fn keep_seen(&self, round: &Round<'_>, lsn: Lsn) {
+    fn remember_recipients(&self, round: &Round<'_>, lsn: Lsn) {
         let Some(id) = round.id() else { return };
         for r in round.delivered.recipients() {
-            self.remote.seen.insert(id, r.session);
+            self.remote.deduplication.insert(id, r.session);
         }
         let exactly_once = round.message.qos() == QoS::ExactlyOnce;
-        self.remote.seen.journaled(id, round.delivered.seq, lsn, exactly_once);
+        self.remote.deduplication.journaled(id, round.delivered.seq, lsn, exactly_once);
     }
 
     /// Whether shared subscription `name` was served here with a publish that may have been here before; `group` = its members here, if
     /// there are any still.
     pub(super) fn has_served(&self, round: &Round<'_>, name: &str, group: Option<&Arc<Group>>) -> bool {
         let Some(id) = round.id() else { return false };
-        self.remote.seen.served(id, name, |no| group.is_some_and(|group| group.has(no)))
+        self.remote.deduplication.served(id, name, |no| group.is_some_and(|group| group.has(no)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which other nodes a topic goes to: the routes of all incarnations by filter. A sharded index as [`super::super::router`]
 //! is one, with a few bytes a route: incarnations are numbers here.
 
-use super::members::Standing;
+use super::members::Reachability;
 use crate::broker::router::head;
 use crate::hashing::{HashMap, State};
 use crate::names::shown;
@@ -213,7 +213,7 @@ struct Shard {
 #[derive(Clone, Debug)]
 struct Owner {
     of: MemberId,
-    standing: Standing,
+    reachability: Reachability,
     routes: usize,
 }
 
@@ -227,11 +227,11 @@ struct Owners {
 }
 
 impl Owners {
-    fn number(&mut self, of: &MemberId, standing: impl FnOnce() -> Standing) -> u32 {
+    fn number(&mut self, of: &MemberId, reachability: impl FnOnce() -> Reachability) -> u32 {
         if let Some(n) = self.numbers.get(of) {
             return *n;
         }
-        let owner = Some(Owner { of: of.clone(), standing: standing(), routes: 0 });
+        let owner = Some(Owner { of: of.clone(), reachability: reachability(), routes: 0 });
         let n = match self.free.pop() {
             Some(n) => {
                 self.owners[n as usize] = owner;
@@ -263,15 +263,15 @@ impl Owners {
 
     /// An incarnation wants less than before: what waits for it may not have to any more.
     fn release(&mut self, n: u32) {
-        if let Some(Standing::Orphan(node)) = self.standing(n)
+        if let Some(Reachability::Orphan(node)) = self.reachability(n)
             && !self.released.contains(node)
         {
             self.released.push(node.clone());
         }
     }
 
-    fn standing(&self, n: u32) -> Option<&Standing> {
-        self.owners.get(n as usize)?.as_ref().map(|o| &o.standing)
+    fn reachability(&self, n: u32) -> Option<&Reachability> {
+        self.owners.get(n as usize)?.as_ref().map(|o| &o.reachability)
     }
 }
 
@@ -281,8 +281,8 @@ pub struct RoutesIndex {
     shards: Vec<Shard>,
     hasher: State,
     owners: RwLock<Owners>,
-    /// Changes when anybody's standing does.
-    standings: AtomicU64,
+    /// Changes when anybody's reachability does.
+    reachabilities: AtomicU64,
     snapshot: AtomicU64,
 }
 
@@ -293,7 +293,7 @@ impl Default for RoutesIndex {
             shards: (0..=SHARDS).map(|_| shard()).collect(),
             hasher: State::default(),
             owners: RwLock::default(),
-            standings: AtomicU64::new(0),
+            reachabilities: AtomicU64::new(0),
             snapshot: AtomicU64::new(0),
         }
     }
@@ -323,16 +323,16 @@ impl RoutesIndex {
         self.snapshot.load(Ordering::Acquire) as u16
     }
 
-    /// Adds and removes routes of an incarnation. `standing` says how it is to be treated if it was not known yet. True if it is
-    /// waited for, and wants less than before: [`RoutesIndex::judge`] must follow.
+    /// Adds and removes routes of an incarnation. `reachability` says how it is to be treated if it was not known yet. True if it is
+    /// waited for, and wants less than before: [`RoutesIndex::update_reachability`] must follow.
     pub fn apply(
         &self,
         of: &MemberId,
         add: &[Route],
         del: &[Arc<str>],
-        standing: impl FnOnce() -> Standing,
+        reachability: impl FnOnce() -> Reachability,
     ) -> bool {
-        let n = self.owners.write().number(of, standing);
+        let n = self.owners.write().number(of, reachability);
         let snapshot = self.snapshot();
         let (mut added, mut weaker, mut removed) = (0, false, Vec::new());
         for r in add {
@@ -377,17 +377,17 @@ impl RoutesIndex {
 
     /// Looks again at how everybody is to be treated. Returns the nodes for which that has changed, and those that are waited for
     /// and want less than before.
-    pub fn judge(&self, standing: impl Fn(&MemberId) -> Standing) -> Vec<Arc<str>> {
+    pub fn update_reachability(&self, reachability: impl Fn(&MemberId) -> Reachability) -> Vec<Arc<str>> {
         let mut owners = self.owners.write();
         let mut nodes = std::mem::take(&mut owners.released);
         for owner in owners.owners.iter_mut().flatten() {
-            let old = std::mem::replace(&mut owner.standing, standing(&owner.of));
-            if old != owner.standing {
-                nodes.extend([&old, &owner.standing].into_iter().filter_map(Standing::node).cloned());
+            let old = std::mem::replace(&mut owner.reachability, reachability(&owner.of));
+            if old != owner.reachability {
+                nodes.extend([&old, &owner.reachability].into_iter().filter_map(Reachability::node).cloned());
             }
         }
         drop(owners);
-        self.standings.fetch_add(1, Ordering::Release);
+        self.reachabilities.fetch_add(1, Ordering::Release);
         nodes
     }
 
@@ -432,7 +432,7 @@ impl RoutesIndex {
         let generations = (
             own.generation.load(Ordering::Acquire),
             wild.generation.load(Ordering::Acquire),
-            self.standings.load(Ordering::Acquire),
+            self.reachabilities.load(Ordering::Acquire),
         );
         if cache.generations != Some(generations) || cache.topic != topic {
             cache.topic.clear();
@@ -546,10 +546,10 @@ impl RemoteMatches {
 
 /// The node that a route leads to, and whether it has to wait for it; `None` if it counts for nothing.
 fn routed<'o>(owners: &'o Owners, e: &Entry) -> Option<(&'o Arc<str>, bool)> {
-    match owners.standing(e.of)? {
-        Standing::Live(node) => Some((node, false)),
-        Standing::Orphan(node) if e.persistent => Some((node, true)),
-        Standing::Orphan(_) | Standing::Own | Standing::Gone => None,
+    match owners.reachability(e.of)? {
+        Reachability::Live(node) => Some((node, false)),
+        Reachability::Orphan(node) if e.persistent => Some((node, true)),
+        Reachability::Orphan(_) | Reachability::Own | Reachability::Gone => None,
     }
 }
 

@@ -2,8 +2,8 @@
 //! until every owner of a session that it is for has it.
 
 use super::matching::leave_out;
-use super::origin::Next;
-use super::origin::entry::{Asked, Entry, OpenGroup, Plan, Sends, Stage};
+use super::outbox::Next;
+use super::outbox::entry::{Asked, Entry, OpenGroup, Plan, Sends, Stage};
 use super::retained::Keeping;
 use super::round::{Round, duty, duty_of};
 use super::{Cache, Cluster, Remote};
@@ -48,7 +48,7 @@ impl Cluster {
             return Err(Failure::new(Reason::QuotaExceeded, HELD_FULL));
         }
         // An update has the name of its publish: nobody may hear of a later one before it is in the table.
-        let _inside = message.retain().then(|| remote.gate.enter());
+        let _inside = message.retain().then(|| remote.barrier.enter());
         let (mut lsn, mut update) = (None, (None, None));
         if message.retain() {
             let told = publishing.told(message);
@@ -79,21 +79,21 @@ impl Cluster {
         wakes: &mut Wakes,
     ) -> Routed {
         let remote = &self.remote;
-        let inside = remote.gate.enter();
+        let inside = remote.barrier.enter();
         if message.qos() == QoS::AtMostOnce {
             let round = Round::unnamed(message, *publishing, remote.applied(), delivered, wakes);
             return self.route_unanswered(round, (promise, id), cache);
         }
-        let id = id.unwrap_or_else(|| remote.origins.next_id());
+        let id = id.unwrap_or_else(|| remote.outbox.next_id());
         let duty =
             message.qos() == QoS::ExactlyOnce && publishing.inbound.is_some() || publishing.record.is_some();
-        let current = remote.is_current(remote.now());
-        if !current || remote.origins.lane_open() {
+        let fresh = remote.is_fresh(remote.now());
+        if !fresh || remote.outbox.has_unmatched() {
             let mut entry = self.entry(remote, message, publishing);
             entry.duty = duty.then(|| self.broker.journal.next_seq());
-            if let Some(routed) = self.hold(remote, id, entry, publishing, promise.clone(), !current) {
+            if let Some(routed) = self.hold(remote, id, entry, publishing, promise.clone(), !fresh) {
                 drop(inside);
-                self.run_lane(remote);
+                self.match_unmatched(remote);
                 return routed;
             }
         }
@@ -119,7 +119,7 @@ impl Cluster {
         entry.promise = Some(promise.clone());
         // If it comes again they do not get it.
         for no in round.delivered.took.drain(..) {
-            remote.seen.insert(id, no);
+            remote.deduplication.insert(id, no);
         }
         let absent = std::mem::take(&mut round.delivered.absent);
         self.begin(remote, id, entry, plan, lsn, absent);
@@ -161,11 +161,11 @@ impl Cluster {
         always: bool,
     ) -> Option<Routed> {
         let duty = entry.duty;
-        entry.stage = if duty.is_some() { Stage::Recording } else { Stage::Lane };
+        entry.stage = if duty.is_some() { Stage::Recording } else { Stage::Unmatched };
         let message = entry.message.clone();
         let promise = joined(promise);
         entry.promise = Some(promise.clone());
-        if !remote.origins.queue(id, entry, always) {
+        if !remote.outbox.queue(id, entry, always) {
             promise.keep(Kept::Done { matched: false }); // this part of the promise is void
             return None;
         }
@@ -201,7 +201,7 @@ impl Cluster {
         entry.stage = if record.is_some() { Stage::Recording } else { Stage::Open };
         leave_out(&mut plan, &absent);
         let at = plan.matched_at;
-        let next = remote.origins.begin(id, entry, plan);
+        let next = remote.outbox.begin(id, entry, plan);
         self.wait_for_absent(remote, id, at, absent);
         self.carry_on(remote, next);
         if let Some(lsn) = record {
@@ -214,7 +214,7 @@ impl Cluster {
         if absent.moving.is_empty() {
             return;
         }
-        self.wait_late(remote, (remote.me.incarnation, id), at, Vec::new(), absent);
+        self.defer(remote, (remote.me.incarnation, id), at, Vec::new(), absent);
     }
 
     /// Does what is to be done after an answer or a match, and what follows from that.
@@ -262,7 +262,7 @@ impl Cluster {
         cache: &mut Cache,
         scratch: &mut Scratch,
     ) {
-        let _inside = remote.gate.enter();
+        let _inside = remote.barrier.enter();
         let message = &frame.message;
         let (applied, (delivered, wakes)) = (remote.applied(), scratch.begin());
         let mut round = Round::unnamed(message, Publishing::default(), applied, delivered, wakes);
@@ -282,7 +282,7 @@ impl Cluster {
         }
     }
 
-    /// Whether shared subscription `name` has members on other nodes. Inside the gate.
+    /// Whether shared subscription `name` has members on other nodes. Inside the barrier.
     pub(super) fn has_members_elsewhere(&self, message: &Message, name: &str) -> bool {
         let mut cache = Cache::default();
         let there = self.remote.lookup(message.topic(), &mut cache.remote);
@@ -293,15 +293,15 @@ impl Cluster {
     /// the journal when this returns.
     pub(super) fn hand_to_others(&self, message: &Message, name: &Arc<str>) {
         let remote = &self.remote;
-        let inside = remote.gate.enter();
-        let id = remote.origins.next_id();
+        let inside = remote.barrier.enter();
+        let id = remote.outbox.next_id();
         let seq = self.broker.journal.next_seq();
         let mut entry = Entry::new(message.clone(), 0, remote.now());
         (entry.direct, entry.duty, entry.stage) = (false, Some(seq), Stage::Recording);
         entry.groups.push(OpenGroup::new(name.clone()));
         entry.groups_known = true;
         // Behind all that waits already; there is no hurry.
-        remote.origins.queue(id, entry, true);
+        remote.outbox.queue(id, entry, true);
         let recipients = [duty(Some(name.clone()), None)];
         let change = Change::Message { seq, id: Some(id), message, recipients: &recipients };
         let lsn = self.broker.journal.append(&[change]);

@@ -1,4 +1,4 @@
-//! Whether this node may serve clients: while its lease is certainly alive, or it is current ("Who may serve").
+//! Whether this node may serve clients: while its lease is certainly alive, or it is fresh ("Who may serve").
 
 use super::{Cluster, Remote};
 use crate::clock::Time;
@@ -44,7 +44,7 @@ impl Remote {
 
     /// Until when it may if nothing more is heard.
     fn may_serve_until(&self) -> Time {
-        if self.left() { Time(0) } else { self.ports.coordinator.lease_until().max(self.currency.until()) }
+        if self.left() { Time(0) } else { self.ports.coordinator.lease_until().max(self.freshness.until()) }
     }
 
     /// Whether it serves nobody any more, for good.
@@ -59,7 +59,7 @@ impl Remote {
         self.serve_bell.ring();
     }
 
-    /// What is known of currency has changed.
+    /// What is known of freshness has changed.
     pub(super) fn serving_changed(&self) {
         let until = self.may_serve_until();
         let before = self.serve_until.swap(until.0, Ordering::AcqRel);

@@ -3,7 +3,7 @@
 use super::durable::AfterDurable;
 use super::ending::Over;
 use super::evict::{Evicting, Learned};
-use super::outgoing::Asked;
+use super::outgoing::TakeoverRequests;
 use super::{Cluster, Remote};
 use crate::broker::handle::{Handle, Subscriptions};
 use crate::broker::mailbox::OrderHold;
@@ -137,7 +137,7 @@ pub struct Sessions {
     /// Sessions of the journal of which it is not known whether they are still this node's.
     pub(super) recovered: Mutex<Vec<super::reconcile::Candidate>>,
     /// Takeovers that this node is asked for.
-    pub(super) asked: Arc<Asked>,
+    pub(super) asked: Arc<TakeoverRequests>,
     /// Sessions that are being handed over.
     pub(super) outgoing: Mutex<HashMap<Arc<str>, Arc<super::outgoing::Outgoing>>>,
     pub(super) departed: Mutex<BTreeMap<(Revision, SessionNo), Departed>>,

@@ -35,7 +35,7 @@ impl Cluster {
     ) -> (Answered, Option<RouteWait>) {
         let remote = &self.remote;
         // No update is on its way between its number and the sessions that are given it.
-        remote.gate.closed(|| {
+        remote.barrier.closed(|| {
             let subscribing = self.broker.begin_subscribe(handle, who, request);
             let young: Vec<Arc<str>> =
                 subscribing.granted().filter(|g| g.is_young()).map(|g| g.name.clone()).collect();
@@ -79,7 +79,7 @@ impl Cluster {
     pub fn sent_as_retained(&self, id: MessageId, message: &Message, session: SessionNo) {
         let remote = &self.remote;
         if remote.members.may_come(id) {
-            remote.seen.insert(id, session);
+            remote.deduplication.insert(id, session);
         }
         if id.origin != remote.me.incarnation {
             remote.young.given(session, id, message);
@@ -112,8 +112,8 @@ impl Cluster {
     ) -> Option<Arc<Promise>> {
         let requests: Vec<RetainedRequest> =
             requests.iter().filter(|r| !is_own(&r.filter)).cloned().collect();
-        let fresh = !requests.is_empty();
-        if !fresh && wait.known().is_some_and(|r| r <= remote.all_applied()) {
+        let reads = !requests.is_empty();
+        if !reads && wait.known().is_some_and(|r| r <= remote.all_applied()) {
             self.grown_up(remote, young, None);
             return None;
         }
@@ -132,7 +132,8 @@ impl Cluster {
         let tasks = remote.ports.tasks.clone();
         tasks.spawn(Box::pin(async move {
             let routes = wait.clone();
-            let outcome = if fresh { remote.fresh(wait, under_way).await } else { remote.routed(wait).await };
+            let outcome =
+                if reads { remote.readable(wait, under_way).await } else { remote.routed(wait).await };
             let all = outcome == SubackWait::Done && remote.none_spooled();
             remote.metrics.suback_waits.of(outcome).inc();
             if let Some(cluster) = cluster.upgrade() {
@@ -196,7 +197,7 @@ impl Remote {
     /// The highest number known of an origin's publishes, all those that may come again included.
     pub(super) fn highest(&self, origin: Incarnation) -> u64 {
         if origin == self.me.incarnation {
-            return self.origins.next_seq().saturating_sub(1);
+            return self.outbox.next_seq().saturating_sub(1);
         }
         if self.members.is_superseded(origin) { u64::MAX } else { self.young.highest(origin) }
     }
@@ -210,7 +211,7 @@ impl Remote {
     fn under_way(&self) -> Older {
         let known = self.members.custodies().into_iter().map(|(of, _)| of.incarnation);
         let known = known.map(|of| (of, self.highest(of)));
-        known.filter(|(origin, seq)| !self.seen.all_past(*origin, *seq)).collect()
+        known.filter(|(origin, seq)| !self.deduplication.all_past(*origin, *seq)).collect()
     }
 
     async fn routed(self: &Arc<Remote>, wait: RouteWait) -> SubackWait {
@@ -224,7 +225,11 @@ impl Remote {
     /// As [`Remote::routed`], and what is retained can be read. A publish that another node has matched without the route is no longer
     /// under way then: this node's index has what it retained, or something newer. One that came here before the subscription is
     /// among those `under_way`. All others come to it.
-    async fn fresh(self: &Arc<Remote>, wait: RouteWait, under_way: Vec<(Arc<str>, MessageId)>) -> SubackWait {
+    async fn readable(
+        self: &Arc<Remote>,
+        wait: RouteWait,
+        under_way: Vec<(Arc<str>, MessageId)>,
+    ) -> SubackWait {
         let wrote = wait.wrote();
         let written = self.while_it(|store| store.writable(), wait.written()).await;
         let Some(written) = written else { return SubackWait::Skipped };
@@ -243,7 +248,7 @@ impl Remote {
         };
         all &= known;
         // What was written for this very SUBSCRIBE is as new as it is; other routes may be older.
-        if !wrote && !self.when_fresh().await {
+        if !wrote && !self.when_caught_up().await {
             return SubackWait::Skipped;
         }
         if all { SubackWait::Done } else { SubackWait::TimedOut }
@@ -300,7 +305,7 @@ impl Remote {
     }
 
     /// Completes when the index is as new as this call; false if the store does not answer.
-    pub fn when_fresh(self: &Arc<Remote>) -> BoxFuture<bool> {
+    pub fn when_caught_up(self: &Arc<Remote>) -> BoxFuture<bool> {
         let remote = self.clone();
         Box::pin(async move {
             let read = remote.while_reachable(remote.ports.coordinator.read_revision()).await;

@@ -152,8 +152,8 @@ impl Cluster {
                     Some(session) => {
                         let will_stays = remote.will_stays(trip.client_id, handle.epoch() + 1).await;
                         self.end_replaced(&handle, session, will_stays).await;
-                        remote.seen.forget_session(no);
-                        self.late_soon(remote);
+                        remote.deduplication.forget_session(no);
+                        self.take_deferred_soon(remote);
                     }
                     None => self.discard(remote, &handle),
                 }
@@ -170,7 +170,7 @@ impl Cluster {
             (Ok(()), Some(incoming)) => Ok(incoming),
             (fetched, incoming) => {
                 if let Some(Incoming { no, steps, backlog, .. }) = incoming {
-                    remote.seen.forget_session(no);
+                    remote.deduplication.forget_session(no);
                     let came: Vec<Seq> = steps.into_values().chain(backlog).collect();
                     self.broker.forget_rows(no, &came);
                 }
@@ -268,7 +268,7 @@ impl Cluster {
         changes.extend(head.subscriptions.iter().map(|s| Change::Subscribe { session: no, subscription: s }));
         changes.extend(head.inbound.iter().map(|id| Change::InboundBegin { session: no, packet_id: *id }));
         let session = [no];
-        let added = remote.seen.add_for(no, &head.seen);
+        let added = remote.deduplication.add_for(no, &head.seen);
         changes.extend(added.iter().map(|id| Change::Seen { id: *id, sessions: &session }));
         self.broker.journal.append(&changes);
         drop(changes);
@@ -348,10 +348,10 @@ impl Cluster {
         self.broker.unsubscribe_all(handle, &subscriptions);
         let steps = handle.mailbox.parked(Session::outbound_steps).unwrap_or_default();
         let (backlog, _) = handle.mailbox.end(&mut Wakes::default());
-        remote.seen.forget_session(handle.no);
+        remote.deduplication.forget_session(handle.no);
         let came: Vec<Seq> = steps.into_iter().map(|(_, seq, _)| seq.get()).chain(backlog).collect();
         self.broker.forget_rows(handle.no, &came);
-        self.late_soon(remote);
+        self.take_deferred_soon(remote);
     }
 
     /// Tells the old owner how it came out, as soon as there is a link to it, until it has heard it or is gone: then it asks the

@@ -70,7 +70,7 @@ struct Given {
     /// The highest number of each origin, topic and QoS.
     highest: HashMap<(Incarnation, OrderKey), u64>,
     /// For each origin, the highest number that was given before its topics were too many to be remembered one by one.
-    floors: SmallVec<[(Incarnation, u64); 2]>,
+    overall: SmallVec<[(Incarnation, u64); 2]>,
 }
 
 impl Given {
@@ -79,29 +79,29 @@ impl Given {
         *highest = id.seq.max(*highest);
     }
 
-    fn note_floor(&mut self, origin: Incarnation, seq: u64) {
-        match self.floors.iter_mut().find(|(of, _)| *of == origin) {
-            Some((_, floor)) => *floor = seq.max(*floor),
-            None => self.floors.push((origin, seq)),
+    fn note_overall(&mut self, origin: Incarnation, seq: u64) {
+        match self.overall.iter_mut().find(|(of, _)| *of == origin) {
+            Some((_, highest)) => *highest = seq.max(*highest),
+            None => self.overall.push((origin, seq)),
         }
     }
 
     /// Remembers one number for each origin in place of one for each topic.
     fn forget_topics(&mut self) {
         for ((origin, _), seq) in std::mem::take(&mut self.highest) {
-            self.note_floor(origin, seq);
+            self.note_overall(origin, seq);
         }
     }
 
     /// The highest number that was given of an origin, topic and QoS; 0 = none.
     fn highest(&self, origin: Incarnation, key: OrderKey) -> u64 {
         let of_key = self.highest.get(&(origin, key)).copied();
-        of_key.max(find(&self.floors, origin)).unwrap_or(0)
+        of_key.max(find(&self.overall, origin)).unwrap_or(0)
     }
 
     fn forget(&mut self, done: impl Fn(Incarnation, u64) -> bool) {
         self.highest.retain(|(origin, _), seq| !done(*origin, *seq));
-        self.floors.retain(|(origin, seq)| !done(*origin, *seq));
+        self.overall.retain(|(origin, seq)| !done(*origin, *seq));
     }
 }
 
@@ -134,7 +134,7 @@ impl Sessions {
         let before = given.highest.len();
         if self.keys >= ORDER_KEYS_MAX && !given.highest.contains_key(&(id.origin, key)) {
             given.forget_topics();
-            given.note_floor(id.origin, id.seq);
+            given.note_overall(id.origin, id.seq);
         } else {
             given.note(id, key);
         }

@@ -85,7 +85,7 @@ impl Applier {
         self.applied.subscribe()
     }
 
-    /// Where the index is told that it is current.
+    /// Where the index is told that it is fresh.
     pub fn index(&self) -> &Arc<dyn Index> {
         &self.index
     }

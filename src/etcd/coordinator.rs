@@ -51,7 +51,7 @@ pub struct Registered {
 /// Time limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// For how long a proof of being current holds.
+    /// For how long a proof of being fresh holds.
     pub stale_after: Duration,
     /// How long a claim is tried.
     pub claim_timeout: Duration,
@@ -113,9 +113,9 @@ impl Index for Relay {
         self.index().is_some_and(|index| index.cleared_since(topic, since))
     }
 
-    fn current_at(&self, at: Time) {
+    fn fresh_at(&self, at: Time) {
         if let Some(index) = self.index() {
-            index.current_at(at);
+            index.fresh_at(at);
         }
     }
 }

@@ -46,7 +46,7 @@ impl Currency {
     pub async fn run(&self) {
         let mut ticks = interval(self.stale_after / 3);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut current_at, mut missed) = (clock::now(), 0);
+        let (mut fresh_at, mut missed) = (clock::now(), 0);
         loop {
             ticks.tick().await;
             if self.proposer.is_room_unknown() {
@@ -54,10 +54,10 @@ impl Currency {
                 tokio::spawn(self.rewrite(true));
             }
             if let Some(at) = self.prove(&mut missed).await {
-                current_at = at;
-                self.applier.index().current_at(at);
+                fresh_at = at;
+                self.applier.index().fresh_at(at);
             }
-            self.metrics.watch_lag_seconds.set(clock::now().since_ms(current_at) / 1000);
+            self.metrics.watch_lag_seconds.set(clock::now().since_ms(fresh_at) / 1000);
         }
     }
 

@@ -95,7 +95,7 @@ impl Node {
     pub fn purge_sessions(&self, which: &Purge, really: bool, now: Time) -> Result<Purged, String> {
         if really
             && let Some(remote) = self.remote()
-            && !remote.is_current(remote.now())
+            && !remote.is_fresh(remote.now())
         {
             return Err(
                 "what this node knows of its cluster is too old: its sessions may be another's by now"

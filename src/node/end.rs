@@ -60,7 +60,7 @@ impl Node {
     fn deadlines_wait(&self) -> Option<Time> {
         let remote = self.remote()?;
         let now = remote.now();
-        (!remote.is_current(now)).then(|| now.plus_ms(LOOK_MS))
+        (!remote.is_fresh(now)).then(|| now.plus_ms(LOOK_MS))
     }
 
     /// Publishes wills that are due, ends sessions that have expired, and logs what has been lost.

@@ -243,5 +243,5 @@ pub trait Index: Send + Sync + 'static {
     }
 
     /// Everything that a linearizable read showed at `at` (milliseconds of [`crate::clock::Time`]) has been applied.
-    fn current_at(&self, at: crate::clock::Time);
+    fn fresh_at(&self, at: crate::clock::Time);
 }

@@ -20,7 +20,7 @@ fn cluster(seed: u64) -> Cluster {
 fn serves(cluster: &Cluster, no: usize) -> bool {
     let node = cluster.node(no).unwrap();
     let remote = node.remote().unwrap();
-    node.may_serve().is_ok() && remote.is_current(cluster.sim.now())
+    node.may_serve().is_ok() && remote.is_fresh(cluster.sim.now())
 }
 
 #[test]

@@ -274,7 +274,7 @@ fn a_node_that_is_not_current_holds_publishes_and_matches_them_when_it_has_caugh
         let early: Vec<_> =
             (0..5).map(|n| publisher.publish("t", &n.to_string(), QoS::AtLeastOnce, false)).collect();
         cluster.advance(1_500);
-        assert!(early.iter().all(|id| !acked(&mut publisher, *id)), "seed {seed}: not current");
+        assert!(early.iter().all(|id| !acked(&mut publisher, *id)), "seed {seed}: not fresh");
         cluster.cut_from_store(0, false);
         cluster.partition(0, 1, false);
         assert!(
@@ -328,14 +328,14 @@ fn what_is_matched_late_is_acknowledged_only_when_it_is_durable_here() {
         cluster.cut_from_store(0, true);
         cluster.partition(0, 1, true);
         let remote = cluster.node(0).unwrap().remote().unwrap().clone();
-        let current = || remote.is_current(cluster.sim.now());
-        assert!(cluster.until(|| !current()), "seed {seed}");
+        let fresh = || remote.is_fresh(cluster.sim.now());
+        assert!(cluster.until(|| !fresh()), "seed {seed}");
         let ids = [QoS::AtLeastOnce, QoS::ExactlyOnce].map(|qos| publisher.publish("t", "m", qos, false));
         cluster.settle();
         cluster.journal(0).stall(true);
         cluster.cut_from_store(0, false);
         cluster.partition(0, 1, false);
-        assert!(cluster.until(current), "seed {seed}");
+        assert!(cluster.until(fresh), "seed {seed}");
         cluster.advance(1_000);
         assert!(ids.iter().all(|id| !acked(&mut publisher, *id)), "seed {seed}");
         cluster.journal(0).stall(false);
@@ -440,7 +440,7 @@ fn publishes_for_a_node_that_is_gone_do_not_slow_down_those_for_others() {
         let node = cluster.node(0).unwrap().clone();
         assert_eq!(node.remote_held(), 20, "seed {seed}");
         let remote = node.remote().unwrap().clone();
-        assert!(!remote.origins.full() && remote.origins.away_full(), "seed {seed}");
+        assert!(!remote.outbox.full() && remote.outbox.away_full(), "seed {seed}");
         let mut publisher = connect(&cluster, 0, "p", 0);
         let sent: Vec<u16> =
             (0..50).map(|n| publisher.publish("t", &n.to_string(), QoS::AtLeastOnce, false)).collect();

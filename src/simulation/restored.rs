@@ -30,7 +30,11 @@ fn publish(cluster: &Cluster, publisher: &mut SimClient, payload: &str) {
         let held = |no: usize| {
             let remote = cluster.node(no)?.remote()?.clone();
             let reconciled = remote.sessions.when_reconciled().now_or_never().is_some();
-            Some(format!("late {}, reconciled {reconciled}, {:?}", remote.publishes_late(), remote.origins))
+            Some(format!(
+                "late {}, reconciled {reconciled}, {:?}",
+                remote.publishes_deferred(),
+                remote.outbox
+            ))
         };
         let is_acked = cluster.until(|| acked(publisher, id));
         let nodes: Vec<_> = (0..cluster.len()).map(held).collect();

@@ -34,7 +34,7 @@ fn who_acknowledges_after_suback_knows_the_subscription_even_without_lease_and_l
         let cluster = cluster(3, seed);
         let mut sub = connect(&cluster, 0, "s", 60);
         let mut publisher = connect(&cluster, 1, "p", 60);
-        // Links first, etcd some time later: until then it is current by what etcd shows.
+        // Links first, etcd some time later: until then it is fresh by what etcd shows.
         cluster.partition(0, 1, true);
         cluster.partition(1, 2, true);
         cluster.advance(seed * 400);

@@ -26,7 +26,7 @@ pub enum Rank {
 
 impl Mailbox {
     /// Puts a session that was taken out ([`Mailbox::claim`], [`Mailbox::check_out`]) back as one that may be about to move:
-    /// from now on nothing is taken. Under the closed gate, so that whoever was admitted has pushed. Returns the numbers of
+    /// from now on nothing is taken. With the barrier closed, so that whoever was admitted has pushed. Returns the numbers of
     /// all journaled messages that wait, in order, and how many others were dropped.
     pub fn freeze(&self, session: Box<Session>, wakes: &mut Wakes) -> (Vec<Seq>, usize) {
         let mut inner = self.inner.lock();

@@ -41,25 +41,25 @@ fn report(applied: Revision, heard_at: u64) -> Report {
 fn a_vanished_node_is_an_orphan_until_it_is_adopted_or_given_up() {
     let m = three();
     let b = id("b", 2);
-    assert_eq!(m.standing(&id("a", 1)), Standing::Own);
-    assert_eq!(m.standing(&b), Standing::Live("b".into()));
+    assert_eq!(m.reachability(&id("a", 1)), Reachability::Own);
+    assert_eq!(m.reachability(&b), Reachability::Live("b".into()));
     m.link(&"b".into(), Some(b.clone()));
     m.set_member(&"b".into(), None, Time(2));
-    assert_eq!(m.standing(&b), Standing::Live("b".into()), "its link works");
+    assert_eq!(m.reachability(&b), Reachability::Live("b".into()), "its link works");
     assert_eq!((m.to_keep().len(), m.away()), (2, vec![]), "and is kept");
     m.link(&"b".into(), None);
     assert_eq!(m.away(), std::slice::from_ref(&b), "it may come back");
-    assert_eq!(m.standing(&b), Standing::Orphan("b".into()));
+    assert_eq!(m.reachability(&b), Reachability::Orphan("b".into()));
     assert_eq!(m.to_keep().len(), 1);
     m.set_member(&"b".into(), Some(member("b", 9)), Time(3));
     m.set_custody(id("b", 9), held_by(id("b", 9), true));
-    assert_eq!(m.standing(&b), Standing::Orphan("b".into()), "back, but with what journal?");
+    assert_eq!(m.reachability(&b), Reachability::Orphan("b".into()), "back, but with what journal?");
     assert!(!m.is_away(&b), "the process will not");
     m.set_custody(b.clone(), held_by(id("b", 9), true));
-    assert_eq!((m.standing(&b), m.holder_of(&b)), (Standing::Live("b".into()), id("b", 9)));
+    assert_eq!((m.reachability(&b), m.holder_of(&b)), (Reachability::Live("b".into()), id("b", 9)));
     assert!(m.superseded(&b) && !m.superseded(&id("b", 9)));
     m.set_custody(b.clone(), None);
-    assert_eq!((m.standing(&b), m.given_up(&b)), (Standing::Gone, true));
+    assert_eq!((m.reachability(&b), m.given_up(&b)), (Reachability::Gone, true));
     m.set_member(&"c".into(), None, Time(4));
     assert_eq!(m.away(), [id("c", 3)]);
     m.set_custody(id("c", 3), None);
@@ -81,7 +81,7 @@ fn the_link_of_a_process_that_said_goodbye_goes_with_its_record() {
         assert!(m.reachable("b"), "it still answers");
         m.set_member(&"b".into(), None, Time(3));
         assert!(!m.reachable("b") && m.to_keep().len() == 1);
-        assert_eq!(m.standing(&b), Standing::Orphan("b".into()));
+        assert_eq!(m.reachability(&b), Reachability::Orphan("b".into()));
         // Another process of the node has nothing of what the first one was sent.
         m.set_member(&"b".into(), Some(member("b", 9)), Time(4));
         assert_eq!(m.linked("b"), None);
@@ -101,7 +101,7 @@ fn custody_goes_on_through_merged_records_only() {
     m.set_custody(c.clone(), held_by(b, true));
     m.holder_of(&c);
     m.set_custody(old.clone(), held_by(id("a", 1), true));
-    assert_eq!(m.standing(&old), Standing::Own);
+    assert_eq!(m.reachability(&old), Reachability::Own);
 }
 
 #[test]
@@ -189,11 +189,11 @@ fn who_has_left_counts_until_this_node_knows_what_it_knew() {
     assert_eq!(m.evidence(12), Some(Some(Time(500))));
     assert_eq!((m.applied_by_all(Time(0), 12), m.not_told(Time(501), 10)), (10, vec![b.clone()]));
     // Frames still go to it while its link stands; after that they are held for its persistent sessions.
-    assert_eq!((m.standing(&c), m.reachable("c")), (Standing::Live("c".into()), true));
+    assert_eq!((m.reachability(&c), m.reachable("c")), (Reachability::Live("c".into()), true));
     m.link(&"c".into(), None);
     assert_eq!(
-        (m.standing(&c), m.reachable("c"), m.is_live(&c)),
-        (Standing::Orphan("c".into()), false, false)
+        (m.reachability(&c), m.reachable("c"), m.is_live(&c)),
+        (Reachability::Orphan("c".into()), false, false)
     );
     // Whatever answers at its address next is another process.
     m.link(&"c".into(), Some(id("c", 30)));
@@ -270,6 +270,6 @@ fn a_snapshot_forgets_what_it_does_not_mention() {
     assert!(m.end_snapshot(Time(7)));
     let live: Vec<_> = m.live().into_iter().map(|m| m.id).collect();
     assert_eq!(live, [id("a", 1)]);
-    assert_eq!(m.standing(&id("b", 2)), Standing::Orphan("b".into()));
-    assert_eq!((m.standing(&id("c", 3)), m.leader()), (Standing::Gone, None));
+    assert_eq!(m.reachability(&id("b", 2)), Reachability::Orphan("b".into()));
+    assert_eq!((m.reachability(&id("c", 3)), m.leader()), (Reachability::Gone, None));
 }

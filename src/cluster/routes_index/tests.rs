@@ -13,12 +13,12 @@ fn process(node: u8, incarnation: u64) -> MemberId {
 }
 
 /// `a`: live; `b@1`: dead, its node's other start is live; `me`: this node.
-fn standing(of: &MemberId) -> Standing {
+fn reachability(of: &MemberId) -> Reachability {
     match (&*of.node, of.incarnation) {
-        ("me", _) => Standing::Own,
-        ("b", 1) => Standing::Orphan("b".into()),
-        ("a", 2) => Standing::Gone,
-        (node, _) => Standing::Live(node.into()),
+        ("me", _) => Reachability::Own,
+        ("b", 1) => Reachability::Orphan("b".into()),
+        ("a", 2) => Reachability::Gone,
+        (node, _) => Reachability::Live(node.into()),
     }
 }
 
@@ -68,11 +68,11 @@ impl Model {
                     mentioned.insert(key);
                 }
                 let route = Route { filter: (&**filter).into(), persistent: *persistent, weight };
-                index.apply(of, &[route], &[], || standing(of));
+                index.apply(of, &[route], &[], || reachability(of));
             }
             Step::Del(of, filter) => {
                 self.routes.remove(&(of.clone(), filter.clone()));
-                index.apply(of, &[], &[(&**filter).into()], || standing(of));
+                index.apply(of, &[], &[(&**filter).into()], || reachability(of));
             }
             Step::Begin => {
                 self.mentioned = Some(BTreeSet::new());
@@ -92,9 +92,9 @@ impl Model {
         for ((of, name), (persistent, weight)) in &self.routes {
             let (persistent, weight) = (*persistent, *weight);
             let filter = Filter::parse(name).unwrap();
-            let (node, orphaned) = match standing(of) {
-                Standing::Live(node) => (node, false),
-                Standing::Orphan(node) if persistent => (node, true),
+            let (node, orphaned) = match reachability(of) {
+                Reachability::Live(node) => (node, false),
+                Reachability::Orphan(node) if persistent => (node, true),
                 _ => continue,
             };
             if !topic::matches(filter.filter, topic) {
@@ -152,7 +152,7 @@ proptest! {
         }
         // Nothing is left behind: neither nodes of the trie nor numbers of incarnations.
         for (of, filter) in model.routes.keys() {
-            index.apply(of, &[], &[filter.as_str().into()], || standing(of));
+            index.apply(of, &[], &[filter.as_str().into()], || reachability(of));
         }
         prop_assert!(index.is_empty());
         prop_assert!(index.owners.read().numbers.is_empty());
@@ -165,18 +165,18 @@ fn a_change_of_standing_reaches_what_a_cache_remembers() {
     let index = RoutesIndex::default();
     let of = process(0, 1);
     let route = |persistent| Route { filter: "t/+".into(), persistent, weight: 1 };
-    index.apply(&of, &[route(false)], &[], || Standing::Live("a".into()));
+    index.apply(&of, &[route(false)], &[], || Reachability::Live("a".into()));
     let mut cache = RemoteCache::default();
     let node = |persistent, orphaned| vec![RemoteNode { node: "a".into(), persistent, orphaned }];
     assert_eq!(index.lookup("t/1", &mut cache).nodes, node(false, false));
-    index.judge(|_| Standing::Orphan("a".into()));
+    index.update_reachability(|_| Reachability::Orphan("a".into()));
     assert_eq!(index.lookup("t/1", &mut cache).nodes, []);
-    index.apply(&of, &[route(true)], &[], || Standing::Own);
+    index.apply(&of, &[route(true)], &[], || Reachability::Own);
     assert_eq!(index.lookup("t/1", &mut cache).nodes, node(true, true));
-    assert_eq!(index.judge(|_| Standing::Live("a".into())), ["a".into(), "a".into()]);
-    assert_eq!(index.judge(|_| Standing::Live("a".into())), [], "nothing has changed");
+    assert_eq!(index.update_reachability(|_| Reachability::Live("a".into())), ["a".into(), "a".into()]);
+    assert_eq!(index.update_reachability(|_| Reachability::Live("a".into())), [], "nothing has changed");
     assert_eq!(index.lookup("t/1", &mut cache).nodes, node(true, false));
-    index.judge(|_| Standing::Gone);
+    index.update_reachability(|_| Reachability::Gone);
     assert!(index.lookup("t/1", &mut cache).is_empty());
 }
 
@@ -186,8 +186,8 @@ fn who_is_waited_for_is_not_hidden_by_another_process_of_the_node() {
     let (lost, new) = (process(0, 1), process(0, 2));
     let route = |filter: &str| Route { filter: filter.into(), persistent: true, weight: 1 };
     let routes = [route("t"), route("$share/g/t")];
-    index.apply(&lost, &routes, &[], || Standing::Orphan("a".into()));
-    index.apply(&new, &routes, &[], || Standing::Live("a".into()));
+    index.apply(&lost, &routes, &[], || Reachability::Orphan("a".into()));
+    index.apply(&new, &routes, &[], || Reachability::Live("a".into()));
     let mut cache = RemoteCache::default();
     let found = sorted(index.lookup("t", &mut cache));
     assert_eq!(found.nodes.iter().map(|n| n.orphaned).collect::<Vec<_>>(), [false, true]);
@@ -204,7 +204,7 @@ fn a_route_takes_little_memory() {
         |n: usize| Route { filter: format!("devices/{n:07}/commands").into(), persistent: true, weight: 1 };
     let routes: Vec<Route> = (0..ROUTES).map(route).collect();
     for page in routes.chunks(1_000) {
-        index.apply(&of, page, &[], || Standing::Live("a".into()));
+        index.apply(&of, page, &[], || Reachability::Live("a".into()));
     }
     let bytes = index.memory_bytes() / ROUTES;
     println!("{bytes} bytes a route");

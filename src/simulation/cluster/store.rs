@@ -24,7 +24,7 @@ pub(super) const LEASE_MS: u64 = 10_000;
 /// How long a request may take before its sender gives up, milliseconds.
 const REQUEST_MS: u64 = 2_000;
 
-/// How often a process makes sure that it is current, milliseconds.
+/// How often a process makes sure that it is fresh, milliseconds.
 const LOOK_MS: u64 = 1_000;
 
 /// How soon a process notices that its lease is gone, milliseconds.
@@ -44,7 +44,7 @@ enum Delivery {
     Snapshot(Vec<IndexEvent>, Revision),
     Events(Vec<IndexEvent>, Revision),
     /// Everything that was there at this time has been delivered.
-    Current(Time),
+    Fresh(Time),
 }
 
 /// A process as the store knows it.
@@ -270,7 +270,7 @@ impl Store {
         self.with_seat(node, |seat| seat.lag = lag.then_some(0));
     }
 
-    /// Lets `n` deliveries (a revision, or a sign of being current) of a node that lags through.
+    /// Lets `n` deliveries (a revision, or a sign of being fresh) of a node that lags through.
     pub fn deliver(&self, node: &str, n: usize) {
         self.with_seat(node, |seat| seat.lag = seat.lag.map(|more| more + n));
     }
@@ -380,7 +380,7 @@ impl Store {
         let state = self.0.state.lock();
         *process.index.lock() = Some(index);
         process.push(Delivery::Snapshot(state.space.snapshot(), state.space.revision));
-        process.push(Delivery::Current(process.tasks.now()));
+        process.push(Delivery::Fresh(process.tasks.now()));
         drop(state);
         let (store, watched) = (self.clone(), process.clone());
         process.tasks.spawn(Box::pin(async move { store.deliver_all(watched).await }));
@@ -390,7 +390,7 @@ impl Store {
                 watched.tasks.sleep(LOOK_MS).await;
                 let state = store.0.state.lock();
                 if state.linked(&watched) {
-                    watched.push(Delivery::Current(watched.tasks.now()));
+                    watched.push(Delivery::Fresh(watched.tasks.now()));
                 }
             }
         }));
@@ -413,8 +413,8 @@ impl Store {
                             index.apply(events, Some(revision));
                             revision
                         }
-                        Delivery::Current(at) => {
-                            index.current_at(at);
+                        Delivery::Fresh(at) => {
+                            index.fresh_at(at);
                             0
                         }
                     };

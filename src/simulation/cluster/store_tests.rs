@@ -27,7 +27,7 @@ pub(super) fn message(payload: &str) -> Message {
 struct Seen {
     events: Vec<IndexEvent>,
     applied: Revision,
-    current: Time,
+    fresh: Time,
     snapshots: usize,
 }
 
@@ -53,9 +53,9 @@ impl Index for Watcher {
         (seen.applied, seen.snapshots) = (revision, seen.snapshots + 1);
     }
 
-    fn current_at(&self, at: Time) {
+    fn fresh_at(&self, at: Time) {
         let mut seen = self.0.lock();
-        seen.current = seen.current.max(at);
+        seen.fresh = seen.fresh.max(at);
     }
 }
 
@@ -226,13 +226,13 @@ fn a_lagging_node_gets_its_events_one_by_one() {
     stage.store.deliver("b", 2);
     stage.sim.run_until_idle();
     assert_eq!(b.seen.0.lock().applied, began + 2);
-    let current = b.seen.0.lock().current;
+    let fresh = b.seen.0.lock().fresh;
     stage.sim.advance(5000);
-    assert_eq!(b.seen.0.lock().current, current);
+    assert_eq!(b.seen.0.lock().fresh, fresh);
     stage.store.lag("b", false);
     stage.sim.run_until_idle();
     assert_eq!(b.seen.0.lock().applied, began + 3);
-    assert_eq!(b.seen.0.lock().current, stage.sim.now());
+    assert_eq!(b.seen.0.lock().fresh, stage.sim.now());
 }
 
 #[test]

@@ -172,7 +172,7 @@ fn a_node_that_loses_etcd_alone_stays_useful() {
             publisher.publish("t/x", &format!("{what} {n}"), QoS::AtLeastOnce);
         }
         assert_eq!(sub.receive_texts(5), (0..5).map(|n| format!("{what} {n}")).collect::<Vec<_>>());
-        assert!(cluster.ready(0), "it is current by its peer");
+        assert!(cluster.ready(0), "it is fresh by its peer");
         fault(&cluster, false);
         wait::until_true("the node is a member again", || cluster.members().len() == cluster.len());
     }

@@ -1,4 +1,4 @@
-//! What the nodes of a cluster know of each other, in virtual time: routes, currency, SUBACK, retained messages.
+//! What the nodes of a cluster know of each other, in virtual time: routes, freshness, SUBACK, retained messages.
 
 use crate::random::Random;
 use berth::cluster::{Remote, RemoteCache};
@@ -22,7 +22,7 @@ fn remote(cluster: &Cluster, no: usize) -> Arc<Remote> {
 
 fn know_all(cluster: &Cluster, no: usize, n: usize) -> bool {
     let remote = remote(cluster, no);
-    remote.members.live().len() == n && remote.is_current(cluster.sim.now())
+    remote.members.live().len() == n && remote.is_fresh(cluster.sim.now())
 }
 
 fn client(cluster: &Cluster, no: usize, id: &str, expiry_s: u32) -> SimClient {
@@ -71,8 +71,8 @@ fn suback_waits_for_a_node_that_lags_until_that_is_not_current_any_more() {
     let lagging = remote(&cluster, 1);
     assert!(cluster.until(|| {
         let answered = sub.seen().contains(&Got::Subscribed(id, vec![Reason::GrantedQoS1]));
-        let current = lagging.is_current(cluster.sim.now());
-        assert!(!(answered && current), "acknowledged while a node that does not route is current");
+        let fresh = lagging.is_fresh(cluster.sim.now());
+        assert!(!(answered && fresh), "acknowledged while a node that does not route is fresh");
         answered
     }));
     let waited = cluster.sim.now().since_ms(began);
@@ -108,7 +108,7 @@ fn nodes_vouch_for_each_other_while_the_store_is_away() {
     for round in 0..20 {
         cluster.advance(10_000);
         for no in 0..3 {
-            assert!(remote(&cluster, no).is_current(cluster.sim.now()), "n{no} after {round}0 s");
+            assert!(remote(&cluster, no).is_fresh(cluster.sim.now()), "n{no} after {round}0 s");
             assert!(cluster.node(no).unwrap().may_serve().is_ok());
         }
     }
@@ -162,7 +162,7 @@ fn a_node_that_lags_catches_up_by_another_while_the_store_is_away() {
     cluster.store.outage(true);
     assert!(cluster.until(|| sub.seen().contains(&Got::Subscribed(id, vec![Reason::GrantedQoS1]))));
     assert!(cluster.until(|| nodes(&cluster, 1, "t").contains("n0")));
-    assert!(cluster.until(|| remote(&cluster, 1).is_current(cluster.sim.now())));
+    assert!(cluster.until(|| remote(&cluster, 1).is_fresh(cluster.sim.now())));
     assert!(cluster.node(1).unwrap().broker.metrics.catch_ups.get() >= 1);
 }
 
@@ -349,7 +349,7 @@ fn an_index_that_only_hears_of_itself_serves_alone() {
         .as_ref()
         .unwrap()
         .apply(vec![IndexEvent::Member { node, member: Some(member) }], Some(1_000));
-    assert!(!remote(&cluster, 0).is_current(cluster.sim.now()));
+    assert!(!remote(&cluster, 0).is_fresh(cluster.sim.now()));
     assert!(cluster.running(0).unwrap().coordinator.lease_until() < cluster.sim.now());
     assert!(first.may_serve().is_err());
 }

@@ -150,7 +150,7 @@ fn a_node_that_reaches_only_its_peers_goes_on_and_comes_back() {
         publisher.publish("t", &n.to_string(), QoS::AtLeastOnce);
     }
     assert_eq!(sub.receive_texts(10), (0..10).map(|n| n.to_string()).collect::<Vec<_>>());
-    assert!(cluster.ready(0), "it is current by its peers");
+    assert!(cluster.ready(0), "it is fresh by its peers");
     cluster.network.heal();
     wait::until_true("the node is a member again", || cluster.members() == 3);
     publisher.publish("t", "back", QoS::AtLeastOnce);

@@ -40,7 +40,7 @@ struct Inner {
     /// Inside a snapshot: what it has mentioned.
     fresh: Option<Content>,
     applied: Revision,
-    current_at: Time,
+    fresh_at: Time,
     snapshots: usize,
     /// Somebody broke the rules of the port.
     wrong: Vec<String>,
@@ -61,8 +61,8 @@ impl PlainIndex {
         self.0.lock().applied
     }
 
-    pub fn current_at(&self) -> Time {
-        self.0.lock().current_at
+    pub fn fresh_at(&self) -> Time {
+        self.0.lock().fresh_at
     }
 
     pub fn snapshots(&self) -> usize {
@@ -137,8 +137,8 @@ impl Index for PlainIndex {
         inner.snapshots += 1;
     }
 
-    fn current_at(&self, at: Time) {
-        self.0.lock().current_at = at;
+    fn fresh_at(&self, at: Time) {
+        self.0.lock().fresh_at = at;
     }
 }
 

@@ -80,10 +80,10 @@ async fn churn(node: &Node, random: &mut Random, steps: usize, seq: &mut u64) {
     }
 }
 
-/// A proof of being current that began after now.
+/// A proof of being fresh that began after now.
 async fn becomes_current(node: &Node) {
     let now = clock::now();
-    becomes_true("the index is current", || node.index.current_at() >= now).await;
+    becomes_true("the index is fresh", || node.index.fresh_at() >= now).await;
 }
 
 #[test]

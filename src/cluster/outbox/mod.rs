@@ -4,12 +4,12 @@
 
 mod asked;
 pub mod entry;
-mod floors;
 mod held;
 mod part;
 mod past;
 mod unserved;
 mod view;
+mod watermarks;
 
 use crate::broker::promise::{Kept, Promise};
 use crate::clock::Time;
@@ -19,7 +19,6 @@ use crate::ports::{Answer, BoxFuture, Incarnation, MemberId, MessageId, Revision
 use crate::session::Loss;
 use crate::sync::Once;
 use entry::{Entry, Plan, Sends, Stage};
-use floors::Floors;
 use held::{Count, Held};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -28,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 pub use view::{Next, View};
+use watermarks::Watermarks;
 
 /// Publishers that wait for room are let go on once this part (of 8) of it is used.
 const ROOM_EIGHTHS: usize = 7;
@@ -44,9 +44,9 @@ struct Inner {
     me: Arc<str>,
     /// Those of earlier incarnations come first: their numbers are lower.
     entries: BTreeMap<MessageId, Entry>,
-    floors: Floors,
+    watermarks: Watermarks,
     /// Not matched yet, in order.
-    lane: VecDeque<MessageId>,
+    unmatched: VecDeque<MessageId>,
     /// A task looks after the lane.
     attended: bool,
     /// Waiting for a revision to be applied.
@@ -63,40 +63,40 @@ struct Inner {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Origins {
+pub struct Outbox {
     me: MemberId,
     max: (usize, usize),
     inner: Mutex<Inner>,
     next: AtomicU64,
     held: Held,
     /// Something waits to be matched: what comes now has to queue behind it.
-    lane: AtomicBool,
+    has_unmatched: AtomicBool,
     /// Chooses nodes for shared subscriptions.
-    turn: AtomicU64,
+    draws: AtomicU64,
     /// What earlier incarnations left has been read from the journal.
     read: Arc<Once<()>>,
     /// Publishes done with since the low-water mark was last asked for.
     unreported: AtomicUsize,
 }
 
-impl Origins {
+impl Outbox {
     /// An empty table for this process.
-    pub fn new(me: MemberId, max_publishes: usize, max_bytes: usize) -> Origins {
+    pub fn new(me: MemberId, max_publishes: usize, max_bytes: usize) -> Outbox {
         let (incarnation, node) = (me.incarnation, me.node.clone());
-        Origins {
+        Outbox {
             me,
             max: (max_publishes, max_bytes),
             inner: Mutex::new(Inner { me: node, ..Inner::default() }),
             next: AtomicU64::new(1),
             held: Held::default(),
-            lane: AtomicBool::new(false),
-            turn: AtomicU64::new(incarnation),
+            has_unmatched: AtomicBool::new(false),
+            draws: AtomicU64::new(incarnation),
             read: Once::new(),
             unreported: AtomicUsize::new(0),
         }
     }
 
-    /// A name for the next publish. Whoever takes it holds the gate until the publish is in the table or needs none.
+    /// A name for the next publish. Whoever takes it holds the barrier until the publish is in the table or needs none.
     pub fn next_id(&self) -> MessageId {
         MessageId { origin: self.me.incarnation, seq: self.next.fetch_add(1, Ordering::Relaxed) }
     }
@@ -107,8 +107,8 @@ impl Origins {
     }
 
     /// A number that differs from call to call.
-    pub fn turn(&self) -> u64 {
-        scattered(self.turn.fetch_add(1, Ordering::Relaxed))
+    pub fn draw(&self) -> u64 {
+        scattered(self.draws.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Publishes that wait for other nodes.
@@ -170,11 +170,11 @@ impl Origins {
     }
 
     /// Whether publishes wait to be matched, so that later ones have to queue.
-    pub fn lane_open(&self) -> bool {
-        self.lane.load(Ordering::Acquire)
+    pub fn has_unmatched(&self) -> bool {
+        self.has_unmatched.load(Ordering::Acquire)
     }
 
-    /// Publishes of this incarnation with a lower number are done with, save those listed. Under the gate.
+    /// Publishes of this incarnation with a lower number are done with, save those listed. Inside the barrier.
     pub fn low_water(&self) -> (u64, Vec<u64>) {
         let from = MessageId { origin: self.me.incarnation, seq: 0 };
         self.unreported.store(0, Ordering::Relaxed);
@@ -240,12 +240,12 @@ impl Origins {
     pub fn begin(&self, id: MessageId, mut entry: Entry, plan: Plan) -> Next {
         let mut next = Next::default();
         let mut inner = self.inner.lock();
-        let sends = entry.apply(plan, &self.me.node, &mut inner.floors);
+        let sends = entry.apply(plan, &self.me.node, &mut inner.watermarks);
         let message = entry.message.clone();
         self.count_in(&mut inner, &mut entry);
         if entry.stage == Stage::Recording {
             // That they are on their way counts already.
-            entry.deferred = Some(Box::new(sends));
+            entry.prepared = Some(Box::new(sends));
         } else {
             next.sends.push((id, message, sends));
         }
@@ -258,13 +258,13 @@ impl Origins {
     /// `always` is not set: then it was not taken.
     pub fn queue(&self, id: MessageId, mut entry: Entry, always: bool) -> bool {
         let mut inner = self.inner.lock();
-        if !always && !self.lane_open() {
+        if !always && !self.has_unmatched() {
             return false;
         }
         self.count_in(&mut inner, &mut entry);
         inner.entries.insert(id, entry);
-        inner.lane.push_back(id);
-        self.lane.store(true, Ordering::Release);
+        inner.unmatched.push_back(id);
+        self.has_unmatched.store(true, Ordering::Release);
         true
     }
 
@@ -277,46 +277,46 @@ impl Origins {
     }
 
     /// The next publish of the lane, to be matched; `None` if there is none, or its record is not durable. Nobody else matches it before it is given back.
-    pub fn lane_next(&self, applied: Revision) -> Option<(MessageId, View)> {
+    pub fn next_unmatched(&self, applied: Revision) -> Option<(MessageId, View)> {
         let mut inner = self.inner.lock();
         loop {
-            let Some(id) = inner.lane.front().copied() else {
-                self.lane.store(false, Ordering::Release);
+            let Some(id) = inner.unmatched.front().copied() else {
+                self.has_unmatched.store(false, Ordering::Release);
                 return None;
             };
             match inner.entries.get_mut(&id) {
-                Some(e) if !e.lane_ready() => return None,
+                Some(e) if !e.is_recorded() => return None,
                 Some(e) => {
                     e.stage = Stage::Open;
                     e.match_soon(true);
                     return Some((id, e.check_out(applied)?));
                 }
-                None => inner.lane.pop_front(), // given up
+                None => inner.unmatched.pop_front(), // given up
             };
         }
     }
 
     /// Whether somebody has to look after the lane from now on: there is something to match, and nobody does.
-    pub fn attend_lane(&self) -> bool {
+    pub fn attend_unmatched(&self) -> bool {
         let mut inner = self.inner.lock();
-        let first = inner.lane.front().and_then(|id| inner.entries.get(id));
-        let ready = first.map_or(!inner.lane.is_empty(), Entry::lane_ready);
+        let first = inner.unmatched.front().and_then(|id| inner.entries.get(id));
+        let ready = first.map_or(!inner.unmatched.is_empty(), Entry::is_recorded);
         ready && !std::mem::replace(&mut inner.attended, true)
     }
 
     /// Nobody looks after it any more.
-    pub fn leave_lane(&self) {
+    pub fn leave_unmatched(&self) {
         self.inner.lock().attended = false;
     }
 
     /// The front of the lane has been matched and sent.
-    pub fn lane_done(&self, id: MessageId) {
+    pub fn unmatched_done(&self, id: MessageId) {
         let mut inner = self.inner.lock();
-        if inner.lane.front() == Some(&id) {
-            inner.lane.pop_front();
+        if inner.unmatched.front() == Some(&id) {
+            inner.unmatched.pop_front();
         }
-        if inner.lane.is_empty() {
-            self.lane.store(false, Ordering::Release);
+        if inner.unmatched.is_empty() {
+            self.has_unmatched.store(false, Ordering::Release);
         }
     }
 
@@ -332,10 +332,10 @@ impl Origins {
         let inner = &mut *guard;
         let Some(e) = inner.entries.get_mut(&id) else { return next };
         e.busy = false;
-        let sends = e.apply(plan, &self.me.node, &mut inner.floors);
+        let sends = e.apply(plan, &self.me.node, &mut inner.watermarks);
         next.sends.push((id, e.message.clone(), sends));
         inner.look(id, applied, &self.held, &mut next);
-        next.risen = inner.floors.take_risen();
+        next.risen = inner.watermarks.take_risen();
         let wake = self.room_again(inner);
         drop(guard);
         wake.into_iter().for_each(Waker::wake);
@@ -356,7 +356,7 @@ impl Origins {
         for (id, answer) in answers {
             let Some(e) = inner.entries.get_mut(&id) else { continue };
             let unsafe_there = matches!(answer, Answer::Failed(_));
-            if let Some((at, asked)) = e.answer(node, answer, applied, &mut inner.floors) {
+            if let Some((at, asked)) = e.answer(node, answer, applied, &mut inner.watermarks) {
                 let mut sends = Sends::default();
                 sends.frames.push((node.clone(), at, asked));
                 next.sends.push((id, e.message.clone(), sends));
@@ -367,7 +367,7 @@ impl Origins {
             }
             inner.look(id, applied, &self.held, &mut next);
         }
-        next.risen = inner.floors.take_risen();
+        next.risen = inner.watermarks.take_risen();
         (next, failed)
     }
 
@@ -385,8 +385,8 @@ impl Origins {
             let Some(e) = inner.entries.get_mut(&id).filter(|e| e.stage == Stage::Recording) else {
                 continue;
             };
-            if e.deferred.is_none() {
-                e.stage = Stage::Lane;
+            if e.prepared.is_none() {
+                e.stage = Stage::Unmatched;
                 continue;
             }
             e.stage = Stage::Open;
@@ -431,7 +431,7 @@ impl Origins {
     pub fn remove(&self, id: MessageId) -> bool {
         let mut inner = self.inner.lock();
         let Some(mut e) = inner.entries.remove(&id) else { return false };
-        e.give_up(&mut inner.floors);
+        e.give_up(&mut inner.watermarks);
         inner.uncount(e.counts_for);
         self.held.of(&e).sub(e.size());
         self.unreported.fetch_add(1, Ordering::Relaxed);
@@ -456,7 +456,7 @@ impl Origins {
             let failed = e.message.qos() == QoS::AtLeastOnce && failed.contains(id);
             if e.duty.is_none() && (e.since <= before || failed) {
                 e.keep(Kept::Failed(reason));
-                given_up.push((*id, e.give_up(&mut inner.floors)));
+                given_up.push((*id, e.give_up(&mut inner.watermarks)));
             }
         }
         drop(guard);
@@ -470,9 +470,9 @@ impl Origins {
     /// them once.
     pub fn overdue(&self, before: Time, max: usize) -> Vec<(MessageId, String)> {
         let mut inner = self.inner.lock();
-        let late =
+        let is_overdue =
             |e: &&mut Entry| e.since <= before && !e.told && !e.orphaned() && e.stage != Stage::Settling;
-        let overdue = inner.entries.iter_mut().filter(|(_, e)| late(e)).take(max);
+        let overdue = inner.entries.iter_mut().filter(|(_, e)| is_overdue(e)).take(max);
         overdue
             .map(|(id, e)| {
                 e.told = true;
@@ -489,7 +489,7 @@ impl Origins {
         let away = inner.entries.iter().filter(|(_, e)| e.counted_away && e.message.expired(now));
         for id in away.map(|(id, _)| *id).collect::<Vec<_>>() {
             if let Some(e) = inner.entries.get_mut(&id) {
-                e.expire(&mut inner.floors);
+                e.expire(&mut inner.watermarks);
             }
             inner.look(id, applied, &self.held, &mut next);
         }
@@ -516,12 +516,12 @@ impl Origins {
         let inner = self.inner.lock();
         let again = inner.entries.values().filter(|e| e.due_at().is_some()).count();
         let asked = inner.entries.values().filter(|e| e.orphaned() || e.asked().next().is_some()).count();
-        (inner.lane.len(), again, asked)
+        (inner.unmatched.len(), again, asked)
     }
 }
 
 /// A number that is always the same for a publish, and scattered over all of them.
-pub fn turn_of(id: MessageId) -> u64 {
+pub fn draw_of(id: MessageId) -> u64 {
     scattered(id.seq ^ id.origin.rotate_left(32))
 }
 
@@ -535,7 +535,7 @@ impl Inner {
     /// Whether publish `id` has come to its end, or has to be matched again.
     fn look(&mut self, id: MessageId, applied: Revision, held: &Held, next: &mut Next) {
         let Some(e) = self.entries.get_mut(&id) else { return };
-        held.judge(e);
+        held.recount(e);
         if e.done() {
             e.stage = Stage::Settling;
             e.keep(Kept::Done { matched: e.matched });

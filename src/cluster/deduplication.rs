@@ -50,16 +50,16 @@ struct Inner {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Seen {
+pub struct Deduplication {
     inner: Mutex<Inner>,
     max: usize,
     rows: AtomicUsize,
 }
 
-impl Seen {
+impl Deduplication {
     /// Remembers up to `max` publishes.
-    pub fn new(max: usize) -> Seen {
-        Seen { inner: Mutex::default(), max, rows: AtomicUsize::new(0) }
+    pub fn new(max: usize) -> Deduplication {
+        Deduplication { inner: Mutex::default(), max, rows: AtomicUsize::new(0) }
     }
 
     /// What the journal knew at the start, and the rows of publishes that are still in it.
@@ -152,7 +152,7 @@ impl Seen {
         Some(id)
     }
 
-    /// The publishes that a session has had, for its next owner. They stay until [`Seen::forget_session`].
+    /// The publishes that a session has had, for its next owner. They stay until [`Deduplication::forget_session`].
     pub fn take_for(&self, session: SessionNo) -> Vec<MessageId> {
         let inner = self.inner.lock();
         inner.ids.iter().filter(|(_, e)| e.sessions.contains(&session)).map(|(id, _)| *id).collect()
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_session_has_a_publish_once() {
-        let s = Seen::new(100);
+        let s = Deduplication::new(100);
         assert!(s.insert(id(1), 10) && s.insert(id(1), 11) && s.insert(id(2), 10));
         assert!(!s.insert(id(1), 10));
         s.remove(id(1), 10);
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn what_the_origin_is_done_with_is_forgotten_and_never_taken_again() {
-        let s = Seen::new(100);
+        let s = Deduplication::new(100);
         for n in 1..=3 {
             assert!(s.insert(id(n), 10));
             s.journaled(id(n), 100 + n, 5, true);
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn what_is_open_below_the_mark_is_remembered() {
-        let s = Seen::new(100);
+        let s = Deduplication::new(100);
         (1..=5).for_each(|n| assert!(s.insert(id(n), 10)));
         assert_eq!(s.prune(7, 5, &[2, 4]), []);
         assert_eq!(s.take_for(10), [id(2), id(4), id(5)]);
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_session_takes_what_it_has_seen_along() {
-        let (a, b) = (Seen::new(100), Seen::new(100));
+        let (a, b) = (Deduplication::new(100), Deduplication::new(100));
         assert!(a.insert(id(1), 10) && a.insert(id(2), 10) && a.insert(id(2), 11));
         let taken = a.take_for(10);
         assert_eq!(taken, [id(1), id(2)]);
@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_shared_subscription_is_served_once_also_after_a_restart() {
-        let s = Seen::new(100);
+        let s = Deduplication::new(100);
         let group: Arc<str> = "$share/g/t".into();
         assert!(!s.served(id(1), &group, |_| true));
         s.serve(id(1), &group);
@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn what_is_settled_after_a_start_is_remembered_beyond_the_next() {
-        let s = Seen::new(100);
+        let s = Deduplication::new(100);
         s.recover([(id(1), vec![10])], [(101, id(1)), (102, id(2))]);
         assert_eq!(s.settled(101), Some(id(1)));
         assert_eq!(s.settled(102), None, "nobody sends it again");
@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn beyond_the_limit_the_oldest_are_forgotten() {
-        let s = Seen::new(2);
+        let s = Deduplication::new(2);
         s.recover([(id(1), vec![10])], []);
         assert!(s.insert(id(2), 10) && s.insert(id(3), 10));
         assert_eq!(s.overflow(), (1, vec![id(1)]));

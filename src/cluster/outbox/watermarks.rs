@@ -13,16 +13,16 @@ type Nodes = HashMap<Arc<str>, BTreeMap<Revision, usize>>;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Floors {
+pub struct Watermarks {
     /// When what a node was asked was matched.
     asked: Nodes,
     /// When it was matched the last time: whoever had left the node by then has been looked for elsewhere.
     matched: Nodes,
-    /// The lowest of the floors that have risen since somebody asked.
+    /// The lowest of the watermarks that have risen since somebody asked.
     risen: Option<Revision>,
 }
 
-impl Floors {
+impl Watermarks {
     /// A publish matched at `asked` is on its way to `node`; it was matched the last time at `matched`.
     pub fn add(&mut self, node: &Arc<str>, (asked, matched): Matched) {
         add(&mut self.asked, node, asked);
@@ -44,7 +44,7 @@ impl Floors {
         }
     }
 
-    /// From where a floor has risen since the last call: above it, more is settled than was.
+    /// From where a watermark has risen since the last call: above it, more is settled than was.
     pub fn take_risen(&mut self) -> Option<Revision> {
         self.risen.take()
     }

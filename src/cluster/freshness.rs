@@ -1,8 +1,8 @@
-//! Whether this node knows recent enough of the others for its acknowledgements to count (`docs/decisions/0006-currency.md`).
+//! Whether this node knows recent enough of the others for its acknowledgements to count (`docs/decisions/0006-freshness.md`).
 //!
-//! It is current at a time if, at some instant no longer than `stale_after` before, it had applied all that the store
+//! It is fresh at a time if, at some instant no longer than `stale_after` before, it had applied all that the store
 //! showed, or all that every other node had applied. What the store showed counts under the lease of that instant only. A node
-//! that is alone in its index always is current.
+//! that is alone in its index always is fresh.
 
 use crate::clock::Time;
 use crate::ports::{BoxFuture, Coordinator};
@@ -11,31 +11,31 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// What shows that a node was current at an instant.
+/// What shows that a node was fresh at an instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
     /// There is no other node.
     Alone,
-    /// There are others, and it was current at this instant as far as is known.
+    /// There are others, and it was fresh at this instant as far as is known.
     At(Time),
 }
 
 /// See the module.
-pub struct Currency {
+pub struct Freshness {
     stale_after_ms: u64,
     coordinator: Arc<dyn Coordinator>,
     alone: AtomicBool,
-    /// The latest instant at which it was current by what the others had applied.
+    /// The latest instant at which it was fresh by what the others had applied.
     by_peers: AtomicU64,
-    /// The latest instant at which it was current by what the store showed.
+    /// The latest instant at which it was fresh by what the store showed.
     by_store: AtomicU64,
     waiting: Mutex<Waiters>,
 }
 
-impl Currency {
-    /// Not current yet.
-    pub fn new(stale_after_ms: u64, coordinator: Arc<dyn Coordinator>) -> Currency {
-        Currency {
+impl Freshness {
+    /// Not fresh yet.
+    pub fn new(stale_after_ms: u64, coordinator: Arc<dyn Coordinator>) -> Freshness {
+        Freshness {
             stale_after_ms,
             coordinator,
             alone: AtomicBool::new(false),
@@ -45,7 +45,7 @@ impl Currency {
         }
     }
 
-    /// Until when this node is current, if nothing more is heard.
+    /// Until when this node is fresh, if nothing more is heard.
     pub fn until(&self) -> Time {
         self.until_by_peers().max(self.until_by_store())
     }
@@ -71,20 +71,20 @@ impl Currency {
     }
 
     /// Whether it ever was, while there were others.
-    pub fn was_current(&self) -> bool {
+    pub fn was_fresh(&self) -> bool {
         self.by_peers.load(Ordering::Acquire) > 0 || self.by_store.load(Ordering::Acquire) > 0
     }
 
-    /// Whether it is current.
-    pub fn is_current(&self, now: Time) -> bool {
+    /// Whether it is fresh.
+    pub fn is_fresh(&self, now: Time) -> bool {
         now < self.until_by_peers() || now < self.until_by_store()
     }
 
     /// Completes when it is.
-    pub fn when_current(&self, now: Time) -> BoxFuture<()> {
+    pub fn when_fresh(&self, now: Time) -> BoxFuture<()> {
         let mut waiting = self.waiting.lock();
-        // Under the lock: whoever makes it current afterwards finds this one waiting.
-        if self.is_current(now) {
+        // Under the lock: whoever makes it fresh afterwards finds this one waiting.
+        if self.is_fresh(now) {
             return Box::pin(std::future::ready(()));
         }
         waiting.join()
@@ -110,7 +110,7 @@ impl Currency {
     }
 
     fn wake(&self, now: Time) {
-        if self.is_current(now) {
+        if self.is_fresh(now) {
             let waiting = std::mem::take(&mut *self.waiting.lock());
             waiting.wake();
         }
@@ -124,15 +124,15 @@ mod tests {
     use futures_util::FutureExt;
 
     /// Under a lease of this time.
-    fn leased(since: u64, until: u64) -> (Currency, Arc<FakeStore>) {
+    fn leased(since: u64, until: u64) -> (Freshness, Arc<FakeStore>) {
         let store = Arc::new(FakeStore::default());
         *store.lease.lock() = (Time(since), Time(until));
-        (Currency::new(5_000, store.clone()), store)
+        (Freshness::new(5_000, store.clone()), store)
     }
 
     #[test]
     fn evidence_counts_for_as_long_as_it_is_recent() {
-        // Evidence in order, and then whether it is current at a time. Evidence stays good for 5,000 ms.
+        // Evidence in order, and then whether it is fresh at a time. Evidence stays good for 5,000 ms.
         let rules: &[(&[Evidence], u64, bool)] = &[
             (&[], 0, false),
             (&[Evidence::At(Time(0))], 0, false), // none
@@ -145,56 +145,56 @@ mod tests {
             (&[Evidence::At(Time(1_000)), Evidence::Alone, Evidence::At(Time(0))], 5_999, true),
             (&[Evidence::At(Time(1_000)), Evidence::Alone, Evidence::At(Time(0))], 6_000, false),
         ];
-        for (evidence, now, current) in rules {
-            let (currency, _) = leased(0, u64::MAX);
-            evidence.iter().for_each(|e| currency.shown(*e, Time(*now)));
-            assert_eq!(currency.is_current(Time(*now)), *current, "{evidence:?} at {now}");
+        for (evidence, now, fresh) in rules {
+            let (freshness, _) = leased(0, u64::MAX);
+            evidence.iter().for_each(|e| freshness.shown(*e, Time(*now)));
+            assert_eq!(freshness.is_fresh(Time(*now)), *fresh, "{evidence:?} at {now}");
             // The store's word is worth the same.
-            let (currency, _) = leased(0, u64::MAX);
+            let (freshness, _) = leased(0, u64::MAX);
             for e in *evidence {
                 match e {
-                    Evidence::At(at) if at.0 > 0 => currency.store_showed(*at, Time(*now)),
-                    e => currency.shown(*e, Time(*now)),
+                    Evidence::At(at) if at.0 > 0 => freshness.store_showed(*at, Time(*now)),
+                    e => freshness.shown(*e, Time(*now)),
                 }
             }
             let alone = evidence.last() == Some(&Evidence::Alone);
             let lost_alone = evidence.contains(&Evidence::Alone) && !alone;
             if !lost_alone {
-                assert_eq!(currency.is_current(Time(*now)), *current, "{evidence:?} of the store at {now}");
+                assert_eq!(freshness.is_fresh(Time(*now)), *fresh, "{evidence:?} of the store at {now}");
             }
         }
     }
 
     #[test]
     fn those_who_wait_are_woken_by_evidence_that_is_recent() {
-        let (currency, _) = leased(0, u64::MAX);
-        let mut wait = currency.when_current(Time(10_000));
-        currency.store_showed(Time(1_000), Time(10_000)); // too old
+        let (freshness, _) = leased(0, u64::MAX);
+        let mut wait = freshness.when_fresh(Time(10_000));
+        freshness.store_showed(Time(1_000), Time(10_000)); // too old
         assert!((&mut wait).now_or_never().is_none());
-        currency.shown(Evidence::At(Time(9_000)), Time(10_000));
+        freshness.shown(Evidence::At(Time(9_000)), Time(10_000));
         assert!(wait.now_or_never().is_some());
-        assert!(currency.when_current(Time(10_000)).now_or_never().is_some());
-        assert!(currency.when_current(Time(14_000)).now_or_never().is_none());
+        assert!(freshness.when_fresh(Time(10_000)).now_or_never().is_some());
+        assert!(freshness.when_fresh(Time(14_000)).now_or_never().is_none());
     }
 
     #[test]
     fn what_the_store_showed_counts_under_the_lease_of_that_time_only() {
-        let (currency, store) = leased(500, 3_000);
-        currency.store_showed(Time(1_000), Time(1_000));
-        assert_eq!((currency.until(), currency.is_current(Time(2_999))), (Time(3_000), true));
-        assert!(!currency.is_current(Time(3_000)), "the lease may be gone");
+        let (freshness, store) = leased(500, 3_000);
+        freshness.store_showed(Time(1_000), Time(1_000));
+        assert_eq!((freshness.until(), freshness.is_fresh(Time(2_999))), (Time(3_000), true));
+        assert!(!freshness.is_fresh(Time(3_000)), "the lease may be gone");
         // The same lease lives on.
         *store.lease.lock() = (Time(500), Time(10_000));
-        assert!(currency.is_current(Time(5_999)) && !currency.is_current(Time(6_000)));
+        assert!(freshness.is_fresh(Time(5_999)) && !freshness.is_fresh(Time(6_000)));
         // Another one: between them its registration may have been gone.
         *store.lease.lock() = (Time(4_000), Time(14_000));
-        assert!(!currency.is_current(Time(4_500)));
-        currency.store_showed(Time(4_600), Time(4_600));
-        assert!(currency.is_current(Time(9_599)));
+        assert!(!freshness.is_fresh(Time(4_500)));
+        freshness.store_showed(Time(4_600), Time(4_600));
+        assert!(freshness.is_fresh(Time(9_599)));
         // The others' word needs no lease.
         *store.lease.lock() = (Time(4_000), Time(0));
-        assert!(!currency.is_current(Time(4_700)));
-        currency.shown(Evidence::At(Time(4_600)), Time(4_700));
-        assert!(currency.is_current(Time(9_599)));
+        assert!(!freshness.is_fresh(Time(4_700)));
+        freshness.shown(Evidence::At(Time(4_600)), Time(4_700));
+        assert!(freshness.is_fresh(Time(9_599)));
     }
 }

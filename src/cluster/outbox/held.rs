@@ -43,7 +43,7 @@ impl Held {
     }
 
     /// Counts a publish anew: it waits for a node that is away now, or does not any more.
-    pub fn judge(&self, entry: &mut Entry) {
+    pub fn recount(&self, entry: &mut Entry) {
         if entry.orphaned() != entry.counted_away {
             self.of(entry).sub(entry.size());
             entry.counted_away = !entry.counted_away;

@@ -1,11 +1,11 @@
 //! Shared subscriptions that may not have had a QoS 2 publish: what the journal knows of them, and who is waited for.
 
-use super::{Next, Origins};
+use super::{Next, Outbox};
 use crate::mqtt::Message;
 use crate::ports::{Lsn, MemberId, MessageId, Recipient, Revision, Seq};
 use std::sync::Arc;
 
-impl Origins {
+impl Outbox {
     /// The record of a duty gets a new number, `seq`: `append` puts it into the journal, given the message, the number that it had and
     /// what it has to say. Whoever finds that the publish is at its end settles the record by its number, which nobody sees before
     /// the record has been appended: what is settled before it is there would stay, and be sent again after every restart.

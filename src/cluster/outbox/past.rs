@@ -1,30 +1,30 @@
 //! How far publishes are at other nodes, and which of them are matched again because of what has become of these.
 
-use super::Origins;
+use super::Outbox;
 use super::entry::{Entry, Stage};
 use crate::ports::{MessageId, Revision};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-impl Origins {
+impl Outbox {
     /// Every publish to `node` that was matched before the result is answered, and sent on if it had moved.
-    pub fn settled_floor(&self, node: &str, applied: Revision) -> Revision {
-        self.inner.lock().floors.lowest(node).map_or(applied, |floor| floor.min(applied))
+    pub fn settled_watermark(&self, node: &str, applied: Revision) -> Revision {
+        self.inner.lock().watermarks.lowest(node).map_or(applied, |watermark| watermark.min(applied))
     }
 
     /// Every publish to `node` that was matched before the result is answered, or was matched again since.
-    pub fn past_floor(&self, node: &str, applied: Revision) -> Revision {
+    pub fn past_watermark(&self, node: &str, applied: Revision) -> Revision {
         let inner = self.inner.lock();
-        let floor = inner.floors.past().find(|(n, _)| ***n == *node).map(|(_, at)| at);
-        floor.map_or(applied, |floor| floor.min(applied))
+        let watermark = inner.watermarks.past().find(|(n, _)| ***n == *node).map(|(_, at)| at);
+        watermark.map_or(applied, |watermark| watermark.min(applied))
     }
 
     /// The same for each node that publishes are on their way to.
-    pub fn past_floors(&self, applied: Revision) -> Vec<(Arc<str>, Revision)> {
-        self.inner.lock().floors.past().map(|(node, at)| (node.clone(), at.min(applied))).collect()
+    pub fn past_watermarks(&self, applied: Revision) -> Vec<(Arc<str>, Revision)> {
+        self.inner.lock().watermarks.past().map(|(node, at)| (node.clone(), at.min(applied))).collect()
     }
 
-    /// Publishes that wait for one of `nodes` are to be matched again, before all that come after them. Under the closed gate.
+    /// Publishes that wait for one of `nodes` are to be matched again, before all that come after them. With the barrier closed.
     /// Nobody waits any more for answers of those in `lost`. Returns the frames that were not answered, by node and name: what is still said
     /// to one of them must not be taken for an answer to what the node is asked anew.
     #[must_use]
@@ -33,7 +33,7 @@ impl Origins {
     }
 
     /// Publishes that one of `nodes` has not answered and that were not matched at `at` or later are to be matched again, before all
-    /// that come after them. Under the closed gate. Whether there are any.
+    /// that come after them. With the barrier closed. Whether there are any.
     pub fn queue_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
         self.put_back(|e| e.stage == Stage::Open && e.is_behind(nodes, at), &[]).0
     }
@@ -46,27 +46,27 @@ impl Origins {
     ) -> (bool, Vec<(Arc<str>, MessageId)>) {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
-        let before = inner.lane.len();
+        let before = inner.unmatched.len();
         let mut unanswered = Vec::new();
         for (id, e) in inner.entries.iter_mut().filter(|(_, e)| concerned(e)) {
             unanswered.extend(e.lose(lost).into_iter().map(|node| (node, *id)));
             match e.stage {
                 Stage::Open => {
-                    e.stage = Stage::Lane;
-                    inner.lane.push_back(*id);
+                    e.stage = Stage::Unmatched;
+                    inner.unmatched.push_back(*id);
                 }
                 // Nothing of it has left: its turn comes among those that wait.
-                Stage::Recording if e.deferred.is_some() => {
+                Stage::Recording if e.prepared.is_some() => {
                     e.postpone();
-                    inner.lane.push_back(*id);
+                    inner.unmatched.push_back(*id);
                 }
-                Stage::Recording | Stage::Lane | Stage::Settling => {}
+                Stage::Recording | Stage::Unmatched | Stage::Settling => {}
             }
         }
-        let any = inner.lane.len() > before;
+        let any = inner.unmatched.len() > before;
         if any {
-            inner.lane.make_contiguous().sort_unstable();
-            self.lane.store(true, Ordering::Release);
+            inner.unmatched.make_contiguous().sort_unstable();
+            self.has_unmatched.store(true, Ordering::Release);
         }
         (any, unanswered)
     }

@@ -57,7 +57,7 @@ pub struct Next {
     pub done: Vec<(MessageId, Option<Seq>)>,
 }
 
-impl super::Origins {
+impl super::Outbox {
     /// The number of the next name.
     pub fn peek_id(&self) -> u64 {
         self.next.load(Ordering::Relaxed)

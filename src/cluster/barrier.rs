@@ -1,24 +1,24 @@
 //! Between publishers and the index: who has received a report that says "applied r" has received every frame matched below r.
 //!
 //! A publisher is inside from the moment it reads the applied revision until its frames are queued. The revision advances
-//! only while nobody is inside. Publishers do not wait for each other: every thread enters by a door of its own, and who
-//! closes the gate closes all doors in turn.
+//! only while nobody is inside. Publishers do not wait for each other: every thread enters by a stripe of its own, and who
+//! closes the barrier closes all stripes in turn.
 
 use parking_lot::{RwLock, RwLockReadGuard};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Doors; threads beyond that share.
-const DOORS: usize = 64;
+/// Stripes; threads beyond that share.
+const STRIPES: usize = 64;
 
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Door(RwLock<()>);
+struct Stripe(RwLock<()>);
 
 /// See the module.
 #[derive(Debug)]
-pub struct Gate {
-    doors: Vec<Door>,
+pub struct Barrier {
+    stripes: Vec<Stripe>,
 }
 
 /// A publisher that is inside; leaves when dropped.
@@ -26,34 +26,34 @@ pub struct Gate {
 #[derive(Debug)]
 pub struct Inside<'a>(#[allow(dead_code)] RwLockReadGuard<'a, ()>);
 
-impl Default for Gate {
-    fn default() -> Gate {
-        Gate { doors: (0..DOORS).map(|_| Door::default()).collect() }
+impl Default for Barrier {
+    fn default() -> Barrier {
+        Barrier { stripes: (0..STRIPES).map(|_| Stripe::default()).collect() }
     }
 }
 
-impl Gate {
+impl Barrier {
     /// Goes in. May be inside already.
     pub fn enter(&self) -> Inside<'_> {
-        Inside(self.doors[door()].0.read_recursive())
+        Inside(self.stripes[stripe()].0.read_recursive())
     }
 
     /// Runs `f` while nobody is inside. The caller must not be.
     pub fn closed<R>(&self, f: impl FnOnce() -> R) -> R {
-        let locked: Vec<_> = self.doors.iter().map(|d| d.0.write()).collect();
+        let locked: Vec<_> = self.stripes.iter().map(|d| d.0.write()).collect();
         let r = f();
         drop(locked);
         r
     }
 }
 
-/// The door of this thread.
-fn door() -> usize {
+/// The stripe of this thread.
+fn stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static DOOR: Cell<usize> = const { Cell::new(usize::MAX) });
-    DOOR.with(|d| {
+    thread_local!(static STRIPE: Cell<usize> = const { Cell::new(usize::MAX) });
+    STRIPE.with(|d| {
         if d.get() == usize::MAX {
-            d.set(NEXT.fetch_add(1, Ordering::Relaxed) % DOORS);
+            d.set(NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
         }
         d.get()
     })
@@ -67,19 +67,19 @@ mod tests {
 
     #[test]
     fn the_revision_advances_only_when_all_frames_matched_below_it_are_queued() {
-        let gate = Arc::new(Gate::default());
+        let barrier = Arc::new(Barrier::default());
         let applied = Arc::new(AtomicU64::new(0));
         // What a publisher has matched but not queued: the revision, or 0.
         let matched: Arc<Vec<AtomicU64>> = Arc::new((0..4).map(|_| AtomicU64::new(0)).collect());
         let stop = Arc::new(AtomicBool::new(false));
         let publishers: Vec<_> = (0..4)
             .map(|n| {
-                let (gate, applied, matched, stop) =
-                    (gate.clone(), applied.clone(), matched.clone(), stop.clone());
+                let (barrier, applied, matched, stop) =
+                    (barrier.clone(), applied.clone(), matched.clone(), stop.clone());
                 std::thread::spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
-                        let inside = gate.enter();
-                        let again = gate.enter();
+                        let inside = barrier.enter();
+                        let again = barrier.enter();
                         matched[n].store(applied.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
                         drop(again);
                         std::thread::yield_now();
@@ -90,7 +90,7 @@ mod tests {
             })
             .collect();
         for revision in 1..=2_000 {
-            gate.closed(|| {
+            barrier.closed(|| {
                 applied.store(revision, Ordering::SeqCst);
                 assert!(matched.iter().all(|m| m.load(Ordering::SeqCst) == 0));
             });

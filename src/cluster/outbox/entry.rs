@@ -1,9 +1,9 @@
 //! One publish that this node owns: which nodes were asked to take it, what they said, and what is still to do. Pure.
 
 pub use super::asked::{Asked, OpenGroup};
-use super::floors::{Floors, Matched};
 use super::part::{Part, Question};
 use super::view::View;
+use super::watermarks::{Matched, Watermarks};
 use crate::broker::promise::{Kept, Promise};
 use crate::clock::Time;
 use crate::cluster::round;
@@ -18,7 +18,7 @@ pub enum Stage {
     /// Its record is not durable: nothing leaves.
     Recording,
     /// It has not been matched; those before it come first.
-    Lane,
+    Unmatched,
     /// It has been matched.
     Open,
     /// Every node has it; that is not durable here.
@@ -66,7 +66,7 @@ pub struct Entry {
     /// Nothing of it has been sent, by this process or an earlier one.
     unsent: bool,
     /// Frames that leave once its record is durable.
-    pub deferred: Option<Box<Sends>>,
+    pub prepared: Option<Box<Sends>>,
     /// Whether it is counted among those that wait for nodes that are away.
     pub counted_away: bool,
     parts: SmallVec<[Part; 2]>,
@@ -132,7 +132,7 @@ impl Entry {
             groups_known: false,
             first_matched: 0,
             unsent: true,
-            deferred: None,
+            prepared: None,
             counted_away: false,
             parts: SmallVec::new(),
             away: SmallVec::new(),
@@ -145,7 +145,7 @@ impl Entry {
         let mut entry = Entry::new(message, publisher.as_ref().map_or(0, |p| p.session), since);
         entry.inbound = publisher.and_then(|p| p.packet_id);
         entry.promise = entry.inbound.map(|_| Promise::new());
-        (entry.duty, entry.stage, entry.unsent) = (Some(duty), Stage::Lane, false);
+        (entry.duty, entry.stage, entry.unsent) = (Some(duty), Stage::Unmatched, false);
         entry
     }
 
@@ -216,7 +216,7 @@ impl Entry {
     pub fn waits_in_words(&self) -> String {
         let mut said = match self.stage {
             Stage::Recording => vec!["for its record in the journal".to_owned()],
-            Stage::Lane => vec!["for its turn to be matched".to_owned()],
+            Stage::Unmatched => vec!["for its turn to be matched".to_owned()],
             Stage::Open | Stage::Settling => Vec::new(),
         };
         said.extend(self.soon.map(|_| "to be matched again".to_owned()));
@@ -289,7 +289,7 @@ impl Entry {
     }
 
     /// Whether it can be matched when its turn in the lane comes.
-    pub fn lane_ready(&self) -> bool {
+    pub fn is_recorded(&self) -> bool {
         self.stage != Stage::Recording
     }
 
@@ -317,7 +317,7 @@ impl Entry {
     }
 
     /// Carries out what matching came to; `me` is this node.
-    pub fn apply(&mut self, plan: Plan, me: &Arc<str>, floors: &mut Floors) -> Sends {
+    pub fn apply(&mut self, plan: Plan, me: &Arc<str>, watermarks: &mut Watermarks) -> Sends {
         let mut sends = Sends { first: std::mem::take(&mut self.unsent), ..Sends::default() };
         self.matched |= plan.matched;
         self.groups_known = true;
@@ -326,15 +326,15 @@ impl Entry {
         }
         // Whatever of it is on its way since then, or waits, goes where it is asked for now.
         let on_its_way =
-            self.parts.iter().map(|p| p.floor).chain(self.away.iter().map(|(_, (since, _))| *since));
+            self.parts.iter().map(|p| p.since).chain(self.away.iter().map(|(_, (since, _))| *since));
         let owed = on_its_way.min().unwrap_or(plan.matched_at);
         if plan.direct {
-            self.wait_for_away(&plan, floors);
+            self.wait_for_away(&plan, watermarks);
         }
         // A match for shared subscriptions alone has not looked for anybody else.
         let whole = plan.direct || !self.direct;
         if whole {
-            self.parts.iter_mut().for_each(|p| p.look_past(plan.matched_at, floors));
+            self.parts.iter_mut().for_each(|p| p.look_past(plan.matched_at, watermarks));
         }
         for node in plan.gone {
             if self.waits_for(&node) {
@@ -352,10 +352,10 @@ impl Entry {
         // What is settled must not be claimed before those that were found have been asked.
         for (node, asked) in plan.ask {
             let question = Question { at: plan.matched_at, asked };
-            if let Some(asked) = self.ask(&node, question, whole, floors) {
+            if let Some(asked) = self.ask(&node, question, whole, watermarks) {
                 sends.frames.push((node, plan.matched_at, asked));
             } else {
-                self.hold_floor(&node, owed, floors);
+                self.hold_watermark(&node, owed, watermarks);
             }
         }
         if plan.moving || plan.moved.is_some() {
@@ -363,49 +363,49 @@ impl Entry {
                 // What this node waits for itself is not on its way: a new match takes its place at once.
                 for p in self.parts.iter_mut().filter(|p| p.node == *me) {
                     p.lose();
-                    p.look_past(plan.matched_at, floors);
+                    p.look_past(plan.matched_at, watermarks);
                 }
             }
             let asked = Asked { direct: true, ..Asked::default() };
-            self.ask(me, Question { at: plan.matched_at, asked }, whole, floors);
+            self.ask(me, Question { at: plan.matched_at, asked }, whole, watermarks);
         }
         if whole {
             self.parts.iter_mut().for_each(|p| p.looked_for(plan.matched_at));
-            self.remove_those_over(floors);
+            self.remove_those_over(watermarks);
         }
         if let (false, Some(at)) = (plan.moving, plan.moved) {
-            self.answer(me, Answer::Moved(at), plan.matched_at, floors);
+            self.answer(me, Answer::Moved(at), plan.matched_at, watermarks);
         }
         sends
     }
 
     /// A node is asked for its own subscribers once it has answered about shared subscriptions: until then the publish counts as on its
     /// way there since `owed`. An answer about shared subscriptions does not wait for what is settled.
-    fn hold_floor(&mut self, node: &Arc<str>, owed: Revision, floors: &mut Floors) {
+    fn hold_watermark(&mut self, node: &Arc<str>, owed: Revision, watermarks: &mut Watermarks) {
         let direct = |q: &Option<Question>| q.as_ref().is_some_and(|q| q.asked.direct);
         let waits = |p: &&mut Part| p.node == *node && !direct(&p.question) && direct(&p.next);
         if let Some(p) = self.parts.iter_mut().find(waits) {
-            p.count((p.floor.min(owed), p.past), floors);
+            p.count((p.since.min(owed), p.past), watermarks);
         }
     }
 
     /// Takes note of the nodes that cannot be asked. For the sake of order it counts as on its way to each since the match that
     /// found the node first, also if it was asked then.
-    fn wait_for_away(&mut self, plan: &Plan, floors: &mut Floors) {
+    fn wait_for_away(&mut self, plan: &Plan, watermarks: &mut Watermarks) {
         let old = std::mem::take(&mut self.away);
         for node in &plan.away {
             if self.away.iter().any(|(n, _)| n == node) {
                 continue;
             }
-            let asked = self.parts.iter().filter(|p| p.node == *node).map(|p| p.floor);
+            let asked = self.parts.iter().filter(|p| p.node == *node).map(|p| p.since);
             let waited = old.iter().filter(|(n, _)| n == node).map(|(_, (since, _))| *since);
             let since = asked.chain(waited).min().unwrap_or(plan.matched_at);
             let at = (since, plan.matched_at);
-            floors.add(node, at);
+            watermarks.add(node, at);
             self.away.push((node.clone(), at));
         }
         for (node, at) in old {
-            floors.remove(&node, at);
+            watermarks.remove(&node, at);
         }
     }
 
@@ -415,7 +415,7 @@ impl Entry {
         node: &Arc<str>,
         question: Question,
         whole: bool,
-        floors: &mut Floors,
+        watermarks: &mut Watermarks,
     ) -> Option<Asked> {
         if question.asked.is_empty() {
             return None;
@@ -425,16 +425,16 @@ impl Entry {
         }
         let asked = question.asked.clone();
         let part = Part::new(node.clone(), question);
-        floors.add(node, part.matched());
+        watermarks.add(node, part.matched());
         self.parts.push(part);
         Some(asked)
     }
 
     /// Forgets the nodes that nothing is open at.
-    fn remove_those_over(&mut self, floors: &mut Floors) {
+    fn remove_those_over(&mut self, watermarks: &mut Watermarks) {
         self.parts.retain(|p| {
             if p.is_over() {
-                floors.remove(&p.node, p.matched());
+                watermarks.remove(&p.node, p.matched());
             }
             !p.is_over()
         });
@@ -448,7 +448,7 @@ impl Entry {
         node: &Arc<str>,
         answer: Answer,
         applied: Revision,
-        floors: &mut Floors,
+        watermarks: &mut Watermarks,
     ) -> Option<(Revision, Asked)> {
         let part = self.parts.iter_mut().find(|p| p.node == *node)?;
         let Question { at: asked_at, asked } = part.question.take()?;
@@ -456,16 +456,16 @@ impl Entry {
             Answer::Accepted { matched, declined } => {
                 self.matched |= matched;
                 let mut next = part.next.take();
-                let late = next.take_if(|q| q.at < applied).is_some();
-                if late {
+                let outdated = next.take_if(|q| q.at < applied).is_some();
+                if outdated {
                     part.look_from(applied);
                 } else if let Some(next) = &next {
                     if !part.is_to_be_looked_for() {
-                        part.count((next.at, part.past.max(next.at)), floors);
+                        part.count((next.at, part.past.max(next.at)), watermarks);
                     }
                     part.question = Some(next.clone());
                 }
-                self.remove_those_over(floors);
+                self.remove_those_over(watermarks);
                 for g in asked.groups {
                     if declined.contains(&g.name) {
                         self.declined(&g, node, asked_at);
@@ -473,7 +473,7 @@ impl Entry {
                         self.groups.retain(|old| old.name != g.name);
                     }
                 }
-                if late {
+                if outdated {
                     self.groups.iter_mut().for_each(OpenGroup::begin_anew);
                     self.match_soon(true);
                 } else if self.groups.iter().any(|g| g.at.is_none()) {
@@ -508,7 +508,7 @@ impl Entry {
 
     /// The frames that wait for its record do not leave: it is matched anew, in its turn. Nobody was asked.
     pub fn postpone(&mut self) {
-        (self.deferred, self.unsent) = (None, true);
+        (self.prepared, self.unsent) = (None, true);
         self.groups.iter_mut().for_each(OpenGroup::open_again);
         self.parts.iter_mut().for_each(Part::lose);
     }
@@ -516,7 +516,7 @@ impl Entry {
     /// The publish's record is durable: the frames that waited for that, or `None` if the publish has to be matched anew since the index has
     /// moved on from what it was matched on.
     pub fn recorded(&mut self, applied: Revision) -> Option<Sends> {
-        let mut sends = *self.deferred.take()?;
+        let mut sends = *self.prepared.take()?;
         if self.first_matched == applied {
             // Not to nodes that have been lost meanwhile.
             sends.frames.retain(|(node, _, _)| self.waits_for(node));
@@ -531,20 +531,20 @@ impl Entry {
     }
 
     /// Nobody is left who wants it: it waits for no node that is away any more.
-    pub fn expire(&mut self, floors: &mut Floors) {
+    pub fn expire(&mut self, watermarks: &mut Watermarks) {
         for (node, at) in self.away.drain(..) {
-            floors.remove(&node, at);
+            watermarks.remove(&node, at);
         }
         self.groups.retain(|g| !g.away);
     }
 
     /// Gives up: no node is asked any more. Returns those that were.
-    pub fn give_up(&mut self, floors: &mut Floors) -> SmallVec<[Arc<str>; 2]> {
+    pub fn give_up(&mut self, watermarks: &mut Watermarks) -> SmallVec<[Arc<str>; 2]> {
         let asked = self.asked().cloned().collect();
         for p in self.parts.drain(..) {
-            floors.remove(&p.node, p.matched());
+            watermarks.remove(&p.node, p.matched());
         }
-        self.expire(floors);
+        self.expire(watermarks);
         self.groups.clear();
         (self.soon, self.retry) = (None, false);
         asked

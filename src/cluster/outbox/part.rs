@@ -2,7 +2,7 @@
 //! again for the sake of sessions that it had. Pure.
 
 use super::asked::Asked;
-use super::floors::{Floors, Matched};
+use super::watermarks::{Matched, Watermarks};
 use crate::ports::Revision;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub(super) struct Part {
     pub next: Option<Question>,
     anew: Option<Anew>,
     /// The revision at which what is on its way to the node was matched first, or waits to be: that orders it.
-    pub floor: Revision,
+    pub since: Revision,
     /// When it was matched the last time, with or without a new frame to this node.
     pub past: Revision,
 }
@@ -42,7 +42,7 @@ impl Part {
     /// A node that is asked.
     pub fn new(node: Arc<str>, question: Question) -> Part {
         let at = question.at;
-        Part { node, question: Some(question), next: None, anew: None, floor: at, past: at }
+        Part { node, question: Some(question), next: None, anew: None, since: at, past: at }
     }
 
     /// Whether the node has not answered.
@@ -64,13 +64,13 @@ impl Part {
 
     /// How it counts for the sake of order.
     pub fn matched(&self) -> Matched {
-        (self.floor, self.past)
+        (self.since, self.past)
     }
 
     /// It counts like that from now on.
-    pub fn count(&mut self, (floor, past): Matched, floors: &mut Floors) {
-        floors.replace(&self.node, self.matched(), (floor, past));
-        (self.floor, self.past) = (floor, past);
+    pub fn count(&mut self, (since, past): Matched, watermarks: &mut Watermarks) {
+        watermarks.replace(&self.node, self.matched(), (since, past));
+        (self.since, self.past) = (since, past);
     }
 
     /// Asks it, now or once it has answered; what is to be sent now, if anything. `whole`: that came of a match of all that the publish is for.
@@ -123,9 +123,9 @@ impl Part {
 
     /// All that the publish is for was looked for at `at`: whoever had left the node by then was found elsewhere, though the node may not
     /// have answered. Without an open question nothing older is on its way there.
-    pub fn look_past(&mut self, at: Revision, floors: &mut Floors) {
-        let floor = if self.is_asked() { self.floor } else { at };
-        self.count((floor, at), floors);
+    pub fn look_past(&mut self, at: Revision, watermarks: &mut Watermarks) {
+        let since = if self.is_asked() { self.since } else { at };
+        self.count((since, at), watermarks);
     }
 
     /// All that the publish is for was looked for at `at`, and who was found has been asked.

@@ -22,7 +22,7 @@ type Key = (Incarnation, MessageId);
 
 /// A publish that waits.
 #[derive(Default)]
-pub(super) struct Late {
+pub(super) struct Deferred {
     /// Frames that brought it; none if it is this node's own.
     pub frames: Vec<(Frame, Arc<dyn Answers>)>,
     /// The last revision at which a session it was for moved.
@@ -37,8 +37,8 @@ pub(super) struct Late {
 
 /// See the module. The publishes count among those that their senders bound.
 #[derive(Default)]
-pub(super) struct LatePublishes {
-    waiting: Mutex<BTreeMap<Key, Late>>,
+pub(super) struct DeferredPublishes {
+    waiting: Mutex<BTreeMap<Key, Deferred>>,
     len: AtomicUsize,
     /// The newest move that this node knows of: a session came or left, or a process started.
     newest_move: AtomicU64,
@@ -46,24 +46,24 @@ pub(super) struct LatePublishes {
     asked: AtomicBool,
 }
 
-impl LatePublishes {
+impl DeferredPublishes {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.len.load(Ordering::Acquire) == 0
     }
 
-    fn push(&self, key: Key, late: Late) {
+    fn push(&self, key: Key, deferred: Deferred) {
         let mut waiting = self.waiting.lock();
         let held = waiting.entry(key).or_default();
         held.frames.retain(|(_, answers)| answers.stands());
-        held.frames.extend(late.frames);
-        held.moved = held.moved.max(late.moved);
-        held.matched_at = held.matched_at.max(late.matched_at);
-        held.called = late.called;
+        held.frames.extend(deferred.frames);
+        held.moved = held.moved.max(deferred.moved);
+        held.matched_at = held.matched_at.max(deferred.matched_at);
+        held.called = deferred.called;
         if held.called.is_some() {
             held.frames.clear(); // answered
         }
-        for handle in late.moving {
+        for handle in deferred.moving {
             if !held.moving.iter().any(|h| Arc::ptr_eq(h, &handle)) {
                 held.moving.push(handle);
             }
@@ -71,18 +71,18 @@ impl LatePublishes {
         self.len.store(waiting.len(), Ordering::Release);
     }
 
-    fn take(&self, key: Key) -> Option<Late> {
+    fn take(&self, key: Key) -> Option<Deferred> {
         let mut waiting = self.waiting.lock();
-        let late = waiting.remove(&key)?;
+        let deferred = waiting.remove(&key)?;
         self.len.store(waiting.len(), Ordering::Release);
-        Some(late)
+        Some(deferred)
     }
 
     /// Takes out what other nodes sent of `origin` below `low`, save those in `open`.
-    fn take_below(&self, origin: Incarnation, low: u64, open: &[u64]) -> Vec<(Key, Late)> {
+    fn take_below(&self, origin: Incarnation, low: u64, open: &[u64]) -> Vec<(Key, Deferred)> {
         let open: HashSet<u64> = open.iter().copied().collect();
         let of_origin = |sender, seq| (sender, MessageId { origin, seq });
-        let over = |((_, id), late): &(&Key, &Late)| !late.own() && !open.contains(&id.seq);
+        let over = |((_, id), deferred): &(&Key, &Deferred)| !deferred.own() && !open.contains(&id.seq);
         let mut waiting = self.waiting.lock();
         let (mut keys, mut from) = (Vec::new(), Bound::Unbounded);
         while let Some(sender) =
@@ -102,32 +102,32 @@ impl LatePublishes {
     }
 
     /// Takes out the place of a publish that comes again.
-    pub fn take_place(&self, key: Key) -> Option<Late> {
+    pub fn take_place(&self, key: Key) -> Option<Deferred> {
         let mut waiting = self.waiting.lock();
-        waiting.get(&key).filter(|late| late.called.is_some())?;
+        waiting.get(&key).filter(|deferred| deferred.called.is_some())?;
         let place = waiting.remove(&key)?;
         self.len.store(waiting.len(), Ordering::Release);
         Some(place)
     }
 
     /// Takes out the first after `after` that need not wait any more, or may not.
-    fn pop_ready(&self, after: Option<Key>, remote: &Remote) -> Option<(Key, Late)> {
+    fn pop_ready(&self, after: Option<Key>, remote: &Remote) -> Option<(Key, Deferred)> {
         let newest = self.newest_move();
         let mut waiting = self.waiting.lock();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let ready = |(key, late): &(&Key, &Late)| match late.called {
+        let ready = |(key, deferred): &(&Key, &Deferred)| match deferred.called {
             Some(at) => !remote.comes_again(key.0, at),
-            None => late.gone() || !late.must_wait(**key) || late.matched_at < Some(newest),
+            None => deferred.gone() || !deferred.must_wait(**key) || deferred.matched_at < Some(newest),
         };
         let key = *waiting.range((from, Bound::Unbounded)).find(ready)?.0;
-        let late = waiting.remove(&key)?;
+        let deferred = waiting.remove(&key)?;
         self.len.store(waiting.len(), Ordering::Release);
-        Some((key, late))
+        Some((key, deferred))
     }
 
     /// Whether places are kept.
     fn keeps_places(&self) -> bool {
-        !self.is_empty() && self.waiting.lock().values().any(|late| late.called.is_some())
+        !self.is_empty() && self.waiting.lock().values().any(|deferred| deferred.called.is_some())
     }
 
     /// The newest move that this node knows of: nothing waits here that was matched before it.
@@ -141,7 +141,7 @@ impl LatePublishes {
     }
 }
 
-impl Late {
+impl Deferred {
     fn sending(&self, (sender, id): Key) -> Sending {
         Sending { sender, id, matched_at: self.matched_at.unwrap_or(Revision::MAX) }
     }
@@ -164,8 +164,8 @@ impl Late {
 
 impl Remote {
     /// Publishes that wait for sessions here.
-    pub fn publishes_late(&self) -> usize {
-        self.late.len.load(Ordering::Acquire)
+    pub fn publishes_deferred(&self) -> usize {
+        self.deferred.len.load(Ordering::Acquire)
     }
 
     /// Whether a publish whose sender was told to match it again at `at` may still come again. Its next frame comes before the
@@ -180,7 +180,7 @@ impl Remote {
 
 impl Cluster {
     /// Keeps a publish until the sessions that could not take it can.
-    pub(super) fn wait_late(
+    pub(super) fn defer(
         &self,
         remote: &Arc<Remote>,
         key: Key,
@@ -189,152 +189,152 @@ impl Cluster {
         absent: Absent,
     ) {
         let Absent { moved, moving, .. } = absent;
-        let late = Late { frames, moved, moving, matched_at: Some(matched_at), called: None };
-        let ready = !late.must_wait(key);
-        self.push_late(remote, key, late);
-        if ready || matched_at < remote.late.newest_move() {
-            self.late_soon(remote);
+        let deferred = Deferred { frames, moved, moving, matched_at: Some(matched_at), called: None };
+        let ready = !deferred.must_wait(key);
+        self.push_deferred(remote, key, deferred);
+        if ready || matched_at < remote.deferred.newest_move() {
+            self.take_deferred_soon(remote);
         }
     }
 
     /// Keeps the place of a publish whose sender is told to match it again at `at`.
     pub(super) fn keep_place(&self, remote: &Arc<Remote>, key: Key, at: Revision, moving: Vec<Arc<Handle>>) {
-        remote.late.push(key, Late { moving, called: Some(at), ..Late::default() });
+        remote.deferred.push(key, Deferred { moving, called: Some(at), ..Deferred::default() });
     }
 
     /// A publish whose place was kept is here again: what it does not wait for now does not wait for it.
-    pub(super) fn give_place(&self, remote: &Arc<Remote>, key: Key, place: Option<Late>) {
+    pub(super) fn give_place(&self, remote: &Arc<Remote>, key: Key, place: Option<Deferred>) {
         if let Some(place) = place {
             self.unwait(remote, key, &place.moving);
-            self.late_soon(remote);
+            self.take_deferred_soon(remote);
         }
     }
 
     /// A node has reported how far it is, or has come or gone.
     pub(super) fn places_may_go(&self, remote: &Arc<Remote>) {
-        if remote.late.keeps_places() {
-            self.late_soon(remote);
+        if remote.deferred.keeps_places() {
+            self.take_deferred_soon(remote);
         }
     }
 
     /// A session has come to this node or left it at this revision, or a process has started: what was matched before and waits
     /// here is matched again, since that session may be waiting for it.
     pub fn moved_at(&self, remote: &Arc<Remote>, at: Revision) {
-        if remote.late.newest_move.fetch_max(at, Ordering::SeqCst) < at {
-            self.late_soon(remote);
+        if remote.deferred.newest_move.fetch_max(at, Ordering::SeqCst) < at {
+            self.take_deferred_soon(remote);
         }
     }
 
-    fn push_late(&self, remote: &Arc<Remote>, key: Key, late: Late) {
-        let own = late.own();
-        remote.late.push(key, late);
-        if own && !remote.origins.is_open(key.1) {
+    fn push_deferred(&self, remote: &Arc<Remote>, key: Key, deferred: Deferred) {
+        let own = deferred.own();
+        remote.deferred.push(key, deferred);
+        if own && !remote.outbox.is_open(key.1) {
             // Given up meanwhile.
-            self.forget_late(remote, key.1);
+            self.forget_deferred(remote, key.1);
         }
     }
 
     /// A publish of this node has come to its end: nothing waits for it any more.
-    pub(super) fn forget_late(&self, remote: &Arc<Remote>, id: MessageId) {
-        if remote.late.is_empty() {
+    pub(super) fn forget_deferred(&self, remote: &Arc<Remote>, id: MessageId) {
+        if remote.deferred.is_empty() {
             return;
         }
         let key = (remote.me.incarnation, id);
-        if let Some(late) = remote.late.take(key) {
-            self.unwait(remote, key, &late.moving);
-            self.late_soon(remote);
+        if let Some(deferred) = remote.deferred.take(key) {
+            self.unwait(remote, key, &deferred.moving);
+            self.take_deferred_soon(remote);
         }
     }
 
     /// Publishes of `origin` below `low` are done with, save those in `open`: no session takes one any more, so none waits.
-    pub(super) fn forget_late_below(
+    pub(super) fn forget_deferred_below(
         &self,
         remote: &Arc<Remote>,
         origin: Incarnation,
         low: u64,
         open: &[u64],
     ) {
-        if remote.late.is_empty() {
+        if remote.deferred.is_empty() {
             return;
         }
-        let over = remote.late.take_below(origin, low, open);
-        for (key, late) in &over {
-            self.unwait(remote, *key, &late.moving);
+        let over = remote.deferred.take_below(origin, low, open);
+        for (key, deferred) in &over {
+            self.unwait(remote, *key, &deferred.moving);
         }
         if !over.is_empty() {
-            self.late_soon(remote);
+            self.take_deferred_soon(remote);
         }
     }
 
     /// Something has changed that publishes may have waited for.
-    pub fn late_soon(&self, remote: &Arc<Remote>) {
-        if remote.late.is_empty() || remote.late.asked.swap(true, Ordering::AcqRel) {
+    pub fn take_deferred_soon(&self, remote: &Arc<Remote>) {
+        if remote.deferred.is_empty() || remote.deferred.asked.swap(true, Ordering::AcqRel) {
             return;
         }
         let (cluster, remote) = (self.me.clone(), remote.clone());
         let tasks = remote.ports.tasks.clone();
         tasks.spawn(Box::pin(async move {
             if let Some(cluster) = cluster.upgrade() {
-                cluster.take_late(&remote);
+                cluster.take_deferred(&remote);
             }
         }));
     }
 
     /// Takes what has waited long enough. Sessions that have it are known; the others say where they are.
-    fn take_late(&self, remote: &Arc<Remote>) {
-        let _turn = remote.late.turn();
-        remote.late.asked.store(false, Ordering::Release);
+    fn take_deferred(&self, remote: &Arc<Remote>) {
+        let _turn = remote.deferred.turn();
+        remote.deferred.asked.store(false, Ordering::Release);
         let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
         let mut last = None;
-        while let Some((key, late)) = remote.late.pop_ready(last, remote) {
+        while let Some((key, deferred)) = remote.deferred.pop_ready(last, remote) {
             last = Some(key);
-            if late.own() {
-                self.take_own(remote, key, late);
+            if deferred.own() {
+                self.take_own(remote, key, deferred);
                 continue;
             }
-            let left = late.moving.iter().filter_map(|h| h.mailbox.departed()).max();
-            for (frame, answers) in late.frames {
+            let left = deferred.moving.iter().filter_map(|h| h.mailbox.departed()).max();
+            for (frame, answers) in deferred.frames {
                 if !answers.stands() {
                     continue;
                 }
                 // Whoever matched on a newer index has found it where it is.
-                let moved = late.moved.max(left.filter(|at| frame.matched_at < *at));
+                let moved = deferred.moved.max(left.filter(|at| frame.matched_at < *at));
                 self.take_frame(remote, frame, key, moved, &answers, &mut cache, &mut scratch);
             }
             // Unless it is just coming again.
-            let _inside = remote.gate.enter();
+            let _inside = remote.barrier.enter();
             let _one = remote.receiving.one(key.1);
-            self.unwait(remote, key, &late.moving);
+            self.unwait(remote, key, &deferred.moving);
         }
     }
 
     /// A publish of this node: it is matched again, at once or when that is possible.
-    fn take_own(&self, remote: &Arc<Remote>, key: Key, late: Late) {
+    fn take_own(&self, remote: &Arc<Remote>, key: Key, deferred: Deferred) {
         let id = key.1;
-        if remote.origins.is_open(id) {
-            let left = late.moving.iter().filter_map(|h| h.mailbox.departed()).max();
-            let inside = remote.gate.enter();
-            let came = Some(remote.late.newest_move()).filter(|at| late.matched_at < Some(*at));
-            let at = late.moved.max(left).max(came).unwrap_or(0);
-            let next = remote.origins.moved_here(id, at, remote.applied());
+        if remote.outbox.is_open(id) {
+            let left = deferred.moving.iter().filter_map(|h| h.mailbox.departed()).max();
+            let inside = remote.barrier.enter();
+            let came = Some(remote.deferred.newest_move()).filter(|at| deferred.matched_at < Some(*at));
+            let at = deferred.moved.max(left).max(came).unwrap_or(0);
+            let next = remote.outbox.moved_here(id, at, remote.applied());
             self.carry_on(remote, next);
             drop(inside);
-            if remote.late.has(key) {
+            if remote.deferred.has(key) {
                 // It waits again, as matched now.
-                return self.unwait(remote, key, &late.moving);
+                return self.unwait(remote, key, &deferred.moving);
             }
             // Still to be matched: what comes after it waits.
-            if remote.origins.is_open(id) && late.moving.iter().any(|h| h.mailbox.expects(key)) {
-                return self.push_late(remote, key, late);
+            if remote.outbox.is_open(id) && deferred.moving.iter().any(|h| h.mailbox.expects(key)) {
+                return self.push_deferred(remote, key, deferred);
             }
         }
-        self.unwait(remote, key, &late.moving);
+        self.unwait(remote, key, &deferred.moving);
     }
 
     /// Sessions do not wait for a publish any more, unless it waits itself.
     fn unwait(&self, remote: &Arc<Remote>, key: Key, handles: &[Arc<Handle>]) {
         let waits = |handle: &Arc<Handle>| {
-            let waiting = remote.late.waiting.lock();
+            let waiting = remote.deferred.waiting.lock();
             waiting.get(&key).is_some_and(|l| l.moving.iter().any(|h| Arc::ptr_eq(h, handle)))
         };
         for handle in handles.iter().filter(|h| !waits(h)) {
