@@ -1,11 +1,11 @@
-//! The whole way of a message but the sockets: bytes in at a publisher's link, bytes out at the subscribers'.
+//! The whole way of a message but the sockets: bytes in at a publisher's channel, bytes out at the subscribers'.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use berth::auth::Anonymous;
 use berth::clock::Time;
 use berth::mqtt::packet::{RetainHandling, SubscribeOptions};
 use berth::mqtt::{QoS, Version, client};
-use berth::node::{Admission, Context, Limits, Link, Node, Ports};
+use berth::node::{Admission, Channel, Context, Limits, Node, Ports};
 use berth::ports::{Door, NoBans, Recovered, Unrestricted};
 use berth::storage::{MemoryJournal, MemoryOptions};
 use berth::telemetry::Metrics;
@@ -29,16 +29,17 @@ fn node() -> Arc<Node> {
     Node::new(Limits::default(), ports, Arc::new(Metrics::new()), Recovered::default(), NOW)
 }
 
-fn feed(link: &mut Link, bytes: &[u8], cx: &mut Context) -> usize {
-    link.receive(bytes, Waker::noop(), NOW, cx);
-    link.poll(Waker::noop(), NOW, cx);
+fn feed(channel: &mut Channel, bytes: &[u8], cx: &mut Context) -> usize {
+    channel.receive(bytes, Waker::noop(), NOW, cx);
+    channel.poll(Waker::noop(), NOW, cx);
     let written = cx.actions.wire.len();
     cx.actions.wire.clear();
     written
 }
 
-fn connected(node: &Arc<Node>, id: &str, cx: &mut Context) -> Link {
-    let mut link = Link::new(node.clone(), Door::tcp("127.0.0.1:1".parse().unwrap()), Admission::Serve, NOW);
+fn connected(node: &Arc<Node>, id: &str, cx: &mut Context) -> Channel {
+    let mut channel =
+        Channel::new(node.clone(), Door::tcp("127.0.0.1:1".parse().unwrap()), Admission::Serve, NOW);
     let mut bytes = Vec::new();
     let connect = client::Connect {
         version: Version::V311,
@@ -52,8 +53,8 @@ fn connected(node: &Arc<Node>, id: &str, cx: &mut Context) -> Link {
         password: None,
     };
     client::connect(&mut bytes, &connect);
-    assert_eq!(feed(&mut link, &bytes, cx), 4);
-    link
+    assert_eq!(feed(&mut channel, &bytes, cx), 4);
+    channel
 }
 
 fn batch(qos: QoS) -> Vec<u8> {
@@ -84,13 +85,13 @@ fn publish(c: &mut Criterion) {
             retain_as_published: false,
             retain_handling: RetainHandling::Send,
         };
-        let mut links: Vec<Link> = (0..subscribers)
+        let mut channels: Vec<Channel> = (0..subscribers)
             .map(|n| {
-                let mut link = connected(&node, &format!("s{n}"), &mut cx);
+                let mut channel = connected(&node, &format!("s{n}"), &mut cx);
                 let mut bytes = Vec::new();
                 client::subscribe(&mut bytes, Version::V311, 1, &[], &[("bench/+", options)]);
-                assert_eq!(feed(&mut link, &bytes, &mut cx), 5);
-                link
+                assert_eq!(feed(&mut channel, &bytes, &mut cx), 5);
+                channel
             })
             .collect();
         let bytes = batch(qos);
@@ -99,8 +100,8 @@ fn publish(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new(format!("qos{}", qos as u8), subscribers), |b| {
             b.iter(|| {
                 feed(&mut publisher, &bytes, &mut cx);
-                for link in &mut links {
-                    assert!(feed(link, &[], &mut cx) > BATCH * 64);
+                for channel in &mut channels {
+                    assert!(feed(channel, &[], &mut cx) > BATCH * 64);
                     if qos > QoS::AtMostOnce {
                         let mut acks = Vec::with_capacity(4 * BATCH);
                         for _ in 0..BATCH {
@@ -108,7 +109,7 @@ fn publish(c: &mut Criterion) {
                             acks.extend_from_slice(&[0x40, 2, high, low]);
                             next_id = next_id.checked_add(1).unwrap_or(1);
                         }
-                        feed(link, &acks, &mut cx);
+                        feed(channel, &acks, &mut cx);
                     }
                 }
             });

@@ -2,8 +2,8 @@
 //! `$SYS`, and what operators see and order.
 
 pub mod administer;
+pub mod channel;
 pub mod inspect;
-pub mod link;
 pub mod memory;
 pub mod operate;
 
@@ -21,8 +21,8 @@ mod sys;
 mod totals;
 
 pub use admission::{Admission, REFUSING_MAX};
+pub use channel::{Channel, Context, Terms};
 pub use claim::{Claim, Claimant};
-pub use link::{Context, Link, Terms};
 pub use sys::Sys;
 pub use totals::publish_cluster;
 

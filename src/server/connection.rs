@@ -1,4 +1,4 @@
-//! Drives one client's connection: the only place where a socket meets a [`Link`]. Knows bytes and readiness, not MQTT.
+//! Drives one client's connection: the only place where a socket meets a [`Channel`]. Knows bytes and readiness, not MQTT.
 //!
 //! One task serves one connection. Its buffers belong to the thread: an idle connection holds none.
 
@@ -9,8 +9,8 @@ use super::parting::Parting;
 use super::rates::Throttle;
 use super::transport::{Change, Transport, Turn};
 use crate::clock::{self, Time};
-use crate::node::link::Driven;
-use crate::node::{Context, Link, Node};
+use crate::node::channel::Driven;
+use crate::node::{Channel, Context, Node};
 use crate::telemetry::metrics::Turned;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -41,7 +41,7 @@ thread_local! {
 
 struct Connection<T> {
     transport: T,
-    link: Link,
+    channel: Channel,
     /// What the client has not taken yet.
     unsent: Vec<u8>,
     node: Arc<Node>,
@@ -60,7 +60,7 @@ struct Connection<T> {
     place: Option<Place>,
     /// Completes when its certificate has to be looked at again.
     trust: Option<Change>,
-    /// The link is done; the client still reads what it was told.
+    /// The channel is done; the client still reads what it was told.
     parting: Option<Parting>,
 }
 
@@ -70,11 +70,11 @@ pub(super) async fn serve<T: Transport>(mut transport: T, mut guest: Guest, stop
     let Guest { node, shared, peer, accepted, admission, place, entrance, .. } = guest;
     let now = clock::now();
     let conditions = shared.tuning.conditions();
-    let link = Link::new(node.clone(), door, admission, now).under(conditions.terms.clone(), accepted);
+    let channel = Channel::new(node.clone(), door, admission, now).under(conditions.terms.clone(), accepted);
     let mut c = Connection {
         trust: transport.trust_changes(),
         transport,
-        link,
+        channel,
         unsent: Vec::new(),
         node,
         throttle: Throttle::new(conditions.message_rate, conditions.byte_rate, now),
@@ -94,7 +94,7 @@ pub(super) async fn serve<T: Transport>(mut transport: T, mut guest: Guest, stop
     poll_fn(|cx| {
         if !stopping && stopped.as_mut().poll(cx).is_ready() {
             stopping = true;
-            c.with_buffers(|c, b| c.link.shut_down(clock::now(), &mut b.context));
+            c.with_buffers(|c, b| c.channel.shut_down(clock::now(), &mut b.context));
         }
         c.look_at_trust(cx);
         c.poll(cx, sleep.as_mut())
@@ -138,7 +138,7 @@ impl<T: Transport> Connection<T> {
             cx.waker().wake_by_ref();
         }
         let throttle = self.throttle.as_ref().and_then(|t| t.closed_until());
-        let mut next = self.link.next_timeout();
+        let mut next = self.channel.next_timeout();
         if throttle.is_some() {
             // What is due already waits for what the client has sent, which is not read now.
             next = next.filter(|due| *due > now);
@@ -178,7 +178,7 @@ impl<T: Transport> Connection<T> {
         if self.parting.is_none() && !trusted {
             self.trust = None;
             self.node.broker.metrics.certificates_distrusted.inc();
-            self.with_buffers(|c, b| c.link.distrust(clock::now(), &mut b.context));
+            self.with_buffers(|c, b| c.channel.distrust(clock::now(), &mut b.context));
         }
     }
 
@@ -189,22 +189,22 @@ impl<T: Transport> Connection<T> {
         if self.parting.is_none() {
             let serves = self.node.serves(now);
             if !serves && !self.silenced {
-                self.link.stop_serving(now, context);
+                self.channel.stop_serving(now, context);
             }
             self.silenced = !serves;
             self.transport.flush(cx.waker());
             // Whoever is to leave is heard to the end.
-            let leaves = self.link.leaves();
+            let leaves = self.channel.leaves();
             let throttle = if leaves { None } else { self.throttle.as_deref_mut() };
             let mut turn = Turn { transport: &mut self.transport, waker: cx.waker(), throttle, now };
-            let driven = self.link.drive(&mut turn, read, cx.waker(), now, context);
+            let driven = self.channel.drive(&mut turn, read, cx.waker(), now, context);
             if self.throttle.is_some() {
                 self.count_messages(cx, now);
-                if !leaves && self.link.leaves() {
+                if !leaves && self.channel.leaves() {
                     cx.waker().wake_by_ref();
                 }
             }
-            if self.entrance.is_some() && !self.link.fresh() {
+            if self.entrance.is_some() && !self.channel.awaits_connect() {
                 self.entrance = None;
             }
             match driven {
@@ -217,7 +217,7 @@ impl<T: Transport> Connection<T> {
                     // It counts as a connection no more, and its session may be somebody else's.
                     self.place = None;
                     let last_said = context.actions.wire.is_empty();
-                    if self.link.ended() && last_said && self.transport.conclude(cx.waker()) {
+                    if self.channel.ended() && last_said && self.transport.conclude(cx.waker()) {
                         return true;
                     }
                 }
@@ -234,7 +234,7 @@ impl<T: Transport> Connection<T> {
     /// Takes the messages that came from what the client may send, and says once for each pause that it is slowed down.
     fn count_messages(&mut self, cx: &task::Context<'_>, now: Time) {
         let Some(throttle) = &mut self.throttle else { return };
-        if throttle.count(self.link.messages_in(), now) {
+        if throttle.count(self.channel.messages_in(), now) {
             cx.waker().wake_by_ref();
         }
         let slowed = throttle.closed_until().is_some();
@@ -263,9 +263,9 @@ impl<T> Drop for Connection<T> {
     fn drop(&mut self) {
         let mut context = Context::default();
         if self.node.draining() {
-            self.link.shut_down(clock::now(), &mut context);
+            self.channel.shut_down(clock::now(), &mut context);
         }
-        self.link.lost(clock::now(), &mut context);
+        self.channel.lost(clock::now(), &mut context);
     }
 }
 

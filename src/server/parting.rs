@@ -5,7 +5,7 @@
 
 use super::transport::Transport;
 use crate::clock::{self, Time};
-use crate::node::link::Read;
+use crate::node::channel::Read;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::{Poll, Waker};

@@ -3,8 +3,8 @@
 
 use crate::clock::Time;
 use crate::mqtt::frame_len;
-use crate::node::link::{Broken, Driven, Read, Socket};
-use crate::node::{Admission, Context, Link, Node};
+use crate::node::channel::{Broken, Driven, Read, Socket};
+use crate::node::{Admission, Channel, Context, Node};
 use crate::ports::{BoxFuture, Door, Tasks};
 use crate::simulation::cluster::SimProcess;
 use parking_lot::Mutex;
@@ -44,9 +44,9 @@ impl Wire {
             return wire;
         }
         let peer = SocketAddr::from(([127, 0, 0, 1], 40_000));
-        let link = Link::new(node.clone(), Door::tcp(peer), admission, process.now());
+        let channel = Channel::new(node.clone(), Door::tcp(peer), admission, process.now());
         let gone = Gone(wire.clone());
-        process.spawn(Box::pin(drive(gone, link, node, process.clone())));
+        process.spawn(Box::pin(drive(gone, channel, node, process.clone())));
         wire
     }
 
@@ -154,7 +154,7 @@ impl Socket for &Wire {
 }
 
 /// As the server's connection task does it.
-async fn drive(gone: Gone, mut link: Link, node: Arc<Node>, tasks: Arc<dyn Tasks>) {
+async fn drive(gone: Gone, mut channel: Channel, node: Arc<Node>, tasks: Arc<dyn Tasks>) {
     let mut cx = Context::default();
     let mut timer: Option<(Time, BoxFuture<()>)> = None;
     let mut buffer = vec![0; SEGMENT];
@@ -162,12 +162,12 @@ async fn drive(gone: Gone, mut link: Link, node: Arc<Node>, tasks: Arc<dyn Tasks
         loop {
             let now = tasks.now();
             gone.0.state.lock().waker = Some(task.waker().clone());
-            match link.drive(&mut &*gone.0, &mut buffer, task.waker(), now, &mut cx) {
+            match channel.drive(&mut &*gone.0, &mut buffer, task.waker(), now, &mut cx) {
                 Driven::Closed => return Poll::Ready(()),
                 Driven::Again => continue,
                 Driven::Waits => {}
             }
-            let Some(due) = link.next_timeout() else { return Poll::Pending };
+            let Some(due) = channel.next_timeout() else { return Poll::Pending };
             if timer.as_ref().is_none_or(|(at, _)| *at != due) {
                 timer = Some((due, tasks.sleep(due.since_ms(now))));
             }

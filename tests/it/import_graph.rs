@@ -25,10 +25,10 @@ const CIRCLES: &[(&str, &[usize])] = &[
     ("tls", &[3]),
 ];
 
-/// The path of a module below the crate: `["node", "link"]`.
+/// The path of a module below the crate: `["node", "channel"]`.
 type Module = Vec<String>;
 
-/// The module of a file such as `src/node/link/mod.rs`.
+/// The module of a file such as `src/node/channel/mod.rs`.
 fn module_of(path: &str) -> Module {
     let path = path.strip_prefix("src/").unwrap_or(path).strip_suffix(".rs").unwrap_or(path);
     let mut module: Module = path.split('/').map(str::to_owned).collect();

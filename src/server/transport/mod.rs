@@ -1,4 +1,4 @@
-//! What bytes travel over: TCP, TLS, and WebSocket over either. All of them are driven by the one loop of a link.
+//! What bytes travel over: TCP, TLS, and WebSocket over either. All of them are driven by the one loop of a channel.
 
 mod plain;
 pub(super) mod tls;
@@ -6,7 +6,7 @@ pub(super) mod websocket;
 
 use super::rates::Throttle;
 use crate::clock::Time;
-use crate::node::link::{Broken, Read, Socket};
+use crate::node::channel::{Broken, Read, Socket};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Waker;
@@ -22,7 +22,7 @@ pub(super) trait Transport: Send + 'static {
     /// Takes what it can of `bytes`; returns how many bytes that is. A bounded number of them may wait here for the peer.
     fn write(&mut self, waker: &Waker, bytes: &[u8]) -> Result<usize, Broken>;
 
-    /// Bytes that were read beside those for the link, since this was asked last: a client that is slowed down has sent them, too.
+    /// Bytes that were read beside those for the channel, since this was asked last: a client that is slowed down has sent them, too.
     fn overhead(&mut self) -> usize {
         0
     }

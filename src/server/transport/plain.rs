@@ -1,7 +1,7 @@
 //! TCP as it is, and what the system can be asked about it.
 
 use super::Transport;
-use crate::node::link::{Broken, Read};
+use crate::node::channel::{Broken, Read};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::ffi::c_int;
 use std::pin::Pin;

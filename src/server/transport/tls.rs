@@ -2,7 +2,7 @@
 
 use super::{Backlog, Change, Transport};
 use crate::clock::Time;
-use crate::node::link::{Broken, Read};
+use crate::node::channel::{Broken, Read};
 use crate::tls::{Current, Keeper};
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
@@ -24,7 +24,7 @@ pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// More than encryption adds to [`CHUNK_BYTES_MAX`] bytes, which are at most five records.
 const OVERHEAD_BYTES: usize = 1024;
 
-/// Reads in one turn that bring nothing for the link.
+/// Reads in one turn that bring nothing for the channel.
 const IDLE_READS: usize = 16;
 
 struct Buffers {

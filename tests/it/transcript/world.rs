@@ -1,13 +1,13 @@
 //! One broker with its clients, without sockets, threads or a clock: time passes when it is told to.
 //!
-//! A client's connection is driven as the server drives it: a link is polled only when it was woken, when bytes came or when
+//! A client's connection is driven as the server drives it: a channel is polled only when it was woken, when bytes came or when
 //! its time has come. So a wake-up that the broker forgets shows as an answer that is missing.
 
 use super::gated::GatedJournal;
 use berth::clock::Time;
 use berth::mqtt::{QoS, Reason, Version, frame_len};
-use berth::node::link::{Broken, Driven, Read, Socket};
-use berth::node::{Admission, Context, Limits, Link, Node, Ports, Sys};
+use berth::node::channel::{Broken, Driven, Read, Socket};
+use berth::node::{Admission, Channel, Context, Limits, Node, Ports, Sys};
 use berth::ports::{
     Account, Ask, AuthStep, Authorizer, By, Credentials, Decision, Door, EnhancedAuth, Identity, NoBans,
     Permissions, Recovered, Ruling,
@@ -50,7 +50,7 @@ pub struct Client {
     line: Line,
     /// Bytes that the broker could not write yet.
     unsent: Vec<u8>,
-    link: Option<Link>,
+    channel: Option<Channel>,
     closed: bool,
     woken: Arc<Flag>,
 }
@@ -244,7 +244,7 @@ impl World {
     /// Opens a connection for a client that has none.
     pub fn open(&mut self, at: usize) {
         let c = &mut self.clients[at];
-        if c.link.is_some() {
+        if c.channel.is_some() {
             return;
         }
         c.forget_connection();
@@ -254,13 +254,13 @@ impl World {
             return;
         }
         let peer = SocketAddr::from(([127, 0, 0, 1], 40_000));
-        c.link = Some(Link::new(self.node.clone(), Door::tcp(peer), admission, self.now));
+        c.channel = Some(Channel::new(self.node.clone(), Door::tcp(peer), admission, self.now));
         c.woken = Flag::new();
     }
 
     /// Whether a client has a connection.
     pub fn connected(&self, at: usize) -> bool {
-        self.clients[at].link.is_some()
+        self.clients[at].channel.is_some()
     }
 
     /// Puts bytes into a client's socket.
@@ -302,9 +302,9 @@ impl World {
         for at in 0..self.clients.len() {
             let World { clients, cx, now, .. } = self;
             let c = &mut clients[at];
-            if let Some(link) = c.link.as_mut() {
+            if let Some(channel) = c.channel.as_mut() {
                 std::mem::swap(&mut cx.actions.wire, &mut c.unsent);
-                link.shut_down(*now, cx);
+                channel.shut_down(*now, cx);
                 std::mem::swap(&mut cx.actions.wire, &mut c.unsent);
                 c.woken.0.store(true, SeqCst);
             }
@@ -330,7 +330,7 @@ impl World {
     fn next_deadline(&mut self) -> Option<Time> {
         let node = self.node.next_timeout(&Waker::from(self.timers.clone()));
         let all = self.clients.iter().chain(&self.broken);
-        let links = all.filter_map(|c| c.link.as_ref()?.next_timeout());
+        let links = all.filter_map(|c| c.channel.as_ref()?.next_timeout());
         let sys = self.sys.as_ref().map(|(_, t)| *t);
         links.chain(node).chain(sys).min()
     }
@@ -343,7 +343,7 @@ impl World {
             for c in clients.iter_mut().chain(broken.iter_mut()) {
                 worked |= c.work_if_due(node, cx, *now);
             }
-            broken.retain(|c| c.link.is_some());
+            broken.retain(|c| c.channel.is_some());
             if !worked {
                 return;
             }
@@ -395,23 +395,23 @@ impl Client {
             version: Version::V5,
             line: Line::default(),
             unsent: Vec::new(),
-            link: None,
+            channel: None,
             closed: false,
             woken: Flag::new(),
         }
     }
 
     fn work_if_due(&mut self, node: &Node, cx: &mut Context, now: Time) -> bool {
-        let Some(link) = self.link.as_mut() else { return false };
-        let due = link.next_timeout().is_some_and(|t| t <= now);
+        let Some(channel) = self.channel.as_mut() else { return false };
+        let due = channel.next_timeout().is_some_and(|t| t <= now);
         if !self.woken.0.swap(false, SeqCst) && !due {
             return false;
         }
         std::mem::swap(&mut cx.actions.wire, &mut self.unsent);
         self.work(cx, now);
         std::mem::swap(&mut cx.actions.wire, &mut self.unsent);
-        if self.link.as_ref().is_some_and(|l| l.closed() && self.unsent.is_empty()) {
-            self.link = None;
+        if self.channel.as_ref().is_some_and(|l| l.closed() && self.unsent.is_empty()) {
+            self.channel = None;
             self.closed = true;
             node.dismiss_connection();
         }
@@ -421,10 +421,10 @@ impl Client {
     /// As the server's connection task does it.
     fn work(&mut self, cx: &mut Context, now: Time) {
         let waker = Waker::from(self.woken.clone());
-        let Some(link) = self.link.as_mut() else { return };
+        let Some(channel) = self.channel.as_mut() else { return };
         let mut buffer = vec![0; SEGMENT];
         for _ in 0..ROUNDS_MAX {
-            if link.drive(&mut &mut self.line, &mut buffer, &waker, now, cx) != Driven::Again {
+            if channel.drive(&mut &mut self.line, &mut buffer, &waker, now, cx) != Driven::Again {
                 return;
             }
         }
@@ -432,7 +432,7 @@ impl Client {
     }
 
     fn forget_connection(&mut self) {
-        self.link = None;
+        self.channel = None;
         self.closed = false;
         self.line = Line::default();
         self.unsent.clear();

@@ -4,7 +4,7 @@ pub(in crate::server) mod frames;
 pub(in crate::server) mod upgrade;
 
 use super::{Backlog, Change, Transport};
-use crate::node::link::{Broken, Read};
+use crate::node::channel::{Broken, Read};
 use frames::{Control, Decoder, Fault};
 use std::cell::RefCell;
 use std::task::{Poll, Waker};
@@ -13,7 +13,7 @@ use upgrade::{Answer, Refusal, UPGRADE_BYTES_MAX, Welcome};
 /// Bytes of one message of the broker. As many may wait for a client that takes nothing.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
-/// Reads in one turn that bring nothing for the link.
+/// Reads in one turn that bring nothing for the channel.
 const IDLE_READS: usize = 16;
 
 thread_local! {

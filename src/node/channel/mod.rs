@@ -1,7 +1,7 @@
 //! One client's protocol endpoint without a socket: bytes in, bytes out, and what happens in between.
 //!
-//! The owner (a connection task, or a test in virtual time) calls [`Link::drive`] with its socket when woken, when the socket is
-//! ready or when [`Link::next_timeout`] has come. A link never waits.
+//! The owner (a connection task, or a test in virtual time) calls [`Channel::drive`] with its socket when woken, when the socket is
+//! ready or when [`Channel::next_timeout`] has come. A channel never waits.
 
 mod arriving;
 mod connect;
@@ -59,7 +59,7 @@ const READ_BATCH_MAX: usize = 128;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Link {
+pub struct Channel {
     node: Arc<Node>,
     door: Arc<Door>,
     state: State,
@@ -99,7 +99,7 @@ pub struct Link {
 #[derive(Debug)]
 enum State {
     /// Nothing came yet; closed at this time.
-    Fresh(Time),
+    AwaitingConnect(Time),
     /// CONNECT came; CONNACK is still to be sent.
     Connecting(Box<Connecting>),
     /// Connected.
@@ -156,7 +156,7 @@ struct Counts {
     publishes_out: [u64; 3],
 }
 
-/// What a thread needs to run links: buffers that are reused from call to call.
+/// What a thread needs to run channels: buffers that are reused from call to call.
 #[derive(Debug, Default)]
 pub struct Context {
     /// Bytes and effects.
@@ -165,14 +165,14 @@ pub struct Context {
     pub scratch: Scratch,
 }
 
-impl Link {
-    /// A link to a client that has just connected through `door`.
-    pub fn new(node: Arc<Node>, door: Arc<Door>, admission: Admission, now: Time) -> Link {
+impl Channel {
+    /// A channel to a client that has just connected through `door`.
+    pub fn new(node: Arc<Node>, door: Arc<Door>, admission: Admission, now: Time) -> Channel {
         let deadline = now.plus_ms(node.broker.limits.connect_timeout_ms());
-        Link {
+        Channel {
             node,
             door,
-            state: State::Fresh(deadline),
+            state: State::AwaitingConnect(deadline),
             partial: Vec::new(),
             arriving: None,
             ended: false,
@@ -195,8 +195,8 @@ impl Link {
 
     /// The same for a client that was `accepted` earlier, on the terms of its listener: the time for its CONNECT began then.
     #[must_use]
-    pub fn under(mut self, terms: Arc<Terms>, accepted: Time) -> Link {
-        self.state = State::Fresh(accepted.plus_ms(self.node.broker.limits.connect_timeout_ms()));
+    pub fn under(mut self, terms: Arc<Terms>, accepted: Time) -> Channel {
+        self.state = State::AwaitingConnect(accepted.plus_ms(self.node.broker.limits.connect_timeout_ms()));
         self.terms = Some(terms);
         self
     }
@@ -207,8 +207,8 @@ impl Link {
     }
 
     /// Whether its CONNECT has not come yet.
-    pub fn fresh(&self) -> bool {
-        matches!(self.state, State::Fresh(_))
+    pub fn awaits_connect(&self) -> bool {
+        matches!(self.state, State::AwaitingConnect(_))
     }
 
     /// PUBLISH packets that came from the client.
@@ -216,7 +216,7 @@ impl Link {
         self.messages_in
     }
 
-    /// Takes bytes from the client: any number, cut anywhere. Then call [`Link::poll`].
+    /// Takes bytes from the client: any number, cut anywhere. Then call [`Channel::poll`].
     pub fn receive(&mut self, bytes: &[u8], waker: &Waker, now: Time, cx: &mut Context) {
         self.counts.bytes_in += bytes.len() as u64;
         let packets = self.counts.packets_in;
@@ -283,7 +283,7 @@ impl Link {
 
     fn takes_packets(&self, cx: &Context) -> bool {
         match &self.state {
-            State::Fresh(_) => true,
+            State::AwaitingConnect(_) => true,
             State::Open(o) => {
                 o.closing.is_none()
                     && !self.waits_for_memory()
@@ -299,7 +299,7 @@ impl Link {
     /// Whether the owner should read from the socket. While it should not, what the client sends waits in the kernel.
     fn wants_read(&self, cx: &Context) -> bool {
         match &self.state {
-            State::Fresh(_) => !self.waits_for_room(),
+            State::AwaitingConnect(_) => !self.waits_for_room(),
             State::Connecting(c) => c.listens() || self.partial.is_empty(),
             State::Open(o) => {
                 o.closing.is_none()
@@ -320,7 +320,7 @@ impl Link {
             self.poll_connecting(waker, now, cx); // and on, if that opened it
         }
         match &self.state {
-            State::Fresh(_) | State::Connecting(_) => {}
+            State::AwaitingConnect(_) | State::Connecting(_) => {}
             State::Open(_) => {
                 self.poll_open(waker, now, cx);
                 self.look_at_memory(waker, now);
@@ -363,11 +363,11 @@ impl Link {
         }
     }
 
-    /// When [`Link::poll`] must be called next, even if nothing wakes it.
+    /// When [`Channel::poll`] must be called next, even if nothing wakes it.
     pub fn next_timeout(&self) -> Option<Time> {
         let limit = self.node.broker.limits.publish_timeout_ms();
         match &self.state {
-            State::Fresh(deadline) => Some(*deadline),
+            State::AwaitingConnect(deadline) => Some(*deadline),
             State::Connecting(c) => c.deadline(),
             State::Open(o) => {
                 let waiting = o.waiting.since().map(|t| t.plus_ms(limit));
@@ -395,7 +395,7 @@ impl Link {
                 self.leave(cause, now, cx);
             }
             State::Connecting(_) => self.abandon(now, cx),
-            State::Fresh(_) | State::Leaving(_) | State::Closed => {}
+            State::AwaitingConnect(_) | State::Leaving(_) | State::Closed => {}
         }
         self.state = State::Closed;
         self.forget_partial();
@@ -416,7 +416,7 @@ impl Link {
                 o.muted = true;
             }
             State::Connecting(_) => self.refuse_connecting(Reason::ServerShuttingDown, now, cx),
-            State::Fresh(_) => self.state = State::Closed,
+            State::AwaitingConnect(_) => self.state = State::Closed,
             State::Open(_) | State::Leaving(_) | State::Closed => {}
         }
         self.count(cx);
@@ -431,7 +431,7 @@ impl Link {
                 o.session.close(CloseCause::NotServing, None, &mut cx.actions);
                 self.run_effects(now, cx);
             }
-            State::Open(_) | State::Fresh(_) | State::Leaving(_) | State::Closed => {}
+            State::Open(_) | State::AwaitingConnect(_) | State::Leaving(_) | State::Closed => {}
             State::Connecting(_) => self.refuse_connecting(Reason::ServerUnavailable, now, cx),
         }
         self.count(cx);
@@ -451,7 +451,7 @@ impl Link {
                 self.run_effects(now, cx);
             }
             State::Connecting(_) => self.refuse_connecting(Reason::NotAuthorized, now, cx),
-            State::Fresh(_) => self.state = State::Closed,
+            State::AwaitingConnect(_) => self.state = State::Closed,
             State::Open(_) | State::Leaving(_) | State::Closed => {}
         }
         self.count(cx);

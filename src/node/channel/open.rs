@@ -2,7 +2,7 @@
 
 use super::drive::Leave;
 use super::waiting::{Answer, What};
-use super::{Context, Link, Open, READ_BATCH_MAX, RetainedTodo, State, WIRE_BYTES_MAX};
+use super::{Channel, Context, Open, READ_BATCH_MAX, RetainedTodo, State, WIRE_BYTES_MAX};
 use crate::broker::ending::delivery;
 use crate::clock::Time;
 use crate::mqtt::packet::Packet;
@@ -11,10 +11,10 @@ use crate::node::Node;
 use crate::session::{CloseCause, Delivery, Input, Loss, Outcome};
 use std::task::Waker;
 
-impl Link {
+impl Channel {
     pub(super) fn packet(&mut self, packet: Packet<'_>, waker: &Waker, now: Time, cx: &mut Context) {
         match (&mut self.state, packet) {
-            (State::Fresh(_), Packet::Connect(c)) => self.connect(&c, waker, now, cx),
+            (State::AwaitingConnect(_), Packet::Connect(c)) => self.connect(&c, waker, now, cx),
             (State::Connecting(_), Packet::Auth(a)) => self.exchange_goes_on(&a, waker, now, cx),
             // Nobody is connected yet.
             (State::Connecting(_), Packet::Disconnect(_)) => {

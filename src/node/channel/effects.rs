@@ -1,7 +1,7 @@
 //! Carries out what a session wants done.
 
 use super::waiting::{Answer, What};
-use super::{Context, Link, Open, State};
+use super::{Channel, Context, Open, State};
 use crate::broker::delivery::{Publishing, Scratch};
 use crate::broker::ending::delivery;
 use crate::broker::promise::Kept;
@@ -18,7 +18,7 @@ use crate::session::{Actions, CloseCause, Effect, Input, Loss, Outcome, Token};
 use crate::telemetry::metrics::{Denied, ErrorType};
 use smallvec::SmallVec;
 
-impl Link {
+impl Channel {
     /// Carries out effects until there are none; an answer at hand is given at once and may cause more.
     pub(super) fn run_effects(&mut self, now: Time, cx: &mut Context) {
         let State::Open(open) = &mut self.state else { return };

@@ -1,6 +1,6 @@
 //! A packet of which only the beginning has come: how long it may take, whether it is a sign of life, and the room it needs.
 
-use super::{Link, State};
+use super::{Channel, State};
 use crate::clock::Time;
 use crate::mqtt::decode;
 use crate::node::receiving::Room;
@@ -66,7 +66,7 @@ impl Arriving {
     }
 }
 
-impl Link {
+impl Channel {
     /// So many bytes came, and perhaps with them the last ones of a packet: looks after the packet that is still arriving.
     pub(super) fn note_arriving(&mut self, bytes: usize, completed: bool, takes: bool, now: Time) {
         if completed || self.partial.is_empty() {

@@ -1,7 +1,7 @@
 //! A PUBLISH that is not handled while memory is short ([`crate::node::memory`]). What comes before it is: whoever only receives is heard
 //! as ever. Behind it waits what the client has sent since.
 
-use super::{Link, State};
+use super::{Channel, State};
 use crate::clock::Time;
 use crate::node::Node;
 use crate::node::memory::TRICKLE_MS;
@@ -46,7 +46,7 @@ impl Drop for Held {
     }
 }
 
-impl Link {
+impl Channel {
     /// Whether the client's next packet is a PUBLISH that waits for memory.
     pub(super) fn waits_for_memory(&self) -> bool {
         self.held.as_ref().is_some_and(|held| !held.passes)
@@ -88,7 +88,7 @@ impl Link {
         }
     }
 
-    /// Whether a look is due, by [`Link::held_look_at`], at whether the client whose PUBLISH is held is still connected.
+    /// Whether a look is due, by [`Channel::held_look_at`], at whether the client whose PUBLISH is held is still connected.
     pub(super) fn looks_for_held(&self, now: Time) -> bool {
         self.held_look_at().is_some_and(|at| at <= now)
     }

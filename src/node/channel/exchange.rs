@@ -1,7 +1,7 @@
 //! Enhanced authentication (MQTT 5.0 section 4.12): before CONNACK, and again whenever the client wants.
 
 use super::connect::{Connecting, REFUSAL_BYTES, Step, assigned_id};
-use super::{Context, Link, Open, State};
+use super::{Channel, Context, Open, State};
 use crate::clock::Time;
 use crate::mqtt::encode;
 use crate::mqtt::packet::{Auth, Connect};
@@ -27,7 +27,7 @@ impl std::fmt::Debug for Exchange {
 /// Why AUTH is refused that names another method than CONNECT did.
 const OTHER_METHOD: &str = "AUTH with another authentication method than CONNECT";
 
-impl Link {
+impl Channel {
     /// A CONNECT names a method: its data is the first step.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn begin_exchange(

@@ -1,7 +1,7 @@
-//! A link and its socket at work together: read, handle, write, and judge who has fallen silent. The server's connections,
+//! A channel and its socket at work together: read, handle, write, and judge who has fallen silent. The server's connections,
 //! the dialogues of the tests and the simulated clusters all run this one loop.
 
-use super::{ANSWER_BYTES_MAX, Context, Link, State, WIRE_BYTES_MAX};
+use super::{ANSWER_BYTES_MAX, Channel, Context, State, WIRE_BYTES_MAX};
 use crate::clock::Time;
 use crate::session::{CloseCause, Input};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ enum Came {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Broken;
 
-/// A socket, as far as a link needs one. Nothing here waits; whoever drives the link is woken when the socket is ready again.
+/// A socket, as far as a channel needs one. Nothing here waits; whoever drives the channel is woken when the socket is ready again.
 pub trait Socket {
     /// Reads what is there into `buffer`.
     fn read(&mut self, buffer: &mut [u8]) -> Read;
@@ -73,14 +73,14 @@ pub trait Socket {
     fn untaken(&self) -> u64;
 }
 
-/// What comes after a turn of [`Link::drive`].
+/// What comes after a turn of [`Channel::drive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driven {
-    /// Wait until the link is woken, the socket is ready or [`Link::next_timeout`] has come.
+    /// Wait until the channel is woken, the socket is ready or [`Channel::next_timeout`] has come.
     Waits,
     /// There is more to do, but others first.
     Again,
-    /// The link is done: write what is left in [`crate::session::Actions::wire`], then close the socket.
+    /// The channel is done: write what is left in [`crate::session::Actions::wire`], then close the socket.
     Closed,
 }
 
@@ -116,7 +116,7 @@ impl Leave {
     }
 }
 
-impl Link {
+impl Channel {
     /// Reads, works and writes until there is nothing to do. `buffer` is where bytes are read into.
     pub fn drive(
         &mut self,
@@ -152,7 +152,7 @@ impl Link {
             }
             let came = came != Came::Nothing;
             cx.scratch.wakes.flush();
-            // A link stops producing when much waits for the client; whoever takes it makes room.
+            // A channel stops producing when much waits for the client; whoever takes it makes room.
             let (full, answers) = (cx.actions.unsent(), cx.actions.answers());
             let was_broken = self.broken;
             self.write_out(socket, now, cx);
@@ -187,7 +187,7 @@ impl Link {
         Driven::Again
     }
 
-    /// Reads once, if the link takes more. Silence is judged only once the socket is
+    /// Reads once, if the channel takes more. Silence is judged only once the socket is
     /// known to be empty: bytes that wait unread are a sign of life, whyever they do.
     fn take_in(
         &mut self,
@@ -285,7 +285,7 @@ impl Link {
     /// Whether a deadline for the client to say something has passed.
     fn silence_due(&self, now: Time) -> bool {
         match &self.state {
-            State::Fresh(deadline) => *deadline <= now,
+            State::AwaitingConnect(deadline) => *deadline <= now,
             State::Open(o) => {
                 o.session.next_timeout().is_some_and(|t| t <= now)
                     || self.arriving.as_ref().is_some_and(|a| a.deadline <= now)
@@ -297,7 +297,7 @@ impl Link {
     /// Whether CONNECT had its time, and what is needed besides to read what came while the node may have stood still: bytes that are
     /// no CONNECT, however many there are, win no more.
     fn overdue(&mut self, now: Time) -> bool {
-        if !matches!(&self.state, State::Fresh(deadline) if *deadline <= now) {
+        if !matches!(&self.state, State::AwaitingConnect(deadline) if *deadline <= now) {
             return false;
         }
         self.late_since.get_or_insert(now).plus_ms(STANDSTILL_MS) <= now
@@ -310,7 +310,7 @@ impl Link {
         }
         let timeout_ms = self.node.broker.limits.packet_timeout_ms();
         match &mut self.state {
-            State::Fresh(_) => self.connect_timed_out(),
+            State::AwaitingConnect(_) => self.connect_timed_out(),
             State::Open(o) if o.closing.is_none() => {
                 if o.session.next_timeout().is_some_and(|t| t <= now) {
                     o.session.handle(Input::Timeout, now, &mut cx.actions);
@@ -400,7 +400,7 @@ impl Link {
         self.mute();
     }
 
-    /// When to look whether the client has taken anything, or is still there, although nothing wakes the link.
+    /// When to look whether the client has taken anything, or is still there, although nothing wakes the channel.
     pub(super) fn look_at(&self) -> Option<Time> {
         let taken = self.blocked.as_ref().map(|b| b.look_at);
         let there = self.arriving.as_ref().filter(|_| self.waits_for_room()).map(|a| a.look_at);
@@ -411,7 +411,7 @@ impl Link {
     fn is_over(&self) -> bool {
         match &self.state {
             State::Open(o) => o.closing.is_none() && (o.leave.is_some() || !self.whole_packet()),
-            State::Fresh(_) | State::Connecting(_) => true,
+            State::AwaitingConnect(_) | State::Connecting(_) => true,
             State::Leaving(_) | State::Closed => false,
         }
     }

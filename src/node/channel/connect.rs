@@ -1,7 +1,7 @@
 //! From CONNECT to CONNACK: who the client is, which session it gets, and what must be durable before it is told.
 
 use super::exchange::Exchange;
-use super::{Link, Open, State, Waiting};
+use super::{Channel, Open, State, Waiting};
 use crate::broker::handle::Attached;
 use crate::broker::handle::Handle;
 use crate::broker::publish::STALLED;
@@ -112,7 +112,7 @@ impl Connecting {
     }
 }
 
-impl Link {
+impl Channel {
     pub(super) fn connect(&mut self, c: &Connect<'_>, waker: &Waker, now: Time, cx: &mut super::Context) {
         let door = self.door.clone();
         let who = Credentials {
