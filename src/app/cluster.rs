@@ -20,7 +20,7 @@ use crate::etcd::error::{EtcdError, StoreError};
 use crate::etcd::journals::{Answers, Begun, Entry, Positions};
 use crate::etcd::keys::Keys;
 use crate::etcd::leader::{Leader, LeaderOptions};
-use crate::etcd::member::{Membership, Standing};
+use crate::etcd::member::{Membership, Registration};
 use crate::etcd::older::Known;
 use crate::etcd::records::JournalRecord;
 use crate::etcd::register::RegisterError;
@@ -367,10 +367,10 @@ impl Member {
 
     /// Completes when this process must stop, with the reason: another has taken its place, or none can reach it.
     pub(super) async fn must_stop(&self) -> Arc<str> {
-        let (mut standing, mut cut_off) = (self.membership.standing(), self.cut_off.subscribe());
+        let (mut registration, mut cut_off) = (self.membership.registration(), self.cut_off.subscribe());
         let replaced = async {
-            match standing.wait_for(|s| matches!(s, Standing::Replaced(_))).await.as_deref() {
-                Ok(Standing::Replaced(why)) => why.clone(),
+            match registration.wait_for(|s| matches!(s, Registration::Replaced(_))).await.as_deref() {
+                Ok(Registration::Replaced(why)) => why.clone(),
                 // Whoever kept the registration is gone: only at the end of the process.
                 _ => std::future::pending().await,
             }

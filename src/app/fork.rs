@@ -151,7 +151,7 @@ pub(super) async fn compare(
         }
     }
     let told = looked.told.as_ref().map(|(told, _)| told);
-    match (history::judge(journal.history(), told), &looked.told) {
+    match (history::verdict(journal.history(), told), &looked.told) {
         (Verdict::Fork(fork), Some((told, by))) => {
             let error = refusal(joining, &journal, fork, told, by, looked.revision);
             match on_fork {

@@ -23,7 +23,7 @@ impl UpkeepOperator for Desk {
             Err(_) => self.config.settings.clone(),
         };
         let options =
-            settings.into_iter().map(|s| ShownOption { key: s.key, value: s.value, origin: s.origin });
+            settings.into_iter().map(|s| ShownOption { key: s.key, value: s.value, origin: s.source });
         let file = self.config.sources.file.as_ref().map(|file| file.display().to_string());
         ShownConfig { file, options: options.collect() }
     }

@@ -12,7 +12,7 @@ pub struct Problem {
     /// What is wrong and what to do.
     pub reason: String,
     /// Where it came from: `file berth.yaml, line 3`, `env BERTH__LIMITS__MAX_QOS`, `flag --set`, `default`.
-    pub origin: String,
+    pub source: String,
 }
 
 impl fmt::Display for Problem {
@@ -22,7 +22,7 @@ impl fmt::Display for Problem {
             (key, Some(value)) => write!(f, "{key} = {value:?}: {}", self.reason)?,
             (key, None) => write!(f, "{key}: {}", self.reason)?,
         }
-        write!(f, " (from {})", self.origin)
+        write!(f, " (from {})", self.source)
     }
 }
 

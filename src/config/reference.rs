@@ -81,7 +81,7 @@ Each layer overrides the ones before it:
 3. the environment: `BERTH__SECTION__KEY`, such as `BERTH__LIMITS__MAX_CONNECTIONS=5000`;
 4. flags: `--set section.key=value`, `--listen ADDRESS`, `--data-dir DIR`, `--log-level LEVEL`.
 
-Unknown keys and wrong values stop the start, all reported at once with key, value, reason and origin.
+Unknown keys and wrong values stop the start, all reported at once with key, value, reason and source.
 `berth config check` does only that; `berth config defaults` prints all options as a commented YAML file.
 
 Durations are `500ms`, `30s`, `5m`, `1h30m`, `2d`, `1w` or plain seconds. Sizes are `64KiB`, `1MiB`, `2GiB` (1024),

@@ -114,7 +114,7 @@ impl Sources {
 
 struct Given {
     value: String,
-    origin: String,
+    source: String,
 }
 
 /// An option as it is in effect.
@@ -125,7 +125,7 @@ pub struct Setting {
     /// Its value as text, without secrets.
     pub value: String,
     /// Where it comes from: `default`, or a file, an environment variable or a flag.
-    pub origin: String,
+    pub source: String,
 }
 
 /// Hands out options, notes problems on the way.
@@ -184,7 +184,7 @@ impl Reader {
     fn add(&mut self, prefix: &str, entries: &[(String, usize, Node)], file: &str) {
         for (name, line, node) in entries {
             let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-            let origin = of_file(file, *line);
+            let source = of_file(file, *line);
             if let Some((listener, "")) = split(&key)
                 && matches!(node.value, Value::Table(_) | Value::Nothing)
             {
@@ -193,14 +193,14 @@ impl Reader {
             match &node.value {
                 // With nothing in it, its name is all that can be wrong.
                 Value::Table(inner) if inner.is_empty() && !is_option(&key) && !is_section(&key) => {
-                    self.unknown(&key, origin);
+                    self.unknown(&key, source);
                 }
                 Value::Table(inner) if !is_option(&key) => self.add(&key, inner, file),
                 // An empty section, or an option left blank: the default.
                 Value::Nothing if is_option(&key) || is_section(&key) => {}
                 value => match text_of(value) {
-                    Ok(text) => self.add_leaf(&key, text, origin),
-                    Err(why) => self.problem(&key, None, why.to_owned(), origin),
+                    Ok(text) => self.add_leaf(&key, text, source),
+                    Err(why) => self.problem(&key, None, why.to_owned(), source),
                 },
             }
         }
@@ -210,54 +210,54 @@ impl Reader {
     fn add_variables(&mut self, prefix: &str, values: &Map<String, config::Value>) {
         for (name, value) in values {
             let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-            let origin = format!("env {ENV_PREFIX}{}", key.to_uppercase().replace('.', "__"));
+            let source = format!("env {ENV_PREFIX}{}", key.to_uppercase().replace('.', "__"));
             match &value.kind {
                 ValueKind::Table(inner) => self.add_variables(&key, inner),
-                ValueKind::String(text) => self.add_leaf(&key, text.clone(), origin),
-                _ => self.problem(&key, None, "expected one value".to_owned(), origin),
+                ValueKind::String(text) => self.add_leaf(&key, text.clone(), source),
+                _ => self.problem(&key, None, "expected one value".to_owned(), source),
             }
         }
     }
 
-    fn add_leaf(&mut self, key: &str, value: String, origin: String) {
+    fn add_leaf(&mut self, key: &str, value: String, source: String) {
         if is_option(key) {
             if let Some((listener, _)) = split(key) {
                 self.listeners.insert(listener.to_owned());
             }
-            self.given.insert(key.to_owned(), Given { value, origin });
+            self.given.insert(key.to_owned(), Given { value, source });
         } else if is_section(key) {
             let reason = "this is a section, not an option".to_owned();
-            self.problem(key, Some(value), reason, origin);
+            self.problem(key, Some(value), reason, source);
         } else {
-            self.unknown(key, origin);
+            self.unknown(key, source);
         }
     }
 
     /// Notes a name that no option has. Without its value: it may be a secret under a name with a slip in it.
-    fn unknown(&mut self, key: &str, origin: String) {
+    fn unknown(&mut self, key: &str, source: String) {
         let reason = match nearest(&listed(key), options::keys()) {
             Some(known) => format!("unknown option; did you mean {}?", unlisted(&known, key)),
             None => "unknown option; `berth config defaults` lists all".to_owned(),
         };
-        self.problem(key, None, reason, origin);
+        self.problem(key, None, reason, source);
     }
 
-    fn problem(&mut self, key: &str, value: Option<String>, reason: String, origin: String) {
-        self.problems.push(Problem { key: key.to_owned(), value, reason, origin });
+    fn problem(&mut self, key: &str, value: Option<String>, reason: String, source: String) {
+        self.problems.push(Problem { key: key.to_owned(), value, reason, source });
     }
 
     /// The value of option `key`; `None` if what was given is wrong, which is noted.
     pub(super) fn take<K: Kind>(&mut self, key: &str, default: &str) -> Option<K::Value> {
-        let (text, origin) = match self.given.get(key) {
-            Some(setting) => (&*setting.value, &*setting.origin),
+        let (text, source) = match self.given.get(key) {
+            Some(setting) => (&*setting.value, &*setting.source),
             None => (default, "default"),
         };
         self.taken.0.insert(key.to_owned(), text.trim().to_owned());
         let value = K::parse(text.trim());
-        let (shown, origin) = (K::shown(text.trim()), origin.to_owned());
-        self.shown.push(Setting { key: key.to_owned(), value: shown.clone(), origin: origin.clone() });
+        let (shown, source) = (K::shown(text.trim()), source.to_owned());
+        self.shown.push(Setting { key: key.to_owned(), value: shown.clone(), source: source.clone() });
         if value.is_none() {
-            self.problem(key, Some(shown), format!("expected {}", K::expects()), origin);
+            self.problem(key, Some(shown), format!("expected {}", K::expects()), source);
         }
         value
     }
@@ -286,11 +286,11 @@ impl Reader {
     pub(super) fn refuse(&mut self, key: &str, reason: &str) {
         let given = self.given.contains_key(key);
         let taken = self.shown.iter().find(|taken| taken.key == key && given);
-        let (value, origin) = match taken {
-            Some(taken) => (Some(taken.value.clone()), taken.origin.clone()),
+        let (value, source) = match taken {
+            Some(taken) => (Some(taken.value.clone()), taken.source.clone()),
             None => (None, "default".to_owned()),
         };
-        self.problem(key, value, reason.to_owned(), origin);
+        self.problem(key, value, reason.to_owned(), source);
     }
 
     /// What was noted.

@@ -81,7 +81,7 @@ fn an_entry_of_a_list_is_one_entry() {
         let (_file, sources) = file(&format!("listeners:\n  tcp:\n    address: {list}\n"));
         let problems = Config::load(&sources).unwrap_err().0;
         assert_eq!((problems.len(), &*problems[0].reason), (1, why), "{list}");
-        assert!(problems[0].origin.ends_with(", line 3"), "{}", problems[0].origin);
+        assert!(problems[0].source.ends_with(", line 3"), "{}", problems[0].source);
     }
 }
 

@@ -123,7 +123,7 @@ struct State {
     /// Proposals made.
     proposals: u64,
     /// Failed; back into the queue at `resume_at`.
-    parked: Vec<Queued>,
+    retrying: Vec<Queued>,
     resume_at: Time,
     retries: Retries,
     /// When to look next for what has waited too long.
@@ -169,7 +169,7 @@ impl Proposer {
     /// Queues an operation.
     pub fn submit(&self, op: Op) {
         let bulk = op.bulk;
-        self.shared.state.lock().lane(bulk).push_back(Queued { op, again: false, alone: false });
+        self.shared.state.lock().queue_of(bulk).push_back(Queued { op, again: false, alone: false });
         self.shared.wake.notify_one();
     }
 
@@ -181,14 +181,14 @@ impl Proposer {
     /// Operations that wait or are on their way.
     pub fn waiting(&self) -> usize {
         let state = self.shared.state.lock();
-        state.queue.len() + state.bulk.len() + state.parked.len() + state.busy.len()
+        state.queue.len() + state.bulk.len() + state.retrying.len() + state.busy.len()
     }
 
     /// The same without those that let others go first, unless they are on their way.
     pub fn waiting_first(&self) -> usize {
         let state = self.shared.state.lock();
-        let parked = state.parked.iter().filter(|queued| !queued.op.bulk).count();
-        state.queue.len() + parked + state.busy.len()
+        let retrying = state.retrying.iter().filter(|queued| !queued.op.bulk).count();
+        state.queue.len() + retrying + state.busy.len()
     }
 }
 
@@ -225,9 +225,9 @@ async fn drive(shared: Arc<Shared>) {
 impl State {
     /// What to do now.
     fn step(&mut self, now: Time) -> Step {
-        if !self.parked.is_empty() && now >= self.resume_at {
-            let parked = std::mem::take(&mut self.parked);
-            parked.into_iter().rev().for_each(|queued| self.lane(queued.op.bulk).push_front(queued));
+        if !self.retrying.is_empty() && now >= self.resume_at {
+            let retrying = std::mem::take(&mut self.retrying);
+            retrying.into_iter().rev().for_each(|queued| self.queue_of(queued.op.bulk).push_front(queued));
         }
         let slow = now.since_ms(self.last_start) >= SLOW_MS;
         let full = self.queue.len() + self.bulk.len() >= NESTED_MAX;
@@ -247,14 +247,14 @@ impl State {
         let queued = !self.queue.is_empty() || !self.bulk.is_empty();
         let slow =
             (queued && self.flying > 0 && self.flying < FLYING_MAX).then(|| self.last_start.plus_ms(SLOW_MS));
-        let resume = (!self.parked.is_empty()).then_some(self.resume_at);
-        let late = |lane: &VecDeque<Queued>| lane.front()?.op.until.map(|until| until.max(self.sweep_at));
+        let resume = (!self.retrying.is_empty()).then_some(self.resume_at);
+        let late = |queue: &VecDeque<Queued>| queue.front()?.op.until.map(|until| until.max(self.sweep_at));
         let next = [slow, resume, late(&self.queue), late(&self.bulk)].into_iter().flatten().min()?;
         // A queue that is blocked by keys on their way is woken by their end.
         Some(now.until(next).max(Duration::from_millis(if next <= now { SLOW_MS } else { 1 })))
     }
 
-    fn lane(&mut self, bulk: bool) -> &mut VecDeque<Queued> {
+    fn queue_of(&mut self, bulk: bool) -> &mut VecDeque<Queued> {
         if bulk { &mut self.bulk } else { &mut self.queue }
     }
 
@@ -291,7 +291,7 @@ impl State {
         while batch.len() < NESTED_MAX
             && batch.first().is_none_or(|queued| !queued.alone)
             && scanned < SCAN_MAX
-            && let Some(queued) = self.lane(bulk).pop_front()
+            && let Some(queued) = self.queue_of(bulk).pop_front()
         {
             scanned += 1;
             let fits = batch.is_empty() || (*bytes + queued.op.bytes <= REQUEST_BYTES_MAX && !queued.alone);
@@ -305,19 +305,19 @@ impl State {
             self.busy.extend(queued.op.keys.iter().cloned());
             batch.push(queued);
         }
-        kept.into_iter().rev().for_each(|queued| self.lane(bulk).push_front(queued));
+        kept.into_iter().rev().for_each(|queued| self.queue_of(bulk).push_front(queued));
     }
 
     /// Takes out what has waited too long.
     fn expired(&mut self, now: Time) -> Vec<Queued> {
         let late = |queued: &Queued| queued.op.until.is_some_and(|until| until <= now);
-        let mut out: Vec<Queued> = self.parked.extract_if(.., |queued| late(queued)).collect();
+        let mut out: Vec<Queued> = self.retrying.extract_if(.., |queued| late(queued)).collect();
         if now >= self.sweep_at {
             self.sweep_at = now.plus_ms(SWEEP_MS);
-            for lane in [&mut self.queue, &mut self.bulk] {
+            for queue in [&mut self.queue, &mut self.bulk] {
                 let (over, kept): (VecDeque<_>, VecDeque<_>) =
-                    std::mem::take(lane).into_iter().partition(late);
-                *lane = kept;
+                    std::mem::take(queue).into_iter().partition(late);
+                *queue = kept;
                 out.extend(over);
             }
         }
@@ -331,9 +331,9 @@ impl State {
         }
     }
 
-    fn park(&mut self, batch: Vec<Queued>, now: Time) {
+    fn retry_later(&mut self, batch: Vec<Queued>, now: Time) {
         self.resume_at = now.plus_ms(self.retries.0.pause().as_millis() as u64);
-        self.parked.extend(batch);
+        self.retrying.extend(batch);
     }
 }
 
@@ -425,10 +425,10 @@ impl Shared {
             match &error {
                 Some(error) if is_refusal(error) && batch.len() > 1 => {
                     batch.iter_mut().for_each(|queued| queued.alone = true);
-                    batch.into_iter().for_each(|queued| state.lane(queued.op.bulk).push_back(queued));
+                    batch.into_iter().for_each(|queued| state.queue_of(queued.op.bulk).push_back(queued));
                 }
                 Some(error) if is_refusal(error) => lost = batch,
-                _ => state.park(batch, now),
+                _ => state.retry_later(batch, now),
             }
         }
         self.wake.notify_one();
@@ -465,7 +465,7 @@ mod tests {
             for i in 0..count {
                 let mut op = op(&[&format!("{bulk}{i}")], 1);
                 op.op.bulk = bulk;
-                state.lane(bulk).push_back(op);
+                state.queue_of(bulk).push_back(op);
             }
         };
         fill(&mut state, true, 10 * NESTED_MAX);
@@ -565,7 +565,7 @@ mod tests {
         state.queue.push_back(op(&["a"], 1));
         let Step::Send(batch) = state.step(now) else { panic!("nothing to send") };
         state.landed(&batch);
-        state.park(batch, now);
+        state.retry_later(batch, now);
         state.queue.push_back(op(&["b"], 1));
         let Step::Send(batch) = state.step(now) else { panic!("new ones need not wait") };
         assert_eq!(keys(&batch), ["b"]);

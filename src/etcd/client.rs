@@ -104,7 +104,7 @@ pub fn read_password(file: &Path) -> std::io::Result<String> {
 }
 
 /// The connection to one member, opened when first needed.
-struct Link {
+struct MemberConnection {
     endpoint: Arc<str>,
     /// The client, and how many there were before it.
     client: Mutex<(u64, Option<Client>)>,
@@ -113,17 +113,20 @@ struct Link {
 }
 
 /// The connections of one purpose: all go to the same member until it fails.
-struct Lane {
-    links: Vec<Link>,
+struct Connections {
+    members: Vec<MemberConnection>,
     current: AtomicUsize,
 }
 
-impl Lane {
-    fn new(endpoints: &[Arc<str>], first: usize) -> Lane {
-        let link =
-            |e: &Arc<str>| Link { endpoint: e.clone(), client: Mutex::default(), failed: AtomicU64::new(0) };
-        let links = endpoints.iter().map(link).collect();
-        Lane { links, current: AtomicUsize::new(first % endpoints.len().max(1)) }
+impl Connections {
+    fn new(endpoints: &[Arc<str>], first: usize) -> Connections {
+        let connection = |e: &Arc<str>| MemberConnection {
+            endpoint: e.clone(),
+            client: Mutex::default(),
+            failed: AtomicU64::new(0),
+        };
+        let members = endpoints.iter().map(connection).collect();
+        Connections { members, current: AtomicUsize::new(first % endpoints.len().max(1)) }
     }
 
     fn current(&self) -> usize {
@@ -132,7 +135,7 @@ impl Lane {
 
     /// The member at `failed` did not do: the next one, unless somebody else has moved on already.
     fn next(&self, failed: usize) {
-        let next = (failed + 1) % self.links.len();
+        let next = (failed + 1) % self.members.len();
         let _ = self.current.compare_exchange(failed, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
@@ -146,9 +149,9 @@ pub struct Etcd {
 struct Inner {
     options: EtcdOptions,
     root: String,
-    requests: Lane,
-    leases: Lane,
-    watches: Lane,
+    requests: Connections,
+    leases: Connections,
+    watches: Connections,
     /// Requests answered.
     answers: AtomicU64,
     /// The last request was answered.
@@ -160,7 +163,7 @@ struct Inner {
 }
 
 /// A connection for watches.
-pub struct WatchLink {
+pub struct WatchConnection {
     /// The client.
     pub client: WatchClient,
     /// The member it goes to.
@@ -192,9 +195,9 @@ impl Etcd {
         let first = std::process::id() as usize;
         let inner = Inner {
             root: options.root(),
-            requests: Lane::new(&endpoints, first),
-            leases: Lane::new(&endpoints, first),
-            watches: Lane::new(&endpoints, first),
+            requests: Connections::new(&endpoints, first),
+            leases: Connections::new(&endpoints, first),
+            watches: Connections::new(&endpoints, first),
             answers: AtomicU64::new(0),
             answering: AtomicBool::new(false),
             full: AtomicBool::new(false),
@@ -217,8 +220,8 @@ impl Etcd {
     /// Whether etcd answers: false once every member has failed since the last answer of any.
     pub fn reachable(&self) -> bool {
         let answers = self.inner.answers.load(Ordering::Relaxed);
-        let may_do = |link: &Link| link.failed.load(Ordering::Relaxed) <= answers;
-        answers > 0 && self.inner.requests.links.iter().any(may_do)
+        let may_do = |connection: &MemberConnection| connection.failed.load(Ordering::Relaxed) <= answers;
+        answers > 0 && self.inner.requests.members.iter().any(may_do)
     }
 
     /// Whether etcd's database was full when something was written last, or was not for this node to write to.
@@ -233,7 +236,7 @@ impl Etcd {
 
     /// Number of members.
     pub fn members(&self) -> usize {
-        self.inner.requests.links.len()
+        self.inner.requests.members.len()
     }
 
     /// One attempt of a request at the current member. When the member failed, the next attempt goes to another one.
@@ -252,7 +255,7 @@ impl Etcd {
         inner.answering.store(!failed, Ordering::Relaxed);
         if failed {
             // With an answer meanwhile it is void: more than one request may wait for one member that hangs.
-            inner.requests.links[index].failed.fetch_max(answers + 1, Ordering::Relaxed);
+            inner.requests.members[index].failed.fetch_max(answers + 1, Ordering::Relaxed);
         } else {
             inner.answers.fetch_add(1, Ordering::Relaxed);
         }
@@ -275,26 +278,31 @@ impl Etcd {
     }
 
     /// The member asked, and what came of it.
-    async fn within<T, F, R>(&self, lane: &Lane, limit: Duration, request: F) -> (usize, Result<T, EtcdError>)
+    async fn within<T, F, R>(
+        &self,
+        connections: &Connections,
+        limit: Duration,
+        request: F,
+    ) -> (usize, Result<T, EtcdError>)
     where
         F: FnOnce(Client) -> R,
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let index = lane.current();
-        let link = &lane.links[index];
+        let index = connections.current();
+        let connection = &connections.members[index];
         let used = AtomicU64::new(0);
         let attempt = async {
-            let (number, client) = self.client(link).await?;
+            let (number, client) = self.client(connection).await?;
             used.store(number, Ordering::Relaxed);
-            request(client).await.map_err(|e| EtcdError::of(&e, &self.context(link)))
+            request(client).await.map_err(|e| EtcdError::of(&e, &self.context(connection)))
         };
         let outcome = match tokio::time::timeout(limit, attempt).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(EtcdError::TimedOut { endpoint: link.endpoint.clone(), after: limit }),
+            Err(_) => Err(EtcdError::TimedOut { endpoint: connection.endpoint.clone(), after: limit }),
         };
         if outcome.as_ref().is_err_and(EtcdError::is_endpoint) {
-            forget(link, used.into_inner());
-            lane.next(index);
+            forget(connection, used.into_inner());
+            connections.next(index);
         }
         (index, outcome)
     }
@@ -363,58 +371,58 @@ impl Etcd {
     ///
     /// # Errors
     /// Why there is none; the next call tries another member.
-    pub async fn watcher(&self) -> Result<WatchLink, EtcdError> {
-        let lane = &self.inner.watches;
-        let index = lane.current();
-        let link = &lane.links[index];
+    pub async fn watcher(&self) -> Result<WatchConnection, EtcdError> {
+        let connections = &self.inner.watches;
+        let index = connections.current();
+        let connection = &connections.members[index];
         let limit = self.inner.options.request_timeout;
-        let outcome = match tokio::time::timeout(limit, self.client(link)).await {
+        let outcome = match tokio::time::timeout(limit, self.client(connection)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(EtcdError::TimedOut { endpoint: link.endpoint.clone(), after: limit }),
+            Err(_) => Err(EtcdError::TimedOut { endpoint: connection.endpoint.clone(), after: limit }),
         };
         match outcome {
             Ok((number, client)) => {
                 let client = client.watch_client().max_decoding_message_size(DECODE_MAX);
-                Ok(WatchLink { client, endpoint: link.endpoint.clone(), index, number })
+                Ok(WatchConnection { client, endpoint: connection.endpoint.clone(), index, number })
             }
             Err(e) => {
-                lane.next(index);
+                connections.next(index);
                 Err(e)
             }
         }
     }
 
     /// A watch on this connection failed or fell silent: the next one goes to another member.
-    pub async fn watch_failed(&self, failed: &WatchLink) {
-        let lane = &self.inner.watches;
-        forget(&lane.links[failed.index], failed.number);
-        lane.next(failed.index);
+    pub async fn watch_failed(&self, failed: &WatchConnection) {
+        let connections = &self.inner.watches;
+        forget(&connections.members[failed.index], failed.number);
+        connections.next(failed.index);
     }
 
     /// What an error of a watch means.
-    pub fn watch_error(&self, link: &WatchLink, error: &etcd_client::Error) -> EtcdError {
-        EtcdError::of(error, &self.context(&self.inner.watches.links[link.index]))
+    pub fn watch_error(&self, connection: &WatchConnection, error: &etcd_client::Error) -> EtcdError {
+        EtcdError::of(error, &self.context(&self.inner.watches.members[connection.index]))
     }
 
-    /// The client of a link, and its number.
-    async fn client(&self, link: &Link) -> Result<(u64, Client), EtcdError> {
-        let mut slot = link.client.lock().await;
+    /// The client of a connection, and its number.
+    async fn client(&self, connection: &MemberConnection) -> Result<(u64, Client), EtcdError> {
+        let mut slot = connection.client.lock().await;
         if let (number, Some(client)) = &*slot {
             return Ok((*number, client.clone()));
         }
         let options = self.inner.options.connect_options(clock::now())?;
-        let connected = Client::connect([&*link.endpoint], Some(options)).await;
-        let connected = connected.map_err(|e| EtcdError::of(&e, &self.context(link)))?;
+        let connected = Client::connect([&*connection.endpoint], Some(options)).await;
+        let connected = connected.map_err(|e| EtcdError::of(&e, &self.context(connection)))?;
         let number = slot.0 + 1;
         *slot = (number, Some(connected.clone()));
         Ok((number, connected))
     }
 
-    fn context<'a>(&'a self, link: &'a Link) -> Context<'a> {
+    fn context<'a>(&'a self, connection: &'a MemberConnection) -> Context<'a> {
         let Inner { options, root, .. } = &*self.inner;
         let tls = options.tls.as_ref();
         Context {
-            endpoint: &link.endpoint,
+            endpoint: &connection.endpoint,
             user: options.user_name(),
             prefix: root,
             ca_file: tls.and_then(|t| t.ca.as_ref()).map(|pem| &*pem.file),
@@ -424,8 +432,8 @@ impl Etcd {
 }
 
 /// Closes a connection that failed, unless it has been replaced or is just being: the next one is a new one, with a new token.
-fn forget(link: &Link, number: u64) {
-    if let Ok(mut slot) = link.client.try_lock()
+fn forget(connection: &MemberConnection, number: u64) {
+    if let Ok(mut slot) = connection.client.try_lock()
         && slot.0 == number
     {
         slot.1 = None;

@@ -4,8 +4,8 @@ use super::applier::Applier;
 use super::batch::{FenceNow, Proposer};
 use super::claims::Claims;
 use super::client::Etcd;
-use super::currency::Currency;
 use super::decode::Decoder;
+use super::freshness::FreshnessProof;
 use super::holders::Holders;
 use super::keys::Keys;
 use super::pagelog::PageLog;
@@ -131,7 +131,7 @@ pub struct EtcdCoordinator {
     retained: Arc<RetainedWriter>,
     applier: Arc<Applier>,
     follower: Arc<Follower>,
-    currency: Arc<Currency>,
+    freshness: Arc<FreshnessProof>,
     relay: Arc<Relay>,
     metrics: Arc<Metrics>,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
@@ -171,7 +171,7 @@ impl EtcdCoordinator {
         let cleared = cleared_since(reads.clone(), applier.clone(), relay.clone());
         let time = registered.time.clone();
         let retained = RetainedWriter::new(keys, proposer.clone(), writer, patience, writable, cleared, time);
-        let currency = Currency {
+        let freshness = FreshnessProof {
             reads: reads.clone(),
             proposer: proposer.clone(),
             applier: applier.clone(),
@@ -192,7 +192,7 @@ impl EtcdCoordinator {
             retained,
             applier,
             follower,
-            currency: Arc::new(currency),
+            freshness: Arc::new(freshness),
             relay,
             metrics,
             tasks: Mutex::default(),
@@ -207,10 +207,10 @@ impl EtcdCoordinator {
     pub async fn follow(&self, index: Weak<dyn Index>) -> Result<(), SnapshotError> {
         self.relay.0.get_or_init(|| index);
         self.follower.snapshot().await?;
-        let (follower, currency) = (self.follower.clone(), self.currency.clone());
+        let (follower, freshness) = (self.follower.clone(), self.freshness.clone());
         self.tasks.lock().extend([
             tokio::spawn(async move { follower.run().await }),
-            tokio::spawn(async move { currency.run().await }),
+            tokio::spawn(async move { freshness.run().await }),
         ]);
         Ok(())
     }

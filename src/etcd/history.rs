@@ -45,7 +45,7 @@ pub enum Fork {
 }
 
 /// Compares what a journal knew of itself before this start with what etcd was told of it.
-pub fn judge(history: &History, told: Option<&Told>) -> Verdict {
+pub fn verdict(history: &History, told: Option<&Told>) -> Verdict {
     let Some(told) = told else { return Verdict::Untold };
     let starts = &history.starts;
     let Some(at) = starts.iter().rposition(|start| start.stamp == told.stamp) else {
@@ -118,11 +118,11 @@ mod tests {
             // In these cases the number of a start can be told from its stamp: 11 is the first, 22 the ninth of `many`.
             let number = |stamp: u64| if stamp > 10 { stamp - 10 } else { stamp };
             let told = told.map(|(stamp, position)| Told { stamp, number: Some(number(stamp)), position });
-            assert_eq!(judge(&history, told.as_ref()), expected, "{what}");
+            assert_eq!(verdict(&history, told.as_ref()), expected, "{what}");
         }
         // Without a number nothing says that the stamp was forgotten.
         let told = Told { stamp: 5, number: None, position: 0 };
-        assert_eq!(judge(&many(), Some(&told)), unknown);
+        assert_eq!(verdict(&many(), Some(&told)), unknown);
     }
 
     #[test]

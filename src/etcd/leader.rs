@@ -179,7 +179,7 @@ impl Leader {
     /// Duty 2, in the cluster's time. The member key must be as read.
     fn gone(&self, world: &World) -> Vec<Change> {
         let Some(now) = self.options.time.judged_at(world.now) else { return Vec::new() };
-        let judge = |stored: &Stored| {
+        let verdict = |stored: &Stored| {
             let holder = &stored.record.holder;
             let gone = !world.members.is_live(holder) && !(self.options.linked)(holder);
             let plausible = |since| (GONE_EARLIEST..=now.plus_ms(GONE_AHEAD_MS)).contains(&Time(since));
@@ -195,7 +195,7 @@ impl Leader {
             let also = vec![exists_since(self.keys.member(&holder.node), created)];
             Some(Change { stored: stored.clone(), record, also })
         };
-        world.custody.iter().filter_map(judge).collect()
+        world.custody.iter().filter_map(verdict).collect()
     }
 
     /// Duty 3. What is noted and what this process has seen itself must both be long enough.
@@ -305,7 +305,7 @@ impl Leader {
     fn unused(&mut self, world: &World) -> Vec<Unused> {
         let held: HashSet<_> =
             world.custody.iter().filter(|s| s.of != s.record.holder).map(|s| &s.record.holder).collect();
-        let judge = |s: &Stored| {
+        let verdict = |s: &Stored| {
             let in_use = world.members.is_live(&s.of) || held.contains(&s.of) || s.record.given_up;
             let adopted = s.record.merged && world.members.is_live(&s.record.holder);
             let lost = s.of.node == s.record.holder.node
@@ -313,7 +313,7 @@ impl Leader {
                 && is_orphan(s, &world.members, &self.options.linked);
             (!in_use && (adopted || lost)).then(|| Unused { stored: s.clone(), lost })
         };
-        let mut unused: Vec<_> = world.custody.iter().filter_map(judge).collect();
+        let mut unused: Vec<_> = world.custody.iter().filter_map(verdict).collect();
         self.unused_since.retain(|of, _| unused.iter().any(|u| u.stored.of == *of));
         let wait = self.options.collect_after.as_millis() as u64;
         unused.retain(|u| {

@@ -36,7 +36,7 @@ pub(super) const ATTEMPTS: usize = 6;
 
 /// How this process stands with the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Registration {
     /// Registered, as far as is known.
     Registered,
     /// The lease is gone; it is being registered again.
@@ -58,7 +58,7 @@ pub(super) struct Shared {
     record: Mutex<MemberRecord>,
     lease: AtomicI64,
     created: watch::Sender<Option<i64>>,
-    standing: watch::Sender<Standing>,
+    registration: watch::Sender<Registration>,
     /// When the lease was asked for; stored before `lease_until`.
     lease_since: AtomicU64,
     lease_until: AtomicU64,
@@ -69,7 +69,7 @@ pub struct Membership {
     shared: Arc<Shared>,
     keeper: JoinHandle<()>,
     adopted: Vec<MemberId>,
-    store: restored::Standing,
+    store: restored::Comparison,
 }
 
 impl Membership {
@@ -87,7 +87,7 @@ impl Membership {
     ) -> Result<Membership, RegisterError> {
         let journal = entry.journal;
         let record = MemberRecord::new(member, journal);
-        let Registered { lease, sent, created, incarnation, standing, record } =
+        let Registered { lease, sent, created, incarnation, comparison, record } =
             register::register(etcd, keys, &member.id.node, record, entry).await?;
         let me = MemberId { node: member.id.node.clone(), incarnation };
         tracing::info!(node = %me.node, incarnation, journal = format!("{journal:016x}"), "registered in etcd");
@@ -100,16 +100,16 @@ impl Membership {
             record: Mutex::new(record),
             lease: AtomicI64::new(lease),
             created: watch::Sender::new(Some(created)),
-            standing: watch::Sender::new(Standing::Registered),
+            registration: watch::Sender::new(Registration::Registered),
             lease_since: AtomicU64::new(sent.0),
             lease_until: AtomicU64::new(0),
         });
         shared.alive(sent);
         let keeper = tokio::spawn(keep(shared.clone()));
-        let mut membership = Membership { shared, keeper, adopted: Vec::new(), store: standing };
+        let mut membership = Membership { shared, keeper, adopted: Vec::new(), store: comparison };
         let fence = membership.fence();
         // A restored store may never have heard of them.
-        let lost = if standing.restored && !standing.forgotten { &*entry.holds } else { &[] };
+        let lost = if comparison.restored && !comparison.forgotten { &*entry.holds } else { &[] };
         membership.adopted = match custody::adopt(etcd, keys, &fence, membership.me(), journal, lost).await {
             Ok(adopted) => adopted,
             Err(e) => {
@@ -131,7 +131,7 @@ impl Membership {
     }
 
     /// How the journal and the store stood when this process registered.
-    pub fn store(&self) -> &restored::Standing {
+    pub fn store(&self) -> &restored::Comparison {
         &self.store
     }
 
@@ -151,8 +151,8 @@ impl Membership {
     }
 
     /// How this process stands with the cluster, now and whenever that changes.
-    pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.shared.standing.subscribe()
+    pub fn registration(&self) -> watch::Receiver<Registration> {
+        self.shared.registration.subscribe()
     }
 
     /// The journal's ID, as registered.
@@ -187,7 +187,7 @@ impl Membership {
         self.keeper.abort();
         let _writing = self.shared.writing.lock().await;
         self.shared.created.send_replace(None);
-        self.shared.standing.send_replace(Standing::Left);
+        self.shared.registration.send_replace(Registration::Left);
         self.shared.lease_until.store(0, Ordering::Relaxed);
         let lease = self.shared.lease_id();
         match register::revoke(&self.shared.etcd, lease).await {
@@ -255,20 +255,20 @@ impl Shared {
         let _writing = self.writing.lock().await;
         self.created.send_replace(None);
         self.lease_until.store(0, Ordering::Relaxed);
-        self.standing.send_replace(Standing::Lost);
+        self.registration.send_replace(Registration::Lost);
         let mut failing = false;
         let mut backoff = Backoff::steady(RETRY);
         loop {
             match self.try_again().await {
                 Ok(created) => {
                     self.created.send_replace(Some(created));
-                    self.standing.send_replace(Standing::Registered);
+                    self.registration.send_replace(Registration::Registered);
                     tracing::info!(member = %self.me, "registered again in etcd");
                     return;
                 }
                 Err(Again::Replaced(reason)) => {
                     tracing::error!(member = %self.me, %reason, "this process may not come back to the cluster");
-                    self.standing.send_replace(Standing::Replaced(reason.into()));
+                    self.registration.send_replace(Registration::Replaced(reason.into()));
                     return;
                 }
                 Err(Again::Failed(error)) => {
@@ -375,7 +375,7 @@ async fn keep(shared: Arc<Shared>) {
             }
             Err(EtcdError::LeaseGone { .. }) => {
                 shared.register_again().await;
-                if matches!(*shared.standing.borrow(), Standing::Replaced(_)) {
+                if matches!(*shared.registration.borrow(), Registration::Replaced(_)) {
                     return;
                 }
             }

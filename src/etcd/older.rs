@@ -99,7 +99,7 @@ impl Known {
     }
 
     /// Compares.
-    pub fn judge(&self, found: &Found) -> Verdict {
+    pub fn verdict(&self, found: &Found) -> Verdict {
         let (Some(last), before) = (self.last, self.store.timeline) else { return Verdict::AsKnown };
         let went_back = |why: String| Verdict::WentBack {
             generation: found.timeline.generation.max(before.generation) + 1,
@@ -151,7 +151,7 @@ mod tests {
 
     /// The generation to be counted; `None` if there is nothing to count.
     fn counted(known: Known, revision: Revision, timeline: Timeline, record: Record) -> Result<u64, Verdict> {
-        match known.judge(&Found { revision, timeline, record, same_change: None }) {
+        match known.verdict(&Found { revision, timeline, record, same_change: None }) {
             Verdict::WentBack { generation, .. } => Ok(generation),
             other => Err(other),
         }
@@ -203,7 +203,7 @@ mod tests {
         let known = known(FIRST, 20, 5);
         for (same_change, went_back) in [(None, false), (Some(true), false), (Some(false), true)] {
             let found = Found { revision: 22, timeline: FIRST, record: Kept, same_change };
-            let verdict = known.judge(&found);
+            let verdict = known.verdict(&found);
             assert_eq!(matches!(verdict, Verdict::WentBack { generation: 1, .. }), went_back, "{verdict:?}");
         }
         assert_eq!(mark_of(b"a", None), 0xAF63_DC4C_8601_EC8C, "journals keep it");

@@ -7,7 +7,7 @@ use super::journals::{self, Entry};
 use super::keys::Keys;
 use super::member::ATTEMPTS;
 use super::records::{self, CustodyRecord, JournalRecord, MemberRecord};
-use super::restored::{self, Standing};
+use super::restored::{self, Comparison};
 use crate::clock::{self, Time};
 use crate::ports::{Incarnation, MemberId, Revision};
 use etcd_client::{GetOptions, KeyValue, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse};
@@ -91,7 +91,7 @@ pub(super) struct Registered {
     /// The incarnation that this makes.
     pub incarnation: Incarnation,
     /// How the journal and the store stand.
-    pub standing: Standing,
+    pub comparison: Comparison,
     /// The member record as it is in etcd.
     pub record: MemberRecord,
 }
@@ -138,9 +138,9 @@ pub(super) async fn register(
     let (lease, sent) = grant(etcd).await?;
     let outcome = enter(etcd, keys, node, record, entry, lease, before).await;
     match outcome {
-        Ok(Entered { created, standing, record }) => {
+        Ok(Entered { created, comparison, record }) => {
             let incarnation = record.incarnation.unwrap_or_default();
-            Ok(Registered { lease, sent, created, incarnation, standing, record })
+            Ok(Registered { lease, sent, created, incarnation, comparison, record })
         }
         Err(e) => {
             // Not left to run out: the next attempt should not have to wait for it.
@@ -154,7 +154,7 @@ pub(super) async fn register(
 
 struct Entered {
     created: i64,
-    standing: Standing,
+    comparison: Comparison,
     record: MemberRecord,
 }
 
@@ -175,8 +175,8 @@ async fn enter(
     let mut looked_at = entry.begun.map(|begun| begun.looked_at);
     let mut attempts = 1;
     loop {
-        let standing = restored::compare(etcd, keys, node, record.journal, &entry.known, before).await?;
-        let incarnation = standing.timeline.incarnation(Revision::try_from(created).unwrap_or(0));
+        let comparison = restored::compare(etcd, keys, node, record.journal, &entry.known, before).await?;
+        let incarnation = comparison.timeline.incarnation(Revision::try_from(created).unwrap_or(0));
         let me = MemberId { node: node.into(), incarnation };
         record.incarnation = Some(me.incarnation);
         let custody = CustodyRecord { stamp, ..CustodyRecord::own(&me, record.journal) };
@@ -190,10 +190,10 @@ async fn enter(
         }
         let same = looked_at.map(|at| unchanged_since(&*journal, at));
         let when: Vec<_> =
-            [exists_since(&*member, created), standing.compare(keys)].into_iter().chain(same).collect();
+            [exists_since(&*member, created), comparison.compare(keys)].into_iter().chain(same).collect();
         let get = TxnOp::get(&*member, Some(GetOptions::new().with_keys_only()));
         match etcd.txn(Txn::new().when(when).and_then(puts).or_else([get])).await {
-            Ok(answer) if answer.succeeded() => return Ok(Entered { created, standing, record }),
+            Ok(answer) if answer.succeeded() => return Ok(Entered { created, comparison, record }),
             // Somebody has counted a restoration of the store meanwhile, or told etcd of this journal.
             Ok(answer) if is_there(answer.op_responses(), created) && attempts < ATTEMPTS => {
                 looked_at = told_by_us(etcd, keys, entry).await?;

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// What a process that registers has found out about the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct Comparison {
     /// The store's life.
     pub timeline: Timeline,
     /// The revision at which it began; 0 = it is the first one.
@@ -39,7 +39,7 @@ pub struct Standing {
     pub forgotten: bool,
 }
 
-impl Standing {
+impl Comparison {
     /// What every process of this life of the store may compare: nobody has counted a restoration since.
     pub(super) fn compare(&self, keys: &Keys) -> Compare {
         unchanged_since(keys.restored(), i64::try_from(self.began).unwrap_or(i64::MAX))
@@ -61,7 +61,7 @@ pub(super) async fn compare(
     journal: u64,
     known: &Known,
     before: Revision,
-) -> Result<Standing, StoreError> {
+) -> Result<Comparison, StoreError> {
     let mut attempts = 1;
     loop {
         let (timeline, began, record) = match look(etcd, keys, node, journal, known).await {
@@ -73,16 +73,16 @@ pub(super) async fn compare(
             Err(e) => return Err(e),
         };
         let forgotten = record == Record::GivenUp;
-        let standing = |restored| Standing { timeline, began, restored, forgotten };
+        let comparison = |restored| Comparison { timeline, began, restored, forgotten };
         let mut found = Found { revision: before, timeline, record, same_change: None };
-        let mut verdict = known.judge(&found);
+        let mut verdict = known.verdict(&found);
         if verdict == Verdict::AsKnown && known.store.mark != 0 {
             found.same_change = same_change(etcd, keys, known).await;
-            verdict = known.judge(&found);
+            verdict = known.verdict(&found);
         }
         tracing::debug!(?known, ?found, "the journal is compared with etcd");
         match verdict {
-            Verdict::AsKnown => return Ok(standing(false)),
+            Verdict::AsKnown => return Ok(comparison(false)),
             Verdict::Restored => {
                 tracing::warn!(
                     node,
@@ -90,7 +90,7 @@ pub(super) async fn compare(
                     "etcd was restored from a backup since this node's journal was last compared with it: its sessions are \
                      claimed anew from the journal"
                 );
-                return Ok(standing(true));
+                return Ok(comparison(true));
             }
             Verdict::WentBack { generation, why } => {
                 tracing::warn!(
@@ -111,10 +111,10 @@ pub(super) async fn compare(
 /// or does not say it now. There is something at that revision or later: this process has made its member key.
 async fn same_change(etcd: &Etcd, keys: &Keys, known: &Known) -> Option<bool> {
     let revision = i64::try_from(known.store.revision).ok()?;
-    let mut link = etcd.watcher().await.ok()?;
+    let mut connection = etcd.watcher().await.ok()?;
     let options =
         WatchOptions::new().with_range(end_of(keys.root().as_bytes())).with_start_revision(revision);
-    let opened = timeout(LOOK, link.client.watch(keys.root(), Some(options))).await;
+    let opened = timeout(LOOK, connection.client.watch(keys.root(), Some(options))).await;
     let mut stream = opened.ok()?.ok()?;
     loop {
         let response = timeout(LOOK, stream.message()).await.ok()?.ok()??;

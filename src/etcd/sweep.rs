@@ -113,13 +113,13 @@ impl Sweep {
             self.collect_expired(etcd, keys, guard).await?;
             return Ok(true);
         };
-        let removals: Vec<_> = page.iter().filter_map(|kv| self.judge(keys, kv)).collect();
+        let removals: Vec<_> = page.iter().filter_map(|kv| self.removal(keys, kv)).collect();
         self.removed += nested_successes(etcd, guard, removals).await?;
         Ok(false)
     }
 
     /// The transaction that removes a session record, if it is to go.
-    fn judge(&mut self, keys: &Keys, kv: &KeyValue) -> Option<Nested> {
+    fn removal(&mut self, keys: &Keys, kv: &KeyValue) -> Option<Nested> {
         let SessionRecord { owner, expiry, epoch, .. } = match records::read(kv.key(), kv.value()) {
             Ok(record) => record,
             Err(e) => {

@@ -3,7 +3,7 @@
 //! already: if etcd has another one at its revision, the store was restored from a backup, and nothing that is known holds.
 
 use super::applier::{Applier, Change};
-use super::client::{Etcd, WatchLink};
+use super::client::{Etcd, WatchConnection};
 use super::decode::RawEvent;
 use super::snapshot::{self, raw_event};
 use crate::backoff::Backoff;
@@ -176,18 +176,18 @@ impl Follower {
 
     /// One watch, until it ends.
     async fn watch(&self) -> End {
-        let mut link = match self.etcd.watcher().await {
-            Ok(link) => link,
+        let mut connection = match self.etcd.watcher().await {
+            Ok(connection) => connection,
             Err(error) => return End::Broken(error.to_string()),
         };
-        let end = self.watch_on(&mut link).await;
+        let end = self.watch_on(&mut connection).await;
         if let End::Broken(_) = end {
-            self.etcd.watch_failed(&link).await;
+            self.etcd.watch_failed(&connection).await;
         }
         end
     }
 
-    async fn watch_on(&self, link: &mut WatchLink) -> End {
+    async fn watch_on(&self, connection: &mut WatchConnection) -> End {
         // With the newest change that is known, if etcd still has it.
         let mut known = self.newest_known();
         let from = known.map_or_else(|| self.applier.applied() + 1, |known| known.revision);
@@ -195,11 +195,11 @@ impl Follower {
             .with_range(snapshot::end_of(self.prefix.as_bytes()))
             .with_start_revision(i64::try_from(from).unwrap_or(i64::MAX))
             .with_fragment();
-        let opened = timeout(SILENCE, link.client.watch(&*self.prefix, Some(options))).await;
+        let opened = timeout(SILENCE, connection.client.watch(&*self.prefix, Some(options))).await;
         let mut stream = match opened {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return End::Broken(self.etcd.watch_error(link, &error).to_string()),
-            Err(_) => return End::Broken(format!("etcd at {} does not open a watch", link.endpoint)),
+            Ok(Err(error)) => return End::Broken(self.etcd.watch_error(connection, &error).to_string()),
+            Err(_) => return End::Broken(format!("etcd at {} does not open a watch", connection.endpoint)),
         };
         let mut progress = interval(PROGRESS);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -213,25 +213,25 @@ impl Follower {
                 message = stream.message() => {
                     let response = match message {
                         Ok(Some(response)) => response,
-                        Ok(None) => return End::Broken(format!("etcd at {} ended the watch", link.endpoint)),
-                        Err(error) => return End::Broken(self.etcd.watch_error(link, &error).to_string()),
+                        Ok(None) => return End::Broken(format!("etcd at {} ended the watch", connection.endpoint)),
+                        Err(error) => return End::Broken(self.etcd.watch_error(connection, &error).to_string()),
                     };
                     silence.set(sleep(SILENCE));
-                    if let Some(end) = self.response(response, link, &mut parts, &mut known) {
+                    if let Some(end) = self.response(response, connection, &mut parts, &mut known) {
                         return end;
                     }
                 }
                 _ = progress.tick() => {
                     // A full buffer of requests is no reason to wait: the silence will be noticed.
                     if let Ok(Err(error)) = timeout(PROGRESS, stream.request_progress()).await {
-                        return End::Broken(self.etcd.watch_error(link, &error).to_string());
+                        return End::Broken(self.etcd.watch_error(connection, &error).to_string());
                     }
                 }
                 Ok(()) = lagging.changed() => {
-                    return End::Broken(format!("etcd at {} lags behind", link.endpoint));
+                    return End::Broken(format!("etcd at {} lags behind", connection.endpoint));
                 }
                 () = &mut silence => {
-                    return End::Broken(format!("etcd at {} is silent", link.endpoint));
+                    return End::Broken(format!("etcd at {} is silent", connection.endpoint));
                 }
                 () = self.resnapshot.notified() => {
                     return End::Snapshot("the store is older than what was seen of it".to_owned());
@@ -250,7 +250,7 @@ impl Follower {
     fn response(
         &self,
         response: WatchResponse,
-        link: &WatchLink,
+        connection: &WatchConnection,
         parts: &mut Parts,
         known: &mut Option<Change>,
     ) -> Option<End> {
@@ -266,13 +266,13 @@ impl Follower {
         }
         if response.canceled() {
             let why = response.cancel_reason();
-            return Some(End::Broken(format!("etcd at {} cancelled the watch ({why})", link.endpoint)));
+            return Some(End::Broken(format!("etcd at {} cancelled the watch ({why})", connection.endpoint)));
         }
         if response.created() {
             let mut status = self.status.lock();
-            status.endpoint = Some(link.endpoint.to_string());
+            status.endpoint = Some(connection.endpoint.to_string());
             if status.restarts > 0 {
-                tracing::info!(endpoint = %link.endpoint, "etcd is watched again");
+                tracing::info!(endpoint = %connection.endpoint, "etcd is watched again");
             }
             status.last_error = None;
             return None;

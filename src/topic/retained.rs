@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use smallvec::SmallVec;
 
 use super::arena::{Arena, Id};
-use super::tree::{END, Links, Node, ROOT, Tree, split};
+use super::tree::{ChildLinks, END, Node, ROOT, Tree, split};
 
 /// Levels of children that wait to be walked, before a match allocates. One waits for each level below a wildcard.
 const STACK: usize = 16;
@@ -22,7 +22,7 @@ struct Siblings {
     prev: Option<Id>,
 }
 
-impl Links for Siblings {
+impl ChildLinks for Siblings {
     fn attach(nodes: &mut Arena<Node<Self>>, parent: Id, child: Id) {
         let next = Id::from_raw(nodes[parent].child);
         nodes[parent].child = child.raw();

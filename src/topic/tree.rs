@@ -18,14 +18,14 @@ pub(super) struct Node<X> {
     pub(super) value: Option<Id>,
     /// How many named children there are.
     pub(super) children: u32,
-    /// Kept by [`Links`]: with exactly one child, its raw id.
+    /// Kept by [`ChildLinks`]: with exactly one child, its raw id.
     pub(super) child: u32,
     pub(super) extra: X,
 }
 
 /// How a node knows its children, besides the edge table. Called when the count of children does not include (yet,
 /// any more) the child in question.
-pub(super) trait Links: Sized + Default {
+pub(super) trait ChildLinks: Sized + Default {
     fn attach(nodes: &mut Arena<Node<Self>>, parent: Id, child: Id);
     fn detach(nodes: &mut Arena<Node<Self>>, parent: Id, child: Id);
 }
@@ -68,7 +68,7 @@ fn edge_hash(parent: Id, level_hash: u64) -> u32 {
     (product as u64 ^ (product >> 64) as u64) as u32
 }
 
-impl<X: Links> Tree<X> {
+impl<X: ChildLinks> Tree<X> {
     pub(super) fn new() -> Self {
         let mut nodes = Arena::new();
         nodes.insert(Node {

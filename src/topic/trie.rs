@@ -6,7 +6,7 @@
 use smallvec::SmallVec;
 
 use super::arena::{Arena, Id};
-use super::tree::{END, Links, Node, ROOT, Tree, split};
+use super::tree::{ChildLinks, END, Node, ROOT, Tree, split};
 
 /// Branches of a match that wait, before it allocates. One waits for each `+` on the path being walked.
 const STACK: usize = 24;
@@ -19,7 +19,7 @@ struct Wild {
 }
 
 /// All named children are folded into one number: enough to know an only child, and two words less a node.
-impl Links for Wild {
+impl ChildLinks for Wild {
     fn attach(nodes: &mut Arena<Node<Self>>, parent: Id, child: Id) {
         nodes[parent].child ^= child.raw();
     }

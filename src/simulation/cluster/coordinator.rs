@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, oneshot};
 
 /// Requests of one client keep their order; those of different clients overtake each other.
-const SESSION_LANES: usize = 16;
+const SESSION_WORKERS: usize = 16;
 
 /// An update of a retained message that is not written yet, and who waits for it.
 struct Waiting {
@@ -38,7 +38,7 @@ pub struct MemoryCoordinator {
 }
 
 /// A queue whose work is done one after the other.
-fn lane(process: &Process) -> mpsc::UnboundedSender<BoxFuture<()>> {
+fn worker(process: &Process) -> mpsc::UnboundedSender<BoxFuture<()>> {
     let (send, mut work) = mpsc::unbounded_channel::<BoxFuture<()>>();
     process.tasks.spawn(Box::pin(async move {
         while let Some(next) = work.recv().await {
@@ -67,8 +67,8 @@ fn certain<T: Send + 'static>(wait: oneshot::Receiver<T>) -> BoxFuture<T> {
 
 impl MemoryCoordinator {
     pub(super) fn new(store: Store, process: Arc<Process>) -> Arc<MemoryCoordinator> {
-        let sessions = (0..SESSION_LANES).map(|_| lane(&process)).collect();
-        let routes = lane(&process);
+        let sessions = (0..SESSION_WORKERS).map(|_| worker(&process)).collect();
+        let routes = worker(&process);
         Arc::new(MemoryCoordinator {
             store,
             process,
@@ -84,10 +84,10 @@ impl MemoryCoordinator {
         self.store.watch(&self.process, index);
     }
 
-    fn session_lane(&self, client_id: &str) -> &mpsc::UnboundedSender<BoxFuture<()>> {
+    fn session_worker(&self, client_id: &str) -> &mpsc::UnboundedSender<BoxFuture<()>> {
         let mut hasher = DefaultHasher::new();
         client_id.hash(&mut hasher);
-        let at = usize::try_from(hasher.finish() % SESSION_LANES as u64).unwrap_or(0);
+        let at = usize::try_from(hasher.finish() % SESSION_WORKERS as u64).unwrap_or(0);
         &self.sessions[at]
     }
 }
@@ -106,8 +106,8 @@ impl Coordinator for MemoryCoordinator {
         let (done, wait) = oneshot::channel();
         let (store, process) = (self.store.clone(), self.process.clone());
         let deadline = Store::request_deadline(&process);
-        let lane = self.session_lane(&claim.client_id).clone();
-        let _ = lane.send(Box::pin(async move {
+        let worker = self.session_worker(&claim.client_id).clone();
+        let _ = worker.send(Box::pin(async move {
             let outcome = store.attempt(&process, deadline, |space| space.claim(&process.id, &claim)).await;
             let _ = done.send(outcome);
         }));
@@ -130,8 +130,8 @@ impl Coordinator for MemoryCoordinator {
     fn release(&self, client_id: &str, epoch: Epoch) -> BoxFuture<()> {
         let (done, wait) = oneshot::channel();
         let (store, process, client_id) = (self.store.clone(), self.process.clone(), client_id.to_owned());
-        let lane = self.session_lane(&client_id).clone();
-        let _ = lane.send(Box::pin(async move {
+        let worker = self.session_worker(&client_id).clone();
+        let _ = worker.send(Box::pin(async move {
             store.persist(&process, |space, _| ((), space.release(&process.id, &client_id, epoch))).await;
             let _ = done.send(());
         }));
@@ -141,8 +141,8 @@ impl Coordinator for MemoryCoordinator {
     fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32, user: SessionUser) -> BoxFuture<()> {
         let (done, wait) = oneshot::channel();
         let (store, process, client_id) = (self.store.clone(), self.process.clone(), client_id.to_owned());
-        let lane = self.session_lane(&client_id).clone();
-        let _ = lane.send(Box::pin(async move {
+        let worker = self.session_worker(&client_id).clone();
+        let _ = worker.send(Box::pin(async move {
             let me = &process.id;
             store
                 .persist(&process, |space, _| {
@@ -201,8 +201,8 @@ impl Coordinator for MemoryCoordinator {
 
     fn evicted(&self, client_id: &str, epoch: Epoch) {
         let (store, process, client_id) = (self.store.clone(), self.process.clone(), client_id.to_owned());
-        let lane = self.session_lane(&client_id).clone();
-        let _ = lane.send(Box::pin(async move {
+        let worker = self.session_worker(&client_id).clone();
+        let _ = worker.send(Box::pin(async move {
             store.persist(&process, |space, _| ((), space.evicted(&process.id, &client_id, epoch))).await;
         }));
     }

@@ -7,7 +7,7 @@ use berth::clock;
 use berth::etcd::custody::{self, ForgetError};
 use berth::etcd::election::Election;
 use berth::etcd::error::StoreError;
-use berth::etcd::member::Standing;
+use berth::etcd::member::Registration;
 use berth::etcd::register::RegisterError;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ async fn a_node_registers_and_leaves() {
     a.membership.leave().await;
     assert!(member(&a.etcd, "a").await.is_none());
     assert!(custody_of(&a.etcd, &a.me()).await.is_some(), "what it has stays its own");
-    assert_eq!(*a.membership.standing().borrow(), Standing::Left);
+    assert_eq!(*a.membership.registration().borrow(), Registration::Left);
     assert_eq!(a.membership.fence().created(), None);
 }
 
@@ -55,7 +55,7 @@ async fn a_second_live_node_of_the_same_name_is_refused() {
         a.me().incarnation
     );
     assert_eq!(error.to_string(), expected);
-    assert_eq!(*a.membership.standing().borrow(), Standing::Registered);
+    assert_eq!(*a.membership.registration().borrow(), Registration::Registered);
     assert_eq!(member(&a.etcd, "a").await.unwrap().0.journal, 1);
 }
 
@@ -150,7 +150,7 @@ async fn a_live_node_whose_lease_is_revoked_registers_again() {
     })
     .await;
     fence.changed().await;
-    a.stands(|s| *s == Standing::Registered).await;
+    a.stands(|s| *s == Registration::Registered).await;
     let (record, new_lease) = member(&a.etcd, "a").await.unwrap();
     assert_eq!(record.incarnation, Some(a.me().incarnation), "same process, same incarnation");
     assert!(record.draining, "it says what it said before");
@@ -175,8 +175,8 @@ async fn a_process_whose_place_was_taken_or_given_up_does_not_come_back() {
     let value = berth::etcd::records::write(&record);
     assert!(b.write(&b.membership.fence(), &b.keys.custody(&a.me()), &value).await);
     server.ctl(&["lease", "revoke", &format!("{lease:x}")]);
-    let standing = a.stands(|s| matches!(s, Standing::Replaced(_))).await;
-    let Standing::Replaced(reason) = standing else { unreachable!() };
+    let registration = a.stands(|s| matches!(s, Registration::Replaced(_))).await;
+    let Registration::Replaced(reason) = registration else { unreachable!() };
     assert!(reason.contains("is given up: somebody forgot this node"), "{reason}");
     assert!(a.membership.fence().compare().is_none());
     assert!(matches!(a.membership.rewrite().await, Err(StoreError::Fenced)));

@@ -7,7 +7,7 @@ use berth::etcd::custody::{self, Stored};
 use berth::etcd::fence::Fence;
 use berth::etcd::journals::Entry;
 use berth::etcd::keys::Keys;
-use berth::etcd::member::{Membership, Standing};
+use berth::etcd::member::{Membership, Registration};
 use berth::etcd::records::{self, MemberRecord, SessionRecord};
 use berth::etcd::register::RegisterError;
 use berth::ports::{Member, MemberId, SessionOwner};
@@ -103,9 +103,9 @@ impl Node {
     }
 
     /// Waits until it stands so.
-    pub async fn stands(&self, wanted: impl Fn(&Standing) -> bool) -> Standing {
-        let mut standing = self.membership.standing();
-        tokio::time::timeout(wait::PATIENCE, standing.wait_for(wanted)).await.unwrap().unwrap().clone()
+    pub async fn stands(&self, wanted: impl Fn(&Registration) -> bool) -> Registration {
+        let mut registration = self.membership.registration();
+        tokio::time::timeout(wait::PATIENCE, registration.wait_for(wanted)).await.unwrap().unwrap().clone()
     }
 }
 

@@ -29,7 +29,7 @@
 //! the specification says.
 
 mod encode;
-mod gated;
+mod held_back;
 mod log;
 mod render;
 mod script;

@@ -3,7 +3,7 @@
 //! A client's connection is driven as the server drives it: a channel is polled only when it was woken, when bytes came or when
 //! its time has come. So a wake-up that the broker forgets shows as an answer that is missing.
 
-use super::gated::GatedJournal;
+use super::held_back::HeldBackJournal;
 use berth::clock::Time;
 use berth::mqtt::{QoS, Reason, Version, frame_len};
 use berth::node::channel::{Broken, Driven, Read, Socket};
@@ -31,7 +31,7 @@ const ROUNDS_MAX: usize = 10_000;
 pub struct World {
     pub now: Time,
     pub node: Arc<Node>,
-    pub journal: Arc<GatedJournal>,
+    pub journal: Arc<HeldBackJournal>,
     pub limits: Limits,
     pub clients: Vec<Client>,
     /// Connections that broke, and over which something came that is still to be handled.
@@ -195,7 +195,7 @@ impl Permissions for Doorman {
 impl World {
     /// A new broker with an empty journal.
     pub fn new(limits: Limits, sys_interval_ms: Option<u64>) -> World {
-        let journal = GatedJournal::new();
+        let journal = HeldBackJournal::new();
         let node = start(limits, &journal, Recovered::default(), START);
         let mut world = World {
             now: START,
@@ -439,7 +439,7 @@ impl Client {
     }
 }
 
-fn start(limits: Limits, journal: &Arc<GatedJournal>, recovered: Recovered, now: Time) -> Arc<Node> {
+fn start(limits: Limits, journal: &Arc<HeldBackJournal>, recovered: Recovered, now: Time) -> Arc<Node> {
     let ports = Ports {
         journal: journal.clone(),
         cluster: None,

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::task::Waker;
 
 /// See the module.
-pub struct GatedJournal {
+pub struct HeldBackJournal {
     /// Has everything that was appended, durable or not: what reads see.
     live: Arc<MemoryJournal>,
-    gate: Mutex<Gate>,
+    inner: Mutex<HeldBack>,
 }
 
 #[derive(Default)]
-struct Gate {
+struct HeldBack {
     /// What a crash leaves, in order.
     durable: Vec<Vec<Owned>>,
     /// What a crash takes, in order.
@@ -29,60 +29,60 @@ struct Gate {
     wakers: Vec<(Lsn, Waker)>,
 }
 
-impl Gate {
+impl HeldBack {
     fn durable(&self) -> Lsn {
         self.durable.len() as Lsn
     }
 }
 
-impl GatedJournal {
+impl HeldBackJournal {
     /// An empty journal that makes everything durable at once.
-    pub fn new() -> Arc<GatedJournal> {
-        GatedJournal::with(MemoryJournal::new(MemoryOptions::default()), Vec::new())
+    pub fn new() -> Arc<HeldBackJournal> {
+        HeldBackJournal::with(MemoryJournal::new(MemoryOptions::default()), Vec::new())
     }
 
-    fn with(live: Arc<MemoryJournal>, durable: Vec<Vec<Owned>>) -> Arc<GatedJournal> {
-        Arc::new(GatedJournal { live, gate: Mutex::new(Gate { durable, ..Gate::default() }) })
+    fn with(live: Arc<MemoryJournal>, durable: Vec<Vec<Owned>>) -> Arc<HeldBackJournal> {
+        Arc::new(HeldBackJournal { live, inner: Mutex::new(HeldBack { durable, ..HeldBack::default() }) })
     }
 
     /// From now on nothing becomes durable until it is released.
     pub fn hold(&self) {
-        self.gate.lock().held = true;
+        self.inner.lock().held = true;
     }
 
-    /// As [`GatedJournal::hold`], and the journal says that it is failing and congested.
+    /// As [`HeldBackJournal::hold`], and the journal says that it is failing and congested.
     pub fn fail(&self) {
-        let mut gate = self.gate.lock();
-        gate.held = true;
-        gate.failing = true;
+        let mut inner = self.inner.lock();
+        inner.held = true;
+        inner.failing = true;
     }
 
     /// Makes the next `n` appends durable that wait; all of them, and all that come, if `None`.
     pub fn release(&self, n: Option<usize>) {
-        let mut gate = self.gate.lock();
-        let ready = n.unwrap_or(gate.waiting.len()).min(gate.waiting.len());
-        let ready: Vec<_> = gate.waiting.drain(..ready).collect();
-        gate.durable.extend(ready);
+        let mut inner = self.inner.lock();
+        let ready = n.unwrap_or(inner.waiting.len()).min(inner.waiting.len());
+        let ready: Vec<_> = inner.waiting.drain(..ready).collect();
+        inner.durable.extend(ready);
         if n.is_none() {
-            gate.held = false;
-            gate.failing = false;
+            inner.held = false;
+            inner.failing = false;
         }
-        let durable = gate.durable();
-        let (due, rest) = std::mem::take(&mut gate.wakers).into_iter().partition(|(lsn, _)| *lsn <= durable);
-        gate.wakers = rest;
-        drop(gate);
+        let durable = inner.durable();
+        let (due, rest) = std::mem::take(&mut inner.wakers).into_iter().partition(|(lsn, _)| *lsn <= durable);
+        inner.wakers = rest;
+        drop(inner);
         let due: Vec<(Lsn, Waker)> = due;
         due.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
     /// Appends that are not durable yet.
     pub fn waiting(&self) -> usize {
-        self.gate.lock().waiting.len()
+        self.inner.lock().waiting.len()
     }
 
     /// What a process finds that starts after this one has died: all that was durable, and nothing else.
-    pub fn crash(&self) -> (Arc<GatedJournal>, Recovered) {
-        let durable = std::mem::take(&mut self.gate.lock().durable);
+    pub fn crash(&self) -> (Arc<HeldBackJournal>, Recovered) {
+        let durable = std::mem::take(&mut self.inner.lock().durable);
         let copy = MemoryJournal::named(MemoryOptions::default(), self.live.name());
         let seq = self.live.next_seq();
         while copy.next_seq() < seq {}
@@ -91,43 +91,43 @@ impl GatedJournal {
             copy.append(&changes);
         }
         let (live, recovered) = copy.reopen();
-        (GatedJournal::with(live, durable), recovered)
+        (HeldBackJournal::with(live, durable), recovered)
     }
 }
 
-impl Journal for GatedJournal {
+impl Journal for HeldBackJournal {
     fn next_seq(&self) -> Seq {
         self.live.next_seq()
     }
 
     fn append(&self, changes: &[Change<'_>]) -> Lsn {
-        let mut gate = self.gate.lock();
+        let mut inner = self.inner.lock();
         self.live.append(changes);
         let batch = changes.iter().map(Owned::from).collect();
-        if gate.held {
-            gate.waiting.push_back(batch);
+        if inner.held {
+            inner.waiting.push_back(batch);
         } else {
-            gate.durable.push(batch);
+            inner.durable.push(batch);
         }
-        gate.durable() + gate.waiting.len() as Lsn
+        inner.durable() + inner.waiting.len() as Lsn
     }
 
     fn durable(&self) -> Lsn {
-        self.gate.lock().durable()
+        self.inner.lock().durable()
     }
 
     fn wake_at(&self, lsn: Lsn, waker: &Waker) {
-        let mut gate = self.gate.lock();
-        if lsn > gate.durable() {
-            gate.wakers.push((lsn, waker.clone()));
+        let mut inner = self.inner.lock();
+        if lsn > inner.durable() {
+            inner.wakers.push((lsn, waker.clone()));
         } else {
-            drop(gate);
+            drop(inner);
             waker.wake_by_ref();
         }
     }
 
     fn congested(&self) -> bool {
-        self.gate.lock().failing
+        self.inner.lock().failing
     }
 
     fn read(&self, session: SessionNo, seqs: Vec<Seq>, done: ReadDone) {
@@ -135,7 +135,7 @@ impl Journal for GatedJournal {
     }
 
     fn health(&self) -> JournalHealth {
-        match self.gate.lock().failing {
+        match self.inner.lock().failing {
             true => JournalHealth::Failing("the test says so".to_owned()),
             false => JournalHealth::Ok,
         }

@@ -1,4 +1,4 @@
-//! Shows the index again and again that it is current: a linearizable read names the store's revision, and when an event at
+//! Shows the index again and again that it is fresh: a linearizable read names the store's revision, and when an event at
 //! that revision or later has been applied, everything was known here that was there when the read was sent.
 
 use super::applier::Applier;
@@ -22,7 +22,7 @@ const EVENT_WAIT: Duration = Duration::from_millis(200);
 const LATE_IN_A_ROW: u32 = 3;
 
 /// See the module.
-pub struct Currency {
+pub struct FreshnessProof {
     /// Reads the store's revision.
     pub reads: Arc<Reads>,
     /// Writes the nudge.
@@ -35,13 +35,13 @@ pub struct Currency {
     pub restored_key: String,
     /// This node's member key.
     pub member_key: String,
-    /// For how long a proof of being current holds.
+    /// For how long a proof of being fresh holds.
     pub stale_after: Duration,
     /// Where the lag is shown.
     pub metrics: Arc<Metrics>,
 }
 
-impl Currency {
+impl FreshnessProof {
     /// Goes on for ever.
     pub async fn run(&self) {
         let mut ticks = interval(self.stale_after / 3);
