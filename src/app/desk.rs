@@ -30,7 +30,7 @@ impl Progress {
     }
 }
 
-/// See the module.
+/// The operator's desk: answers admin HTTP from the start of the process on, whatever the node is doing.
 pub(super) struct Desk {
     pub(super) config: Config,
     started: Time,

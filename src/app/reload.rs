@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::signal::unix::Signal;
 
-/// See the module.
+/// Reads the configuration again while the broker runs: all or nothing.
 pub(super) struct Reload {
     rooms: Vec<Box<dyn Room>>,
     sources: Sources,

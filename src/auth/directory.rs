@@ -155,7 +155,7 @@ struct State {
     snapshot: Option<HashSet<DirectoryKey>>,
 }
 
-/// See the module.
+/// The cluster's directory: users, rules and bans that all nodes share, as the watch brings them and as the journal last saw them.
 pub struct Directory {
     /// `None` = the users are not in the directory.
     users: Option<Arc<Passwords>>,

@@ -72,7 +72,7 @@ impl Told {
     }
 }
 
-/// See the module.
+/// The states that bridges have told of themselves, and which of them were told last.
 #[derive(Debug, Default)]
 pub(super) struct Bridges {
     told: Mutex<Told>,

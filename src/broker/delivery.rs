@@ -15,12 +15,12 @@ use smallvec::SmallVec;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-/// Who publishes, and what must be recorded together with the message.
+/// Who publishes a message on this node, and what must be recorded together with it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Publishing<'a> {
     /// The publishing session; 0 = the broker itself.
     pub session: SessionNo,
-    /// The QoS 2 packet identifier the message came under (durable sessions).
+    /// The QoS 2 packet identifier that the message came under (durable sessions).
     pub inbound: Option<u16>,
     /// The session's record without the will that this message is.
     pub record: Option<&'a SessionRecord>,
@@ -35,27 +35,27 @@ impl Publishing<'_> {
     }
 }
 
-/// How a message comes to the sessions of this node.
+/// Where a message comes from that is given to sessions of this node: who publishes it, and as what it travels among the nodes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Provenance<'a> {
-    /// Who publishes it; nobody, if it came from another node.
+    /// Who publishes the message; nobody, if it came from another node.
     pub publishing: Publishing<'a>,
-    /// Names it among all nodes and says what decides when a session takes it; `None` = no other node knows of it.
+    /// Which process sends it under which name: that decides when a session takes it. `None` = no other node knows of it.
     pub sending: Option<Sending>,
 }
 
 impl Provenance<'_> {
-    /// What decides when `target` takes it. Those that share a subscription take messages in any order.
+    /// What decides when `target` takes the message. Those that share a subscription take messages in any order.
     fn sending(&self, target: &Target) -> Option<Sending> {
         let shared = target.extra.as_ref().is_some_and(|e| e.shared.is_some());
         self.sending.filter(|_| !shared)
     }
 }
 
-/// Sessions of this node that did not take a message because they leave.
+/// The sessions of this node that did not take a message because they leave.
 #[derive(Debug, Default)]
 pub struct Absent {
-    /// All of them that were not looked at yet.
+    /// The numbers of those that were not looked at yet.
     pub sessions: Vec<SessionNo>,
     /// Sessions that may be about to move to another node.
     pub moving: Vec<Arc<Handle>>,
@@ -64,12 +64,12 @@ pub struct Absent {
 }
 
 impl Absent {
-    /// Whether there is one.
+    /// Whether any session did not take the message.
     pub fn any(&self) -> bool {
         !self.moving.is_empty() || self.moved.is_some()
     }
 
-    /// One moved at this revision.
+    /// Takes note that one of the sessions moved at revision `at`.
     pub fn moved_at(&mut self, at: Revision) {
         self.moved = self.moved.max(Some(at));
     }
@@ -92,13 +92,13 @@ pub struct Delivered {
     /// Persistent sessions that get it once the journal has it, and how.
     recipients: Vec<Recipient>,
     targets: Vec<Target>,
-    /// Its number in the journal, if that has it.
+    /// The message's number in the journal; 0 = the journal does not have it.
     pub seq: Seq,
-    /// Sessions that took it, if it has a name: it must not come to them again.
+    /// Sessions that took the message, if it has a name: it must not come to them again.
     pub took: Vec<SessionNo>,
-    /// Sessions that did not since they leave.
+    /// Sessions that did not take the message since they leave.
     pub absent: Absent,
-    /// Messages that gave way to it in queues: rows of the journal that these sessions are done with.
+    /// Messages that gave way to this one in queues: rows of the journal that these sessions are done with.
     pub displaced: Vec<(Seq, SessionNo)>,
     /// Sessions whose queue was found full.
     pub full: Vec<Arc<Handle>>,

@@ -26,7 +26,7 @@ pub struct CarriedOut {
     pub ended: bool,
     /// When the last change to it is durable.
     pub lsn: Option<Lsn>,
-    /// When its will, if that was published, is safe on other nodes; `None` = none has to do with it.
+    /// What tells when the session's will, if that was published, is safe on other nodes; `None` = none has to do with it.
     pub will: Option<Arc<Promise>>,
 }
 
@@ -44,25 +44,25 @@ pub enum Wanted {
 pub enum Left {
     /// To be handed on if it came through a shared subscription; `true` if it was sent before.
     Message(Delivery, bool),
-    /// Its client has it, but for the end of the exchange.
+    /// The client has the message of this row, but for the end of the exchange.
     Released(Seq),
 }
 
 /// What an ended session leaves.
 #[derive(Debug)]
 pub struct Remains {
-    /// Its subscriptions, which are still in the router.
+    /// The session's subscriptions, which are still in the router.
     pub subscriptions: Subscriptions,
-    /// What was in memory.
+    /// Messages that were in memory, and rows that are to be settled.
     pub left: Vec<Left>,
-    /// Messages that only the journal has …
+    /// Messages that only the journal has.
     pub on_disk: VecDeque<Seq>,
-    /// … and those of them that were sent before.
+    /// Messages of `on_disk` that were sent before.
     pub begun: HashSet<Seq>,
 }
 
 impl Remains {
-    /// How many of its subscriptions were shared ones.
+    /// How many of the session's subscriptions were shared ones.
     pub fn shared(&self) -> usize {
         self.subscriptions.keys().filter(|name| name.starts_with("$share/")).count()
     }
@@ -77,7 +77,7 @@ pub struct HandOn {
     pub seqs: VecDeque<Seq>,
     /// Messages of `seqs` that were sent to the client before.
     pub begun: HashSet<Seq>,
-    /// When it ended.
+    /// When the session ended.
     pub now: Time,
 }
 
@@ -94,9 +94,9 @@ impl HandOn {
 pub enum Handed {
     /// A member here has it, or (`false`) has lost it.
     Member(bool),
-    /// No member here can have it; `leaving` = one is about to leave this node.
+    /// No member here can have the message; `leaving` = one is about to leave this node.
     Nobody {
-        /// One is about to leave this node, or has just left.
+        /// A member is about to leave this node, or has just left.
         leaving: bool,
     },
     /// Nobody else may have the message: it has expired, came through no shared subscription, or was begun at QoS 2 (MQTT 5, 4.8.2).

@@ -17,12 +17,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// One subscription, as its session's owner keeps it.
+/// A subscription, as the owner of its session keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// Its options.
+    /// The options of the subscription.
     pub options: SubscribeOptions,
-    /// Its identifier.
+    /// The subscription identifier.
     pub id: Option<u32>,
 }
 
@@ -32,21 +32,21 @@ pub type Subscriptions = HashMap<Arc<str>, Subscription>;
 /// What is known of a session while a connection has it; the rest is the connection's own.
 #[derive(Clone, Debug)]
 pub struct Attached {
-    /// Where its client is.
+    /// The client's address.
     pub peer: SocketAddr,
-    /// The protocol that its client speaks.
+    /// The protocol that the client speaks.
     pub version: Version,
-    /// When its client came.
+    /// When the client came.
     pub since: Time,
     /// Session expiry interval, seconds.
     pub expiry_s: u32,
-    /// Its will.
+    /// The session's will.
     pub will: Option<Will>,
-    /// What let its client in.
+    /// The account that let the client in.
     pub account: Arc<ports::Account>,
 }
 
-/// See the module.
+/// What the whole broker knows of one session: its names, its subscriptions and its mailbox.
 #[derive(Debug)]
 pub struct Handle {
     /// The session's number.
@@ -57,13 +57,13 @@ pub struct Handle {
     pub durable: bool,
     /// When the session was made.
     pub created_at: Time,
-    /// Its mailbox.
+    /// The session's mailbox.
     pub mailbox: Mailbox,
-    /// Its subscriptions.
+    /// The session's subscriptions.
     pub subscriptions: Mutex<Subscriptions>,
-    /// Who its client is, and what that may do.
+    /// Who the session's client is, and what that may do.
     pub rights: Rights,
-    /// How long it lasts, as the cluster's store has it.
+    /// How long the session lasts, as the cluster's store has it.
     pub expiry: ToldExpiry,
     epoch: AtomicU64,
     recorded: AtomicBool,
@@ -77,7 +77,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A handle with no subscriptions.
+    /// The handle of a session without subscriptions.
     pub fn new(
         no: SessionNo,
         client_id: Arc<str>,
@@ -106,7 +106,7 @@ impl Handle {
         }
     }
 
-    /// Whose loss it is if something for the session, or of it, is lost.
+    /// Who has lost something if a message for the session, or of it, is lost.
     pub fn whose(&self) -> Whose<'_> {
         Whose::client(&self.client_id, &self.account)
     }
@@ -116,17 +116,17 @@ impl Handle {
         self.attached.lock().as_deref().cloned()
     }
 
-    /// A connection has the session now, or (`None`) has left it.
+    /// Takes note that a connection has the session now, or (`None`) has left it.
     pub fn set_attached(&self, attached: Option<Attached>) {
         *self.attached.lock() = attached.map(Box::new);
     }
 
-    /// Whose session it is.
+    /// The user that the session belongs to.
     pub fn user(&self) -> SessionUser {
         self.user.lock().clone()
     }
 
-    /// From now on it is this user's; whose it was.
+    /// Gives the session to `user`; the user that it belonged to.
     pub fn set_user(&self, user: SessionUser) -> SessionUser {
         std::mem::replace(&mut *self.user.lock(), user)
     }
@@ -136,33 +136,33 @@ impl Handle {
         self.recorded.load(Ordering::Acquire)
     }
 
-    /// The journal has a record of the session from now on.
+    /// Takes note that the journal has a record of the session from now on.
     pub fn set_recorded(&self) {
         self.recorded.store(true, Ordering::Release);
     }
 
-    /// The session was made for a client that has not come to it yet.
+    /// Takes note that the session was made for a client that has not come to it yet.
     pub fn set_unused(&self) {
         self.unused.store(true, Ordering::Release);
     }
 
-    /// Whether it is.
+    /// Whether the session was made for a client that has not come to it yet.
     pub fn is_unused(&self) -> bool {
         self.unused.load(Ordering::Acquire)
     }
 
-    /// Whether it is, and from now on is not.
+    /// Whether the session was made for a client that had not come to it yet; from now on it has.
     pub fn take_unused(&self) -> bool {
         self.unused.swap(false, Ordering::AcqRel)
     }
 
-    /// The cluster's record of the session is another's from now on (another node's, or that of the session that replaces it
-    /// here): its end leaves the record alone.
+    /// Makes the end of the session leave the cluster's record of it alone: that is another's from now on (another node's, or that of the
+    /// session that replaces this one here).
     pub fn disown(&self) {
         self.disowned.store(true, Ordering::Release);
     }
 
-    /// Whether its record is another's.
+    /// Whether the cluster's record of the session is another's.
     pub fn disowned(&self) -> bool {
         self.disowned.load(Ordering::Acquire)
     }
@@ -178,8 +178,8 @@ impl Handle {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// While the session is frozen ([`Refusal::Moving`](super::mailbox::Refusal::Moving)): completes with the revision at which
-    /// it moved to another node, however long ago, or `None` = it stays: look again.
+    /// Completes, while the session is frozen ([`Refusal::Moving`](super::mailbox::Refusal::Moving)), with the revision at which it moved
+    /// to another node, however long ago, or `None` = it stays: look again.
     pub fn moving(self: &Arc<Handle>) -> BoxFuture<Option<Revision>> {
         let this = self.clone();
         Box::pin(async move {

@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 /// Every limit of one node.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Of each connection.
+    /// The limits of each connection.
     pub session: session::Limits,
-    /// Of each mailbox and queue.
+    /// The limits of each mailbox and queue.
     pub mailbox: MailboxLimits,
-    /// Of retained messages.
+    /// The limits of retained messages.
     pub retained: RetainedLimits,
     /// Connections at once.
     pub connections: usize,
@@ -112,7 +112,7 @@ impl Live {
         }
     }
 
-    /// From now on these hold, but for the room of packets that arrive, which stays as it was at the start.
+    /// Puts the limits `to` in force, but for the room of packets that arrive, which stays as it was at the start.
     pub fn change(&self, to: &Limits) {
         *self.session.write() = to.session;
         self.mailbox_messages.store(to.mailbox.messages, Relaxed);
@@ -134,12 +134,12 @@ impl Live {
         self.client_id_theft.store(to.client_id_theft, Relaxed);
     }
 
-    /// Of each connection that begins now.
+    /// The limits of each connection that begins now.
     pub fn session(&self) -> session::Limits {
         *self.session.read()
     }
 
-    /// Of each mailbox and queue.
+    /// The limits of each mailbox and queue.
     pub fn mailbox(&self) -> MailboxLimits {
         MailboxLimits {
             messages: self.mailbox_messages.load(Relaxed),
@@ -153,7 +153,7 @@ impl Live {
         }
     }
 
-    /// Of retained messages.
+    /// The limits of retained messages.
     pub fn retained(&self) -> RetainedLimits {
         RetainedLimits {
             messages: self.retained_messages.load(Relaxed),

@@ -21,9 +21,9 @@ use std::sync::atomic::Ordering;
 /// A persistent session as a journal or another node has it, but for its subscriptions.
 #[derive(Debug)]
 pub struct Restored {
-    /// Its record.
+    /// The session's record.
     pub record: SessionRecord,
-    /// When its client went.
+    /// When the session's client went.
     pub detached_at: Time,
     /// Packet identifiers of QoS 2 publishes of its client that are not released.
     pub inbound: Vec<u16>,
@@ -31,9 +31,9 @@ pub struct Restored {
     pub outbound: Vec<(u16, NonZeroU64, bool)>,
     /// Messages that wait, in order, and their bytes.
     pub queue: (VecDeque<Seq>, u64),
-    /// What decides which nodes' messages it takes already.
+    /// What decides which nodes' messages the session takes already.
     pub hold: Option<Arc<OrderHold>>,
-    /// Whether it is not known yet that it stays here: then it takes nothing.
+    /// Whether it is not known yet that the session stays here: then it takes nothing.
     pub frozen: bool,
 }
 
@@ -177,16 +177,16 @@ impl Broker {
     }
 }
 
-/// What [`Broker::make_unused`] makes.
+/// The settings of a session that [`Broker::make_unused`] makes.
 #[derive(Clone, Copy, Debug)]
 pub struct UnusedSession<'a> {
     /// Client identifier.
     pub client_id: &'a Arc<str>,
-    /// Whether the journal keeps its state.
+    /// Whether the journal keeps the session's state.
     pub durable: bool,
     /// Session expiry interval, seconds.
     pub expiry_s: u32,
-    /// The epoch under which this node claims it.
+    /// The epoch under which this node claims the session.
     pub epoch: Epoch,
 }
 

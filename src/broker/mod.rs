@@ -49,13 +49,13 @@ pub struct Ports {
     pub permissions: Arc<dyn Permissions>,
 }
 
-/// See the module. Shared by all connections.
+/// One node: its sessions, its router, its retained messages and its journal. Shared by all connections.
 pub struct Broker {
-    /// Its limits.
+    /// The node's limits.
     pub limits: limits::Live,
-    /// What it counts.
+    /// The node's metrics.
     pub metrics: Arc<Metrics>,
-    /// Where its state is kept.
+    /// Where the node's state is kept.
     pub journal: Arc<dyn Journal>,
     /// What clients may do.
     pub permissions: Arc<dyn Permissions>,
@@ -71,7 +71,7 @@ pub struct Broker {
     pub dormant: Dormant,
     /// The last messages of `$SYS`.
     own: Retained,
-    /// Which of them bridges have told.
+    /// Which of these messages bridges have told.
     bridges: Bridges,
     /// Refusals of sessions of other users, as the log has told them.
     thefts: Repeats,
@@ -114,12 +114,12 @@ impl Broker {
         })
     }
 
-    /// The number of the next session.
+    /// A number for the next session.
     pub fn new_session_no(&self) -> SessionNo {
         self.next_session.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Sessions, dormant ones included.
+    /// How many sessions there are, dormant ones included.
     pub fn sessions(&self) -> u64 {
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Active).get() + sessions.of(SessionState::Dormant).get()

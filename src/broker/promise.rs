@@ -1,4 +1,5 @@
-//! A promise of the rest of the cluster: an answer to a client waits for it besides waiting for the journal.
+//! A promise of the rest of the cluster, such as that all nodes have a publish: an answer to a client waits for it besides waiting for the
+//! journal.
 
 use crate::mqtt::Reason;
 use crate::ports::Lsn;
@@ -6,15 +7,15 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::task::Waker;
 
-/// What became of what was promised.
+/// What became of a promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// It holds. For a publish: whether any subscription matched on another node.
+    /// The promise is kept. For a publish: whether any subscription matched on another node.
     Done {
         /// Whether another node had a subscriber.
         matched: bool,
     },
-    /// It cannot be kept; the client is told this.
+    /// The promise cannot be kept; the client is told this reason.
     Failed(Reason),
 }
 
@@ -29,17 +30,17 @@ struct Inner {
     waker: Option<Waker>,
 }
 
-/// See the module. Shared by the one who waits and the one who keeps it.
+/// A promise of the rest of the cluster. Shared by the one who waits and the one who keeps it.
 #[derive(Debug, Default)]
 pub struct Promise(Mutex<Inner>);
 
 impl Promise {
-    /// A promise not kept yet.
+    /// A promise that is not kept yet.
     pub fn new() -> Arc<Promise> {
         Arc::default()
     }
 
-    /// Makes it a promise of one part more: [`Promise::keep`] must be called once more. Before anybody waits for it only.
+    /// Makes this a promise of one part more: [`Promise::keep`] must be called once more. To be called before anybody waits for it.
     pub fn add_part(&self) {
         let mut inner = self.0.lock();
         match inner.kept {
@@ -49,19 +50,19 @@ impl Promise {
         }
     }
 
-    /// It holds no sooner than the journal of this node is durable up to `lsn`. Before the part is kept that needs it.
+    /// Makes the promise hold no sooner than when the journal of this node is durable up to `lsn`. To be called before the part is kept
+    /// that needs it.
     pub fn needs(&self, lsn: Lsn) {
         let mut inner = self.0.lock();
         inner.lsn = inner.lsn.max(lsn);
     }
 
-    /// How far the journal of this node must be durable besides.
+    /// Up to where the journal of this node must be durable besides.
     pub fn lsn(&self) -> Lsn {
         self.0.lock().lsn
     }
 
-    /// Keeps one part of it. The last part settles it, or the first that fails, and wakes whoever waits; later calls do not
-    /// count.
+    /// Keeps one part of the promise. The last part settles it, or the first that fails, and wakes whoever waits; later calls do not count.
     pub fn keep(&self, kept: Kept) {
         let mut inner = self.0.lock();
         if inner.kept.is_some() {
@@ -86,12 +87,12 @@ impl Promise {
         }
     }
 
-    /// What became of it, if that is known.
+    /// What became of the promise, if that is known.
     pub fn kept(&self) -> Option<Kept> {
         self.0.lock().kept
     }
 
-    /// Completes once it is settled. One waiter.
+    /// Completes once the promise is settled. One waiter.
     pub async fn when_kept(&self) {
         std::future::poll_fn(|cx| match self.wake_when_kept(cx.waker()) {
             true => std::task::Poll::Pending,
@@ -100,7 +101,7 @@ impl Promise {
         .await;
     }
 
-    /// Wakes `waker` once it is settled; false, and nothing is kept, if it is already. One waiter: the last one counts.
+    /// Wakes `waker` once the promise is settled; false, and nothing is kept, if it is already. One waiter: the last one counts.
     pub fn wake_when_kept(&self, waker: &Waker) -> bool {
         let mut inner = self.0.lock();
         if inner.kept.is_some() {

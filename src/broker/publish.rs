@@ -16,9 +16,9 @@ pub const STALLED: &str =
 /// What became of a publish.
 #[derive(Clone, Debug)]
 pub struct Routed {
-    /// When it is safe here: once the journal is durable up to here; `None` = now.
+    /// Up to where the journal must be durable for the publish to be safe here; `None` = it is safe now.
     pub lsn: Option<Lsn>,
-    /// When it is safe on other nodes; `None` = none has to do with it.
+    /// What tells when the publish is safe on other nodes; `None` = none has to do with it.
     pub promise: Option<Arc<Promise>>,
     /// Whether any subscription of this node matched.
     pub matched: bool,
@@ -99,7 +99,7 @@ impl Broker {
         self.journal.append(&[Change::Settle { seq, session }]);
     }
 
-    /// A message the broker itself publishes and keeps in memory only ($SYS).
+    /// Publishes a message of the broker itself ($SYS), which is kept in memory only.
     pub fn publish_own(&self, message: &Message, cache: &mut router::Cache, scratch: &mut Scratch) {
         self.own.set(message, || ());
         let (d, wakes) = scratch.begin();

@@ -32,7 +32,7 @@ impl Broker {
         self.journal.read(session, seqs, Box::new(done));
     }
 
-    /// As [`Broker::purge`], if no other node knows of the messages.
+    /// Makes room as [`Broker::purge`] does, if no other node knows of the messages.
     pub fn purge_alone(&self, handle: &Arc<Handle>, now: Time) {
         let broker = self.me.clone();
         self.purge(handle, now, move |handle, gone| {

@@ -37,7 +37,7 @@ impl Registry {
         self.shard(client_id).lock().get(client_id).cloned()
     }
 
-    /// The session of its client identifier is `handle` from now on.
+    /// Puts a session in: the one of its client identifier is `handle` from now on.
     pub fn insert(&self, handle: Arc<Handle>) {
         self.shard(&handle.client_id).lock().insert(handle.client_id.clone(), handle);
     }
@@ -66,7 +66,7 @@ impl Registry {
         }
     }
 
-    /// Has `f` look at each session.
+    /// Calls `f` with each session.
     pub fn for_each(&self, mut f: impl FnMut(&Arc<Handle>)) {
         for shard in &self.shards {
             // Copied out, so that `f` may use the registry.
@@ -94,7 +94,7 @@ impl Broker {
         self.metrics.sessions.of(SessionState::Dormant).add(1);
     }
 
-    /// A dormant session was taken out of its mailbox.
+    /// Counts a dormant session as active that was taken out of its mailbox.
     pub fn count_woken(&self) {
         let sessions = &self.metrics.sessions;
         sessions.of(SessionState::Dormant).sub(1);
@@ -108,7 +108,7 @@ impl Broker {
         true
     }
 
-    /// Messages waiting in all mailboxes.
+    /// How many messages wait in all mailboxes.
     pub fn queued_messages(&self) -> u64 {
         let mut n = 0;
         self.registry.for_each(|h| n += h.mailbox.waiting() as u64);

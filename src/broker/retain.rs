@@ -16,13 +16,13 @@ use std::sync::Arc;
 /// When an update of a retained message may be acknowledged.
 #[derive(Debug, Default)]
 pub struct Updated {
-    /// Once the journal is durable up to here.
+    /// Up to where the journal must be durable for the update to be acknowledged; `None` = it need not be.
     pub lsn: Option<Lsn>,
-    /// Once this is kept.
+    /// What must be kept for the update to be acknowledged; `None` = nothing.
     pub promise: Option<Arc<Promise>>,
     /// The limit because of which the topic was cleared instead.
     pub forbidden: Option<Forbidden>,
-    /// Its name, which is its publish's as well.
+    /// The update's name, which is its publish's as well.
     pub id: Option<MessageId>,
 }
 

@@ -247,7 +247,7 @@ impl Inner {
     }
 }
 
-/// See the module.
+/// The retained messages of a node: the last one of every topic, in memory, found by filter without a scan.
 #[derive(Debug)]
 pub struct Retained {
     inner: RwLock<Inner>,
@@ -264,7 +264,7 @@ impl Default for Retained {
 }
 
 impl Retained {
-    /// Empty, to be filled with messages whose expiry is in this time.
+    /// An empty store, to be filled with messages whose expiry is in this time.
     pub fn timed(time: Arc<ClusterTime>) -> Retained {
         Retained { inner: RwLock::default(), waiting: Mutex::default(), time }
     }
@@ -338,7 +338,7 @@ impl Retained {
         self.poke();
     }
 
-    /// Updates so far. A subscription that is in the router when this is read is given all with a higher number.
+    /// How many updates there were so far. A subscription that is in the router when this is read is given all with a higher number.
     pub fn updates(&self) -> u64 {
         self.inner.read().updates
     }
@@ -372,20 +372,20 @@ impl Retained {
         }
     }
 
-    /// The index knows what became of an update.
+    /// Takes note that the index knows what became of an update.
     pub fn decided(&self, topic: &str, id: MessageId) {
         self.inner.write().live.decide(topic, id);
         self.poke();
     }
 
-    /// The index knows what became of the updates of an origin below `decided`; those below `waited` wait for the store if they
-    /// are not decided.
+    /// Takes note that the index knows what became of the updates of an origin below `decided`; those below `waited` wait for the store if
+    /// they are not decided.
     pub fn decided_below(&self, origin: Incarnation, decided: u64, waited: u64) {
         self.inner.write().live.decide_below(origin, decided, waited);
         self.poke();
     }
 
-    /// Nobody will say what became of the updates of an origin.
+    /// Forgets the updates of an origin: nobody will say what became of them.
     pub fn forget_origin(&self, origin: Incarnation) {
         self.inner.write().live.forget(origin);
         self.poke();
@@ -502,7 +502,7 @@ impl Retained {
         found
     }
 
-    /// As [`Retained::matching`], for a subscription: what is spooled for the store counts as retained.
+    /// The retained messages that match `filter`, for a subscription; what is spooled for the store counts as retained.
     pub fn found(&self, filter: &str, now: Time) -> Vec<Found> {
         let mut found = Vec::new();
         let inner = self.inner.read();
@@ -521,7 +521,7 @@ impl Retained {
         found
     }
 
-    /// As [`Retained::found`], what was set after a revision.
+    /// The retained messages that match `filter` and were set after a revision, for a subscription.
     pub fn found_after(&self, filter: &str, after: Revision, now: Time) -> Vec<Found> {
         let mut found = Vec::new();
         self.inner.read().index.for_each_match(filter, |k| {
@@ -548,9 +548,9 @@ impl Retained {
         later.map(|(_, topic)| topic).filter(missed).cloned().collect()
     }
 
-    /// Has `send` send what was found to a subscription that was in the router when `born` updates had come, unless that has been
-    /// given something newer. No session is given a later update before `send` has returned. It is told the update's name if its
-    /// publish may still be on its way to this node. The message's expiry is by the own clock.
+    /// Calls `send` to send what was found to a subscription that was in the router when `born` updates had come, unless that has been
+    /// given something newer. No session is given a later update before `send` has returned. It is told the update's name if its publish
+    /// may still be on its way to this node. The message's expiry is by the own clock.
     pub fn send<R>(
         &self,
         found: &Found,
@@ -574,12 +574,12 @@ impl Retained {
         Some(send(&message, entry.id.filter(|_| entry.given == 0)))
     }
 
-    /// Topics with a retained message.
+    /// How many topics have a retained message.
     pub fn len(&self) -> usize {
         self.inner.read().index.len()
     }
 
-    /// Whether there is none.
+    /// Whether no topic has a retained message.
     pub fn is_empty(&self) -> bool {
         self.inner.read().index.is_empty()
     }

@@ -24,7 +24,7 @@ pub const DECIDED_TOPIC_BYTES_MAX: usize = 256;
 /// The highest QoS of each kind of message on a topic; `None` = denied.
 type Limit = Option<QoS>;
 
-/// See the module.
+/// Who a session's client is, and what was decided of its topics lately.
 #[derive(Debug, Default)]
 pub struct Rights(Mutex<Inner>);
 
@@ -67,7 +67,7 @@ impl<T: Copy> Decisions<T> {
 }
 
 impl Rights {
-    /// The session's client is `who` from now on.
+    /// Takes note that the session's client is `who` from now on.
     pub fn set_who(&self, who: Arc<Identity>) {
         *self.0.lock() = Inner { who: Some(who), ..Inner::default() };
     }

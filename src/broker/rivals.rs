@@ -42,13 +42,13 @@ struct Table {
 pub enum Said {
     /// The turn itself.
     Turn,
-    /// Nothing: a line about all of them was written, or will be.
+    /// Nothing: a line about all turns was written, or will be.
     Nothing,
-    /// That it goes on: so many turns in so many milliseconds.
+    /// That the rivalry goes on: so many turns in so many milliseconds.
     Rate(u64, u64),
 }
 
-/// See the module.
+/// The sessions that connections take from each other again and again, and what the log has said of each.
 #[derive(Debug, Default)]
 pub struct Rivals(Mutex<Table>);
 

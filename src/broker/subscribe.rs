@@ -21,9 +21,9 @@ use std::sync::Arc;
 /// What became of a SUBSCRIBE or UNSUBSCRIBE.
 #[derive(Debug, Default)]
 pub struct Answered {
-    /// One code per filter.
+    /// The reason codes, one per filter.
     pub codes: SmallVec<[Reason; 4]>,
-    /// When it is safe to say so; `None` = now.
+    /// Up to where the journal must be durable for the answer to be sent; `None` = it can be sent now.
     pub lsn: Option<Lsn>,
 }
 
@@ -45,26 +45,26 @@ pub struct Granted {
     pub name: Arc<str>,
     /// Whether the session did not have it.
     pub is_new: bool,
-    /// Whether it is a shared one.
+    /// Whether the subscription is a shared one.
     pub shared: bool,
     options: SubscribeOptions,
     target: Target,
 }
 
 impl Granted {
-    /// Whether it is new and not shared: it is owed nothing that is older.
+    /// Whether the subscription is new and not shared: it is owed nothing that is older.
     pub fn is_young(&self) -> bool {
         self.is_new && !self.shared
     }
 }
 
 impl Subscribing<'_> {
-    /// Those that were granted.
+    /// The subscriptions that were granted.
     pub fn granted(&self) -> impl Iterator<Item = &Granted> {
         self.filters.iter().filter_map(|f| f.as_ref().ok())
     }
 
-    /// Their filters, each with true if the session did not have it.
+    /// The filters of the granted subscriptions, each with true if the session did not have it.
     pub fn routes(&self) -> Vec<(Arc<str>, bool)> {
         self.granted().map(|g| (g.name.clone(), g.is_new)).collect()
     }
@@ -180,7 +180,7 @@ impl Broker {
         answered
     }
 
-    /// All that has to be known of the subscriptions is: the session's list of them is unlocked, and they are counted.
+    /// Unlocks the session's list of subscriptions, and counts the new ones: all that has to be known of them is.
     pub fn end_subscribe(&self, subscribing: Subscribing<'_>) {
         let Subscribing { added, subscriptions, .. } = subscribing;
         drop(subscriptions);
@@ -311,8 +311,8 @@ impl Broker {
         found
     }
 
-    /// Has `send` send a retained message for a new subscription, unless its session has been given something newer. `send` is told which
-    /// update it is, if that has a name.
+    /// Calls `send` to send a retained message for a new subscription, unless its session has been given something newer. `send` is told
+    /// which update it is, if that has a name.
     pub fn send_found<R>(
         &self,
         request: &RetainedRequest,

@@ -18,20 +18,21 @@ struct Inner {
 pub struct ToldExpiry(Mutex<Inner>);
 
 impl ToldExpiry {
-    /// The store says so.
+    /// Takes note of what the store says of the session: how long it lasts, in seconds, and whose it is.
     pub fn is_told(&self, expiry_s: u32, user: &SessionUser) {
         let mut inner = self.0.lock();
         let told = (expiry_s, user.clone());
         (inner.wanted, inner.told) = (told.clone(), told);
     }
 
-    /// What the store says, or will say soon.
+    /// What the store says of the session, or will say soon.
     pub fn by_store(&self) -> (u32, SessionUser) {
         let inner = self.0.lock();
         if inner.telling { inner.wanted.clone() } else { inner.told.clone() }
     }
 
-    /// The session lasts so long from now on (`None` = as before), and is this user's; true if somebody has to tell the store.
+    /// Sets how long the session lasts from now on, in seconds (`None` = as before), and whose it is; true if somebody has to tell the
+    /// store.
     pub fn want(&self, expiry_s: Option<u32>, user: SessionUser) -> bool {
         let mut inner = self.0.lock();
         inner.wanted = (expiry_s.unwrap_or(inner.wanted.0), user);
@@ -40,12 +41,12 @@ impl ToldExpiry {
         tell
     }
 
-    /// What the store is to say.
+    /// What the store is to say of the session.
     pub fn wanted(&self) -> Told {
         self.0.lock().wanted.clone()
     }
 
-    /// The store has been told so; true if that is what is wanted.
+    /// Takes note that the store has been told so; true if that is what is wanted.
     pub fn told(&self, told: Told) -> bool {
         let mut inner = self.0.lock();
         inner.telling = inner.wanted != told;

@@ -1,27 +1,28 @@
 //! Between publishers and the index: who has received a report that says "applied r" has received every frame matched below r.
 //!
 //! A publisher is inside from the moment it reads the applied revision until its frames are queued. The revision advances
-//! only while nobody is inside. Publishers do not wait for each other: every thread enters by a stripe of its own, and who
+//! only while nobody is inside. Publishers do not wait for each other: every thread enters by a stripe of its own, and whoever
 //! closes the barrier closes all stripes in turn.
 
 use parking_lot::{RwLock, RwLockReadGuard};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Stripes; threads beyond that share.
+/// How many stripes there are; more threads than that share them.
 const STRIPES: usize = 64;
 
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Stripe(RwLock<()>);
 
-/// See the module.
+/// Keeps the applied revision from advancing while a publish is matched: whoever publishes is inside, and the revision advances only while
+/// nobody is.
 #[derive(Debug)]
 pub struct Barrier {
     stripes: Vec<Stripe>,
 }
 
-/// A publisher that is inside; leaves when dropped.
+/// A publisher that is inside the barrier; leaves it when dropped.
 #[must_use]
 #[derive(Debug)]
 pub struct Inside<'a>(#[allow(dead_code)] RwLockReadGuard<'a, ()>);
@@ -33,12 +34,12 @@ impl Default for Barrier {
 }
 
 impl Barrier {
-    /// Goes in. May be inside already.
+    /// Enters the barrier; waits while it is closed. A thread that is inside may enter once more.
     pub fn enter(&self) -> Inside<'_> {
         Inside(self.stripes[stripe()].0.read_recursive())
     }
 
-    /// Runs `f` while nobody is inside. The caller must not be.
+    /// Runs `f` while nobody is inside the barrier. The caller must not be inside: it would wait for itself.
     pub fn closed<R>(&self, f: impl FnOnce() -> R) -> R {
         let locked: Vec<_> = self.stripes.iter().map(|d| d.0.write()).collect();
         let r = f();

@@ -33,10 +33,10 @@ const REACH_AGAIN_MS: u64 = 50;
 /// How long to wait before an eviction without an answer is repeated, milliseconds.
 const EVICT_AGAIN_MS: u64 = 20;
 
-/// CONNECTs that may be on their way to their sessions at once.
+/// CONNECTs that may be on their way to their sessions at once; more are refused (0x88).
 pub(super) const CLAIMING_MAX: usize = 65_536;
 
-/// One CONNECT on its way.
+/// A CONNECT on its way to its session.
 struct Claiming {
     cluster: Arc<Cluster>,
     remote: Arc<Remote>,

@@ -50,27 +50,27 @@ struct View {
     missing: bool,
 }
 
-/// A node's clock.
+/// A node's clock as this node has measured it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeClock {
     /// The node.
     pub node: Arc<str>,
-    /// By how much its clock is ahead of this node's, milliseconds.
+    /// By how much the node's clock is ahead of this node's, milliseconds.
     pub ahead_ms: i64,
-    /// By how much it is ahead of the median of all clocks, milliseconds.
+    /// By how much the node's clock is ahead of the median of all clocks, milliseconds.
     pub difference_ms: i64,
-    /// By how much that may be wrong at most, milliseconds.
+    /// By how much the two differences may be wrong at most, milliseconds.
     pub error_ms: u64,
-    /// Whether the difference is above the limit.
+    /// Whether the difference from the median is above `cluster.max_clock_difference`.
     pub apart: bool,
 }
 
-/// What is known of clocks.
+/// The clocks of all nodes, as far as this node has measured them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Clocks {
     /// The clocks of this node and of all nodes that were measured.
     pub nodes: Vec<NodeClock>,
-    /// Clocks of registered nodes have not been measured yet.
+    /// Whether clocks of registered nodes have not been measured yet.
     pub measuring: bool,
 }
 
@@ -315,7 +315,7 @@ impl Remote {
     }
 }
 
-/// Goes on for as long as the cluster is there.
+/// Measures the clocks again and again, for as long as the cluster is there.
 pub(super) async fn watch(cluster: Weak<Cluster>) {
     let (mut reckoning, mut told) = (Reckoning::default(), Told::default());
     loop {

@@ -40,12 +40,12 @@ const UNMATCHED_BATCH: usize = 256;
 const DUTIES_BATCH_MAX: usize = 128;
 
 impl Cluster {
-    /// Frames of a publish leave once the journal is durable up to `lsn`.
+    /// Lets the frames of a publish leave once the journal is durable up to `lsn`.
     pub(super) fn when_recorded(&self, remote: &Arc<Remote>, lsn: Lsn, id: MessageId) {
         self.after_durable(remote, |r| &r.recorded, lsn, Recorded::Begun(id), Cluster::recorded);
     }
 
-    /// Who is to serve a publish's shared subscriptions is asked once the journal is durable up to `lsn`.
+    /// Lets those be asked who are to serve a publish's shared subscriptions once the journal is durable up to `lsn`.
     pub(super) fn when_noted(&self, remote: &Arc<Remote>, lsn: Lsn, id: MessageId, seq: Seq) {
         self.after_durable(remote, |r| &r.recorded, lsn, Recorded::Noted(id, seq), Cluster::recorded);
     }
@@ -70,7 +70,7 @@ impl Cluster {
         self.match_unmatched(remote);
     }
 
-    /// Every node has a publish. Nobody is promised that it will not come again before that is durable here.
+    /// Ends a publish that every node has. Nobody is promised that it will not come again before that is durable here.
     pub(super) fn finish(&self, remote: &Arc<Remote>, id: MessageId, duty: Option<Seq>) {
         match duty {
             Some(seq) => {
@@ -93,7 +93,7 @@ impl Cluster {
         self.broker.metrics.publishes_held.set(remote.outbox.held() as u64);
     }
 
-    /// Matches what waits in the lane as soon as this node is fresh, in order.
+    /// Starts a task that matches what is unmatched in the outbox, in order, as soon as this node is fresh.
     pub(super) fn match_unmatched(&self, remote: &Arc<Remote>) {
         if !remote.outbox.has_unmatched() || !remote.outbox.attend_unmatched() {
             return;
@@ -116,13 +116,13 @@ impl Cluster {
         }));
     }
 
-    /// Matches some of the lane; true if there is nothing (more) that can be matched.
+    /// Matches some publishes that wait to be matched; true if there is nothing (more) that can be matched.
     fn match_next_unmatched(&self, remote: &Arc<Remote>) -> bool {
         for _ in 0..UNMATCHED_BATCH {
             if !remote.is_fresh(remote.now()) {
                 return false;
             }
-            // Until its frames are queued nobody may hear how far this node has come, nor may the lane change.
+            // Until its frames are queued nobody may hear how far this node has come, nor may the queue change.
             let _inside = remote.barrier.enter();
             let applied = remote.applied();
             let Some((id, view)) = remote.outbox.next_unmatched(applied) else { return true };
@@ -133,7 +133,7 @@ impl Cluster {
         false
     }
 
-    /// The index has come to `applied`: publishes that waited for that are matched again.
+    /// Matches again, the index having come to `applied`, the publishes that waited for that.
     pub(super) fn match_due(&self, applied: Revision) {
         let remote = &self.remote;
         self.match_each(remote, remote.outbox.due(applied));
@@ -150,7 +150,7 @@ impl Cluster {
         }
     }
 
-    /// Registrations, custody or links have changed: publishes for nodes that went, or came back, wait to be matched again.
+    /// Lets publishes for nodes that went, or came back, be matched again: registrations, custody or links have changed.
     pub(super) fn nodes_changed(&self) {
         let remote = &self.remote;
         self.match_unmatched(remote);
@@ -159,8 +159,8 @@ impl Cluster {
         self.places_may_go(remote);
     }
 
-    /// Whoever has come from a node waits for what this one has sent there before. A node without a link may not answer for long:
-    /// what it has not answered is matched again if anybody has moved since.
+    /// Matches again what nodes without a link have not answered if anybody has moved since: whoever has come from a node waits for what
+    /// this one has sent there before, and a node without a link may not answer for long.
     pub(super) fn match_behind(&self, remote: &Arc<Remote>) {
         let unlinked = remote.members.unlinked();
         if unlinked.is_empty() {
@@ -172,7 +172,7 @@ impl Cluster {
         }
     }
 
-    /// What a node said to publishes of this one.
+    /// Takes in what a node said to publishes of this one.
     pub(super) fn take_answers(
         &self,
         remote: &Arc<Remote>,
@@ -265,7 +265,7 @@ impl Cluster {
         }
     }
 
-    /// Publishes of `origin` below `low` will not come again, save those in `open`.
+    /// Forgets the publishes of `origin` below `low`, which will not come again, save those in `open`.
     pub(super) fn forget_below(&self, remote: &Arc<Remote>, origin: Incarnation, low: u64, open: &[u64]) {
         self.forget_records(&remote.deduplication.prune(origin, low, open));
         self.forget_deferred_below(remote, origin, low, open);
@@ -280,7 +280,7 @@ impl Cluster {
         }
     }
 
-    /// Takes up what earlier processes with this journal have begun. Before anybody publishes.
+    /// Takes up what earlier processes with this journal have begun. To be called before anybody publishes.
     pub fn recover_publishes(&self, recovered: &mut Recovered) {
         let remote = &self.remote;
         let node = recovered.node.take().unwrap_or_default();
@@ -346,14 +346,14 @@ impl Cluster {
         );
     }
 
-    /// Starts what goes on by itself.
+    /// Starts the tasks that look after the publishes of this node.
     pub fn start_publishing(&self) {
         let remote = &self.remote;
         let pause = (self.broker.limits.publish_timeout_ms() / SWEEPS).clamp(1, SWEEP_MS);
         remote.ports.tasks.spawn(Box::pin(sweeps(self.me.clone(), pause)));
     }
 
-    /// Publishes of this node's clients that not every other node has yet.
+    /// How many publishes of this node's clients not every other node has yet.
     pub fn remote_held(&self) -> usize {
         self.remote.outbox.held()
     }
@@ -363,12 +363,13 @@ impl Cluster {
         self.remote.outbox.under_way(session)
     }
 
-    /// What tells the outcome of one of them; `None` if all nodes have it.
+    /// The promise that tells the outcome of such a publish; `None` if all nodes have it.
     pub fn publish_under_way(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Promise>> {
         self.remote.outbox.promise(session, packet_id)
     }
 
-    /// Whether a publish would wait for others although no more may. Wills are taken always: there is one for a session.
+    /// The limit because of which a publish is refused that would wait for others although no more may; `None` = it is not. Wills are taken
+    /// always: there is one for a session.
     pub fn refuses_to_hold(
         &self,
         message: &Message,

@@ -48,7 +48,7 @@ struct Inner {
     rows: HashMap<Seq, MessageId>,
 }
 
-/// See the module.
+/// Which sessions of this node have had which publishes, so that a publish that comes again goes to nobody twice.
 #[derive(Debug)]
 pub struct Deduplication {
     inner: Mutex<Inner>,
@@ -57,12 +57,12 @@ pub struct Deduplication {
 }
 
 impl Deduplication {
-    /// Remembers up to `max` publishes.
+    /// Remembers nothing yet, and up to `max` publishes from here on.
     pub fn new(max: usize) -> Deduplication {
         Deduplication { inner: Mutex::default(), max, rows: AtomicUsize::new(0) }
     }
 
-    /// What the journal knew at the start, and the rows of publishes that are still in it.
+    /// Takes in what the journal knew at the start, and the rows of publishes that are still in it.
     pub fn recover(
         &self,
         seen: impl IntoIterator<Item = (MessageId, Vec<SessionNo>)>,
@@ -89,7 +89,7 @@ impl Deduplication {
         inner.ids.entry(id).or_default().add(session)
     }
 
-    /// It has not had it after all.
+    /// Takes back that `session` has the publish: it has not had it after all.
     pub fn remove(&self, id: MessageId, session: SessionNo) {
         if let Some(e) = self.inner.lock().ids.get_mut(&id) {
             e.sessions.retain(|no| *no != session);
@@ -136,7 +136,7 @@ impl Deduplication {
         }
     }
 
-    /// When what is known of the publish is durable.
+    /// Up to where the journal must be durable for what is known of the publish to be safe; 0 = nothing of it is in the journal.
     pub fn lsn(&self, id: MessageId) -> Lsn {
         self.inner.lock().ids.get(&id).map_or(0, |e| e.lsn)
     }
@@ -171,7 +171,7 @@ impl Deduplication {
         }
     }
 
-    /// The session is with another node.
+    /// Forgets what a session has had: it is with another node.
     pub fn forget_session(&self, session: SessionNo) {
         for e in self.inner.lock().ids.values_mut() {
             e.sessions.retain(|no| *no != session);
@@ -192,7 +192,7 @@ impl Deduplication {
         added
     }
 
-    /// The publish is done with. Whether the journal has a record of it.
+    /// Forgets a publish that will not come again. Whether the journal has a record of it.
     #[must_use]
     pub fn done(&self, id: MessageId) -> bool {
         let mut inner = self.inner.lock();
@@ -261,12 +261,12 @@ impl Deduplication {
         inner.low.get(&origin).is_some_and(past)
     }
 
-    /// Publishes that are remembered.
+    /// How many publishes are remembered.
     pub fn len(&self) -> usize {
         self.inner.lock().ids.len()
     }
 
-    /// Whether none is.
+    /// Whether no publish is remembered.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,6 +1,6 @@
 //! Publishes that wait until sessions here can take them: it is not known where a session goes, or older publishes of the same
 //! sender are on their way. They are taken in the order of their names (G3). Nobody has been told that they are safe. They wait no
-//! longer than at their origins, so that these bound them.
+//! longer than in the outboxes of their origins, so that these bound them.
 //!
 //! What was matched before the newest move that this node knows of does not wait here, since a session that moved may wait for
 //! just that: its origin is told to match it again. Its *place* is kept meanwhile: later publishes do not overtake it.
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 /// The process that sends a publish, and its name.
 type Key = (Incarnation, MessageId);
 
-/// A publish that waits.
+/// A publish that waits until sessions here can take it.
 #[derive(Default)]
 pub(super) struct Deferred {
     /// Frames that brought it; none if it is this node's own.
@@ -35,7 +35,7 @@ pub(super) struct Deferred {
     pub called: Option<Revision>,
 }
 
-/// See the module. The publishes count among those that their senders bound.
+/// The publishes that wait until sessions here can take them, by sender and name. They count among those that their senders bound.
 #[derive(Default)]
 pub(super) struct DeferredPublishes {
     waiting: Mutex<BTreeMap<Key, Deferred>>,
@@ -47,7 +47,7 @@ pub(super) struct DeferredPublishes {
 }
 
 impl DeferredPublishes {
-    /// Whether none waits.
+    /// Whether no publish waits.
     pub fn is_empty(&self) -> bool {
         self.len.load(Ordering::Acquire) == 0
     }
@@ -135,7 +135,7 @@ impl DeferredPublishes {
         self.newest_move.load(Ordering::SeqCst)
     }
 
-    /// One at a time takes them out.
+    /// Lets one thread at a time take publishes out.
     fn turn(&self) -> MutexGuard<'_, ()> {
         self.taking.lock()
     }
@@ -156,14 +156,14 @@ impl Deferred {
         self.frames.is_empty() && self.called.is_none()
     }
 
-    /// Whoever sent it is gone, or sends it again over another connection.
+    /// Whether whoever sent the publish is gone, or sends it again over another connection.
     fn gone(&self) -> bool {
         !self.frames.is_empty() && self.frames.iter().all(|(_, answers)| !answers.stands())
     }
 }
 
 impl Remote {
-    /// Publishes that wait for sessions here.
+    /// How many publishes wait for sessions here.
     pub fn publishes_deferred(&self) -> usize {
         self.deferred.len.load(Ordering::Acquire)
     }
@@ -210,15 +210,15 @@ impl Cluster {
         }
     }
 
-    /// A node has reported how far it is, or has come or gone.
+    /// Looks whether places need not be kept any more: a node has reported how far it is, or has come or gone.
     pub(super) fn places_may_go(&self, remote: &Arc<Remote>) {
         if remote.deferred.keeps_places() {
             self.take_deferred_soon(remote);
         }
     }
 
-    /// A session has come to this node or left it at this revision, or a process has started: what was matched before and waits
-    /// here is matched again, since that session may be waiting for it.
+    /// Takes note that a session has come to this node or left it at revision `at`, or that a process has started: what was matched before
+    /// and waits here is matched again, since that session may be waiting for it.
     pub fn moved_at(&self, remote: &Arc<Remote>, at: Revision) {
         if remote.deferred.newest_move.fetch_max(at, Ordering::SeqCst) < at {
             self.take_deferred_soon(remote);
@@ -266,7 +266,7 @@ impl Cluster {
         }
     }
 
-    /// Something has changed that publishes may have waited for.
+    /// Starts a task that takes the publishes that need not wait any more: something has changed that they may have waited for.
     pub fn take_deferred_soon(&self, remote: &Arc<Remote>) {
         if remote.deferred.is_empty() || remote.deferred.asked.swap(true, Ordering::AcqRel) {
             return;
@@ -280,7 +280,7 @@ impl Cluster {
         }));
     }
 
-    /// Takes what has waited long enough. Sessions that have it are known; the others say where they are.
+    /// Takes the publishes that have waited long enough. Sessions that have one already are known; the others say where they are.
     fn take_deferred(&self, remote: &Arc<Remote>) {
         let _turn = remote.deferred.turn();
         remote.deferred.asked.store(false, Ordering::Release);

@@ -14,7 +14,7 @@ struct Inner<T> {
     attended: bool,
 }
 
-/// See the module.
+/// What is to be done once the journal is durable up to some point, in the order in which it was added.
 #[derive(Debug)]
 pub struct AfterDurable<T>(Mutex<Inner<T>>);
 
@@ -49,7 +49,7 @@ impl<T> AfterDurable<T> {
 }
 
 impl Cluster {
-    /// Has `run` called with `item`, after all that were added before, once the journal is durable up to `lsn`.
+    /// Calls `run` with `item`, after all items that were added before, once the journal is durable up to `lsn`.
     pub fn after_durable<T: Send + 'static>(
         &self,
         remote: &Arc<Remote>,

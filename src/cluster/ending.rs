@@ -15,14 +15,14 @@ use crate::session::{Delivery, Loss, Session};
 use crate::telemetry::metrics::SessionState;
 use std::sync::{Arc, Weak};
 
-/// A session that ended here, for the store.
+/// A session that ended here, and whose record in the store is to be removed.
 #[derive(Debug)]
 pub struct Over {
-    /// Client identifier.
+    /// Client identifier of the session.
     pub client_id: Arc<str>,
-    /// Under which epoch this node owned it.
+    /// The epoch under which this node owned the session.
     pub epoch: Epoch,
-    /// What the journal keeps of it until the store has answered.
+    /// The number under which the journal keeps the session until the store has answered; `None` = it keeps nothing.
     pub tombstone: Option<SessionNo>,
 }
 
@@ -129,7 +129,7 @@ impl Endings for Cluster {
 }
 
 impl Cluster {
-    /// A session is done with a journaled message. Who has had it is remembered as long as it may come again.
+    /// Settles message `seq` of the journal for a session. Who has had it is remembered as long as it may come again.
     pub fn settle_row(&self, seq: Seq, session: SessionNo) {
         let settle = Change::Settle { seq, session };
         match self.remote.deduplication.settled(seq) {
@@ -222,7 +222,8 @@ impl Cluster {
         }));
     }
 
-    /// Gives one message to one session as its subscription asks. `None` if it was dropped, else when it is safe.
+    /// Gives one message to one session as its subscription asks. `None` if it was dropped, else up to where the journal must be durable
+    /// for it to be safe.
     pub fn deliver_one(
         &self,
         message: &Message,

@@ -19,7 +19,7 @@ const ASKED_WITHIN_MS: u64 = 1_000;
 /// How long a new owner's client waits until all nodes have the will of the session that it replaces, milliseconds.
 const WILL_WAIT_MS: u64 = 1_000;
 
-/// How often it looks, milliseconds.
+/// How often a node looks whether it was asked for an eviction, milliseconds.
 const ASKED_LOOK_MS: u64 = 10;
 
 /// How a node comes to know that a session is not its own any more.
@@ -170,12 +170,12 @@ impl Sessions {
         }
     }
 
-    /// Whether a session of this epoch is being evicted.
+    /// Whether a session of this client identifier and epoch is being evicted.
     pub fn being_evicted(&self, client_id: &str, epoch: Epoch) -> bool {
         self.evicting.lock().get(client_id).is_some_and(|known| known.epoch > epoch)
     }
 
-    /// Whether a session with state was replaced by one without, under this epoch, over this node's head.
+    /// Whether a session with state was replaced under `epoch` by one without, over this node's head.
     pub(crate) fn replaced_by(&self, client_id: &str, epoch: Epoch) -> bool {
         self.evicting.lock().get(client_id).is_some_and(|known| known.epoch == epoch)
     }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 const LOOK_MS: u64 = 20;
 
 impl Cluster {
-    /// A session lasts so long after the end of its connection, if it has state, and is this user's: the store is told if it does not
-    /// know.
+    /// Tells the store, if it does not know, that a session with state lasts `expiry_s` seconds after the end of its connection, and whose
+    /// it is.
     pub fn tell_expiry(&self, handle: &Arc<Handle>, expiry_s: u32, user: SessionUser) {
         let remote = &self.remote;
         let expiry_s = Some(expiry_s).filter(|s| handle.durable && *s > 0);

@@ -40,17 +40,17 @@ const GIVEN_UP: &str = "the takeover was given up meanwhile";
 pub(super) enum Out {
     /// The session.
     Session(Box<Session>),
-    /// It is over, or with another node.
+    /// The session is over, or with another node.
     Gone,
 }
 
 /// What became of a frozen session.
 enum Fate {
-    /// It is with another node since this revision.
+    /// The session is with another node since this revision.
     Left(Revision),
-    /// It is over: another node has made a new one, at a clean start of the client.
+    /// The session is over: another node has made a new one, at a clean start of the client.
     Replaced,
-    /// This node serves it again.
+    /// This node serves the session again.
     Stays,
 }
 
@@ -60,7 +60,7 @@ impl Cluster {
         self.take_out_boxed(handle).await
     }
 
-    /// The same as a future that owns what it needs.
+    /// As [`Cluster::take_out`], as a future that owns what it needs.
     pub(super) fn take_out_boxed(&self, handle: &Arc<Handle>) -> BoxFuture<Out> {
         let (handle, metrics) = (handle.clone(), self.broker.metrics.clone());
         let mut place_in_line = 0;

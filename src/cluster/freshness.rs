@@ -1,6 +1,6 @@
 //! Whether this node knows recent enough of the others for its acknowledgements to count (`docs/decisions/0006-freshness.md`).
 //!
-//! It is fresh at a time if, at some instant no longer than `stale_after` before, it had applied all that the store
+//! The node is *fresh* at a time if, at some instant no longer than `stale_after` before, it had applied all that the store
 //! showed, or all that every other node had applied. What the store showed counts under the lease of that instant only. A node
 //! that is alone in its index always is fresh.
 
@@ -16,24 +16,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub enum Evidence {
     /// There is no other node.
     Alone,
-    /// There are others, and it was fresh at this instant as far as is known.
+    /// There are others, and as far as is known the node was fresh at this instant.
     At(Time),
 }
 
-/// See the module.
+/// Until when what this node knows of the others counts as recent, for its acknowledgements and for serving clients.
 pub struct Freshness {
     stale_after_ms: u64,
     coordinator: Arc<dyn Coordinator>,
     alone: AtomicBool,
-    /// The latest instant at which it was fresh by what the others had applied.
+    /// The latest instant, in milliseconds of [`Time`], at which the node was fresh by what the others had applied; 0 = never.
     by_peers: AtomicU64,
-    /// The latest instant at which it was fresh by what the store showed.
+    /// The latest instant, in milliseconds of [`Time`], at which the node was fresh by what the store showed; 0 = never.
     by_store: AtomicU64,
     waiting: Mutex<Waiters>,
 }
 
 impl Freshness {
-    /// Not fresh yet.
+    /// The freshness of a node that knows nothing yet: evidence counts for `stale_after_ms` milliseconds.
     pub fn new(stale_after_ms: u64, coordinator: Arc<dyn Coordinator>) -> Freshness {
         Freshness {
             stale_after_ms,
@@ -70,17 +70,17 @@ impl Freshness {
         if at == 0 { Time(0) } else { Time(at).plus_ms(self.stale_after_ms) }
     }
 
-    /// Whether it ever was, while there were others.
+    /// Whether this node ever was fresh while there were others.
     pub fn was_fresh(&self) -> bool {
         self.by_peers.load(Ordering::Acquire) > 0 || self.by_store.load(Ordering::Acquire) > 0
     }
 
-    /// Whether it is fresh.
+    /// Whether this node is fresh at `now`.
     pub fn is_fresh(&self, now: Time) -> bool {
         now < self.until_by_peers() || now < self.until_by_store()
     }
 
-    /// Completes when it is.
+    /// Completes when this node is fresh; at once if it is at `now`.
     pub fn when_fresh(&self, now: Time) -> BoxFuture<()> {
         let mut waiting = self.waiting.lock();
         // Under the lock: whoever makes it fresh afterwards finds this one waiting.
@@ -103,7 +103,7 @@ impl Freshness {
         self.wake(now);
     }
 
-    /// All that the store showed at this instant is applied.
+    /// Takes note that all that the store showed at instant `at` is applied.
     pub fn store_showed(&self, at: Time, now: Time) {
         self.by_store.fetch_max(at.0, Ordering::AcqRel);
         self.wake(now);

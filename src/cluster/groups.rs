@@ -14,26 +14,26 @@ use std::sync::Arc;
 pub struct Candidate<'a> {
     /// The node.
     pub node: &'a Arc<str>,
-    /// Its members.
+    /// How many members it has.
     pub weight: u32,
-    /// Whether one of them is persistent.
+    /// Whether a member of it is a persistent session.
     pub persistent: bool,
-    /// Whether it cannot answer now.
+    /// Whether the node cannot answer now.
     pub away: bool,
 }
 
-/// Which node serves it.
+/// The node that is to serve a shared subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice<'a> {
     /// The node.
     pub node: &'a Arc<str>,
-    /// Whether it is asked to queue.
+    /// Whether the node is asked to queue the message for a persistent member.
     pub queue: bool,
-    /// Whether it cannot be asked now.
+    /// Whether the node cannot be asked now.
     pub away: bool,
 }
 
-/// The nodes with members: those of the index, and this one.
+/// The nodes with members of a shared subscription: those of the index, and this one.
 pub fn candidates<'a>(
     me: &'a Arc<str>,
     here: Option<&Arc<Group>>,
@@ -100,13 +100,13 @@ fn weighted<'c, 'a: 'c>(
 /// How a member picked for a shared subscription takes a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// It gets it.
+    /// The member gets the message.
     Yes,
-    /// It may be about to leave this node: its answer has to be waited for.
+    /// The member may be about to leave this node: its answer has to be waited for.
     Moving,
-    /// It is with another node since then, which the publish was matched too early to know.
+    /// The member is with another node since this revision, and the publish was matched too early to know.
     Moved(Revision),
-    /// It cannot have it.
+    /// The member cannot have the message.
     No,
 }
 

@@ -58,7 +58,7 @@ struct Table {
     told: Option<Shared<BoxFuture<Revision>>>,
 }
 
-/// Filters that a session has just subscribed to.
+/// Filters that a session has just subscribed to, and whose SUBACK has not left.
 #[derive(Clone, Debug)]
 pub struct NewFilters {
     /// The session.
@@ -97,28 +97,28 @@ impl RouteWait {
         self
     }
 
-    /// The new subscriptions that wait.
+    /// Takes the new subscriptions that wait for the routes.
     pub fn take_young(&mut self) -> Option<NewFilters> {
         self.young.take()
     }
 
-    /// The revision at which all of them are written, if that is known.
+    /// The revision at which all routes are written, if that is known.
     pub fn known(&self) -> Option<Revision> {
         self.pending.is_empty().then_some(self.revision)
     }
 
-    /// Whether some of them are written for this very call: their revision is newer than the call.
+    /// Whether some of the routes are written for this very call: their revision is newer than the call.
     pub fn wrote(&self) -> bool {
         self.wrote
     }
 
-    /// The revision at which all of them are written.
+    /// Completes with the revision at which all routes are written.
     pub fn written(self) -> BoxFuture<Revision> {
         Box::pin(async move { join_all(self.pending).await.into_iter().fold(self.revision, Revision::max) })
     }
 }
 
-/// See the module.
+/// Which filters the sessions of this node have, how often, and what of that the cluster has been told.
 pub struct LocalRoutes {
     coordinator: Arc<dyn Coordinator>,
     tasks: Arc<dyn Tasks>,
@@ -129,7 +129,7 @@ pub struct LocalRoutes {
 }
 
 impl LocalRoutes {
-    /// None yet. Nothing is told before [`LocalRoutes::start`].
+    /// The routes of a node without subscriptions. The cluster is told nothing before [`LocalRoutes::start`].
     pub fn new(coordinator: Arc<dyn Coordinator>, tasks: Arc<dyn Tasks>) -> LocalRoutes {
         LocalRoutes { coordinator, tasks, table: Arc::default(), bell: Arc::default(), soon: Arc::default() }
     }
@@ -239,12 +239,12 @@ impl LocalRoutes {
         }
     }
 
-    /// Filters of this node's sessions.
+    /// How many filters the sessions of this node have.
     pub fn len(&self) -> usize {
         self.table.lock().routes.len()
     }
 
-    /// Whether there is none.
+    /// Whether no session of this node has a filter.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -143,7 +143,7 @@ impl Cluster {
         }
     }
 
-    /// Matches a publish with what is known now; what follows.
+    /// Matches a publish with what is known now; what is to be done next.
     pub(super) fn match_again(&self, remote: &Arc<Remote>, id: MessageId) -> Option<Next> {
         let _inside = remote.barrier.enter();
         let applied = remote.applied();
@@ -151,7 +151,7 @@ impl Cluster {
         Some(self.match_checked_out(remote, id, &view, applied))
     }
 
-    /// Matches a publish that nobody else is at. Inside the barrier.
+    /// Matches a publish that nobody else is at. The caller is inside the barrier.
     pub(super) fn match_checked_out(
         &self,
         remote: &Arc<Remote>,

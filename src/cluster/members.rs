@@ -13,16 +13,17 @@ use std::sync::Arc;
 /// Steps from an incarnation to the process that speaks for it; the leader folds longer chains.
 const CUSTODY_CHAIN_MAX: usize = 64;
 
-/// How what a process has subscribed to is to be treated.
+/// Who takes publishes for what a process has subscribed to, and whether that can be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reachability {
-    /// This process speaks for it: the local router has it all.
+    /// This process speaks for the other: the local router has all that it has subscribed to.
     Own,
-    /// The process of this node that speaks for it is registered or linked.
+    /// The process of this node that speaks for it is registered or linked: publishes go there.
     Live(Arc<str>),
-    /// That process is neither: publishes for its persistent sessions wait until custody has moved or it is back.
+    /// The process of this node that speaks for it is neither registered nor linked: publishes for its persistent sessions wait until
+    /// custody has moved or the process is back.
     Orphan(Arc<str>),
-    /// Given up, and all it owned with it.
+    /// The process was given up, and all it owned with it.
     Gone,
 }
 
@@ -39,11 +40,11 @@ impl Reachability {
 /// Who can say what a process has done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Speaker {
-    /// This node's process.
+    /// The process of this node can be asked.
     Reached(Arc<str>),
-    /// A process of this node, which is not there.
+    /// The process of this node can say it, and is not there.
     Away(Arc<str>),
-    /// Nobody will: it was given up.
+    /// Nobody will ever say it: the process was given up.
     Nobody,
 }
 
@@ -69,7 +70,7 @@ struct Table {
     leader_snapshot: u32,
 }
 
-/// See the module.
+/// The processes that make up the cluster, as this node knows them: registrations, links, custody and reports.
 #[derive(Debug)]
 pub struct Members {
     me: MemberId,
@@ -77,7 +78,7 @@ pub struct Members {
 }
 
 impl Members {
-    /// Nobody is known yet.
+    /// Knows nobody yet.
     pub fn new(me: MemberId) -> Members {
         Members { me, table: RwLock::default() }
     }
@@ -127,7 +128,7 @@ impl Members {
         self.table.read().live.get(node).is_some_and(|(m, _)| m.draining)
     }
 
-    /// The leader.
+    /// The process that leads the cluster, if any does.
     pub fn leader(&self) -> Option<MemberId> {
         self.table.read().leader.clone()
     }
@@ -160,7 +161,7 @@ impl Members {
         table.given_up(of) || table.given_up(&table.holder_of(of))
     }
 
-    /// How an incarnation's routes are to be treated.
+    /// Who takes publishes for what an incarnation has subscribed to.
     pub fn reachability(&self, of: &MemberId) -> Reachability {
         let table = self.table.read();
         let holder = table.holder_of(of);
@@ -217,19 +218,20 @@ impl Members {
         process.and_then(|p| table.reports.get(p)).map_or(0, |r| r.applied)
     }
 
-    /// Every frame of process `sender` to node `of` that was matched before this revision is answered.
+    /// The revision up to which every frame of process `sender` to node `of` is answered: all those that were matched before it.
     pub fn settled(&self, sender: &MemberId, of: &str) -> Revision {
         let table = self.table.read();
         table.reports.get(sender).and_then(|r| r.settled.get(of).copied()).unwrap_or(0)
     }
 
-    /// Every publish of process `sender` that was matched for node `of` before this revision is answered, or was matched again since.
+    /// The revision up to which every publish of process `sender` that was matched for node `of` is answered, or was matched again since:
+    /// all those that were matched before it.
     pub fn past(&self, sender: &MemberId, of: &str) -> Revision {
         self.table.read().reports.get(sender).map_or(0, |r| r.past(of))
     }
 
-    /// Every publish of a process that was matched before this revision is answered by this node, and by any other, or was matched
-    /// again since.
+    /// The revision up to which every publish of process `sender` is answered by this node, and by any other, or was matched again since:
+    /// all those that were matched before it.
     pub fn settled_everywhere(&self, sender: &MemberId) -> Revision {
         let table = self.table.read();
         let Some(r) = table.reports.get(sender) else { return 0 };
@@ -284,7 +286,7 @@ impl Members {
         of.is_some_and(|p| table.superseded(p))
     }
 
-    /// The same of those that wait for the store as well, by what is registered or linked now.
+    /// As [`Members::retained_by_all`], updates that wait for the store included, by what is registered or linked now.
     pub(super) fn written_by_all(&self) -> Revision {
         let table = self.table.read();
         let written = |r: &Reported| r.retained.map_or(r.applied, |p| p.written);
@@ -292,7 +294,7 @@ impl Members {
         table.required(&self.me, Time(u64::MAX), 0).iter().map(of).min().unwrap_or(u64::MAX)
     }
 
-    /// Whether no other process has updates of retained messages that wait for the store.
+    /// Whether no other process has spooled updates of retained messages.
     pub(super) fn none_spooled(&self) -> bool {
         let table = self.table.read();
         let none = |p: RetainedProgress| p.written == p.settled;
@@ -369,7 +371,7 @@ impl Members {
         leaves
     }
 
-    /// This node has come so far.
+    /// Takes note that this node's index has come to `applied`.
     pub(super) fn advanced(&self, applied: Revision) {
         self.table.write().reports.values_mut().for_each(|r| r.reached(applied));
     }

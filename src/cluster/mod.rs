@@ -113,15 +113,15 @@ pub struct RemoteLimits {
     pub suback_wait_ms: u64,
     /// How long a new owner keeps deliveries back for those that are still on their way by the old one, milliseconds.
     pub order_wait_ms: u64,
-    /// Publishes of this node that wait for other nodes.
+    /// The most publishes of this node that wait for other nodes.
     pub held_publishes: usize,
-    /// The same in bytes.
+    /// The most bytes of such publishes.
     pub held_bytes: usize,
-    /// Publishes of other nodes that are remembered so that no session has one twice.
+    /// The most publishes of other nodes that are remembered so that no session has one twice.
     pub seen: usize,
-    /// Sessions that left and are remembered for publishes that still look for them here.
+    /// The most sessions that left and are remembered for publishes that still look for them here.
     pub departed: usize,
-    /// CONNECTs on their way to their sessions.
+    /// The most CONNECTs on their way to their sessions.
     pub claiming: usize,
     /// By how much a node's clock may differ from the median of all before that is warned about, milliseconds.
     pub clock_difference_ms: u64,
@@ -144,11 +144,11 @@ impl Default for RemoteLimits {
     }
 }
 
-/// See the module.
+/// This node's part of the cluster: what it does with the others. What it knows of them is in [`Remote`].
 pub struct Cluster {
-    /// This node.
+    /// The node itself.
     pub broker: Arc<Broker>,
-    /// What it knows of the others and has under way with them.
+    /// What this node knows of the others and has under way with them.
     pub remote: Arc<Remote>,
     me: Weak<Cluster>,
 }
@@ -161,23 +161,23 @@ impl std::fmt::Debug for Cluster {
 
 /// What a node knows of the others and has under way with them.
 pub struct Remote {
-    /// The outside.
+    /// What the node needs from outside.
     pub ports: ClusterPorts,
     /// This process.
     pub me: MemberId,
-    /// Its limits.
+    /// The limits of what this node does with the others.
     pub limits: RemoteLimits,
-    /// What it counts.
+    /// The node's metrics.
     pub metrics: Arc<Metrics>,
-    /// Between publishers and the index.
+    /// Keeps the applied revision from advancing while a publish is matched.
     pub barrier: Barrier,
-    /// The other processes.
+    /// The processes of the cluster.
     pub members: Members,
     /// Where publishes go besides here.
     pub routes: RoutesIndex,
-    /// What this node tells the others that it wants.
+    /// What this node tells the others that its sessions have subscribed to.
     pub local: Arc<LocalRoutes>,
-    /// Whether what it knows is recent.
+    /// Whether what this node knows of the others is recent.
     pub freshness: Freshness,
     applied: Arc<Level>,
     /// The least that this and all other processes have applied.
@@ -190,18 +190,18 @@ pub struct Remote {
     report_bell: Arc<Bell>,
     lag_bell: Arc<Bell>,
     serve_bell: Arc<Bell>,
-    /// Until when it may serve for sure, milliseconds of [`Time`]; looked at before every write to a client.
+    /// Until when the node may serve for sure, milliseconds of [`Time`]; looked at before every write to a client.
     serve_until: AtomicU64,
-    /// It serves nobody any more, and has said so to the others or is about to.
+    /// The node serves nobody any more, and has said so to the others or is about to.
     left: AtomicBool,
     retains: retained::Retains,
     rereads: reread::Rereads,
     clocks: Mutex<Clocks>,
     /// The retained messages as the store has them.
     pub retained: Arc<Retained>,
-    /// The publishes that it owns.
+    /// The publishes that this node owns until every node that must has them.
     pub outbox: Outbox,
-    /// Which of its sessions have had which publishes.
+    /// Which sessions of this node have had which publishes.
     pub deduplication: Deduplication,
     /// Subscriptions that are younger than publishes under way.
     pub young: Young,
@@ -277,7 +277,7 @@ impl Remote {
         self.forgotten.fetch_max(at, Ordering::AcqRel);
     }
 
-    /// The time.
+    /// The time by the node's own clock.
     pub fn now(&self) -> Time {
         self.ports.tasks.now()
     }
@@ -312,12 +312,12 @@ impl Remote {
         })
     }
 
-    /// Whether every process that must has reported to have applied `revision`.
+    /// The revision that every process that must has reported to have applied.
     pub fn all_applied(&self) -> Revision {
         self.all_applied.get()
     }
 
-    /// Whether this node is fresh (docs/decisions/0006-freshness.md).
+    /// Whether this node is fresh at `now` (docs/decisions/0006-freshness.md).
     pub fn is_fresh(&self, now: Time) -> bool {
         self.freshness.is_fresh(now)
     }
@@ -327,7 +327,7 @@ impl Remote {
         self.freshness.when_fresh(self.now())
     }
 
-    /// Where else `topic` goes. Call it inside the barrier.
+    /// The other nodes that `topic` goes to. Call it inside the barrier.
     pub fn lookup<'c>(&self, topic: &str, cache: &'c mut RemoteCache) -> &'c RemoteMatches {
         self.routes.lookup(topic, cache)
     }
@@ -342,7 +342,7 @@ impl Remote {
         self.report_soon();
     }
 
-    /// Registrations, custody or links have changed.
+    /// Lets publishes be matched again that wait for nodes whose registration, custody or link has changed, and says which links are kept.
     fn membership_changed(&self) {
         // One at a time, or an older list of nodes might replace a newer one.
         let keeping = self.keeping.lock();
@@ -368,7 +368,7 @@ impl Remote {
         self.evaluate_reports();
     }
 
-    /// Draws conclusions from what everybody has reported.
+    /// Draws conclusions from what everybody has reported: how far all are, and whether this node is fresh.
     fn evaluate_reports(&self) {
         // One at a time, or an older conclusion might replace a newer one.
         let _weighing = self.evaluating.lock();

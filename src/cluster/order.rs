@@ -171,8 +171,8 @@ impl Remote {
         senders
     }
 
-    /// Every publish of a process that was matched for the node of `old`, or for any, before this revision is answered, or was matched
-    /// again since; and all its frames to this node are answered.
+    /// The revision up to which every publish of process `sender` that was matched for the node of `old`, or for any, is answered, or was
+    /// matched again since; and all its frames to this node are answered.
     fn settled_by(&self, sender: &MemberId, old: Option<&MemberId>) -> Revision {
         let Some(old) = old else { return self.members.settled_everywhere(sender) };
         // A node's publishes for its own sessions are its own frames to itself.

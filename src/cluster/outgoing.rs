@@ -23,7 +23,7 @@ const PART_MESSAGES_MAX: usize = 128;
 /// Messages read from the journal at a time for a part: so many are in memory beyond its size.
 const PART_READ_MAX: usize = 16;
 
-/// See the module.
+/// A session that is being handed over to another node, in parts.
 #[derive(Debug)]
 pub struct Outgoing {
     pub(super) correlation: Arc<str>,
@@ -40,12 +40,12 @@ pub struct Outgoing {
     lane: Lane,
 }
 
-/// Takeovers that this node is asked for and that have not begun: how many requests there are for each, and whether it was
-/// given up meanwhile.
+/// The takeovers that this node is asked for and that have not begun: how many requests there are for each, and whether it was given up
+/// meanwhile.
 #[derive(Debug, Default)]
 pub struct TakeoverRequests(Mutex<HashMap<Arc<str>, (usize, bool)>>);
 
-/// A request for one, while it waits.
+/// A request for a takeover, while it waits.
 #[derive(Debug)]
 pub(super) struct TakeoverRequest {
     asked: Arc<TakeoverRequests>,
@@ -58,7 +58,7 @@ impl TakeoverRequests {
         TakeoverRequest { asked: self.clone(), correlation: correlation.clone() }
     }
 
-    /// Who asked for it does not want it any more.
+    /// Takes note that who asked for a takeover does not want it any more.
     pub(super) fn give_up(&self, correlation: &str) {
         if let Some((_, given_up)) = self.0.lock().get_mut(correlation) {
             *given_up = true;
@@ -133,7 +133,7 @@ impl Outgoing {
         (parts.last.0 == 0).then(|| parts.response())
     }
 
-    /// When the new owner last asked for something.
+    /// When the new owner last asked for a part.
     pub(super) fn touched(&self) -> Time {
         self.parts.lock().touched
     }

@@ -37,21 +37,21 @@ const LENGTH: usize = 4;
 /// Everything of a session but its messages.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Head {
-    /// Its record as the old owner has it, but for when its client went.
+    /// The session's record as the old owner has it, but for when its client went.
     pub record: SessionRecord,
-    /// For how long its client had been gone, milliseconds: the clocks of two nodes differ.
+    /// For how long the session's client had been gone, milliseconds: the clocks of two nodes differ.
     pub gone_ms: u64,
-    /// Its subscriptions.
+    /// The session's subscriptions.
     pub subscriptions: Vec<SubscriptionRecord>,
     /// Inbound QoS 2 packet identifiers in use.
     pub inbound: Vec<u16>,
     /// Outbound steps, with the old owner's numbers of the messages, in order. Their messages come first.
     pub outbound: Vec<(u16, Seq, OutboundState)>,
-    /// Publishes that it has had.
+    /// Publishes that the session has had.
     pub seen: Vec<MessageId>,
 }
 
-/// One piece.
+/// A piece of the stream.
 #[derive(Debug, PartialEq)]
 pub(super) enum Piece {
     /// The first.

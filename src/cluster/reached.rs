@@ -10,12 +10,12 @@ use std::sync::{Arc, Weak};
 /// Between two looks, milliseconds.
 const LOOK_MS: u64 = 1_000;
 
-/// Who cannot reach this node.
+/// The nodes that cannot reach this one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unreached {
-    /// Where they try: the address that this node has registered.
+    /// The address that this node has registered, where the others try.
     pub address: String,
-    /// Each with its reason.
+    /// The nodes that cannot reach this one, each with its reason.
     pub by: Vec<(Arc<str>, String)>,
     /// How many other nodes are registered.
     pub others: usize,
@@ -87,7 +87,7 @@ impl Watched {
     }
 }
 
-/// Goes on for as long as the cluster is there.
+/// Looks again and again whether the others reach this node, for as long as the cluster is there.
 pub(super) async fn watch(cluster: Weak<Cluster>) {
     let mut watched = Watched::default();
     loop {

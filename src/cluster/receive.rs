@@ -26,7 +26,7 @@ const RECEIVING: usize = 64;
 
 /// Takes frames of one publish in one after another. One that waited here for sessions may be taken again just when it comes a second
 /// time, over another connection: between the note that a session has it and what comes of that the other would be told that it has, and
-/// the one that goes would take along that later ones wait for it. Inside the barrier.
+/// the one that goes would take along that later ones wait for it. The caller is inside the barrier.
 pub(super) struct Receiving([Mutex<()>; RECEIVING]);
 
 impl Default for Receiving {
@@ -191,7 +191,7 @@ impl Cluster {
 
 /// What comes over the links ([`crate::ports::Inbox`]).
 impl Cluster {
-    /// See [`crate::ports::Inbox::frames`].
+    /// Takes the frames of a node in, in order: [`crate::ports::Inbox::frames`].
     pub fn frames(&self, from: &MemberId, frames: Vec<Frame>, answers: &Arc<dyn Answers>) -> bool {
         let remote = &self.remote;
         self.broker.metrics.frames_received.add(frames.len() as u64);
@@ -218,7 +218,7 @@ impl Cluster {
         self.broker.journal.congested()
     }
 
-    /// See [`crate::ports::Inbox::relieved`].
+    /// Completes when more frames may be read: [`crate::ports::Inbox::relieved`].
     pub fn relieved(&self) -> BoxFuture<()> {
         let journal = self.broker.journal.clone();
         // What is appended now is behind all that is queued.
@@ -226,7 +226,7 @@ impl Cluster {
         Box::pin(durable(journal, lsn))
     }
 
-    /// See [`crate::ports::Inbox::report`].
+    /// Takes the report of a node in: [`crate::ports::Inbox::report`].
     pub fn report(&self, from: &MemberId, report: Report) {
         let remote = &self.remote;
         let highest = report.open.last().copied().max(report.low_water.checked_sub(1));
@@ -243,12 +243,12 @@ impl Cluster {
         self.places_may_go(remote);
     }
 
-    /// See [`crate::ports::Inbox::answered`].
+    /// Takes in what a node said to frames of this one: [`crate::ports::Inbox::answered`].
     pub fn answered(&self, node: &Arc<str>, answers: Vec<(MessageId, Answer)>) {
         self.take_answers(&self.remote, node, answers);
     }
 
-    /// See [`crate::ports::Inbox::link`].
+    /// Takes note that the link to a node came up or went down: [`crate::ports::Inbox::link`].
     pub fn link(&self, node: &Arc<str>, process: Option<MemberId>) {
         let remote = &self.remote;
         let down = process.is_none();
@@ -260,12 +260,12 @@ impl Cluster {
         self.nodes_changed();
     }
 
-    /// See [`crate::ports::Inbox::superseded`].
+    /// Whether a process must not be heard any more: [`crate::ports::Inbox::superseded`].
     pub fn superseded(&self, process: &MemberId) -> bool {
         self.remote.members.superseded(process)
     }
 
-    /// See [`crate::ports::Inbox::clock`].
+    /// What this node's clock shows: [`crate::ports::Inbox::clock`].
     pub fn clock(&self) -> Option<SaidClock> {
         let remote = &self.remote;
         let time = &remote.ports.time;

@@ -21,9 +21,9 @@ const RELEASES_AT_ONCE: usize = 256;
 #[derive(Debug)]
 pub(super) struct Candidate {
     handle: Arc<Handle>,
-    /// Its claim was under way.
+    /// The session's claim was under way.
     pending: bool,
-    /// Its record has to be written anew if it is kept.
+    /// The session's record has to be written anew if the session is kept.
     changed: bool,
 }
 

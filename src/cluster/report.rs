@@ -37,7 +37,7 @@ impl Remote {
         }
     }
 
-    /// Something that reports tell has changed: one will be sent soon.
+    /// Asks for a report to be sent soon: something that reports tell has changed.
     pub fn report_soon(&self) {
         self.report_bell.ring();
         self.sessions.reported();
@@ -66,7 +66,7 @@ impl Remote {
         leaving
     }
 
-    /// The link to a node leads to this process now, or is down.
+    /// Takes note that the link to a node leads to `process` now, or is down.
     pub fn link_changed(&self, node: &Arc<str>, process: Option<MemberId>) {
         let before = self.members.linked(node);
         if let Some(gone) = before.filter(|before| Some(before) != process.as_ref()) {
@@ -78,7 +78,7 @@ impl Remote {
         self.report_soon();
     }
 
-    /// The answer to a node that lags and asks for what it has missed.
+    /// What this node answers to one that lags and asks for the events it has missed after revision `after`.
     pub fn events_after(&self, after: Revision) -> Response {
         Response::Events(self.ports.coordinator.events_after(after))
     }

@@ -116,7 +116,8 @@ impl Table {
         }
     }
 
-    /// Has the journal keep an update, unless it keeps a later one of the topic; when that is durable, this one is safe.
+    /// Has the journal keep an update until the store has it, unless it keeps a later one of the topic; when that is durable, this one is
+    /// safe.
     fn spool(&mut self, journal: &dyn Journal, update: &Retain) -> Lsn {
         if let Some(&(id, lsn)) = self.spooled.get(&update.topic)
             && id.origin == update.id.origin
@@ -149,7 +150,7 @@ pub(super) enum Keeping {
 }
 
 impl Keeping {
-    /// How sure the journal must be of a retained message of this origin.
+    /// How sure the journal must be of a retained message that is published so.
     pub fn of(publishing: &Publishing<'_>) -> Keeping {
         match (publishing.record, publishing.inbound) {
             (Some(_), _) => Keeping::Enough,
@@ -215,7 +216,7 @@ impl Cluster {
         if journaled { self.broker.journal_takes(message) } else { Ok(()) }
     }
 
-    /// Takes up updates that the journal kept because the store was away.
+    /// Takes up updates that the journal of an earlier process kept because the store was away.
     pub fn take_up_spooled(&self, spooled: Vec<SpooledRetain>) {
         let remote = &self.remote;
         let mut table = remote.retains.0.lock();
@@ -235,7 +236,7 @@ impl Cluster {
         }
     }
 
-    /// Retained messages whose update waits for the store.
+    /// How many topics have an update that the journal keeps for the store.
     pub fn spooled_retained(&self) -> usize {
         self.remote.retains.0.lock().spooled.len()
     }

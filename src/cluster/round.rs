@@ -13,19 +13,19 @@ use crate::topic;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-/// See the module. The caller is inside the barrier.
+/// One message, matched once, on its way to the sessions of this node. Whoever has one is inside the barrier.
 pub(super) struct Round<'a> {
     /// The message.
     pub message: &'a Message,
-    /// Who publishes it, and its name if it has one.
+    /// Who publishes the message, and which process sends it under which name, if it has one.
     pub provenance: Provenance<'a>,
     /// The revision of the index at which it was matched.
     pub matched_at: Revision,
-    /// Whether it may have been here before: then duplicates are looked for.
+    /// Whether the message may have been here before: then duplicates are looked for.
     pub repeated: bool,
     /// Whether the message comes of its first match: its publisher's later messages are not before it.
     pub first: bool,
-    /// Whether it may come again: then who has had it is remembered.
+    /// Whether the message may come again: then who has had it is remembered.
     pub tracked: bool,
     /// Who is asked to serve a shared subscription is asked only when that is recorded.
     pub noted: bool,
@@ -38,9 +38,9 @@ pub(super) struct Round<'a> {
 /// How a member of a shared subscription here took a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Member {
-    /// It has it.
+    /// The member has it.
     Took,
-    /// It is about to leave, or has left: the round knows.
+    /// The member is about to leave, or has left: the round knows.
     Absent(Fit),
     /// Nobody here can have it.
     Nobody,
@@ -60,19 +60,19 @@ impl<'a> Round<'a> {
         Round { message, provenance, matched_at, repeated, first, tracked, noted, delivered, wakes }
     }
 
-    /// Names it: process `sender` sends it as `id`.
+    /// Names the message: process `sender` sends it as `id`.
     pub fn named(mut self, sender: Incarnation, id: MessageId) -> Round<'a> {
         self.provenance.sending = Some(Sending { sender, id, matched_at: self.matched_at });
         self
     }
 
-    /// Its name, if it has one.
+    /// The message's name, if it has one.
     pub fn id(&self) -> Option<MessageId> {
         self.provenance.sending.map(|sending| sending.id)
     }
 
-    /// A number that decides whose turn it is in a shared subscription: by its name, so that whoever sends it again after a crash asks
-    /// the same node.
+    /// A number by which a node is chosen for a shared subscription: made of the message's name, so that whoever sends it again after a
+    /// crash asks the same node; `unnamed` makes that of a message without a name.
     pub fn draw(&self, unnamed: impl FnOnce() -> u64) -> u64 {
         self.id().map_or_else(unnamed, outbox::draw_of)
     }
@@ -179,7 +179,7 @@ impl Cluster {
         first
     }
 
-    /// Those that leave have not had it after all.
+    /// Forgets that sessions that leave have had the message: they have not after all.
     fn forget_absent(&self, round: &mut Round<'_>) {
         let id = round.id().filter(|_| round.repeated || round.tracked);
         for session in round.delivered.absent.sessions.drain(..) {
@@ -189,7 +189,7 @@ impl Cluster {
         }
     }
 
-    /// The journal has the publish for sessions here: who settles it must be remembered.
+    /// Remembers who has the publish from the journal: who settles it must be known.
     fn remember_recipients(&self, round: &Round<'_>, lsn: Lsn) {
         let Some(id) = round.id() else { return };
         for r in round.delivered.recipients() {

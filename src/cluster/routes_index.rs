@@ -22,7 +22,7 @@ pub struct RemoteNode {
     pub node: Arc<str>,
     /// Whether a persistent session there may want it.
     pub persistent: bool,
-    /// The process that speaks for these sessions is neither registered nor linked: the publish waits.
+    /// Whether the process that speaks for these sessions is neither registered nor linked: the publish waits.
     pub orphaned: bool,
 }
 
@@ -31,11 +31,11 @@ pub struct RemoteNode {
 pub struct RemoteShare {
     /// The node.
     pub node: Arc<str>,
-    /// How many members.
+    /// How many members the node has.
     pub weight: u32,
-    /// Whether one of them is persistent.
+    /// Whether a member there is a persistent session.
     pub persistent: bool,
-    /// As [`RemoteNode::orphaned`].
+    /// Whether the process that speaks for these members is neither registered nor linked ([`RemoteNode::orphaned`]).
     pub orphaned: bool,
 }
 
@@ -44,11 +44,11 @@ pub struct RemoteShare {
 pub struct RemoteGroup {
     /// `$share/<group>/<filter>`.
     pub name: Arc<str>,
-    /// Where its members are, each node as in [`RemoteMatches::nodes`].
+    /// The nodes where its members are, each as often as in [`RemoteMatches::nodes`].
     pub nodes: Vec<RemoteShare>,
 }
 
-/// Where else a topic goes.
+/// The other nodes that a topic goes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RemoteMatches {
     /// Nodes with plain subscriptions, each once; twice if a process is there and another of its node is waited for.
@@ -70,7 +70,7 @@ impl RemoteMatches {
     }
 }
 
-/// The last lookup of one publisher.
+/// The last lookup of one publisher among the routes of other nodes.
 #[derive(Debug, Default)]
 pub struct RemoteCache {
     topic: String,
@@ -275,7 +275,7 @@ impl Owners {
     }
 }
 
-/// See the module.
+/// The routes of all incarnations by filter: which other nodes a topic goes to.
 #[derive(Debug)]
 pub struct RoutesIndex {
     shards: Vec<Shard>,
@@ -375,8 +375,8 @@ impl RoutesIndex {
         !owners.released.is_empty()
     }
 
-    /// Looks again at how everybody is to be treated. Returns the nodes for which that has changed, and those that are waited for
-    /// and want less than before.
+    /// Looks again at how everybody can be reached. Returns the nodes for which that has changed, and those that are waited for and want
+    /// less than before.
     pub fn update_reachability(&self, reachability: impl Fn(&MemberId) -> Reachability) -> Vec<Arc<str>> {
         let mut owners = self.owners.write();
         let mut nodes = std::mem::take(&mut owners.released);
@@ -425,7 +425,7 @@ impl RoutesIndex {
         !owners.released.is_empty()
     }
 
-    /// Where else `topic` goes. The result stays valid until the next call with this cache.
+    /// The other nodes that `topic` goes to. The result stays valid until the next call with this cache.
     pub fn lookup<'c>(&self, topic: &str, cache: &'c mut RemoteCache) -> &'c RemoteMatches {
         let (own, wild) = (self.shard_of(topic), &self.shards[SHARDS]);
         // Read before the lookup: a change in between makes this result look old, never new.
@@ -449,12 +449,12 @@ impl RoutesIndex {
         &cache.matches
     }
 
-    /// Routes of all incarnations.
+    /// How many routes all incarnations have.
     pub fn len(&self) -> usize {
         self.owners.read().owners.iter().flatten().map(|o| o.routes).sum()
     }
 
-    /// Whether there is none.
+    /// Whether there is no route.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -479,7 +479,7 @@ impl RoutesIndex {
         all
     }
 
-    /// Bytes allocated, an estimate.
+    /// Bytes that the index has allocated, an estimate.
     pub fn memory_bytes(&self) -> usize {
         self.shards.iter().map(|s| s.trie.read().memory_bytes()).sum()
     }

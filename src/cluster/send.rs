@@ -19,11 +19,11 @@ use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// What is told whose publish would have to wait for other nodes, beside too many others.
+/// What a client is told whose publish would have to wait for other nodes, beside too many others.
 const HELD_FULL: &str =
     "as many publishes wait for other nodes as cluster.max_held_messages or cluster.max_held_bytes allows";
 
-/// What a publish is that was retained before: when it is safe, and its name.
+/// What is known of a publish that was retained before: the promise that tells when it is safe, and its name.
 type Update = (Option<Arc<Promise>>, Option<MessageId>);
 
 impl Cluster {
@@ -187,7 +187,7 @@ impl Cluster {
         Some(Routed { lsn, promise: Some(promise), matched: false })
     }
 
-    /// Takes a matched publish into the table and sends its frames, at once or when its record is durable.
+    /// Takes a matched publish into the outbox and sends its frames, at once or when its record is durable.
     fn begin(
         &self,
         remote: &Arc<Remote>,

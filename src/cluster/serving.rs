@@ -16,7 +16,7 @@ impl Remote {
     /// Whether this node may serve clients now.
     ///
     /// # Errors
-    /// Why not, and what to do.
+    /// Says why it may not, and what to do.
     pub fn may_serve(&self) -> Result<(), String> {
         if self.left() {
             return Err(format!("node {} has said goodbye to the other nodes: it is stopping", self.me.node));
@@ -32,7 +32,7 @@ impl Remote {
         ))
     }
 
-    /// The same for a moment just read from the clock; cheap.
+    /// Whether this node may serve clients at `now`, just read from the clock; cheap.
     pub fn serves(&self, now: Time) -> bool {
         if now.0 < self.serve_until.load(Ordering::Acquire) {
             return true;
@@ -42,12 +42,12 @@ impl Remote {
         now < until
     }
 
-    /// Until when it may if nothing more is heard.
+    /// Until when this node may serve clients if nothing more is heard.
     fn may_serve_until(&self) -> Time {
         if self.left() { Time(0) } else { self.ports.coordinator.lease_until().max(self.freshness.until()) }
     }
 
-    /// Whether it serves nobody any more, for good.
+    /// Whether this node serves nobody any more, for good.
     pub(super) fn left(&self) -> bool {
         self.left.load(Ordering::Acquire)
     }
@@ -59,7 +59,7 @@ impl Remote {
         self.serve_bell.ring();
     }
 
-    /// What is known of freshness has changed.
+    /// Takes note that what is known of this node's freshness has changed.
     pub(super) fn serving_changed(&self) {
         let until = self.may_serve_until();
         let before = self.serve_until.swap(until.0, Ordering::AcqRel);

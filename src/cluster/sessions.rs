@@ -41,24 +41,24 @@ const RETRY_LONGEST_MS: u64 = 1_000;
 pub struct Run {
     /// `Ok` = the session is on this node: look again.
     pub outcome: Arc<Once<Result<(), Reason>>>,
-    /// The log has said why it was refused.
+    /// Whether the log has said why it was refused.
     said: AtomicBool,
     /// Whose CONNECT it is.
     user: SessionUser,
 }
 
 impl Run {
-    /// The log says why it is refused.
+    /// Takes note that the log says why the CONNECT is refused.
     pub(super) fn say(&self) {
         self.said.store(true, Ordering::Release);
     }
 
-    /// Whether the log has said why it was refused.
+    /// Whether the log has said why the CONNECT was refused.
     pub fn said(&self) -> bool {
         self.said.load(Ordering::Acquire)
     }
 
-    /// Whether nobody waits for it any more.
+    /// Whether nobody waits for the session any more.
     pub fn over(&self) -> bool {
         self.outcome.get().is_some()
     }
@@ -110,7 +110,7 @@ pub(super) struct Departed {
     pub subscriptions: Subscriptions,
 }
 
-/// See the module.
+/// Sessions that come to this node and leave it: what is under way, and what has to be remembered of those that left.
 #[derive(Default)]
 pub struct Sessions {
     pub(super) lanes: Arc<Lanes>,
@@ -123,11 +123,13 @@ pub struct Sessions {
     pub over: AfterDurable<Over>,
     /// Until this node's sessions have been compared with the store: what it says of those in the journal.
     pub(super) named: Mutex<HashMap<Arc<str>, SessionOwner>>,
-    /// Until then: records that earlier processes of this node left behind without state.
+    /// Until this node's sessions have been compared with the store: records that earlier processes of this node left behind without state.
     pub(super) leftovers: Mutex<HashMap<Arc<str>, SessionOwner>>,
-    /// Until then: sessions that the store names as this node's and that its journal does not have.
+    /// Until this node's sessions have been compared with the store: sessions that it names as this node's and that the journal does not
+    /// have.
     pub(super) strangers: Mutex<HashMap<Arc<str>, SessionOwner>>,
-    /// Until then: by which epochs they were replaced over this node's head, or (`true`) that they expired.
+    /// Until this node's sessions have been compared with the store: the epochs by which they were replaced over this node's head, or
+    /// (`true`) that they expired.
     pub(super) evictions: Mutex<HashMap<Arc<str>, (Epoch, bool)>>,
     /// Evictions under way.
     pub(super) evicting: Mutex<HashMap<Arc<str>, Evicting>>,
@@ -190,7 +192,7 @@ impl Sessions {
         self.newest_move.fetch_max(at, Ordering::AcqRel);
     }
 
-    /// The newest such event.
+    /// The newest revision at which a session has moved, or a process has started, that the index has.
     pub(super) fn newest_move(&self) -> Revision {
         self.newest_move.load(Ordering::Acquire)
     }
@@ -238,7 +240,7 @@ impl Sessions {
         (self.news.lock().listed(), self.reports.lock().listed())
     }
 
-    /// CONNECTs that have not been decided.
+    /// How many CONNECTs have not been decided.
     pub fn claiming(&self) -> usize {
         self.runs.lock().len()
     }

@@ -64,7 +64,7 @@ impl Cluster {
         answered
     }
 
-    /// Counts routes of a session in; filters with `true` are new to it. `None` if there are no filters.
+    /// Counts the routes of a session in; filters with `true` are new to it. `None` if there are no filters.
     pub fn routes_added(&self, filters: &[(Arc<str>, bool)], persistent: bool) -> Option<RouteWait> {
         (!filters.is_empty()).then(|| self.remote.local.add(filters, persistent))
     }
@@ -223,8 +223,8 @@ impl Remote {
     }
 
     /// As [`Remote::routed`], and what is retained can be read. A publish that another node has matched without the route is no longer
-    /// under way then: this node's index has what it retained, or something newer. One that came here before the subscription is
-    /// among those `under_way`. All others come to it.
+    /// under way then: this node's index has what it retained, or something newer. One that came here before the subscription is among
+    /// those `under_way`. All others come to it.
     async fn readable(
         self: &Arc<Remote>,
         wait: RouteWait,

@@ -228,7 +228,7 @@ impl Cluster {
         }
     }
 
-    /// One request, repeated while it is in time and gets no answer.
+    /// Makes a request, and repeats it while it is in time and gets no answer.
     async fn ask(
         &self,
         remote: &Remote,

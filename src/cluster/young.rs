@@ -156,7 +156,7 @@ impl Sessions {
     }
 }
 
-/// See the module.
+/// The subscriptions of this node that are younger than publishes still under way, and what they must not take.
 #[derive(Debug, Default)]
 pub struct Young {
     sessions: Mutex<Sessions>,
@@ -166,7 +166,7 @@ pub struct Young {
 }
 
 impl Young {
-    /// The highest number that `origin` is known to have given is `seq`, or a higher one.
+    /// Takes note that `origin` has given the numbers up to `seq`.
     pub fn hear(&self, origin: Incarnation, seq: u64) {
         if let Some(heard) = self.heard.read().get(&origin) {
             heard.fetch_max(seq, Ordering::Relaxed);
@@ -175,15 +175,15 @@ impl Young {
         self.heard.write().entry(origin).or_default().fetch_max(seq, Ordering::Relaxed);
     }
 
-    /// A session has been given a publish of another node, or has it already.
+    /// Takes note that a session has been given a publish of another node, or has it already.
     pub fn given(&self, session: SessionNo, id: MessageId, message: &Message) {
         if !self.is_empty() {
             self.sessions.lock().given(session, id, || OrderKey::of(message.topic(), message.qos()));
         }
     }
 
-    /// Process `origin` has reported that its index has come to `applied`, and that it has given the numbers up to `highest`. What it has
-    /// sent before has come.
+    /// Takes note that process `origin` has reported that its index has come to `applied`, and that it has given the numbers up to
+    /// `highest`. What it has sent before has come.
     pub fn reported(&self, origin: Incarnation, applied: Revision, highest: u64) {
         self.hear(origin, highest);
         if self.is_empty() {
@@ -214,7 +214,7 @@ impl Young {
         self.len.load(Ordering::Acquire) == 0
     }
 
-    /// A session has subscribed; SUBACK has not left.
+    /// Takes note that a session has subscribed to `filter`, and that its SUBACK has not left.
     pub fn begin(&self, session: SessionNo, filter: &Arc<str>) {
         let mut sessions = self.sessions.lock();
         let of_session = &mut sessions.all.entry(session).or_default().subscriptions;
@@ -223,8 +223,8 @@ impl Young {
         self.len.store(sessions.all.len(), Ordering::Release);
     }
 
-    /// SUBACK leaves: the subscriptions take all that is newer than `older`. `known` = all nodes know of them; else only those that
-    /// `older` names do, and those that report it once [`Young::routed`] has said when the routes were written.
+    /// Takes note that SUBACK leaves: the subscriptions take all that is newer than `older`. `known` = all nodes know of them; else only
+    /// those that `older` names do, and those that report it once [`Young::routed`] has said when the routes were written.
     pub fn acknowledged(
         &self,
         session: SessionNo,
@@ -253,7 +253,7 @@ impl Young {
         self.len.store(sessions.all.len(), Ordering::Release);
     }
 
-    /// The routes of subscriptions that not all nodes knew of at their SUBACK are written at `revision`.
+    /// Takes note that the routes of subscriptions that not all nodes knew of at their SUBACK are written at `revision`.
     pub fn routed(&self, session: SessionNo, filters: &[Arc<str>], revision: Revision) {
         let mut sessions = self.sessions.lock();
         let of_session =
@@ -301,7 +301,7 @@ impl Young {
         Some(Some(older.iter().chain(&unknown.before).copied().collect()))
     }
 
-    /// A session has come with a subscription that is younger than publishes.
+    /// Takes note that a session has come with a subscription that is younger than publishes.
     pub fn add(&self, session: SessionNo, filter: &Arc<str>, older: Older) {
         let mut sessions = self.sessions.lock();
         let s = Subscription { filter: filter.clone(), older: Some(older), unknown: None };
@@ -309,14 +309,14 @@ impl Young {
         self.len.store(sessions.all.len(), Ordering::Release);
     }
 
-    /// A session has come with these subscriptions.
+    /// Takes note that a session has come with these subscriptions.
     pub fn add_all(&self, session: SessionNo, subscriptions: &[SubscriptionRecord]) {
         for s in subscriptions.iter().filter(|s| !s.older.is_empty()) {
             self.add(session, &s.filter, s.older.clone().into());
         }
     }
 
-    /// A session is not here any more, or (with `filter`) has ended one subscription.
+    /// Forgets a session that is not here any more, or (with `filter`) one of its subscriptions that has ended.
     pub fn forget(&self, session: SessionNo, filter: Option<&str>) {
         if self.is_empty() {
             return;

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// See the module.
+/// Hands events to the index in the order of their revisions, whoever they came from: the watch, a snapshot, a peer.
 pub struct Applier {
     index: Arc<dyn Index>,
     metrics: Arc<Metrics>,

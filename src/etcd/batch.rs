@@ -136,7 +136,7 @@ struct State {
     last_start: Time,
 }
 
-/// See the module. Dropping it ends all that waits.
+/// Packs independent compare-and-swap operations into few proposals to etcd. Dropping it ends all that waits.
 pub struct Proposer {
     shared: Arc<Shared>,
     driver: tokio::task::JoinHandle<()>,

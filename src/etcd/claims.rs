@@ -27,7 +27,7 @@ pub const CLAIMS_MAX: usize = 65_536;
 /// Between two attempts to learn whose a session is that is to be released.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// Claims, releases and evictions: compare-and-swap operations on `sessions/` and `evictions/`.
 pub struct Claims {
     /// Builds and reads keys.
     pub keys: Keys,

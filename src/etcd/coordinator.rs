@@ -120,7 +120,7 @@ impl Index for Relay {
     }
 }
 
-/// See the module. Dropping it ends all that goes on.
+/// The [`Coordinator`] on etcd, put together from its parts. Dropping it ends all that goes on.
 pub struct EtcdCoordinator {
     etcd: Etcd,
     registered: Registered,

@@ -4,7 +4,7 @@ use super::records::VALUE_VERSION;
 use crate::ports::Epoch;
 use serde::{Deserialize, Serialize};
 
-/// See the module.
+/// The value of `evictions/<node>/<client>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvictionRecord {
     v: u32,

@@ -1,4 +1,4 @@
-//! Shows the index again and again that it is fresh: a linearizable read names the store's revision, and when an event at
+//! Proves again and again that the index is fresh: a linearizable read names the store's revision, and when an event at
 //! that revision or later has been applied, everything was known here that was there when the read was sent.
 
 use super::applier::Applier;
@@ -21,7 +21,7 @@ const EVENT_WAIT: Duration = Duration::from_millis(200);
 /// So often in a row an event of this node's own may come late while others come; then another member is watched.
 const LATE_IN_A_ROW: u32 = 3;
 
-/// See the module.
+/// Proves again and again that the index is fresh.
 pub struct FreshnessProof {
     /// Reads the store's revision.
     pub reads: Arc<Reads>,

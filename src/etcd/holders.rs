@@ -24,7 +24,8 @@ struct Inner {
     applied: Revision,
 }
 
-/// See the module.
+/// Who speaks for an incarnation: the custody records as last seen, shared by the watch (which feeds them) and the claims (which compare
+/// them).
 #[derive(Default)]
 pub struct Holders(RwLock<Inner>);
 

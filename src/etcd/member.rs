@@ -34,7 +34,7 @@ const RETRY: Duration = Duration::from_millis(250);
 /// Attempts of a transaction whose outcome stayed unknown.
 pub(super) const ATTEMPTS: usize = 6;
 
-/// How this process stands with the cluster.
+/// Whether this process is registered in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Registration {
     /// Registered, as far as is known.
@@ -130,7 +130,7 @@ impl Membership {
         &self.adopted
     }
 
-    /// How the journal and the store stood when this process registered.
+    /// What came of comparing the journal with the store when this process registered.
     pub fn store(&self) -> &restored::Comparison {
         &self.store
     }
@@ -150,7 +150,7 @@ impl Membership {
         Time(self.shared.lease_since.load(Ordering::Acquire))
     }
 
-    /// How this process stands with the cluster, now and whenever that changes.
+    /// Whether this process is registered, now and whenever that changes.
     pub fn registration(&self) -> watch::Receiver<Registration> {
         self.shared.registration.subscribe()
     }

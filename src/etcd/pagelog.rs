@@ -49,7 +49,7 @@ impl Weight {
     }
 }
 
-/// See the module.
+/// The pages of this node's routes in etcd, as this process (their only writer) knows them.
 pub struct PageLog {
     etcd: Etcd,
     keys: Keys,

@@ -37,7 +37,7 @@ struct State {
     flying: usize,
 }
 
-/// See the module.
+/// Linearizable reads: all that wait share one request.
 pub struct Reads {
     shared: Arc<Shared>,
     driver: tokio::task::JoinHandle<()>,

@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_secs(3);
 /// Between two attempts to take back a mark.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What a process that registers has found out about the store.
+/// What came of comparing the journal with the store, for a process that registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Comparison {
     /// The store's life.

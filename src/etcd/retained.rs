@@ -27,7 +27,8 @@ const TIME_LOOK: Duration = Duration::from_millis(50);
 
 type Waiter = oneshot::Sender<RetainOutcome>;
 
-/// See the module.
+/// Writes retained messages: one update per topic on its way, later ones of the topic wait and the last of them wins; many topics share a
+/// proposal.
 pub struct RetainedWriter {
     keys: Keys,
     proposer: Arc<Proposer>,

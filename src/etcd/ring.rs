@@ -31,7 +31,7 @@ pub struct Lacking {
     pub events: Vec<RawEvent>,
 }
 
-/// See the module. Has whole revisions only.
+/// The recent events as etcd told them, for nodes that lag: what they ask for, and what they get. Has whole revisions only.
 #[derive(Debug, Default)]
 pub struct Ring {
     events: VecDeque<RawEvent>,

@@ -39,7 +39,7 @@ struct Pending {
     drop: Vec<(MemberId, oneshot::Sender<()>)>,
 }
 
-/// See the module.
+/// Writes this node's routes: all changes that wait when a flush begins go into few pages in few transactions, one after the other.
 pub struct RouteWriter {
     shared: Arc<Shared>,
     task: tokio::task::JoinHandle<()>,

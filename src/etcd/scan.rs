@@ -7,7 +7,7 @@ use etcd_client::{GetOptions, KeyValue};
 /// Keys of a page.
 const PAGE_KEYS: i64 = 5_000;
 
-/// See the module.
+/// Reads all keys below a prefix, a page at a time.
 pub struct Scan {
     next: Vec<u8>,
     end: Vec<u8>,

@@ -52,7 +52,7 @@ impl Gone {
 const PAGE_FILTERS: usize = 1_000;
 const PAGE_BYTES: usize = 64 << 10;
 
-/// See the module.
+/// One pass over all session records, which removes those that nobody will ask for any more.
 pub struct Sweep {
     /// The custody records as they were before the first session was read: an incarnation that registers again rewrites its
     /// record, and then nothing of it is removed.

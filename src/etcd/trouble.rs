@@ -4,7 +4,7 @@ use super::error::EtcdError;
 use crate::clock::Time;
 use std::mem::{Discriminant, discriminant};
 
-/// See the module.
+/// Trouble with etcd that lasts: said when it begins and when it is of another kind, not at every attempt, and when it is over.
 #[derive(Debug, Default)]
 pub struct Trouble {
     since: Option<Time>,

@@ -42,7 +42,7 @@ pub struct WatchStatus {
     pub snapshots: u64,
 }
 
-/// See the module.
+/// Follows everything below the cluster's prefix: a snapshot, then one watch from there on.
 pub struct Follower {
     etcd: Etcd,
     prefix: String,

@@ -13,7 +13,7 @@ pub enum Admission {
     Serve,
     /// Hear its CONNECT and refuse it with 0x97.
     Refuse,
-    /// There are too many even to refuse: close it.
+    /// There are too many even to refuse: the connection is to be closed.
     Close,
 }
 

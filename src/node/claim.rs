@@ -38,18 +38,18 @@ impl Claimant {
 pub enum Claim {
     /// The session is the caller's.
     Granted {
-        /// Its handle.
+        /// The session's handle.
         handle: Arc<Handle>,
         /// The session.
         session: Box<Session>,
-        /// Whether it existed before.
+        /// Whether the session existed before.
         present: bool,
     },
     /// Another connection must leave first: call again when woken.
     Waiting,
     /// A later connection with the same client identifier came.
     Superseded,
-    /// It is not on this node (any more): bring it here, then call again.
+    /// The session is not on this node (any more): bring it here, then call again.
     Elsewhere,
     /// Refused for this reason.
     Refused(Reason),

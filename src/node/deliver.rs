@@ -112,7 +112,7 @@ impl Node {
         lsn
     }
 
-    /// Has `send` send a retained message for a new subscription, unless its session has been given something newer.
+    /// Calls `send` to send a retained message for a new subscription, unless its session has been given something newer.
     pub(super) fn send_found<R>(
         &self,
         request: &RetainedRequest,

@@ -1,4 +1,4 @@
-//! The memory watermarks: beyond the first, publishers are not read; beyond the second, nobody new is let in. Whoever measures the memory
+//! The marks of memory: beyond the first, publishers are not read; beyond the second, nobody new is let in. Whoever measures the memory
 //! tells [`Pressure::measured`]; connections ask, and are woken when they may go on.
 
 use crate::hashing::HashMap;
@@ -25,11 +25,11 @@ pub struct Marks {
 /// How far the memory is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// There is enough.
+    /// There is enough memory.
     Normal,
     /// Publishers are not read.
     Paused,
-    /// Nor are new connections let in.
+    /// So little memory is left that new connections are not let in either.
     Refusing,
 }
 
@@ -69,7 +69,7 @@ pub struct Change {
     pub refused: u64,
 }
 
-/// See the module.
+/// How short memory is, and who waits until it is less so.
 #[derive(Debug, Default)]
 pub struct Pressure {
     level: AtomicU8,
@@ -104,7 +104,7 @@ impl Pressure {
         refuses
     }
 
-    /// So many bytes are used. `marks`: `None` = as many as there may be. What changes, if anything does.
+    /// Takes note that `used` bytes are used. `marks`: `None` = as many as there may be. What changes, if anything does.
     pub fn measured(&self, used: u64, marks: Option<Marks>) -> Option<Change> {
         let from = self.level();
         let to = marks.map_or(Level::Normal, |marks| from.after(used, marks));
@@ -142,7 +142,7 @@ impl Pressure {
         true
     }
 
-    /// Nobody waits at this place any more.
+    /// Gives a place up: nobody waits at it any more.
     pub(super) fn leave(&self, place: u64) {
         self.waiting.lock().wakers.remove(&place);
     }

@@ -1,4 +1,4 @@
-//! A node: one broker and, if it has others beside it, its part of the cluster, joined. Here are a client's link, the start, the drain,
+//! A node: one broker and, if it has others beside it, its part of the cluster, joined. Here are a client's channel, the start, the drain,
 //! `$SYS`, and what operators see and order.
 
 pub mod administer;
@@ -68,7 +68,7 @@ pub struct Ports {
     pub cluster: Option<ClusterPorts>,
 }
 
-/// See the module. Shared by all connections.
+/// A node: a broker and, if it has others beside it, its part of the cluster. Shared by all connections.
 pub struct Node {
     /// The sessions and messages of this node.
     pub broker: Arc<Broker>,

@@ -13,7 +13,7 @@ pub(super) struct Users {
     pub(super) refused: Repeats,
 }
 
-/// One connection among those of its user, until this is dropped.
+/// The place of a connection among those of its user, until this is dropped.
 #[derive(Debug)]
 pub(super) struct UserPlace {
     users: Arc<Users>,
@@ -21,7 +21,7 @@ pub(super) struct UserPlace {
 }
 
 impl Users {
-    /// One connection more of a user that may have `max`; `None` = it has as many.
+    /// Lets one connection more of a user in that may have `max`; `None` = it has as many.
     pub fn enter(self: &Arc<Users>, user: &Arc<str>, max: usize) -> Option<UserPlace> {
         let mut connections = self.connections.lock();
         let count = connections.entry(user.clone()).or_insert(0);

@@ -90,7 +90,7 @@ impl Receiving {
     }
 }
 
-/// See the module.
+/// The room for large packets that arrive, and who waits for some.
 #[derive(Debug)]
 pub struct Rooms {
     inner: Arc<Mutex<Inner>>,
@@ -143,7 +143,7 @@ impl Room {
         self.ask.len
     }
 
-    /// Has `waker` woken when the room is granted.
+    /// Wakes `waker` when the room is granted.
     pub fn wake(&self, waker: &Waker) {
         // Under the lock, so that a grant in between is not missed.
         let _inner = self.inner.lock();

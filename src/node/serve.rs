@@ -8,7 +8,7 @@ impl Node {
     /// Whether this node may serve clients.
     ///
     /// # Errors
-    /// Why not, and what to do.
+    /// Says why it may not, and what to do.
     pub fn may_serve(&self) -> Result<(), String> {
         self.broker.journal_serves()?;
         self.remote().map_or(Ok(()), |r| r.may_serve())

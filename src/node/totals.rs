@@ -96,7 +96,7 @@ impl LastTotals {
 }
 
 impl Node {
-    /// What this node counts.
+    /// The figures that this node counts.
     pub(super) fn figures(&self) -> Figures {
         let m = &self.broker.metrics;
         Figures {

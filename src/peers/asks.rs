@@ -13,7 +13,7 @@ pub(super) const REQUESTS_MAX: usize = 1024;
 /// Bytes of one request or response.
 pub const CONTROL_MESSAGE_MAX: usize = 16 << 20;
 
-/// See the module.
+/// Requests to one node: those to be sent, and those that wait for their response.
 #[derive(Default)]
 pub(super) struct Asks {
     open: bool,

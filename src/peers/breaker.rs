@@ -3,7 +3,8 @@
 
 use crate::clock::Time;
 
-/// See the module.
+/// The circuit breaker in front of requests to one node: after some failures in a row they fail at once, so that nobody waits a full
+/// time-out for a node that does not answer anyway.
 pub(super) struct Breaker {
     after: u32,
     pause_ms: u64,

@@ -92,7 +92,7 @@ struct Status {
     clock: ClockSamples,
 }
 
-/// See the module.
+/// The link to one node: what waits for it, and the task that keeps it open.
 pub(super) struct Link {
     node: Arc<str>,
     named: Arc<Named>,

@@ -42,7 +42,8 @@ struct Kept {
     sent: bool,
 }
 
-/// See the module. A closed queue (no working link) keeps frames with an ID and the latest report only.
+/// What waits for one node: frames that keep their place until they are answered, frames that do not, and reports. A closed queue (no
+/// working link) keeps frames with an ID and the latest report only.
 pub(super) struct Queue {
     open: bool,
     /// Frames with an ID by position. On one stream positions ascend in the order of `push`; each new one gives all that is there others.

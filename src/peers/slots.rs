@@ -16,7 +16,7 @@ struct Current {
     answers: Weak<StreamAnswers>,
 }
 
-/// See the module.
+/// One seat per node for its publishes: its newest connection has it, and older ones deliver nothing more.
 #[derive(Default)]
 pub(super) struct Slots(Mutex<HashMap<Arc<str>, Arc<Mutex<Current>>>>);
 

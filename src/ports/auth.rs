@@ -48,7 +48,7 @@ pub struct Credentials<'a> {
     pub username: Option<&'a str>,
     /// Password.
     pub password: Option<&'a [u8]>,
-    /// How it came.
+    /// How the client came.
     pub door: &'a Arc<Door>,
 }
 
@@ -62,15 +62,15 @@ impl std::fmt::Debug for Credentials<'_> {
 /// What is known of a client that was let in, besides its client identifier and its door.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// Its user; `None` = it was let in anonymously, whatever user name it gave.
+    /// The client's user; `None` = it was let in anonymously, whatever user name it gave.
     pub user: Option<Arc<str>>,
     /// The groups that the user is in.
     pub groups: Box<[Arc<str>]>,
-    /// What its token says it may do.
+    /// What the client's token says it may do.
     pub claims: Option<Box<AccessClaims>>,
-    /// Until when this holds; `None` = without end.
+    /// Until when the account holds; `None` = without end.
     pub expires_at: Option<Time>,
-    /// What let it in, and which state of that: nothing but the authorizer knows what it means.
+    /// What let the client in, and which state of that: nothing but the authorizer knows what it means.
     pub mark: AccountMark,
 }
 
@@ -86,9 +86,9 @@ pub struct AccountMark {
 /// Topic filters in a client's token: what it may do, and nothing else. `None` = the token does not speak of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccessClaims {
-    /// Where it may publish.
+    /// Where the client may publish.
     pub publish: Option<Vec<Arc<str>>>,
-    /// To what it may subscribe.
+    /// To what the client may subscribe.
     pub subscribe: Option<Vec<Arc<str>>>,
 }
 
@@ -97,11 +97,11 @@ pub struct AccessClaims {
 pub struct Identity {
     /// Client identifier.
     pub client_id: Arc<str>,
-    /// Its user: the name that was verified, never one that an anonymous client only claims.
+    /// The client's user: the name that was verified, never one that an anonymous client only claims.
     pub username: Option<Arc<str>>,
-    /// How it came.
+    /// How the client came.
     pub door: Arc<Door>,
-    /// What else is known of it.
+    /// What else is known of the client.
     pub account: Arc<Account>,
 }
 
@@ -110,9 +110,9 @@ pub type Verdict = Result<Arc<Account>, Reason>;
 
 /// The answer to a CONNECT.
 pub enum Decision {
-    /// At once.
+    /// The verdict is there at once.
     Now(Verdict),
-    /// When this has completed.
+    /// The verdict is there when this has completed.
     Later(BoxFuture<Verdict>),
 }
 
@@ -133,7 +133,7 @@ pub trait Authorizer: Send + Sync + 'static {
     fn enhanced(&self, method: &str, who: &Credentials<'_>) -> Result<Box<dyn EnhancedAuth>, Reason>;
 }
 
-/// One exchange of an enhanced authentication method.
+/// An exchange of an enhanced authentication method.
 pub trait EnhancedAuth: Send {
     /// Takes the client's data and says how to go on.
     fn step(&mut self, data: Option<&[u8]>) -> AuthStep;

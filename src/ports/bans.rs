@@ -12,7 +12,7 @@ pub trait Bans: Send + Sync + 'static {
     fn connects(&self, who: &Identity, now: Time) -> Option<String>;
 }
 
-/// Nobody is banned.
+/// Bans by which nobody is banned.
 #[derive(Clone, Copy, Debug)]
 pub struct NoBans;
 

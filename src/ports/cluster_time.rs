@@ -12,7 +12,7 @@ const SAME_MS: i64 = 20;
 /// How long a message lasts at least whose expiry cannot be judged yet, milliseconds.
 const UNJUDGED_MS: u64 = 1_000;
 
-/// See the module. Shared by all that read moments from the store or write them.
+/// The cluster's time as one process knows it. Shared by all that read moments from the store or write them.
 #[derive(Debug, Default)]
 pub struct ClusterTime {
     ahead_ms: AtomicI64,
@@ -22,7 +22,7 @@ pub struct ClusterTime {
 }
 
 impl ClusterTime {
-    /// Not known yet: the own clock is the best guess.
+    /// A time that is not known yet: the own clock is the best guess.
     pub fn unknown() -> ClusterTime {
         ClusterTime::default()
     }
@@ -32,7 +32,7 @@ impl ClusterTime {
         ClusterTime { known: AtomicBool::new(true), ..ClusterTime::default() }
     }
 
-    /// The cluster's time is ahead of the own clock by so much; `known`: that was measured, and is no guess.
+    /// Sets by how much the cluster's time is ahead of the own clock, milliseconds; `known`: that was measured, and is no guess.
     pub fn set(&self, ahead_ms: i64, known: bool) {
         self.ahead_ms.store(ahead_ms, Ordering::Relaxed);
         // Once known it stays so.
@@ -46,7 +46,7 @@ impl ClusterTime {
         self.ahead_ms.load(Ordering::Relaxed)
     }
 
-    /// The time is young ([`ClusterTime::young_ms`]) until then, by the own clock.
+    /// Makes the time young ([`ClusterTime::young_ms`]) until then, by the own clock.
     pub fn be_young(&self, until: Time) {
         self.young_until_ms.store(until.0, Ordering::Relaxed);
     }

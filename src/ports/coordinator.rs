@@ -34,7 +34,7 @@ pub struct Claim {
     pub epoch: Epoch,
     /// Session expiry interval of the new record, seconds.
     pub expiry_s: u32,
-    /// Whose the session is.
+    /// The user that the session belongs to.
     pub user: SessionUser,
     /// Write `evictions/<node>/<client>` for this node as well: the session is taken over its head.
     pub evict: Option<Arc<str>>,
@@ -43,7 +43,7 @@ pub struct Claim {
 /// What became of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimOutcome {
-    /// This node owns the session from this revision on.
+    /// The session is this node's from this revision on.
     Granted(Revision),
     /// Something else is there: this record, or none.
     Found(Option<Owner>),
@@ -70,10 +70,10 @@ pub struct Retain {
     /// The topic's revision known when the update was accepted (0 = no message). While the store is away this and this
     /// node's own earlier update of the topic are the only things it may overwrite.
     pub known: Revision,
-    /// How far this node's index had come when the update was accepted; 0 = that is not known any more. What another node has
-    /// cleared after it stays cleared, if this one is late.
+    /// How far the index of this node had come when the update was accepted; 0 = that is not known any more. What another node has cleared
+    /// after it stays cleared, if this update comes late.
     pub since: Revision,
-    /// This node's journal keeps it until it is written: what it replaces need not wait for it.
+    /// Whether this node's journal keeps the update until it is written: what it replaces need not wait for it.
     pub kept: bool,
 }
 
@@ -89,7 +89,7 @@ pub struct TooLarge {
 /// What became of a [`Retain`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetainOutcome {
-    /// It, or a later update of this node in its place, was written at this revision.
+    /// The update, or a later one of this node in its place, was written at this revision.
     Written(Revision),
     /// A newer update of another node was there: this one is void.
     Overtaken,
@@ -101,7 +101,7 @@ pub enum RetainOutcome {
 
 /// Decides which node owns a session, and tells the cluster what it must know.
 pub trait Coordinator: Send + Sync + 'static {
-    /// Who this process is.
+    /// This process.
     fn me(&self) -> MemberId;
 
     /// What a journal may note of the store, which has come as far as `revision`. `None` once this process has seen that the store was
@@ -110,18 +110,18 @@ pub trait Coordinator: Send + Sync + 'static {
         Some(StoreKnown { revision, ..StoreKnown::default() })
     }
 
-    /// One attempt to become the owner of a session.
+    /// Makes one attempt to become the owner of a session.
     fn claim(&self, claim: Claim) -> BoxFuture<Result<ClaimOutcome, Unavailable>>;
 
     /// The record of a session, read linearizably.
     fn owner(&self, client_id: &str) -> BoxFuture<Result<Option<Owner>, Unavailable>>;
 
-    /// The session is over: removes the record if it is this node's at `epoch`. Tried until the store has answered, whether or
-    /// not anybody waits; completes then.
+    /// Removes the record of a session that is over, if it is this node's at `epoch`. Tried until the store has answered, whether or not
+    /// anybody waits; completes then.
     fn release(&self, client_id: &str, epoch: Epoch) -> BoxFuture<()>;
 
-    /// The session lasts so long after its end of connection, seconds, and is this user's: changes the record if it is this node's at
-    /// `epoch`. Tried until the store has answered; completes then.
+    /// Changes the record of a session, if it is this node's at `epoch`: it lasts so long after its end of connection, seconds, and is this
+    /// user's. Tried until the store has answered; completes then.
     fn expiry(&self, client_id: &str, epoch: Epoch, expiry_s: u32, user: SessionUser) -> BoxFuture<()>;
 
     /// Adds and removes routes. Completes with the revision at which all of them are written; tried until the store has
@@ -131,16 +131,16 @@ pub trait Coordinator: Send + Sync + 'static {
     /// Updates a retained message; completes when written. Updates of a topic coalesce; tried until the store has answered.
     fn retain(&self, update: Retain) -> BoxFuture<RetainOutcome>;
 
-    /// This node has taken note of an eviction. Tried until the store has answered.
+    /// Says that this node has taken note of an eviction. Tried until the store has answered.
     fn evicted(&self, client_id: &str, epoch: Epoch);
 
     /// A revision that is not older than anything written before the call: one linearizable read for all that wait.
     fn read_revision(&self) -> BoxFuture<Result<Revision, Unavailable>>;
 
-    /// Until when this node's lease is certainly alive.
+    /// Until when the lease of this node is certainly alive.
     fn lease_until(&self) -> Time;
 
-    /// When that lease was asked for: a later one than the first, if the node has lost one.
+    /// When the lease of [`Coordinator::lease_until`] was asked for: a later one than the first, if the node has lost one.
     fn lease_since(&self) -> Time;
 
     /// Whether the store answers now.

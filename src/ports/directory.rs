@@ -18,7 +18,7 @@ pub enum BanKind {
 }
 
 impl BanKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [BanKind; 3] = [BanKind::Client, BanKind::User, BanKind::Address];
 
     /// The kind's name in keys, answers and on the command line.

@@ -10,15 +10,15 @@ use std::sync::Arc;
 /// A revision of the coordination store (etcd's): totally ordered.
 pub type Revision = u64;
 
-/// One start of a node, never the same twice: the revision of the process's first registration, and above [`GENERATION_AT`] the
-/// generation of the store that this was a revision of.
+/// A start of a node, never the same twice: the revision of the process's first registration, and above [`GENERATION_AT`] the generation of
+/// the store that this was a revision of.
 pub type Incarnation = u64;
 
 /// The bit of an incarnation at which its generation begins. The store has fewer revisions than this allows.
 pub const GENERATION_AT: u32 = 48;
 
-/// One life of the coordination store: it ends when the store is put back to an older state (restored from a backup), since
-/// revisions are used again from there on.
+/// A life of the coordination store: it ends when the store is put back to an older state (restored from a backup), since revisions are
+/// used again from there on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Timeline {
     /// How many such ends are known. 0 = none.
@@ -47,7 +47,7 @@ pub fn generation_of(incarnation: Incarnation) -> u64 {
 /// How often the owner of a session has changed; a higher epoch fences a lower one.
 pub type Epoch = u64;
 
-/// One process of the cluster. Written `node@incarnation`.
+/// A process of the cluster. Written `node@incarnation`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemberId {
     /// The node's stable name.
@@ -87,15 +87,15 @@ pub struct Member {
     pub peer_address: String,
     /// Where clients reach it, `host:port`: the server reference of MQTT 5.0 section 4.13.
     pub mqtt_address: String,
-    /// Where its admin HTTP listens, if anywhere.
+    /// Where the node's admin HTTP listens, if anywhere, `host:port`.
     pub http_address: Option<String>,
-    /// Where it stands.
+    /// The zone that the node stands in.
     pub zone: String,
-    /// Its version.
+    /// The version of the node's program.
     pub version: String,
-    /// When it started, milliseconds since the epoch.
+    /// When the process started, milliseconds since the epoch.
     pub started_ms: u64,
-    /// It hands its sessions over and takes no new ones.
+    /// Whether the node hands its sessions over and takes no new ones.
     pub draining: bool,
 }
 
@@ -121,7 +121,7 @@ pub struct SessionOwner {
     pub epoch: Epoch,
     /// Session expiry interval, seconds; 0 = there is no state behind the connection.
     pub expiry_s: u32,
-    /// Whose it is.
+    /// The user that the session belongs to.
     pub user: SessionUser,
 }
 
@@ -136,7 +136,7 @@ pub struct Owner {
     pub holder: MemberId,
 }
 
-/// One entry of a node's routes.
+/// An entry of a node's routes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The filter; `$share/<group>/<filter>` for a shared subscription.
@@ -156,28 +156,28 @@ pub struct RetainedRecord {
     pub id: MessageId,
 }
 
-/// One change of what the cluster knows. Applying an event twice changes nothing.
+/// A change of what the cluster knows. Applying an event twice changes nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub enum IndexEvent {
     /// A node registered, changed its record, or (`None`) lost its lease or left.
     Member {
         /// The node.
         node: Arc<str>,
-        /// Its record.
+        /// The node's record.
         member: Option<Member>,
     },
     /// Custody of an incarnation changed, or (`None`) the incarnation was given up and all it owned with it.
     Custody {
         /// The incarnation.
         of: MemberId,
-        /// Its record.
+        /// The incarnation's record.
         custody: Option<Custody>,
     },
     /// A session got a new owner, or (`None`) is over.
     Session {
         /// Client identifier.
         client_id: Arc<str>,
-        /// Its record.
+        /// The session's record.
         session: Option<SessionOwner>,
         /// The revision of the change.
         revision: Revision,
@@ -208,7 +208,7 @@ pub enum IndexEvent {
         client_id: Arc<str>,
         /// The epoch that replaced it.
         epoch: Option<Epoch>,
-        /// Nobody replaced it: it expired while its node was gone.
+        /// Whether nobody replaced the session: it expired while its node was gone.
         expired: bool,
         /// The revision of the change.
         revision: Revision,
@@ -242,6 +242,7 @@ pub trait Index: Send + Sync + 'static {
         false
     }
 
-    /// Everything that a linearizable read showed at `at` (milliseconds of [`crate::clock::Time`]) has been applied.
+    /// Says that everything that a linearizable read showed at `at` (milliseconds of [`crate::clock::Time`]) has been applied: the index
+    /// was fresh then.
     fn fresh_at(&self, at: crate::clock::Time);
 }

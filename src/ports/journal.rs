@@ -22,10 +22,10 @@ pub type Seq = u64;
 /// [`Journal::append`] returned. Never decreases.
 pub type Lsn = u64;
 
-/// One session that must receive a journaled message.
+/// A session that must receive a journaled message, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipient {
-    /// Whose message this is.
+    /// The session that must receive the message.
     pub session: SessionNo,
     /// QoS of the delivery: 1 or 2.
     pub qos: QoS,
@@ -33,7 +33,7 @@ pub struct Recipient {
     pub retain: bool,
     /// Subscription identifiers to send along.
     pub subscription_ids: SmallVec<[u32; 2]>,
-    /// The shared subscription (`$share/<group>/<filter>`) it came through, if any.
+    /// The shared subscription (`$share/<group>/<filter>`) that the message came through, if any.
     pub shared: Option<Arc<str>>,
     /// Of an [`ORIGIN_DUTY`]: whose publish it is, if a session of this journal has to wait for it.
     pub publisher: Option<Box<Publisher>>,
@@ -50,12 +50,12 @@ pub struct Unserved {
     pub asked: Option<MemberId>,
 }
 
-/// Whose publish a duty is.
+/// The session whose publish a duty is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Publisher {
     /// The session.
     pub session: SessionNo,
-    /// The QoS 2 packet identifier it came under; `None` for a will.
+    /// The QoS 2 packet identifier that the publish came under; `None` for a will.
     pub packet_id: Option<u16>,
 }
 
@@ -76,9 +76,9 @@ pub struct SessionRecord {
     pub created_at: Time,
     /// The epoch under which this node owns the session (0 without a cluster).
     pub epoch: Epoch,
-    /// The claim is under way: void unless the cluster names this node as the owner under `epoch`.
+    /// Whether the claim is under way: the record is void unless the cluster names this node as the owner under `epoch`.
     pub pending: bool,
-    /// Whose it is.
+    /// The user that the session belongs to.
     pub user: SessionUser,
     /// Which messages are dropped when its queue is full, if its client has chosen.
     pub queue_policy: Option<QueuePolicy>,
@@ -97,16 +97,16 @@ pub struct WillRecord {
     pub author: Option<Arc<Author>>,
 }
 
-/// One subscription of a persistent session.
+/// A subscription of a persistent session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscriptionRecord {
     /// The filter as subscribed, `$share/…` included.
     pub filter: Arc<str>,
-    /// Its options.
+    /// The options of the subscription.
     pub options: SubscribeOptions,
-    /// Its subscription identifier.
+    /// The subscription identifier.
     pub subscription_id: Option<u32>,
-    /// Publishes under way that it is younger than: of these origins, those up to these numbers.
+    /// Publishes under way that the subscription is younger than: of these origins, those up to these numbers.
     pub older: Vec<(Incarnation, u64)>,
 }
 
@@ -115,7 +115,7 @@ pub struct SubscriptionRecord {
 /// without an ID it is forgotten then.
 pub const ORIGIN_DUTY: SessionNo = 0;
 
-/// Whose journal this is.
+/// The node that a journal belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeRecord {
     /// The node.
@@ -129,7 +129,7 @@ pub struct NodeRecord {
 pub struct StoreKnown {
     /// The life of the store that it was last compared with.
     pub timeline: Timeline,
-    /// How far that had come.
+    /// How far the store had come.
     pub revision: Revision,
     /// Tells the store's change at that revision from others (`mark_of` in `etcd/older.rs`); 0 = that is not known.
     pub mark: u64,
@@ -146,7 +146,7 @@ impl StoreKnown {
     }
 }
 
-/// An update of a retained message that the cluster has not taken yet.
+/// An update of a retained message that the journal keeps until the cluster's store has taken it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpooledRetain {
     /// The topic.
@@ -155,9 +155,9 @@ pub struct SpooledRetain {
     pub message: Option<Message>,
     /// Names the update.
     pub id: MessageId,
-    /// The topic's revision known when it was accepted.
+    /// The topic's revision known when the update was accepted.
     pub known: Revision,
-    /// How far the index had come when it was accepted; 0 = the row is of a release that did not say so.
+    /// How far the index had come when the update was accepted; 0 = the row is of a release that did not say so.
     pub since: Revision,
 }
 
@@ -184,7 +184,7 @@ pub enum Change<'a> {
         /// Who must receive it.
         recipients: &'a [Recipient],
     },
-    /// `session` is done with message `seq`; its outbound step, if any, goes too. The row goes with the last recipient.
+    /// Record that `session` is done with message `seq`; its outbound step, if any, goes too. The row goes with the last recipient.
     Settle {
         /// The message.
         seq: Seq,
@@ -200,7 +200,7 @@ pub enum Change<'a> {
         packet_id: u16,
         /// The message.
         seq: Seq,
-        /// How far it has come.
+        /// How far the message has come.
         state: OutboundState,
     },
     /// An inbound QoS 2 packet identifier is in use (until `InboundEnd`).
@@ -217,23 +217,23 @@ pub enum Change<'a> {
         /// The packet identifier.
         packet_id: u16,
     },
-    /// These sessions have had publish `id`, whatever became of its row. Adds to what was recorded before under the same ID.
+    /// Record that these sessions have had publish `id`, whatever became of its row. Adds to what was recorded before under the same ID.
     Seen {
         /// The publish.
         id: MessageId,
         /// The sessions.
         sessions: &'a [SessionNo],
     },
-    /// Publish `id` will not come again: what [`Change::Seen`] recorded of it goes.
+    /// Forget what [`Change::Seen`] recorded of publish `id`: it will not come again.
     Unseen {
         /// The publish.
         id: MessageId,
     },
-    /// Whose journal this is.
+    /// Record which node this journal belongs to.
     Node(&'a NodeRecord),
     /// Keep an update of a retained message until the cluster has taken it; replaces the one before of the same topic.
     Spool(&'a SpooledRetain),
-    /// The cluster has taken the update of this topic, or it is void.
+    /// Keep the update of this topic no longer: the cluster has taken it, or it is void.
     Unspool {
         /// The topic.
         topic: &'a str,
@@ -247,7 +247,7 @@ pub enum Change<'a> {
     },
     /// Insert or replace a session's record.
     Session(&'a SessionRecord),
-    /// The session is gone: record, subscriptions, inbound and outbound steps, and what it has seen. Its messages are to be
+    /// Remove a session that is gone: record, subscriptions, inbound and outbound steps, and what it has seen. Its messages are to be
     /// settled before: those that are not are nobody's, but may stay where they are until the journal is opened again.
     SessionEnd {
         /// The session.
@@ -279,22 +279,22 @@ pub enum Change<'a> {
 /// A journaled message read back for one session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
-    /// Its number.
+    /// The message's number.
     pub seq: Seq,
     /// Names the publish in the cluster.
     pub id: Option<MessageId>,
     /// The message.
     pub message: Message,
-    /// How this session is to receive it.
+    /// How the session is to receive it.
     pub recipient: Recipient,
 }
 
-/// One session as found in the journal.
+/// A session as found in the journal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecoveredSession {
-    /// The record.
+    /// The session's record.
     pub record: SessionRecord,
-    /// Its subscriptions.
+    /// The session's subscriptions.
     pub subscriptions: Vec<SubscriptionRecord>,
     /// Inbound QoS 2 packet identifiers in use.
     pub inbound: Vec<u16>,
@@ -325,7 +325,7 @@ pub struct Recovered {
     pub spooled: Vec<SpooledRetain>,
     /// The cluster's directory as it was last seen, in the order of its keys.
     pub directory: Vec<DirectoryRecord>,
-    /// Whose journal this is, if it was ever said.
+    /// The node that the journal belongs to, if it was ever said.
     pub node: Option<NodeRecord>,
     /// What the journal knows of the coordination store.
     pub store: StoreKnown,
@@ -339,23 +339,24 @@ pub struct Recovered {
 /// Whether the journal can make changes durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JournalHealth {
-    /// It can.
+    /// Changes become durable.
     Ok,
-    /// It cannot now (disk full, I/O error); it keeps what was appended and retries. Says what and what to do.
+    /// Changes cannot be made durable now (disk full, I/O error); the journal keeps what was appended and retries. Says what and what to
+    /// do.
     Failing(String),
 }
 
 /// Why the journal has no room for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRoom {
-    /// It may hold `max` bytes, and has `used` besides.
+    /// The journal may hold `max` bytes, and has `used` besides.
     Full {
         /// `storage.memory_max`.
         max: u64,
         /// Bytes of other messages.
         used: u64,
     },
-    /// It cannot be written now, and as many changes wait as may.
+    /// The journal cannot be written now, and as many changes wait as may.
     Failing,
 }
 
@@ -374,7 +375,7 @@ pub trait Journal: Send + Sync + 'static {
     /// [`Journal::durable`] reaches the returned value.
     fn append(&self, changes: &[Change<'_>]) -> Lsn;
 
-    /// Everything up to this value is durable.
+    /// The value up to which everything is durable.
     fn durable(&self) -> Lsn;
 
     /// Wakes `waker` once `durable() >= lsn`, at once if that already holds. May wake spuriously.
@@ -383,8 +384,8 @@ pub trait Journal: Send + Sync + 'static {
     /// Whether so much is queued that writers should pause; [`Journal::wake_at`] with the last value tells when to go on.
     fn congested(&self) -> bool;
 
-    /// What is appended from here on was made while the coordination store had come as far as this: durable with the next change,
-    /// and when the journal is closed. Never waits.
+    /// Takes note that what is appended from here on was made while the coordination store had come as far as this: durable with the next
+    /// change, and when the journal is closed. Never waits.
     fn know(&self, _known: StoreKnown) {}
 
     /// Reads messages `seqs` as `session` is to receive them, and calls `done` on a thread of the journal. Sequence
@@ -403,7 +404,7 @@ pub trait Journal: Send + Sync + 'static {
     /// Whether there is room for a message as the retained one of its topic.
     ///
     /// # Errors
-    /// Why not.
+    /// Says why there is none.
     fn takes(&self, _message: &Message) -> Result<(), NoRoom> {
         let failing = self.congested() && self.health() != JournalHealth::Ok;
         if failing { Err(NoRoom::Failing) } else { Ok(()) }

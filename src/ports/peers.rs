@@ -11,16 +11,16 @@ use std::sync::Arc;
 pub struct GroupTry {
     /// `$share/<group>/<filter>`.
     pub name: Arc<str>,
-    /// Nobody is online anywhere: queue the message with a persistent member.
+    /// Whether nobody is online anywhere: then the message is queued with a persistent member.
     pub queue: bool,
     /// Nodes without a member online, each asked once. At QoS 0, where nobody answers, whoever has none either passes the message on.
     pub tried: Vec<Arc<str>>,
 }
 
-/// One publish on its way to one node.
+/// A publish on its way to one node.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// Names it; `None` at QoS 0, which is not answered and never sent again.
+    /// The publish's name; `None` at QoS 0, which is not answered and never sent again.
     pub id: Option<MessageId>,
     /// The index revision at which it was matched.
     pub matched_at: Revision,
@@ -55,16 +55,16 @@ pub struct RetainedProgress {
 /// What a node says to a frame with an ID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It is safe for all sessions it matched there.
+    /// The publish is safe for all sessions that it matched there.
     Accepted {
         /// Whether any session matched.
         matched: bool,
         /// Shared subscriptions without a member online there: try another node.
         declined: Vec<Arc<str>>,
     },
-    /// A session it may have been for left: apply this revision, match again.
+    /// A session that the publish may have been for left: apply this revision, match again.
     Moved(Revision),
-    /// It cannot be made safe there (queue full of QoS 2 state, journal failing); says why.
+    /// The publish cannot be made safe there (queue full of QoS 2 state, journal failing); says why.
     Failed(Arc<str>),
 }
 
@@ -95,7 +95,7 @@ pub struct Report {
     pub heard: Vec<(MemberId, Time)>,
     /// The sender has closed its clients, acknowledges nothing any more, and ends. Later reports of it say so too.
     pub leaving: bool,
-    /// How far it is with its updates of retained messages; `None` = it is of a release that does not say so.
+    /// How far the sender is with its updates of retained messages; `None` = it is of a release that does not say so.
     pub retained: Option<RetainedProgress>,
 }
 
@@ -155,13 +155,13 @@ pub enum Request {
 /// The answer to a [`Request`].
 #[derive(Clone, Debug)]
 pub enum Response {
-    /// Done.
+    /// What was asked is done.
     Done,
     /// A part of a session's state (see `cluster/parts.rs`), and whether it is the last.
     State {
         /// The part.
         bytes: bytes::Bytes,
-        /// Whether it is the last.
+        /// Whether the part is the last.
         last: bool,
     },
     /// Index events, encoded as the store has them, up to a revision; `None` = too old, the ring no longer has them.
@@ -185,7 +185,7 @@ pub enum PeerError {
     TimedOut(Arc<str>),
 }
 
-/// How a link is.
+/// Whether a link works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkState {
     /// Being opened.
@@ -214,13 +214,14 @@ pub struct SaidClock {
 /// Another node's clock as measured on the link to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerClock {
-    /// Of the process whose clock it is.
+    /// The incarnation of the process whose clock it is.
     pub incarnation: Incarnation,
-    /// By how much it is ahead of this node's, milliseconds.
+    /// By how much the node's clock is ahead of this node's, milliseconds.
     pub ahead_ms: i64,
-    /// By how much that may be wrong at most, milliseconds.
+    /// By how much the measurement may be wrong at most, milliseconds.
     pub error_ms: u64,
-    /// By how much the cluster's time is ahead of it, by that node's own word; `None` = it does not know that yet.
+    /// By how much the cluster's time is ahead of the node's clock, by that node's own word, milliseconds; `None` = it does not know that
+    /// yet.
     pub cluster_ahead_ms: Option<i64>,
     /// For how long the cluster's time is young, by that node's own word, milliseconds.
     pub cluster_young_ms: u64,
@@ -229,7 +230,7 @@ pub struct PeerClock {
 /// What is known of another node's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinkClock {
-    /// Nothing yet.
+    /// Nothing is known of the clock yet.
     #[default]
     Unmeasured,
     /// The node is of a release that does not say what its clock shows.
@@ -243,9 +244,9 @@ pub enum LinkClock {
 pub struct LinkStatus {
     /// The other node.
     pub node: Arc<str>,
-    /// How it is.
+    /// Whether the link works.
     pub state: LinkState,
-    /// Why it is not up.
+    /// Why the link is not up.
     pub error: Option<String>,
     /// Why the other node cannot reach this one, by its own word; `None` = it can, or has not said.
     pub back: Option<String>,
@@ -262,15 +263,15 @@ pub struct LinkStatus {
 /// The links to other nodes. A frame with an ID stays with the link until it is answered or cancelled: when the link breaks
 /// all of them are sent again in the order of their names, before a report and all later ones.
 pub trait Peers: Send + Sync + 'static {
-    /// Keep a link to these nodes (this node left out) and close all others. A node whose record is gone but whose link
-    /// works is kept by the caller for as long as it wants to.
+    /// Keeps a link to these nodes (this node left out) and closes all others. A node whose record is gone but whose link works is kept by
+    /// the caller for as long as it wants to.
     fn keep(&self, members: Vec<Member>);
 
     /// Queues a frame. Never waits. A frame without ID is dropped when the link is down or its queue is full; one with an ID is
     /// always kept (the caller bounds them).
     fn send(&self, node: &Arc<str>, frame: Frame);
 
-    /// The frame need not be answered any more, and not be sent if it was not yet.
+    /// Takes a frame back: it need not be answered any more, and not be sent if it was not yet.
     fn cancel(&self, node: &Arc<str>, id: MessageId);
 
     /// Tells all nodes, each behind the frames that were queued for it before. Of reports not sent yet the first and the last
@@ -280,7 +281,7 @@ pub trait Peers: Send + Sync + 'static {
     /// Asks a node.
     fn request(&self, node: &Arc<str>, request: Request) -> BoxFuture<Result<Response, PeerError>>;
 
-    /// All links.
+    /// The links to all nodes.
     fn links(&self) -> Vec<LinkStatus>;
 }
 
@@ -296,23 +297,23 @@ pub trait Answers: Send + Sync + 'static {
 
 /// Receives what other nodes send. Implemented by the broker.
 pub trait Inbox: Send + Sync + 'static {
-    /// Frames of one node, in order. They are answered through `answers`, now or later. Returns whether so much waits for the
+    /// Takes frames of one node in, in order. They are answered through `answers`, now or later. Returns whether so much waits for the
     /// journal that reading should pause; [`Inbox::relieved`] completes when it may go on.
     fn frames(&self, from: &MemberId, frames: Vec<Frame>, answers: &Arc<dyn Answers>) -> bool;
 
     /// Completes when more frames may be read.
     fn relieved(&self) -> BoxFuture<()>;
 
-    /// A report of one node, in order with its frames.
+    /// Takes a report of one node in, in order with its frames.
     fn report(&self, from: &MemberId, report: Report);
 
-    /// What a node said to frames of this one.
+    /// Takes in what a node said to frames of this one.
     fn answered(&self, node: &Arc<str>, answers: Vec<(MessageId, Answer)>);
 
-    /// The link to a node came up with this process of it, or (`None`) went down.
+    /// Takes note that the link to a node came up with this process of it, or (`None`) went down.
     fn link(&self, node: &Arc<str>, process: Option<MemberId>);
 
-    /// A question of another node.
+    /// Answers a question of another node.
     fn request(&self, from: MemberId, request: Request) -> BoxFuture<Response>;
 
     /// Whether a process is known to be superseded: its frames and calls are refused.

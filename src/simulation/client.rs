@@ -42,7 +42,7 @@ pub enum Got {
     Disconnected(Reason),
 }
 
-/// See the module.
+/// A client as the specification wants it, on a [`Wire`]: it acknowledges what comes and remembers what it saw.
 pub struct SimClient {
     /// Client identifier.
     pub client_id: String,

@@ -115,7 +115,7 @@ pub struct Running {
     pub peers: Arc<MemoryPeers>,
 }
 
-/// See the module.
+/// Several brokers of one cluster in one process and in virtual time.
 pub struct Cluster {
     /// Time, and who works when.
     pub sim: SimTasks,

@@ -28,7 +28,7 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// See the module. A connection whose process has died is closed.
+/// A client's connection without a socket. A connection whose process has died is closed.
 pub struct Wire {
     state: Mutex<State>,
     process: Weak<SimProcess>,

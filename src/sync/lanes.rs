@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 type Turn = Arc<Once<()>>;
 
-/// See the module.
+/// Turns by client identifier: one procedure at a time on this node, in the order in which they came.
 #[derive(Debug, Default)]
 pub struct Lanes(Mutex<HashMap<Arc<str>, VecDeque<Turn>>>);
 

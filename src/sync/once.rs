@@ -12,7 +12,7 @@ struct Inner<T> {
     waiting: Vec<Waker>,
 }
 
-/// See the module.
+/// A value that is said once and heard by everyone who waits for it.
 #[derive(Debug)]
 pub struct Once<T>(Mutex<Inner<T>>);
 

@@ -21,7 +21,7 @@ struct Table {
     others: (Time, u64),
 }
 
-/// See the module.
+/// Events that come again and again: the log says each kind once a while, and how many came since.
 #[derive(Debug, Default)]
 pub struct Repeats {
     table: Mutex<Table>,

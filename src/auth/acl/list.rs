@@ -118,7 +118,7 @@ impl Rule {
     }
 }
 
-/// See the module. Rules for single users and clients are found by name.
+/// The ordered list of rules: the first one that matches decides. Rules for single users and clients are found by name.
 #[derive(Debug, Default)]
 pub(super) struct List {
     rules: Vec<Rule>,

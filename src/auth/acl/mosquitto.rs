@@ -36,7 +36,7 @@ impl Line {
     }
 }
 
-/// See the module.
+/// The lines of an ACL file of mosquitto's, with mosquitto's meaning.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     anonymous: Vec<Line>,

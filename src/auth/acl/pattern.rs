@@ -4,7 +4,7 @@ use crate::ports::Identity;
 use crate::topic::{self, Filter, TopicError};
 use std::borrow::Cow;
 
-/// See the module.
+/// A topic filter of a rule, in which `%c` stands for the client identifier and `%u` for the user name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pattern {
     text: Box<str>,

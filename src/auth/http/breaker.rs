@@ -19,7 +19,7 @@ struct State {
     open: Option<(Time, u64)>,
 }
 
-/// See the module.
+/// Leaves a hook alone that fails: clients are refused at once, and now and then one asks whether it is back.
 #[derive(Debug, Default)]
 pub struct Breaker(Mutex<State>);
 

@@ -19,7 +19,7 @@ struct Table {
     order: VecDeque<(Key, Time)>,
 }
 
-/// See the module.
+/// What the hook said lately of the same question: a bounded number, for a bounded time.
 pub struct Cache {
     max: usize,
     ttl_ms: u64,

@@ -34,7 +34,7 @@ pub enum ConnectError {
 
 type Sender = SendRequest<Full<Bytes>>;
 
-/// See the module.
+/// Connections to the hook, kept open between questions.
 pub struct Connections {
     uri: Uri,
     host: String,

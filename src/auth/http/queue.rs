@@ -17,7 +17,7 @@ struct Counts {
     by_address: HashMap<IpAddr, usize>,
 }
 
-/// See the module.
+/// Clients that wait until the hook has said who they are: a bounded number, of all addresses and of each.
 #[derive(Debug, Default)]
 pub(super) struct Queue(Mutex<Counts>);
 

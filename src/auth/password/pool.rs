@@ -49,7 +49,7 @@ struct Shared {
     work: Condvar,
 }
 
-/// See the module. Its threads end when it is dropped.
+/// Threads that check passwords, beside those that serve clients. Its threads end when it is dropped.
 pub struct Pool(Arc<Shared>);
 
 impl Pool {

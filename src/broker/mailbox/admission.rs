@@ -1,4 +1,4 @@
-//! Which publishes a mailbox takes, and when: those that may not overtake others of the same sender wait their turn.
+//! Which publishes a mailbox takes, and when: those that may not overtake others of the same sender wait until these have come.
 
 use super::{Displaced, Inner, Mailbox, MailboxLimits, OrderHold, Place, Refusal, Sending, Wakes};
 use crate::ports::{Incarnation, MessageId};
@@ -12,7 +12,7 @@ impl Mailbox {
     /// it are out of the queue from here on, and in `displaced`.
     ///
     /// # Errors
-    /// Why not.
+    /// Says why it is not taken.
     pub fn admits(
         &self,
         size: usize,
@@ -39,10 +39,10 @@ impl Mailbox {
         Ok(())
     }
 
-    /// As [`Mailbox::push`], of a publish that was admitted with `sending`: those that wait for it may come after it.
+    /// Puts a publish in as [`Mailbox::push`] does that was admitted with `sending`: those that wait for it may come after it.
     ///
     /// # Errors
-    /// Why it was not taken.
+    /// Says why it was not taken.
     pub fn push_admitted(
         &self,
         d: Delivery,
@@ -91,27 +91,27 @@ impl Mailbox {
         here && inner.expected.contains(&key)
     }
 
-    /// Publishes that are expected.
+    /// How many publishes are expected.
     pub fn expected_len(&self) -> usize {
         self.inner.lock().expected.len()
     }
 
-    /// It will not come, or has come.
+    /// Expects a publish no longer: it will not come, or has come.
     pub fn unexpect(&self, key: (Incarnation, MessageId)) {
         self.inner.lock().expected.remove(&key);
     }
 }
 
 impl Inner {
-    /// Later publishes of its sender do not wait for this one any more.
+    /// Lets later publishes of the same sender pass: this one has come.
     fn has_come(&mut self, sending: Option<Sending>) {
         if let Some(sending) = sending.filter(|_| !self.expected.is_empty()) {
             self.expected.remove(&sending.key());
         }
     }
 
-    /// Whether a publish may be taken now; if it has to wait, it is expected from now on. What is taken stays expected until
-    /// it has been pushed: others may publish meanwhile.
+    /// Whether a publish may be taken now; if it has to wait, it is expected from now on. What is taken stays expected until it has been
+    /// pushed: others may publish meanwhile.
     fn admit_in_order(&mut self, sending: Option<Sending>) -> Result<(), Refusal> {
         let frozen = matches!(self.place, Place::Frozen(_));
         let Some(sending) = sending else {

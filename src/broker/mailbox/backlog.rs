@@ -4,7 +4,7 @@ use crate::hashing::HashSet;
 use crate::ports::Seq;
 use std::collections::VecDeque;
 
-/// See the module.
+/// The numbers of journaled messages that wait for room in memory, oldest first, and how large each is.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     seqs: VecDeque<Seq>,
@@ -14,7 +14,7 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// Of these messages, which have so many bytes together. What each of them has nobody has said: they count alike.
+    /// The backlog of these messages, which have so many bytes together. What each of them has nobody has said: they count alike.
     pub fn new(seqs: VecDeque<Seq>, bytes: u64) -> Backlog {
         let mut backlog = Backlog::default();
         let mut left = bytes;
@@ -34,7 +34,7 @@ impl Backlog {
         self.seqs.is_empty()
     }
 
-    /// Bytes of all of them.
+    /// Bytes of all messages.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -88,7 +88,7 @@ impl Backlog {
         out.into_iter().map(|(seq, _)| seq).collect()
     }
 
-    /// Takes all of them out.
+    /// Takes all messages out.
     pub fn take(&mut self) -> VecDeque<Seq> {
         std::mem::take(self).seqs
     }

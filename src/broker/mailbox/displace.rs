@@ -20,20 +20,20 @@ pub struct Displaced {
 }
 
 impl Displaced {
-    /// How many.
+    /// How many messages gave way.
     pub fn count(&self) -> u64 {
         (self.seqs.len() + self.others) as u64
     }
 }
 
 impl Mailbox {
-    /// The client chooses what is dropped when the queue is full; `None` = as the broker does by default.
+    /// Sets what the client chooses to be dropped when the queue is full; `None` = as the broker does by default.
     pub fn set_policy(&self, policy: Option<QueuePolicy>) {
         let place = policy.and_then(|policy| QueuePolicy::ALL.iter().position(|p| *p == policy));
         self.policy.store(place.map_or(0, |place| place as u8 + 1), Relaxed);
     }
 
-    /// What the client has chosen.
+    /// The policy that the client has chosen, if it has.
     pub fn policy(&self) -> Option<QueuePolicy> {
         QueuePolicy::ALL.get(usize::from(self.policy.load(Relaxed)).checked_sub(1)?).copied()
     }

@@ -33,7 +33,7 @@ pub use order::{OrderHold, Sending};
 pub struct Wakes(Vec<Waker>);
 
 impl Wakes {
-    /// Wakes everyone.
+    /// Wakes all tasks.
     pub fn flush(&mut self) {
         self.0.drain(..).for_each(Waker::wake);
     }
@@ -72,14 +72,14 @@ impl Default for MailboxLimits {
     }
 }
 
-/// Where the session is.
+/// Where a session is.
 #[derive(Debug)]
 pub enum Place {
     /// With a connection.
     Attached,
-    /// Here, dormant.
+    /// In the mailbox, dormant.
     Parked(Box<Session>),
-    /// Here, and perhaps about to be another node's.
+    /// In the mailbox, and perhaps about to be another node's.
     Frozen(Box<Frozen>),
     /// With another node since this revision.
     Departed(Revision),
@@ -96,7 +96,7 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Nobody waits yet.
+    /// A frozen session whose outcome nobody waits for yet.
     pub fn new(session: Box<Session>) -> Frozen {
         Frozen { session, outcome: None }
     }
@@ -105,7 +105,7 @@ impl Frozen {
 /// Why a mailbox did not take a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It is dropped, and counted.
+    /// The message is dropped, and counted.
     Dropped(Loss),
     /// The session may be about to move, or to come: whether the message is for this node is known when
     /// [`Mailbox::moving`] says so, or when the session is this node's.
@@ -146,7 +146,7 @@ struct Inner {
     expected: BTreeSet<(Incarnation, MessageId)>,
 }
 
-/// See the module.
+/// Where publishers on other threads put messages for a session, and where it rests while it is dormant.
 #[derive(Debug)]
 pub struct Mailbox {
     inner: Mutex<Inner>,
@@ -221,11 +221,11 @@ impl Mailbox {
         self.load.load(Relaxed)
     }
 
-    /// Puts a message in. Journaled ones are taken unless the session is over or moves; others are dropped when there is no
-    /// room or no client. How many others were dropped in its place, that the journal does not have.
+    /// Puts a message in. Journaled ones are taken unless the session is over or moves; others are dropped when there is no room or no
+    /// client. How many others were dropped in its place, that the journal does not have.
     ///
     /// # Errors
-    /// Why it was not taken.
+    /// Says why it was not taken.
     pub fn push(&self, d: Delivery, limits: &MailboxLimits, wakes: &mut Wakes) -> Result<usize, Refusal> {
         self.push_admitted(d, None, limits, wakes)
     }
@@ -345,7 +345,7 @@ impl Mailbox {
         (inner.backlog.take(), std::mem::take(&mut inner.queue))
     }
 
-    /// Claims the session for a new connection. `place_in_line` is the caller's place in the row: 0 at first.
+    /// Claims the session for a new connection. `place_in_line` is the caller's place among those that claim it: 0 at first.
     pub fn claim(&self, place_in_line: &mut u64, waker: &Waker, wakes: &mut Wakes) -> Found {
         let mut inner = self.inner.lock();
         if *place_in_line > 0 && inner.claims > *place_in_line {
@@ -399,12 +399,12 @@ impl Mailbox {
         }
     }
 
-    /// The connection holds `n` messages that the client has not settled.
+    /// Takes note that the connection holds `n` messages that the client has not settled.
     pub fn set_load(&self, n: usize) {
         self.load.store(n, Relaxed);
     }
 
-    /// The dormant session, if it is.
+    /// What `f` says of the dormant session; `None` if it is not dormant.
     pub fn parked<R>(&self, f: impl FnOnce(&Session) -> R) -> Option<R> {
         match &self.inner.lock().place {
             Place::Parked(session) => Some(f(session)),
@@ -442,7 +442,7 @@ impl Mailbox {
         inner.backlog.take_out(looked_at, expired)
     }
 
-    /// Messages waiting, in memory and on disk.
+    /// How many messages wait, in memory and on disk.
     pub fn waiting(&self) -> usize {
         self.inner.lock().waiting()
     }

@@ -26,7 +26,7 @@ pub enum Rank {
 
 impl Mailbox {
     /// Puts a session that was taken out ([`Mailbox::claim`], [`Mailbox::check_out`]) back as one that may be about to move:
-    /// from now on nothing is taken. With the barrier closed, so that whoever was admitted has pushed. Returns the numbers of
+    /// from now on nothing is taken. To be called with the barrier closed, so that whoever was admitted has pushed. Returns the numbers of
     /// all journaled messages that wait, in order, and how many others were dropped.
     pub fn freeze(&self, session: Box<Session>, wakes: &mut Wakes) -> (Vec<Seq>, usize) {
         let mut inner = self.inner.lock();
@@ -41,8 +41,8 @@ impl Mailbox {
         (inner.backlog.iter().collect(), dropped)
     }
 
-    /// The frozen session stays here: takes it out. What comes waits for [`Mailbox::park`] or [`Mailbox::end`]. `None` if it
-    /// is not frozen.
+    /// Takes the frozen session out, which stays here. What comes waits for [`Mailbox::park`] or [`Mailbox::end`]. `None` if it is not
+    /// frozen.
     pub fn thaw(&self) -> Option<Box<Session>> {
         let mut inner = self.inner.lock();
         match std::mem::replace(&mut inner.place, Place::Attached) {
@@ -61,8 +61,8 @@ impl Mailbox {
         }
     }
 
-    /// The frozen session is with another node since `at`. Returns it and the numbers of all journaled messages that waited;
-    /// `None` if it is not frozen.
+    /// Marks the frozen session as with another node since `at`. Returns it and the numbers of all journaled messages that waited; `None`
+    /// if it is not frozen.
     pub fn depart(&self, at: Revision, wakes: &mut Wakes) -> Option<(Box<Session>, VecDeque<Seq>)> {
         let mut inner = self.inner.lock();
         let frozen = match std::mem::replace(&mut inner.place, Place::Departed(at)) {
@@ -82,7 +82,7 @@ impl Mailbox {
         Some((frozen.session, backlog))
     }
 
-    /// Looks at the frozen session, if it is.
+    /// What `f` says of the frozen session; `None` if it is not frozen.
     pub fn frozen<R>(&self, f: impl FnOnce(&Session) -> R) -> Option<R> {
         match &self.inner.lock().place {
             Place::Frozen(frozen) => Some(f(&frozen.session)),
@@ -90,7 +90,7 @@ impl Mailbox {
         }
     }
 
-    /// Since when the session is with another node, if it is.
+    /// Since which revision the session is with another node, if it is.
     pub fn departed(&self) -> Option<Revision> {
         match &self.inner.lock().place {
             Place::Departed(at) => Some(*at),
@@ -103,7 +103,7 @@ impl Mailbox {
         !matches!(self.inner.lock().place, Place::Departed(_) | Place::Gone)
     }
 
-    /// While the session is frozen: how that comes out ([`Refusal::Moving`](super::Refusal::Moving)).
+    /// What tells, while the session is frozen, how that comes out ([`Refusal::Moving`](super::Refusal::Moving)).
     pub fn moving(&self) -> Option<Arc<Once<Option<Revision>>>> {
         match &mut self.inner.lock().place {
             Place::Frozen(frozen) => Some(frozen.outcome.get_or_insert_with(Once::new).clone()),
@@ -111,7 +111,7 @@ impl Mailbox {
         }
     }
 
-    /// The dormant session's client was here for so long, or was taken to be: its deadlines are as much later.
+    /// Puts the dormant session's deadlines off by `ms` milliseconds: its client was here for so long, or was taken to be.
     pub fn put_off(&self, ms: u64) {
         if let Place::Parked(session) = &mut self.inner.lock().place {
             session.put_off(ms);

@@ -7,19 +7,19 @@ use crate::ports::{Incarnation, MessageId, Revision, registered_at};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-/// A publish on its way to a session. What one process sends is taken in the order of its names.
+/// One publish as a process sends it to sessions. They take what one process sends in the order of the names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sending {
-    /// The process that sends it: its origin, or a later start of that.
+    /// The process that sends it: the publish's origin, or a later start of that node.
     pub sender: Incarnation,
-    /// Its name.
+    /// The publish's name.
     pub id: MessageId,
     /// The revision of the index at which it was matched.
     pub matched_at: Revision,
 }
 
 impl Sending {
-    /// What orders it.
+    /// What the order of publishes goes by: the sender, then the name.
     pub fn key(&self) -> (Incarnation, MessageId) {
         (self.sender, self.id)
     }
@@ -34,17 +34,17 @@ struct Inner {
     away: SmallVec<[Incarnation; 1]>,
 }
 
-/// Which processes' publishes a session may take, or all sessions of a start.
+/// Decides which processes' publishes a session that came here may take already, or all sessions of a start.
 #[derive(Debug, Default)]
 pub struct OrderHold(Mutex<Inner>);
 
 impl OrderHold {
-    /// The session is this node's since this revision.
+    /// Takes note that the session is this node's since revision `since`.
     pub fn begin(&self, since: Revision) {
         self.0.lock().since = Some(since);
     }
 
-    /// Nothing of this process is on its way by another node any more.
+    /// Takes note that nothing of process `sender` is on its way by another node any more.
     pub fn release(&self, sender: Incarnation) {
         let mut inner = self.0.lock();
         match inner.over {
@@ -53,7 +53,7 @@ impl OrderHold {
         }
     }
 
-    /// Nothing waits any more but what processes send that are `away`, and may come back.
+    /// Ends the waiting, but for what processes send that are `away` and may come back.
     pub fn end(&self, away: impl IntoIterator<Item = Incarnation>) {
         let mut inner = self.0.lock();
         inner.over = true;
@@ -61,7 +61,7 @@ impl OrderHold {
         inner.away = away.into_iter().collect();
     }
 
-    /// Whether nothing waits, of processes that are there.
+    /// Whether nothing waits of processes that are there.
     pub fn over(&self) -> bool {
         self.0.lock().over
     }

@@ -17,13 +17,13 @@ pub(super) struct Update {
     pub id: MessageId,
     /// `None` = it clears.
     pub message: Option<Message>,
-    /// Its number among all that this node has seen; 0 = not all sessions here that match are given it.
+    /// The update's number among all that this node has seen; 0 = not all sessions here that match are given it.
     pub at: u64,
-    /// It waits for the store, nobody knows how long.
+    /// Whether the update waits for the store, nobody knows how long.
     pub spooled: bool,
 }
 
-/// See the module.
+/// The updates that sessions of this node have been given, or are about to be, while the index does not say yet what became of them.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     topics: HashMap<Arc<str>, SmallVec<[Update; 1]>>,
@@ -33,7 +33,7 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// A session may be given this update from now on.
+    /// Adds an update: a session may be given it from now on.
     pub fn begin(&mut self, topic: &str, update: Update) {
         let id = update.id;
         if self.len >= UPDATES_MAX || self.decided.get(&id.origin).is_some_and(|below| id.seq < *below) {
@@ -54,7 +54,7 @@ impl Live {
         self.topics.get(topic).map_or(&[][..], |updates| updates.as_slice())
     }
 
-    /// A session that matches is not given this update.
+    /// Takes note that a session that matches is not given an update.
     pub fn not_given(&mut self, topic: &str, id: MessageId) {
         let updates = self.topics.get_mut(topic).into_iter().flatten();
         updates.filter(|u| u.id == id).for_each(|u| u.at = 0);
@@ -80,8 +80,8 @@ impl Live {
         self.of(topic).iter().any(|u| u.id == id && !u.spooled)
     }
 
-    /// The index has this update of the topic, or knows that it is void, and with it earlier ones of its origin. The number of
-    /// this very one, if it is known.
+    /// Takes note that the index has this update of the topic, or knows that it is void, and with it earlier ones of its origin. The number
+    /// of this very one, if it is known.
     pub fn decide(&mut self, topic: &str, id: MessageId) -> Option<u64> {
         let updates = self.topics.get_mut(topic)?;
         let at = updates.iter().find(|u| u.id == id).map(|u| u.at);
@@ -94,7 +94,7 @@ impl Live {
         at
     }
 
-    /// The updates of an origin below `decided` are, and those below `waited` that are not wait for the store.
+    /// Takes note that the updates of an origin below `decided` are, and that those below `waited` that are not wait for the store.
     pub fn decide_below(&mut self, origin: Incarnation, decided: u64, waited: u64) {
         self.decided.insert(origin, decided);
         if self.topics.is_empty() {
@@ -106,7 +106,7 @@ impl Live {
         });
     }
 
-    /// Nobody will say what became of the updates of an origin.
+    /// Forgets the updates of an origin: nobody will say what became of them.
     pub fn forget(&mut self, origin: Incarnation) {
         self.decided.remove(&origin);
         self.change(|u| u.id.origin != origin);

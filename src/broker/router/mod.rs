@@ -26,14 +26,14 @@ const FEW: usize = 16;
 /// Members of a shared subscription that are compared for each message.
 const LOOKED_AT: usize = 16;
 
-/// One subscriber of one filter.
+/// A subscriber of a filter.
 #[derive(Clone, Debug)]
 pub struct Subscriber {
-    /// Whose subscription it is.
+    /// The session that has subscribed.
     pub handle: Arc<Handle>,
-    /// Its options.
+    /// The options of the subscription.
     pub options: SubscribeOptions,
-    /// Its identifier and the shared subscription it belongs to, if any.
+    /// The subscription identifier and the shared subscription it belongs to, if any.
     pub extra: Option<Arc<Extra>>,
 }
 
@@ -102,7 +102,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// How many members it has here, and whether a persistent session is among them.
+    /// How many members the shared subscription has here, and whether a persistent session is among them.
     pub fn weight(&self) -> (u32, bool) {
         let members = self.members.lock();
         let persistent = members.iter().any(|m| m.handle.durable);
@@ -114,12 +114,12 @@ impl Group {
         self.members.lock().iter().any(|m| m.handle.no == no)
     }
 
-    /// How many members it has.
+    /// How many members the shared subscription has.
     pub fn len(&self) -> usize {
         self.members.lock().len()
     }
 
-    /// Whether it has none (any more).
+    /// Whether the shared subscription has no member (any more).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -130,7 +130,7 @@ impl Group {
         self.pick_among(except, |_| true)
     }
 
-    /// The same, among those members that `may` have it.
+    /// The member that takes the next message, as with [`Group::pick`], among those that `may` have it.
     pub fn pick_among(&self, except: u64, may: impl Fn(&Subscriber) -> bool) -> Option<Subscriber> {
         let members = self.members.lock();
         let n = members.len();
@@ -173,7 +173,7 @@ struct Shard {
     generation: AtomicU64,
 }
 
-/// See the module.
+/// The subscriptions of a node's sessions by filter: which sessions a topic goes to.
 #[derive(Debug)]
 pub struct Router {
     shards: Vec<Shard>,
@@ -187,9 +187,9 @@ pub struct Target {
     pub handle: Arc<Handle>,
     /// Maximum QoS.
     pub qos: QoS,
-    /// Not to its own publisher.
+    /// Whether the publisher itself does not get the message (No Local).
     pub no_local: bool,
-    /// Only to its own publisher.
+    /// Whether nobody but the publisher itself gets the message.
     pub only_own: bool,
     /// RETAIN as published.
     pub retain_as_published: bool,
@@ -198,13 +198,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// Whether it may get what session `publisher` publishes.
+    /// Whether the session may get what session `publisher` publishes.
     pub fn is_for(&self, publisher: SessionNo) -> bool {
         if self.handle.no == publisher { !self.no_local } else { !self.only_own }
     }
 }
 
-/// Where a topic goes.
+/// The sessions that a topic goes to.
 #[derive(Clone, Debug, Default)]
 pub struct Matches {
     /// Sessions, each once.
@@ -213,7 +213,7 @@ pub struct Matches {
     pub groups: Vec<Arc<Group>>,
 }
 
-/// The last lookup of one publisher.
+/// The last lookup of one publisher among the sessions of this node.
 #[derive(Debug, Default)]
 pub struct Cache {
     topic: String,
@@ -314,7 +314,7 @@ impl Router {
         })
     }
 
-    /// Where `topic` goes. The result stays valid until the next call with this cache.
+    /// The sessions that `topic` goes to. The result stays valid until the next call with this cache.
     pub fn lookup<'c>(&self, topic: &str, cache: &'c mut Cache) -> &'c Matches {
         let own = &self.shards[self.shard_of(topic).unwrap_or(SHARDS)];
         let wild = &self.shards[SHARDS];
@@ -344,7 +344,7 @@ impl Router {
         groups.iter().find(|g| *g.name == *name).cloned()
     }
 
-    /// Distinct filters.
+    /// How many distinct filters there are.
     pub fn filters(&self) -> usize {
         self.shards.iter().map(|s| s.trie.read().len()).sum()
     }

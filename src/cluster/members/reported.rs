@@ -9,11 +9,11 @@ use std::sync::Arc;
 /// Reports of one process that wait until this node has come as far.
 const REPORTS_AHEAD_MAX: usize = 64;
 
-/// See the module.
+/// What a process has reported, as far as it matters to this node.
 #[derive(Debug, Default)]
 pub(super) struct Reported {
     pub applied: Revision,
-    /// How far it is with its updates of retained messages; `None` = it does not say.
+    /// How far the process is with its updates of retained messages; `None` = it does not say.
     pub retained: Option<RetainedProgress>,
     pub low_water: u64,
     /// Publishes below that are not done with, ascending.

@@ -14,17 +14,17 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Whether it is asked nothing.
+    /// Whether the node is asked nothing.
     pub(super) fn is_empty(&self) -> bool {
         !self.direct && self.groups.is_empty()
     }
 
-    /// Whether it is asked to serve a shared subscription.
+    /// Whether the node is asked to serve a shared subscription.
     pub(super) fn has(&self, name: &str) -> bool {
         self.groups.iter().any(|g| *g.name == *name)
     }
 
-    /// Is asked that as well.
+    /// Adds `more` to what the node is asked.
     pub(super) fn add(&mut self, more: Asked) {
         self.direct |= more.direct;
         for g in more.groups {
@@ -43,24 +43,24 @@ pub struct OpenGroup {
     pub tried: SmallVec<[Arc<str>; 2]>,
     /// The node that is asked now.
     pub at: Option<Arc<str>>,
-    /// Whether it is asked to queue.
+    /// Whether the node is asked to queue the message for a persistent member.
     pub queue: bool,
-    /// Whether it cannot be asked: it is waited for.
+    /// Whether the node cannot be asked: it is waited for.
     pub away: bool,
     /// Nodes without a persistent member to queue it for, and the revision of the index at which each was asked: a member may have
     /// come there since.
     pub without: SmallVec<[(Arc<str>, Revision); 2]>,
-    /// At QoS 2: the process that was asked. It may have served it, so nobody else is asked before it has said that it has not,
-    /// or whoever speaks for it has.
+    /// At QoS 2: the process that was asked. It may have served the subscription, so nobody else is asked before it has said that it has
+    /// not, or whoever speaks for it has.
     pub process: Option<MemberId>,
-    /// The process is asked as soon as the journal has it that it is.
+    /// The process is asked as soon as the journal has it that it is asked.
     pub unnoted: bool,
-    /// The journal has it, and the process has not been asked yet.
+    /// The journal has it that the process is asked, and it has not been asked yet.
     pub unasked: bool,
 }
 
 impl OpenGroup {
-    /// Nobody was asked.
+    /// A shared subscription that nobody was asked to serve.
     pub fn new(name: Arc<str>) -> OpenGroup {
         OpenGroup {
             name,
@@ -75,23 +75,24 @@ impl OpenGroup {
         }
     }
 
-    /// As the journal has it.
+    /// A shared subscription as the journal has it with the duty of a QoS 2 publish.
     pub fn of_duty(unserved: Unserved) -> OpenGroup {
         let at = unserved.asked.as_ref().map(|process| process.node.clone());
         OpenGroup { at, process: unserved.asked, ..OpenGroup::new(unserved.name) }
     }
 
-    /// What the journal has to know.
+    /// What the journal has to know of the subscription.
     pub fn unserved(&self) -> Unserved {
         Unserved { name: self.name.clone(), asked: self.process.clone() }
     }
 
-    /// What to ask a node.
+    /// What to ask a node to do for the subscription.
     pub fn ask(&self) -> GroupTry {
         GroupTry { name: self.name.clone(), queue: self.queue, tried: self.tried.to_vec() }
     }
 
-    /// A node that was asked at this revision of the index has nobody for it; `queue`: not even a persistent member.
+    /// Takes note that a node which was asked at revision `at` of the index has nobody for the subscription; `queue`: not even a persistent
+    /// member.
     pub fn declined_by(&mut self, node: &Arc<str>, queue: bool, at: Revision) {
         if self.at.as_ref() == Some(node) {
             self.open_again();
@@ -104,7 +105,7 @@ impl OpenGroup {
         }
     }
 
-    /// What it waits for, in words.
+    /// What the subscription waits for, in words.
     pub(super) fn in_words(&self) -> String {
         let OpenGroup { name, at, queue, away, process, unnoted, unasked, .. } = self;
         let process = process.as_ref().map(ToString::to_string);
@@ -113,13 +114,13 @@ impl OpenGroup {
         )
     }
 
-    /// Nobody is asked for it any more.
+    /// Forgets who was asked: another one is to be chosen.
     pub fn open_again(&mut self) {
         (self.at, self.queue, self.away) = (None, false, false);
         (self.process, self.unnoted, self.unasked) = (None, false, false);
     }
 
-    /// Somebody has moved: who had no member before may have one now.
+    /// Forgets who has declined: somebody has moved, so who had no member before may have one now.
     pub(super) fn begin_anew(&mut self) {
         self.tried.clear();
         self.without.clear();

@@ -15,42 +15,42 @@ use std::sync::Arc;
 /// How far a publish is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Its record is not durable: nothing leaves.
+    /// The record of the publish is not durable: nothing leaves.
     Recording,
-    /// It has not been matched; those before it come first.
+    /// The publish has not been matched; those before it come first.
     Unmatched,
-    /// It has been matched.
+    /// The publish has been matched, and is with not all nodes yet.
     Open,
-    /// Every node has it; that is not durable here.
+    /// Every node has the publish; that is not durable here.
     Settling,
 }
 
-/// See the module.
+/// One publish that this node owns: which nodes were asked to take it, what they said, and what is still to do.
 #[derive(Debug)]
 pub struct Entry {
     /// The message.
     pub message: Message,
-    /// Who published it; 0 = nobody of this node any more.
+    /// The session that published it; 0 = nobody of this node any more.
     pub session: SessionNo,
-    /// Whether it is for sessions that subscribed for themselves, or only for the shared subscriptions in `groups`.
+    /// Whether the publish is for sessions that subscribed for themselves, or only for the shared subscriptions in `groups`.
     pub direct: bool,
-    /// The QoS 2 packet identifier it came under (durable sessions).
+    /// The QoS 2 packet identifier that the publish came under (durable sessions).
     pub inbound: Option<u16>,
-    /// The session whose open QoS 2 publishes it counts among.
+    /// The session whose open QoS 2 publishes this one counts among.
     pub counts_for: Option<SessionNo>,
     /// What the publisher waits for.
     pub promise: Option<Arc<Promise>>,
     /// The row that stands for this duty in the journal.
     pub duty: Option<Seq>,
-    /// Since when it is open.
+    /// When the publish was taken into the outbox.
     pub since: Time,
-    /// The log has said that it takes long.
+    /// Whether the log has said that the publish takes long.
     pub told: bool,
-    /// Whether any session matched on another node, or when it was matched late.
+    /// Whether any session matched on another node, or here when it was matched later.
     pub matched: bool,
-    /// How far it is.
+    /// How far the publish is.
     pub stage: Stage,
-    /// It is being matched.
+    /// Whether the publish is being matched.
     pub busy: bool,
     /// Whether the publish is to be matched as soon as possible: `Some(true)` also for sessions that subscribed for themselves,
     /// `Some(false)` for shared subscriptions only.
@@ -61,20 +61,20 @@ pub struct Entry {
     pub groups: SmallVec<[OpenGroup; 1]>,
     /// Whether shared subscriptions have been looked for: later only those that are open matter.
     pub groups_known: bool,
-    /// The revision at which it was first matched; 0 = never in this process.
+    /// The revision at which the publish was first matched; 0 = never in this process.
     pub first_matched: Revision,
-    /// Nothing of it has been sent, by this process or an earlier one.
+    /// Whether nothing of the publish has been sent, by this process or an earlier one.
     unsent: bool,
-    /// Frames that leave once its record is durable.
+    /// Frames that leave once the record of the publish is durable.
     pub prepared: Option<Box<Sends>>,
-    /// Whether it is counted among those that wait for nodes that are away.
+    /// Whether the publish is counted among those that wait for nodes that are away.
     pub counted_away: bool,
     parts: SmallVec<[Part; 2]>,
     /// Nodes that cannot be asked, whose persistent sessions are waited for.
     away: SmallVec<[(Arc<str>, Matched); 1]>,
 }
 
-/// What matching came to.
+/// What matching a publish came to.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// The revision of the index that was used.
@@ -85,7 +85,7 @@ pub struct Plan {
     pub ask: SmallVec<[(Arc<str>, Asked); 2]>,
     /// Shared subscriptions that are not served yet.
     pub groups: SmallVec<[OpenGroup; 1]>,
-    /// Shared subscriptions that are: nothing more is to be done for them.
+    /// Shared subscriptions that are served: nothing more is to be done for them.
     pub served: SmallVec<[Arc<str>; 1]>,
     /// Nodes that cannot be asked, with persistent sessions that subscribed for themselves: the publish waits for them.
     pub away: SmallVec<[Arc<str>; 1]>,
@@ -99,14 +99,14 @@ pub struct Plan {
     pub matched: bool,
 }
 
-/// What is to be done at the links.
+/// What is to be sent to other nodes, and cancelled there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Sends {
     /// Frames to send, with the revision at which each was matched.
     pub frames: SmallVec<[(Arc<str>, Revision, Asked); 2]>,
     /// Nodes whose frame is cancelled.
     pub cancels: SmallVec<[Arc<str>; 1]>,
-    /// Whether this is the first that is sent of the publish.
+    /// Whether these are the first frames that are sent of the publish.
     pub first: bool,
 }
 
@@ -149,13 +149,13 @@ impl Entry {
         entry
     }
 
-    /// Whether who is asked to serve a shared subscription has to be in the journal: it is sent again after a restart, and nobody else
-    /// may have it then.
+    /// Whether the journal has to have who is asked to serve a shared subscription: the publish is sent again after a restart, and nobody
+    /// else may have it then.
     pub fn noted(&self) -> bool {
         self.duty.is_some() && self.message.qos() == QoS::ExactlyOnce
     }
 
-    /// What the journal has to know of its duty; `None` if it is at its end.
+    /// What the journal has to know of the publish's duty; `None` if the publish is at its end.
     pub fn duty_recipient(&self) -> Option<Recipient> {
         if self.stage == Stage::Settling {
             return None;
@@ -167,7 +167,7 @@ impl Entry {
         Some(Recipient { unserved, ..round::duty(shared, publisher) })
     }
 
-    /// The journal has who is to serve shared subscriptions: now they are asked.
+    /// Takes note that the journal has who is to serve shared subscriptions: now they are asked.
     pub fn asks_noted(&mut self) {
         for g in self.groups.iter_mut().filter(|g| g.unnoted) {
             (g.at, g.unnoted, g.unasked) = (None, false, true);
@@ -175,12 +175,12 @@ impl Entry {
         self.match_soon(false);
     }
 
-    /// Bytes it counts with.
+    /// Bytes that the publish counts with.
     pub fn size(&self) -> usize {
         self.message.size() + size_of::<Entry>()
     }
 
-    /// Whether every node has it.
+    /// Whether every node has the publish.
     pub fn done(&self) -> bool {
         self.stage == Stage::Open
             && !self.busy
@@ -207,12 +207,12 @@ impl Entry {
         self.parts.iter().any(asks)
     }
 
-    /// Nodes that have not answered.
+    /// The nodes that have not answered.
     pub fn asked(&self) -> impl Iterator<Item = &Arc<str>> {
         self.parts.iter().filter(|p| p.is_asked()).map(|p| &p.node)
     }
 
-    /// What it waits for, in words.
+    /// What the publish waits for, in words.
     pub fn waits_in_words(&self) -> String {
         let mut said = match self.stage {
             Stage::Recording => vec!["for its record in the journal".to_owned()],
@@ -227,19 +227,19 @@ impl Entry {
         said.join("; ")
     }
 
-    /// Whether it waits for a node that is away.
+    /// Whether the publish waits for a node that is away.
     pub fn orphaned(&self) -> bool {
         !self.away.is_empty() || self.groups.iter().any(|g| g.away)
     }
 
-    /// Whether it waits for one of these nodes, there or away.
+    /// Whether the publish waits for one of these nodes, there or away.
     pub fn waits_for_any(&self, nodes: &[Arc<str>]) -> bool {
         self.parts.iter().any(|p| nodes.contains(&p.node))
             || self.away.iter().any(|(n, _)| nodes.contains(n))
             || self.groups.iter().any(|g| g.at.as_ref().is_some_and(|n| nodes.contains(n)))
     }
 
-    /// Whether one of these nodes was asked and has not answered, and it was not matched at `at` or later.
+    /// Whether one of these nodes was asked and has not answered, and the publish was not matched at `at` or later.
     pub fn is_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
         self.parts.iter().any(|p| p.is_asked() && p.past < at && nodes.contains(&p.node))
     }
@@ -249,7 +249,8 @@ impl Entry {
         self.asked().any(|n| **n == *node)
     }
 
-    /// Nobody will answer frames to these nodes: whoever is wanted there is to be asked anew. Returns those of them that were asked.
+    /// Loses these nodes: nobody will answer frames to them, and whoever is wanted there is to be asked anew. Returns those of them that
+    /// were asked.
     pub fn lose(&mut self, nodes: &[Arc<str>]) -> SmallVec<[Arc<str>; 1]> {
         let lost = self.parts.iter_mut().filter(|p| p.is_asked() && nodes.contains(&p.node));
         lost.map(|part| {
@@ -266,21 +267,21 @@ impl Entry {
         }
     }
 
-    /// It has to be matched again as soon as possible; `direct`: also for sessions that subscribed for themselves.
+    /// Lets the publish be matched again as soon as possible; `direct`: also for sessions that subscribed for themselves.
     pub fn match_soon(&mut self, direct: bool) {
         let direct = direct && self.direct;
         self.soon = Some(self.soon.is_some_and(|before| before) || direct);
     }
 
-    /// A while has passed since a node could not take it.
+    /// Lets the publish be matched again: a while has passed since a node could not take it.
     pub fn try_again(&mut self) {
         self.retry = false;
         self.match_soon(true);
     }
 
-    /// From which revision on it has to be matched again; 0 = from now on, `None` = not at all. While a session is to be looked for that moved at
-    /// a revision still to be applied, nobody is asked about shared subscriptions alone: a node whose own sessions wait for this publish
-    /// takes the next frame for theirs.
+    /// From which revision on the publish has to be matched again; 0 = from now on, `None` = not at all. While a session is to be looked
+    /// for that moved at a revision still to be applied, nobody is asked about shared subscriptions alone: a node whose own sessions wait
+    /// for this publish takes the next frame for theirs.
     pub fn due_at(&self) -> Option<Revision> {
         match self.soon {
             Some(true) => Some(0),
@@ -288,12 +289,12 @@ impl Entry {
         }
     }
 
-    /// Whether it can be matched when its turn in the lane comes.
+    /// Whether the record of the publish is durable, or it needs none: then it can be matched in its turn.
     pub fn is_recorded(&self) -> bool {
         self.stage != Stage::Recording
     }
 
-    /// Takes it to match it; `None` if there is nothing to match, or somebody is at it.
+    /// Takes the publish to match it; `None` if there is nothing to match, or somebody is at it.
     pub fn check_out(&mut self, applied: Revision) -> Option<View> {
         if self.busy || self.stage != Stage::Open || self.due_at().is_none_or(|at| at > applied) {
             return None;
@@ -379,8 +380,8 @@ impl Entry {
         sends
     }
 
-    /// A node is asked for its own subscribers once it has answered about shared subscriptions: until then the publish counts as on its
-    /// way there since `owed`. An answer about shared subscriptions does not wait for what is settled.
+    /// Lets the publish count as on its way to a node since `owed`: the node is asked for its own subscribers once it has answered about
+    /// shared subscriptions. An answer about shared subscriptions does not wait for what is settled.
     fn hold_watermark(&mut self, node: &Arc<str>, owed: Revision, watermarks: &mut Watermarks) {
         let direct = |q: &Option<Question>| q.as_ref().is_some_and(|q| q.asked.direct);
         let waits = |p: &&mut Part| p.node == *node && !direct(&p.question) && direct(&p.next);
@@ -499,14 +500,15 @@ impl Entry {
         }
     }
 
-    /// A node that was asked at this revision has no member online for a shared subscription; nobody even to queue for, if that was asked.
+    /// Takes note that a node which was asked at this revision has no member online for a shared subscription; nobody even to queue for, if
+    /// that was asked.
     fn declined(&mut self, asked: &GroupTry, node: &Arc<str>, at: Revision) {
         for g in self.groups.iter_mut().filter(|g| g.name == asked.name) {
             g.declined_by(node, asked.queue, at);
         }
     }
 
-    /// The frames that wait for its record do not leave: it is matched anew, in its turn. Nobody was asked.
+    /// Drops the frames that wait for the publish's record: it is matched anew, in its turn. Nobody was asked.
     pub fn postpone(&mut self) {
         (self.prepared, self.unsent) = (None, true);
         self.groups.iter_mut().for_each(OpenGroup::open_again);
@@ -530,7 +532,7 @@ impl Entry {
         None
     }
 
-    /// Nobody is left who wants it: it waits for no node that is away any more.
+    /// Waits for no node that is away any more: nobody is left who wants the publish.
     pub fn expire(&mut self, watermarks: &mut Watermarks) {
         for (node, at) in self.away.drain(..) {
             watermarks.remove(&node, at);
@@ -538,7 +540,7 @@ impl Entry {
         self.groups.retain(|g| !g.away);
     }
 
-    /// Gives up: no node is asked any more. Returns those that were.
+    /// Gives the publish up: no node is asked any more. Returns those that were.
     pub fn give_up(&mut self, watermarks: &mut Watermarks) -> SmallVec<[Arc<str>; 2]> {
         let asked = self.asked().cloned().collect();
         for p in self.parts.drain(..) {

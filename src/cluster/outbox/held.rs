@@ -30,14 +30,14 @@ impl Count {
 /// get.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    /// That wait for nodes that can be asked, or to be matched.
+    /// Publishes that wait for nodes that can be asked, or to be matched.
     pub here: Count,
-    /// That wait for nodes that are away.
+    /// Publishes that wait for nodes that are away.
     pub away: Count,
 }
 
 impl Held {
-    /// Where a publish is counted.
+    /// The count that a publish belongs to.
     pub fn of(&self, entry: &Entry) -> &Count {
         if entry.counted_away { &self.away } else { &self.here }
     }

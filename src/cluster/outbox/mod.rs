@@ -1,6 +1,6 @@
 //! The publishes that this node owns: those of its clients that other nodes have to take, until all of them have.
 //!
-//! Everything here is bookkeeping; what is sent and matched is in `send`.
+//! Everything here is bookkeeping; what is sent is in `send.rs`, what is matched in `matching.rs`.
 
 mod asked;
 pub mod entry;
@@ -42,12 +42,12 @@ const REPORT_AFTER: usize = 4_096;
 struct Inner {
     /// This node.
     me: Arc<str>,
-    /// Those of earlier incarnations come first: their numbers are lower.
+    /// The publishes by name. Those of earlier incarnations come first: their numbers are lower.
     entries: BTreeMap<MessageId, Entry>,
     watermarks: Watermarks,
-    /// Not matched yet, in order.
+    /// Publishes that are not matched yet, in order.
     unmatched: VecDeque<MessageId>,
-    /// A task looks after the lane.
+    /// A task matches what is unmatched.
     attended: bool,
     /// Waiting for a revision to be applied.
     again: BTreeSet<(Revision, MessageId)>,
@@ -61,7 +61,7 @@ struct Inner {
     earlier: Vec<Incarnation>,
 }
 
-/// See the module.
+/// The publishes of this node's clients that other nodes have to take, until all of them have.
 #[derive(Debug)]
 pub struct Outbox {
     me: MemberId,
@@ -80,7 +80,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty table for this process.
+    /// An empty outbox for this process, which may hold `max_publishes` of `max_bytes` together.
     pub fn new(me: MemberId, max_publishes: usize, max_bytes: usize) -> Outbox {
         let (incarnation, node) = (me.incarnation, me.node.clone());
         Outbox {
@@ -96,7 +96,7 @@ impl Outbox {
         }
     }
 
-    /// A name for the next publish. Whoever takes it holds the barrier until the publish is in the table or needs none.
+    /// A name for the next publish. Whoever takes it stays inside the barrier until the publish is in the outbox or needs none.
     pub fn next_id(&self) -> MessageId {
         MessageId { origin: self.me.incarnation, seq: self.next.fetch_add(1, Ordering::Relaxed) }
     }
@@ -106,27 +106,27 @@ impl Outbox {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// A number that differs from call to call.
+    /// A number that differs from call to call, by which nodes are chosen for shared subscriptions.
     pub fn draw(&self) -> u64 {
         scattered(self.draws.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Publishes that wait for other nodes.
+    /// How many publishes wait for other nodes.
     pub fn held(&self) -> usize {
         self.held.here.get().0 + self.held.away.get().0
     }
 
-    /// Whether publishers should pause.
+    /// Whether publishers should pause, since too many publishes wait for other nodes.
     pub fn full(&self) -> bool {
         self.is_full(&self.held.here)
     }
 
-    /// Whether no more may wait for nodes that are away.
+    /// Whether no more publishes may wait for nodes that are away.
     pub fn away_full(&self) -> bool {
         self.is_full(&self.held.away)
     }
 
-    /// Whether no more may wait at all: publishers that pause have come in great numbers, one publish each.
+    /// Whether no more publishes may wait at all: publishers that pause have come in great numbers, one publish each.
     pub fn overfull(&self) -> bool {
         let ((here, bytes), (away, away_bytes)) = (self.held.here.get(), self.held.away.get());
         here + away >= 2 * self.max.0 || bytes + away_bytes >= 2 * self.max.1
@@ -148,7 +148,7 @@ impl Outbox {
         publishes >= self.max.0 || bytes >= self.max.1
     }
 
-    /// Those who wait for room, if there is some again.
+    /// Takes out the publishers that wait for room, if there is some again.
     fn room_again(&self, inner: &mut Inner) -> Vec<Waker> {
         let (publishes, bytes) = self.held.here.get();
         if publishes <= self.max.0 / 8 * ROOM_EIGHTHS && bytes <= self.max.1 / 8 * ROOM_EIGHTHS {
@@ -174,7 +174,7 @@ impl Outbox {
         self.has_unmatched.load(Ordering::Acquire)
     }
 
-    /// Publishes of this incarnation with a lower number are done with, save those listed. Inside the barrier.
+    /// Publishes of this incarnation with a lower number are done with, save those listed. To be called with the barrier closed.
     pub fn low_water(&self) -> (u64, Vec<u64>) {
         let from = MessageId { origin: self.me.incarnation, seq: 0 };
         self.unreported.store(0, Ordering::Relaxed);
@@ -208,7 +208,7 @@ impl Outbox {
         self.inner.lock().exactly_once.get(&session).map_or(0, |(n, _)| *n)
     }
 
-    /// Set when none is open any more; `None` if none is.
+    /// What is set when no QoS 2 publish of a session is open any more; `None` if none is open now.
     pub fn publishes_settled(&self, session: SessionNo) -> Option<Arc<Once<()>>> {
         self.inner.lock().exactly_once.get(&session).map(|(_, once)| once.clone())
     }
@@ -223,7 +223,7 @@ impl Outbox {
         of_session.filter_map(|e| e.inbound).collect()
     }
 
-    /// What tells the outcome of the publish that came under this packet identifier, if it is open. There are two if the first
+    /// The promise that tells the outcome of the publish that came under this packet identifier, if it is open. There are two if the first
     /// one was answered right before a restart that did not know: the newer counts.
     pub fn promise(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Promise>> {
         let inner = self.inner.lock();
@@ -231,12 +231,12 @@ impl Outbox {
         inner.entries.values().rev().find(came)?.promise.clone()
     }
 
-    /// Whether the publish is still open.
+    /// Whether a publish is in the outbox.
     pub fn is_open(&self, id: MessageId) -> bool {
         self.inner.lock().entries.contains_key(&id)
     }
 
-    /// Takes a publish over that has been matched; what is to be sent at once.
+    /// Takes a publish into the outbox that has been matched; what is to be sent at once.
     pub fn begin(&self, id: MessageId, mut entry: Entry, plan: Plan) -> Next {
         let mut next = Next::default();
         let mut inner = self.inner.lock();
@@ -254,7 +254,7 @@ impl Outbox {
         next
     }
 
-    /// Takes a publish that is to be matched later, behind those that wait already; false if none does any more and
+    /// Takes a publish into the outbox that is to be matched later, behind those that wait already; false if none does any more and
     /// `always` is not set: then it was not taken.
     pub fn queue(&self, id: MessageId, mut entry: Entry, always: bool) -> bool {
         let mut inner = self.inner.lock();
@@ -276,7 +276,8 @@ impl Outbox {
         }
     }
 
-    /// The next publish of the lane, to be matched; `None` if there is none, or its record is not durable. Nobody else matches it before it is given back.
+    /// The next publish to be matched; `None` if there is none, or its record is not durable. Nobody else matches it before it is given
+    /// back.
     pub fn next_unmatched(&self, applied: Revision) -> Option<(MessageId, View)> {
         let mut inner = self.inner.lock();
         loop {
@@ -296,7 +297,7 @@ impl Outbox {
         }
     }
 
-    /// Whether somebody has to look after the lane from now on: there is something to match, and nobody does.
+    /// Whether the caller has to match what is unmatched from now on: there is something to match, and nobody does.
     pub fn attend_unmatched(&self) -> bool {
         let mut inner = self.inner.lock();
         let first = inner.unmatched.front().and_then(|id| inner.entries.get(id));
@@ -304,12 +305,12 @@ impl Outbox {
         ready && !std::mem::replace(&mut inner.attended, true)
     }
 
-    /// Nobody looks after it any more.
+    /// Says that the caller does not match what is unmatched any more.
     pub fn leave_unmatched(&self) {
         self.inner.lock().attended = false;
     }
 
-    /// The front of the lane has been matched and sent.
+    /// Takes the first publish out of the queue of those to be matched: it has been matched and sent.
     pub fn unmatched_done(&self, id: MessageId) {
         let mut inner = self.inner.lock();
         if inner.unmatched.front() == Some(&id) {
@@ -320,12 +321,12 @@ impl Outbox {
         }
     }
 
-    /// Takes a publish to match it; `None` if there is nothing to match, or somebody is at it.
+    /// Takes a publish out to match it; `None` if there is nothing to match, or somebody is at it.
     pub fn check_out(&self, id: MessageId, applied: Revision) -> Option<View> {
         self.inner.lock().entries.get_mut(&id)?.check_out(applied)
     }
 
-    /// Gives it back with what matching came to.
+    /// Gives a publish back with what matching came to.
     pub fn check_in(&self, id: MessageId, plan: Plan, applied: Revision) -> Next {
         let mut next = Next::default();
         let mut guard = self.inner.lock();
@@ -342,7 +343,7 @@ impl Outbox {
         next
     }
 
-    /// What `node` said. A publish at QoS 1 that a node cannot take fails; others are matched again later.
+    /// Takes in what `node` said. A publish at QoS 1 that a node cannot take fails; others are matched again later.
     pub fn answered(
         &self,
         node: &Arc<str>,
@@ -371,12 +372,12 @@ impl Outbox {
         (next, failed)
     }
 
-    /// This node itself has to match a publish again: a session that was about to move moved at `at`, or stays (0).
+    /// Makes this node match a publish of its own again: a session here that was about to move moved at `at`, or stays (0).
     pub fn moved_here(&self, id: MessageId, at: Revision, applied: Revision) -> Next {
         self.answered(&self.me.node, vec![(id, Answer::Moved(at))], applied).0
     }
 
-    /// Records of publishes are durable.
+    /// Takes note that the records of publishes are durable.
     pub fn recorded(&self, ids: impl IntoIterator<Item = MessageId>, applied: Revision) -> Next {
         let mut next = Next::default();
         let mut guard = self.inner.lock();
@@ -410,7 +411,7 @@ impl Outbox {
         due
     }
 
-    /// Publishes that a node could not make safe are to be matched again.
+    /// Takes the publishes that a node could not make safe: they are to be matched again.
     pub fn retry(&self) -> Vec<MessageId> {
         let mut inner = self.inner.lock();
         let mut retry = std::mem::take(&mut inner.retry);
@@ -418,7 +419,7 @@ impl Outbox {
         retry
     }
 
-    /// Nodes that have not answered publishes.
+    /// The nodes that have not answered publishes.
     pub fn asked_nodes(&self) -> Vec<Arc<str>> {
         let inner = self.inner.lock();
         let mut nodes: Vec<Arc<str>> = inner.entries.values().flat_map(|e| e.asked().cloned()).collect();
@@ -427,7 +428,7 @@ impl Outbox {
         nodes
     }
 
-    /// A publish is over, and so is the promise not to send it again. Returns whether it was open.
+    /// Removes a publish that is over, and with it the promise not to send it again. Returns whether it was open.
     pub fn remove(&self, id: MessageId) -> bool {
         let mut inner = self.inner.lock();
         let Some(mut e) = inner.entries.remove(&id) else { return false };
@@ -481,7 +482,7 @@ impl Outbox {
             .collect()
     }
 
-    /// Publishes that have expired wait for nodes that are away no longer.
+    /// Ends the wait of publishes that have expired for nodes that are away.
     pub fn expire(&self, now: Time, applied: Revision) -> Next {
         let mut next = Next::default();
         let mut guard = self.inner.lock();
@@ -496,22 +497,22 @@ impl Outbox {
         next
     }
 
-    /// What earlier incarnations left is about to be read.
+    /// Takes note that what earlier incarnations left is about to be read from the journal.
     pub fn recovering(&self, earlier: Vec<Incarnation>) {
         self.inner.lock().earlier = earlier;
     }
 
-    /// It has been read.
+    /// Takes note that what earlier incarnations left has been read from the journal.
     pub fn recovered(&self) {
         self.read.set(());
     }
 
-    /// When it has been read.
+    /// Completes when what earlier incarnations left has been read from the journal.
     pub fn when_read(&self) -> BoxFuture<()> {
         self.read.wait()
     }
 
-    /// Publishes by what they wait for: (not matched, to be matched again, other nodes, there or gone).
+    /// How many publishes there are by what they wait for: (not matched, to be matched again, other nodes, there or gone).
     pub fn counts(&self) -> (usize, usize, usize) {
         let inner = self.inner.lock();
         let again = inner.entries.values().filter(|e| e.due_at().is_some()).count();
@@ -520,7 +521,7 @@ impl Outbox {
     }
 }
 
-/// A number that is always the same for a publish, and scattered over all of them.
+/// A number that is always the same for a publish, and scattered over all of them: by it nodes are chosen for shared subscriptions.
 pub fn draw_of(id: MessageId) -> u64 {
     scattered(id.seq ^ id.origin.rotate_left(32))
 }

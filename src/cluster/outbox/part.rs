@@ -23,23 +23,23 @@ enum Anew {
     From(Revision),
 }
 
-/// See the module. There is one as long as a question is open or the publish has to be matched again.
+/// What one node has to do with a publish. There is a part as long as a question is open or the publish has to be matched again.
 #[derive(Debug)]
 pub(super) struct Part {
     pub node: Arc<str>,
-    /// It has not answered this.
+    /// What the node was asked and has not answered.
     pub question: Option<Question>,
-    /// To be asked once it has answered.
+    /// What the node is to be asked once it has answered.
     pub next: Option<Question>,
     anew: Option<Anew>,
     /// The revision at which what is on its way to the node was matched first, or waits to be: that orders it.
     pub since: Revision,
-    /// When it was matched the last time, with or without a new frame to this node.
+    /// The revision at which the publish was matched the last time, with or without a new frame to this node.
     pub past: Revision,
 }
 
 impl Part {
-    /// A node that is asked.
+    /// The part of a node that is asked `question` now.
     pub fn new(node: Arc<str>, question: Question) -> Part {
         let at = question.at;
         Part { node, question: Some(question), next: None, anew: None, since: at, past: at }
@@ -57,24 +57,24 @@ impl Part {
         self.is_asked() && asks.into_iter().flatten().any(|q| q.asked.has(group))
     }
 
-    /// Whether nothing is open any more.
+    /// Whether nothing is open at the node any more.
     pub fn is_over(&self) -> bool {
         self.question.is_none() && self.next.is_none() && self.anew.is_none()
     }
 
-    /// How it counts for the sake of order.
+    /// The two revisions with which the part counts for the sake of order.
     pub fn matched(&self) -> Matched {
         (self.since, self.past)
     }
 
-    /// It counts like that from now on.
+    /// Makes the part count with these revisions from now on.
     pub fn count(&mut self, (since, past): Matched, watermarks: &mut Watermarks) {
         watermarks.replace(&self.node, self.matched(), (since, past));
         (self.since, self.past) = (since, past);
     }
 
-    /// Asks it, now or once it has answered; what is to be sent now, if anything. `whole`: that came of a match of all that the publish is for.
-    /// Otherwise a node whose own sessions are still to be looked for is not asked: the match that looks for them asks it.
+    /// Asks the node, now or once it has answered; what is to be sent now, if anything. `whole`: that came of a match of all that the
+    /// publish is for. Otherwise a node whose own sessions are still to be looked for is not asked: the match that looks for them asks it.
     pub fn ask(&mut self, question: Question, whole: bool) -> Option<Asked> {
         if self.question.is_none() {
             return whole.then(|| self.question.insert(question).asked.clone());
@@ -92,18 +92,19 @@ impl Part {
         None
     }
 
-    /// Nobody will answer.
+    /// Forgets the questions: nobody will answer.
     pub fn drop_questions(&mut self) {
         (self.question, self.next) = (None, None);
     }
 
-    /// Nobody will answer, or the node could not do it: who is to be asked now the next match of all says.
+    /// Forgets the questions, and has the publish matched again: nobody will answer, or the node could not do it. Who is to be asked now
+    /// the next match of all says.
     pub fn lose(&mut self) {
         self.drop_questions();
         self.anew = self.anew.max(Some(Anew::Any));
     }
 
-    /// A session moved at this revision: where it went has to be looked for then.
+    /// Lets the publish be matched again at revision `at`: a session moved then, and where it went has to be looked for.
     pub fn look_from(&mut self, at: Revision) {
         self.anew = self.anew.max(Some(Anew::From(at)));
     }
@@ -116,19 +117,19 @@ impl Part {
         }
     }
 
-    /// Whether it waits for another match.
+    /// Whether the part waits for another match.
     pub fn is_to_be_looked_for(&self) -> bool {
         self.anew.is_some()
     }
 
-    /// All that the publish is for was looked for at `at`: whoever had left the node by then was found elsewhere, though the node may not
-    /// have answered. Without an open question nothing older is on its way there.
+    /// Takes note that all that the publish is for was looked for at `at`: whoever had left the node by then was found elsewhere, though
+    /// the node may not have answered. Without an open question nothing older is on its way there.
     pub fn look_past(&mut self, at: Revision, watermarks: &mut Watermarks) {
         let since = if self.is_asked() { self.since } else { at };
         self.count((since, at), watermarks);
     }
 
-    /// All that the publish is for was looked for at `at`, and who was found has been asked.
+    /// Takes note that all that the publish is for was looked for at `at`, and that who was found has been asked.
     pub fn looked_for(&mut self, at: Revision) {
         self.anew = self.anew.filter(|anew| *anew > Anew::From(at));
     }

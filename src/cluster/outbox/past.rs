@@ -7,33 +7,33 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Outbox {
-    /// Every publish to `node` that was matched before the result is answered, and sent on if it had moved.
+    /// The revision below which every publish to `node` is answered, and sent on if it had moved; `applied` if all are.
     pub fn settled_watermark(&self, node: &str, applied: Revision) -> Revision {
         self.inner.lock().watermarks.lowest(node).map_or(applied, |watermark| watermark.min(applied))
     }
 
-    /// Every publish to `node` that was matched before the result is answered, or was matched again since.
+    /// The revision below which every publish to `node` is answered, or was matched again since; `applied` if all are.
     pub fn past_watermark(&self, node: &str, applied: Revision) -> Revision {
         let inner = self.inner.lock();
         let watermark = inner.watermarks.past().find(|(n, _)| ***n == *node).map(|(_, at)| at);
         watermark.map_or(applied, |watermark| watermark.min(applied))
     }
 
-    /// The same for each node that publishes are on their way to.
+    /// As [`Outbox::past_watermark`], for each node that publishes are on their way to.
     pub fn past_watermarks(&self, applied: Revision) -> Vec<(Arc<str>, Revision)> {
         self.inner.lock().watermarks.past().map(|(node, at)| (node.clone(), at.min(applied))).collect()
     }
 
-    /// Publishes that wait for one of `nodes` are to be matched again, before all that come after them. With the barrier closed.
-    /// Nobody waits any more for answers of those in `lost`. Returns the frames that were not answered, by node and name: what is still said
-    /// to one of them must not be taken for an answer to what the node is asked anew.
+    /// Puts publishes back to be matched again, before all that come after them, that wait for one of `nodes`. Nobody waits any more for
+    /// answers of those in `lost`. Returns the frames that were not answered, by node and name: what is still said to one of them must not
+    /// be taken for an answer to what the node is asked anew. The caller has the barrier closed.
     #[must_use]
     pub fn queue_again(&self, nodes: &[Arc<str>], lost: &[Arc<str>]) -> Vec<(Arc<str>, MessageId)> {
         self.put_back(|e| e.waits_for_any(nodes) || e.waits_for_any(lost), lost).1
     }
 
-    /// Publishes that one of `nodes` has not answered and that were not matched at `at` or later are to be matched again, before all
-    /// that come after them. With the barrier closed. Whether there are any.
+    /// Puts publishes back to be matched again, before all that come after them, that one of `nodes` has not answered and that were not
+    /// matched at `at` or later. Whether there are any. The caller has the barrier closed.
     pub fn queue_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
         self.put_back(|e| e.stage == Stage::Open && e.is_behind(nodes, at), &[]).0
     }

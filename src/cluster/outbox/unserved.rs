@@ -22,7 +22,7 @@ impl Outbox {
         Some(append(&e.message, old, recipient))
     }
 
-    /// Record `seq` of a duty is durable.
+    /// Takes note that record `seq` of a duty is durable.
     pub fn noted(&self, id: MessageId, seq: Seq, applied: Revision) -> Next {
         let mut next = Next::default();
         let mut guard = self.inner.lock();

@@ -8,16 +8,16 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// A publish to be matched.
+/// A publish that is handed out to be matched.
 #[derive(Debug)]
 pub struct View {
     /// The message.
     pub message: Message,
-    /// Who published it.
+    /// The session that published it; 0 = nobody of this node any more.
     pub session: SessionNo,
     /// Whether sessions that subscribed for themselves are meant.
     pub direct: bool,
-    /// The revision at which it was first matched; 0 = it was not, or not by this process.
+    /// The revision at which the publish was first matched; 0 = it was not, or not by this process.
     pub first_matched: Revision,
     /// Whether shared subscriptions are still to be looked for.
     pub all_groups: bool,
@@ -36,7 +36,7 @@ pub struct View {
 }
 
 impl View {
-    /// Sessions here got it: whoever waits for it waits until the journal is durable up to `lsn`.
+    /// Takes note that sessions here got the publish: whoever waits for it waits until the journal is durable up to `lsn`.
     pub fn needs(&self, lsn: Lsn) {
         if let Some(promise) = &self.promise {
             promise.needs(lsn);
@@ -44,7 +44,7 @@ impl View {
     }
 }
 
-/// What is to be done after an answer or a match.
+/// What is to be done after a node has answered or a publish was matched.
 #[derive(Debug, Default)]
 pub struct Next {
     /// Frames to send and to cancel.

@@ -1,42 +1,42 @@
-//! For each node: the revisions at which the publishes were matched that it has not answered.
+//! Watermarks: for each node, the revision below which every publish that it was asked to take is settled.
 
 use crate::hashing::HashMap;
 use crate::ports::Revision;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// When what a node was asked was matched, and when it was matched the last time.
+/// The revision at which what a node was asked was matched, and the one at which it was matched the last time.
 pub type Matched = (Revision, Revision);
 
 /// How many publishes there are of each node and revision.
 type Nodes = HashMap<Arc<str>, BTreeMap<Revision, usize>>;
 
-/// See the module.
+/// For each node the revisions at which publishes were matched that it has not answered: below the lowest of them everything is settled.
 #[derive(Debug, Default)]
 pub struct Watermarks {
-    /// When what a node was asked was matched.
+    /// The revisions at which what nodes were asked was matched.
     asked: Nodes,
-    /// When it was matched the last time: whoever had left the node by then has been looked for elsewhere.
+    /// The revisions at which that was matched the last time: whoever had left a node by then has been looked for elsewhere.
     matched: Nodes,
     /// The lowest of the watermarks that have risen since somebody asked.
     risen: Option<Revision>,
 }
 
 impl Watermarks {
-    /// A publish matched at `asked` is on its way to `node`; it was matched the last time at `matched`.
+    /// Counts in a publish that is on its way to `node`: matched at `asked`, and the last time at `matched`.
     pub fn add(&mut self, node: &Arc<str>, (asked, matched): Matched) {
         add(&mut self.asked, node, asked);
         add(&mut self.matched, node, matched);
     }
 
-    /// It is settled.
+    /// Counts out a publish that is settled at `node`.
     pub fn remove(&mut self, node: &Arc<str>, (asked, matched): Matched) {
         let risen =
             remove(&mut self.asked, node, asked).into_iter().chain(remove(&mut self.matched, node, matched));
         self.risen = self.risen.into_iter().chain(risen).min();
     }
 
-    /// What was on its way as in `old` is now as in `new`.
+    /// Counts what was on its way as in `old` as in `new` from now on.
     pub fn replace(&mut self, node: &Arc<str>, old: Matched, new: Matched) {
         if old != new {
             self.add(node, new);
@@ -44,12 +44,12 @@ impl Watermarks {
         }
     }
 
-    /// From where a watermark has risen since the last call: above it, more is settled than was.
+    /// The lowest watermark that has risen since the last call, as it was before: above it, more is settled than was.
     pub fn take_risen(&mut self) -> Option<Revision> {
         self.risen.take()
     }
 
-    /// The smallest revision of a publish on its way to `node`.
+    /// The smallest revision at which a publish on its way to `node` was matched; `None` = nothing is on its way there.
     pub fn lowest(&self, node: &str) -> Option<Revision> {
         self.asked.get(node)?.keys().next().copied()
     }

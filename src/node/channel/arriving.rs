@@ -47,7 +47,7 @@ impl Recent {
     }
 }
 
-/// See the module.
+/// A packet that is still arriving: how much of it has come, and until when the rest must.
 #[derive(Debug)]
 pub(super) struct Arriving {
     /// When the packet must be complete. Later by the time in which the node does not read.
@@ -67,7 +67,7 @@ impl Arriving {
 }
 
 impl Channel {
-    /// So many bytes came, and perhaps with them the last ones of a packet: looks after the packet that is still arriving.
+    /// Takes note that `bytes` came, and perhaps with them the last ones of a packet: looks after the packet that is still arriving.
     pub(super) fn note_arriving(&mut self, bytes: usize, completed: bool, takes: bool, now: Time) {
         if completed || self.partial.is_empty() {
             self.arriving = None;

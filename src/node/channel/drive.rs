@@ -29,11 +29,11 @@ const LAST_BYTES_MAX: usize = 1024 * 1024;
 /// What a socket says when it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
-    /// So many bytes came.
+    /// So many bytes were read.
     Bytes(usize),
-    /// Nothing is there now.
+    /// There is nothing to read now.
     Nothing,
-    /// Nothing comes any more: the peer has closed its side, or the connection is broken.
+    /// The peer has closed its side, or the connection is broken: nothing comes any more.
     Ended,
 }
 
@@ -78,7 +78,7 @@ pub trait Socket {
 pub enum Driven {
     /// Wait until the channel is woken, the socket is ready or [`Channel::next_timeout`] has come.
     Waits,
-    /// There is more to do, but others first.
+    /// There is more to do, but others come first.
     Again,
     /// The channel is done: write what is left in [`crate::session::Actions::wire`], then close the socket.
     Closed,

@@ -217,7 +217,7 @@ impl Open {
         }
     }
 
-    /// Has retained messages sent for new subscriptions. Returns when those that the journal keeps are durable.
+    /// Sends retained messages to new subscriptions. Returns up to where the journal must be durable for those that it keeps.
     pub(super) fn send_retained_to(
         &mut self,
         node: &Node,

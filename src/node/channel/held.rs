@@ -14,7 +14,7 @@ const PUBLISH: u8 = 3;
 /// Between two looks whether the client whose PUBLISH is held is still there, milliseconds.
 const LOOK_MS: u64 = 1_000;
 
-/// See the module.
+/// A PUBLISH that is held back because memory runs short.
 pub(super) struct Held {
     since: Time,
     /// For [`crate::node::memory::Pressure::wait`].

@@ -57,7 +57,7 @@ const DISTRUSTED: &str = "the client's certificate was revoked, or its authority
 /// Numbers of journaled messages read at a time for one client.
 const READ_BATCH_MAX: usize = 128;
 
-/// See the module.
+/// One client's end of the protocol, without a socket: bytes in, bytes out, and what happens in between.
 #[derive(Debug)]
 pub struct Channel {
     node: Arc<Node>,
@@ -98,7 +98,7 @@ pub struct Channel {
 
 #[derive(Debug)]
 enum State {
-    /// Nothing came yet; closed at this time.
+    /// Nothing came yet; the channel is closed at this time.
     AwaitingConnect(Time),
     /// CONNECT came; CONNACK is still to be sent.
     Connecting(Box<Connecting>),
@@ -193,7 +193,7 @@ impl Channel {
         }
     }
 
-    /// The same for a client that was `accepted` earlier, on the terms of its listener: the time for its CONNECT began then.
+    /// Puts the channel under the terms of its listener, for a client that was `accepted` earlier: the time for its CONNECT began then.
     #[must_use]
     pub fn under(mut self, terms: Arc<Terms>, accepted: Time) -> Channel {
         self.state = State::AwaitingConnect(accepted.plus_ms(self.node.broker.limits.connect_timeout_ms()));
@@ -206,7 +206,7 @@ impl Channel {
         self.terms.as_ref().map_or(self.node.broker.limits.session(), |t| t.session)
     }
 
-    /// Whether its CONNECT has not come yet.
+    /// Whether nothing has come from the client yet.
     pub fn awaits_connect(&self) -> bool {
         matches!(self.state, State::AwaitingConnect(_))
     }
@@ -422,7 +422,8 @@ impl Channel {
         self.count(cx);
     }
 
-    /// This node may not serve clients any more: the client is told at once, and nothing else; its session is kept.
+    /// Closes the channel because this node may not serve clients any more: the client is told at once, and nothing else; its session is
+    /// kept.
     pub fn stop_serving(&mut self, now: Time, cx: &mut Context) {
         cx.actions.forget_wire();
         (self.sent, self.messages_end) = (0, 0);

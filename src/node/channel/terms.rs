@@ -17,12 +17,12 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// These limits, and every version.
+    /// Terms with these limits, under which every version is spoken.
     pub fn new(session: session::Limits) -> Terms {
         Terms { session, v31: true, v311: true, v5: true }
     }
 
-    /// Whether this version is spoken.
+    /// Whether this version of the protocol is spoken.
     pub fn speaks(&self, version: Version) -> bool {
         match version {
             Version::V31 => self.v31,

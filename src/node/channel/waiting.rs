@@ -33,7 +33,7 @@ pub(super) enum What {
     Unsubscribed(SmallVec<[Reason; 4]>),
 }
 
-/// See the module. Publishes have a row of their own: one that waits for another node holds nothing else up. So have subscriptions, which may
+/// The answers that a client waits for. Publishes have a row of their own: one that waits for another node holds nothing else up. So have subscriptions, which may
 /// wait for a node that has died until its lease is over; what is ready beside them comes in the order in which it was asked for.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {

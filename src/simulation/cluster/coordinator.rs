@@ -26,7 +26,7 @@ struct Waiting {
     for_it: Vec<oneshot::Sender<RetainOutcome>>,
 }
 
-/// See the module.
+/// The coordinator of one process of a cluster in memory.
 pub struct MemoryCoordinator {
     store: Store,
     process: Arc<Process>,

@@ -50,7 +50,7 @@ struct State {
     closed: bool,
 }
 
-/// See the module.
+/// The link to one node: frames and reports to it in order, and its answers.
 pub(super) struct Link {
     pub(super) me: MemberId,
     node: Arc<str>,

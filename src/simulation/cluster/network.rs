@@ -52,7 +52,7 @@ pub(super) struct Shared {
     random: Mutex<Random>,
 }
 
-/// See the module. Cheap to clone.
+/// The network between the nodes of a cluster in one process, and what one process sees of it. Cheap to clone.
 #[derive(Clone)]
 pub struct Network(Arc<Shared>);
 

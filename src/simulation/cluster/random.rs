@@ -1,6 +1,6 @@
 //! Random numbers that a seed replays (SplitMix64).
 
-/// See the module. The same numbers on every machine.
+/// Random numbers that a seed replays (SplitMix64). The same numbers on every machine.
 #[derive(Clone, Debug)]
 pub struct Random(pub u64);
 

@@ -66,7 +66,8 @@ impl State {
 #[derive(Default)]
 struct Shared(Mutex<State>);
 
-/// See the module. What it hands out as [`Tasks`] is a [`SimProcess`], whose work can be ended all at once.
+/// Tasks in virtual time: one thread, a clock of its own, and an order of work that a seed decides. What it hands out as [`Tasks`] is a
+/// [`SimProcess`], whose work can be ended all at once.
 #[derive(Clone)]
 pub struct SimTasks(Arc<Shared>);
 

@@ -15,7 +15,7 @@ type RetainedEntry = (Option<RetainedRecord>, Revision);
 /// The epoch of an eviction, whether the session expired, and since when.
 type EvictionEntry = (Epoch, bool, Revision);
 
-/// See the module.
+/// The content of the coordination store and its transactions: what etcd keeps below the cluster's prefix.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Space {
     pub(super) timeline: Timeline,

@@ -141,7 +141,7 @@ pub(super) struct Shared {
     tasks: Arc<dyn Tasks>,
 }
 
-/// See the module. Cheap to clone.
+/// The coordination store of a cluster in one process. Cheap to clone.
 #[derive(Clone)]
 pub struct Store(pub(super) Arc<Shared>);
 

@@ -13,7 +13,7 @@ const LOOKS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::fr
 /// While it lasts it is said again so often.
 const REMIND_US: u64 = 60_000_000;
 
-/// See the module.
+/// The age of the commit under way, by which a disk that hangs is noticed.
 #[derive(Default)]
 pub(super) struct Stall {
     /// When the commit under way was begun, monotonic microseconds; 0 = there is none.
