@@ -20,6 +20,7 @@ mod docs;
 mod field;
 mod fuzz_decode;
 mod fuzz_loop;
+mod glossary;
 mod heard;
 mod history;
 mod hostile;
