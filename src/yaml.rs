@@ -29,9 +29,12 @@ pub enum Value {
     Nothing,
     /// A list.
     List(Vec<Node>),
-    /// A table: keys in order, each with its line.
-    Table(Vec<(String, usize, Node)>),
+    /// A table.
+    Table(Entries),
 }
+
+/// The entries of a table in order: keys, each with its line, and what they say.
+pub type Entries = Vec<(String, usize, Node)>;
 
 /// A text that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +138,7 @@ impl Builder {
         if !table {
             return self.add(Node { line, value: Value::List(items) }, anchor);
         }
-        let mut entries: Vec<(String, usize, Node)> = Vec::new();
+        let mut entries = Entries::new();
         let mut items = items.into_iter();
         while let (Some(key), Some(value)) = (items.next(), items.next()) {
             let Value::Text(name) = key.value else {

@@ -4,7 +4,7 @@ use super::kinds::Kind;
 use super::listeners::{listed, split, unlisted};
 use super::options::{self, SECTIONS};
 use super::problem::{Problem, Problems, nearest};
-use crate::yaml::{self, Node, Value};
+use crate::yaml::{self, Entries, Node, Value};
 use config::{Environment, Map, Source, ValueKind};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -319,7 +319,7 @@ fn of_file(file: &str, line: usize) -> String {
 ///
 /// # Errors
 /// The line, or 0, and what is wrong.
-fn read_file(path: &Path) -> Result<Option<Vec<(String, usize, Node)>>, (usize, String)> {
+fn read_file(path: &Path) -> Result<Option<Entries>, (usize, String)> {
     let text =
         std::fs::read_to_string(path).map_err(|e| (0, format!("cannot read the configuration file: {e}")))?;
     let faulty = |line: usize, why: &str| (line, format!("not a valid YAML file: {why}"));
