@@ -5,7 +5,6 @@ use super::outbox::entry::{Entry, OpenGroup};
 use super::{Cluster, Remote, RemoteCache};
 use crate::broker::delivery::Publishing;
 use crate::broker::promise::Promise;
-use crate::clock::Time;
 use crate::mqtt::{Message, QoS, Reason};
 use crate::ports::{
     Answer, Change, Incarnation, Lsn, MessageId, ORIGIN_DUTY, Recovered, Revision, Seq, SessionNo,
@@ -56,7 +55,7 @@ impl Cluster {
         for what in what {
             match what {
                 Recorded::Begun(id) => {
-                    let next = remote.outbox.recorded([id], applied);
+                    let next = remote.outbox.recorded(id, applied);
                     self.carry_on(remote, next);
                 }
                 Recorded::Finished(id) => self.forget_publish(remote, id),
@@ -191,18 +190,20 @@ impl Cluster {
             }
         }
         let inside = remote.barrier.enter();
-        let (next, failed) = remote.outbox.answered(node, answers, remote.applied());
+        let mut next = remote.outbox.answered(node, answers, remote.applied());
+        let failed = std::mem::take(&mut next.failed);
         self.carry_on(remote, next);
         drop(inside);
         if !failed.is_empty() {
-            self.give_up(remote, Time(0), &failed);
+            self.give_up(remote, failed);
         }
     }
 
-    /// Gives publishes up that are older than `before` or have failed: their publishers are told so.
-    fn give_up(&self, remote: &Arc<Remote>, before: Time, failed: &[MessageId]) {
+    /// Gives publishes up that are open for `publish.timeout` or have failed: their publishers are told so.
+    fn give_up(&self, remote: &Arc<Remote>, failed: Vec<MessageId>) {
+        let (patience_ms, now) = (self.broker.limits.publish_timeout_ms(), remote.now());
         let reason = Reason::ImplementationSpecificError;
-        for (id, nodes) in remote.outbox.give_up(before, failed, reason) {
+        for (id, nodes) in remote.outbox.give_up(patience_ms, failed, reason, now) {
             self.broker.metrics.publishes_given_up.inc();
             for node in &nodes {
                 remote.ports.peers.cancel(node, id);
@@ -212,9 +213,8 @@ impl Cluster {
     }
 
     /// Logs publishes that have to reach all nodes and have not within `publish.timeout`, though no node is away.
-    fn tell_overdue(&self, remote: &Remote, now: Time) {
-        let before = Time(now.0.saturating_sub(self.broker.limits.publish_timeout_ms()));
-        for (id, waits) in remote.outbox.overdue(before, OVERDUE_TOLD_MAX) {
+    fn tell_overdue(&self, remote: &Remote) {
+        for (id, waits) in remote.outbox.overdue(OVERDUE_TOLD_MAX) {
             tracing::warn!(
                 origin = id.origin,
                 seq = id.seq,
@@ -227,8 +227,8 @@ impl Cluster {
     /// What has to be done from time to time.
     fn sweep(&self, remote: &Arc<Remote>) {
         let now = remote.now();
-        self.give_up(remote, Time(now.0.saturating_sub(self.broker.limits.publish_timeout_ms())), &[]);
-        self.tell_overdue(remote, now);
+        self.give_up(remote, Vec::new());
+        self.tell_overdue(remote);
         self.match_each(remote, remote.outbox.retry());
         self.match_behind(remote);
         // Given up, or their sender gone, without a word.

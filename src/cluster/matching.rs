@@ -3,8 +3,9 @@
 
 use super::groups::{self, Choice, Fit};
 use super::members::Speaker;
+use super::outbox::View;
 use super::outbox::entry::{Asked, OpenGroup, Plan};
-use super::outbox::{Next, View};
+use super::outbox::machine::Actions;
 use super::round::{Member, Round};
 use super::{Cache, Cluster, Remote, RemoteNode, RemoteShare};
 use crate::broker::delivery::{Absent, Publishing, Scratch};
@@ -144,7 +145,7 @@ impl Cluster {
     }
 
     /// Matches a publish with what is known now; what is to be done next.
-    pub(super) fn match_again(&self, remote: &Arc<Remote>, id: MessageId) -> Option<Next> {
+    pub(super) fn match_again(&self, remote: &Arc<Remote>, id: MessageId) -> Option<Actions> {
         let _inside = remote.barrier.enter();
         let applied = remote.applied();
         let view = remote.outbox.check_out(id, applied)?;
@@ -158,7 +159,7 @@ impl Cluster {
         id: MessageId,
         view: &View,
         applied: Revision,
-    ) -> Next {
+    ) -> Actions {
         self.broker.metrics.publishes_rematched.inc();
         let (mut cache, mut scratch) = (Cache::default(), Scratch::default());
         let publishing = Publishing { session: view.session, ..Publishing::default() };

@@ -266,7 +266,7 @@ impl Remote {
     pub(super) fn retained_progress(&self, applied: Revision) -> RetainedProgress {
         let table = self.retains.0.lock();
         // Under the lock: whoever takes a number for an update has it.
-        table.progress(self.me.incarnation, applied, self.outbox.peek_id())
+        table.progress(self.me.incarnation, applied, self.outbox.next_seq())
     }
 
     /// Has an update written, however long it takes; keeps what is promised when it may be acknowledged.
@@ -333,7 +333,7 @@ impl Remote {
     fn waits_for_store(&self, id: MessageId) {
         let mut table = self.retains.0.lock();
         table.under_way.remove(&id);
-        let progress = table.progress(self.me.incarnation, self.applied(), self.outbox.peek_id());
+        let progress = table.progress(self.me.incarnation, self.applied(), self.outbox.next_seq());
         drop(table);
         self.retained.decided_below(self.me.incarnation, progress.decided, progress.waited);
         self.report_soon();

@@ -1,6 +1,7 @@
 //! A round: one message, matched once, on its way to sessions of this node, each of which has it at most once (G4).
 
 use super::groups::{self, Fit};
+use super::outbox::duty::duty;
 use super::young::OrderKey;
 use super::{Cluster, outbox};
 use crate::broker::Broker;
@@ -8,9 +9,8 @@ use crate::broker::delivery::{Delivered, Gave, Provenance, Publishing};
 use crate::broker::mailbox::{Sending, Wakes};
 use crate::broker::router::{Group, Target};
 use crate::mqtt::{Message, QoS};
-use crate::ports::{Incarnation, Lsn, MessageId, ORIGIN_DUTY, Publisher, Recipient, Revision, Seq, Unserved};
+use crate::ports::{Incarnation, Lsn, MessageId, Publisher, Recipient, Revision, Seq, Unserved};
 use crate::topic;
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// One message, matched once, on its way to the sessions of this node. Whoever has one is inside the barrier.
@@ -216,12 +216,4 @@ fn is_shared(t: &Target) -> bool {
 pub(super) fn duty_of(publishing: &Publishing<'_>) -> Recipient {
     let publisher = Publisher { session: publishing.session, packet_id: publishing.inbound };
     duty(None, (publishing.session != 0).then(|| Box::new(publisher)))
-}
-
-/// The recipient that stands for a duty of this node: to bring a message to all other nodes that need it, or to a member of
-/// one shared subscription.
-pub(super) fn duty(shared: Option<Arc<str>>, publisher: Option<Box<Publisher>>) -> Recipient {
-    let (qos, subscription_ids) = (QoS::ExactlyOnce, SmallVec::new());
-    let session = ORIGIN_DUTY;
-    Recipient { session, qos, retain: false, subscription_ids, shared, publisher, unserved: None }
 }

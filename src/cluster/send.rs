@@ -2,10 +2,11 @@
 //! until every owner of a session that it is for has it.
 
 use super::matching::leave_out;
-use super::outbox::Next;
+use super::outbox::duty::duty;
 use super::outbox::entry::{Asked, Entry, OpenGroup, Plan, Sends, Stage};
+use super::outbox::machine::Actions;
 use super::retained::Keeping;
-use super::round::{Round, duty, duty_of};
+use super::round::{Round, duty_of};
 use super::{Cache, Cluster, Remote};
 use crate::broker::delivery::{Absent, Delivered, Publishing, Scratch};
 use crate::broker::mailbox::Wakes;
@@ -218,8 +219,8 @@ impl Cluster {
     }
 
     /// Does what is to be done after an answer or a match, and what follows from that.
-    pub(super) fn carry_on(&self, remote: &Arc<Remote>, next: Next) {
-        let mut todo = VecDeque::from([next]);
+    pub(super) fn carry_on(&self, remote: &Arc<Remote>, actions: Actions) {
+        let mut todo = VecDeque::from([actions]);
         while let Some(next) = todo.pop_front() {
             // New owners of sessions may wait for it.
             if next.risen.is_some_and(|at| at < remote.applied()) {

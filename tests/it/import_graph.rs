@@ -10,7 +10,7 @@ const CIRCLES: &[(&str, &[usize])] = &[
     ("app", &[12]),
     ("auth", &[9]),
     ("broker", &[4, 8]),
-    ("cluster", &[18]),
+    ("cluster", &[14]),
     ("config", &[2, 3]),
     ("ctl", &[2]),
     ("etcd", &[2, 3, 5]),

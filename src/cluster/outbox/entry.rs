@@ -1,12 +1,12 @@
 //! One publish that this node owns: which nodes were asked to take it, what they said, and what is still to do. Pure.
 
 pub use super::asked::{Asked, OpenGroup};
+use super::duty::duty;
 use super::part::{Part, Question};
 use super::view::View;
 use super::watermarks::{Matched, Watermarks};
-use crate::broker::promise::{Kept, Promise};
+use crate::broker::promise::Promise;
 use crate::clock::Time;
-use crate::cluster::round;
 use crate::mqtt::{Message, QoS};
 use crate::ports::{Answer, GroupTry, Publisher, Recipient, Revision, Seq, SessionNo};
 use smallvec::SmallVec;
@@ -164,7 +164,7 @@ impl Entry {
         let publisher = (self.session != 0).then(|| Box::new(publisher));
         let shared = if self.direct { None } else { Some(self.groups.first()?.name.clone()) };
         let unserved = Some(self.groups.iter().map(OpenGroup::unserved).collect());
-        Some(Recipient { unserved, ..round::duty(shared, publisher) })
+        Some(Recipient { unserved, ..duty(shared, publisher) })
     }
 
     /// Takes note that the journal has who is to serve shared subscriptions: now they are asked.
@@ -258,13 +258,6 @@ impl Entry {
             part.node.clone()
         })
         .collect()
-    }
-
-    /// Keeps the promise made to the publisher.
-    pub fn keep(&self, kept: Kept) {
-        if let Some(promise) = &self.promise {
-            promise.keep(kept);
-        }
     }
 
     /// Lets the publish be matched again as soon as possible; `direct`: also for sessions that subscribed for themselves.

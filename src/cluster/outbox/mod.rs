@@ -1,33 +1,38 @@
 //! The publishes that this node owns: those of its clients that other nodes have to take, until all of them have.
 //!
-//! Everything here is bookkeeping; what is sent is in `send.rs`, what is matched in `matching.rs`.
+//! Everything here is bookkeeping: [`machine`] does it, and [`Outbox`] shares it among threads. What is sent is in `send.rs`, what is matched in
+//! `matching.rs`.
 
 mod asked;
+pub mod duty;
 pub mod entry;
 mod held;
+pub mod machine;
 mod part;
 mod past;
-mod unserved;
+mod queries;
+#[cfg(test)]
+mod transcripts;
 mod view;
 mod watermarks;
 
-use crate::broker::promise::{Kept, Promise};
+use crate::broker::promise::Promise;
 use crate::clock::Time;
-use crate::hashing::HashMap;
-use crate::mqtt::{QoS, Reason};
-use crate::ports::{Answer, BoxFuture, Incarnation, MemberId, MessageId, Revision, SessionNo};
+use crate::mqtt::{Message, Reason};
+use crate::ports::{
+    Answer, BoxFuture, Incarnation, Lsn, MemberId, MessageId, Recipient, Revision, Seq, SessionNo,
+};
 use crate::session::Loss;
 use crate::sync::Once;
-use entry::{Entry, Plan, Sends, Stage};
+use entry::{Entry, Plan};
 use held::{Count, Held};
+use machine::{Actions, Input, Machine};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
-pub use view::{Next, View};
-use watermarks::Watermarks;
+pub use view::View;
 
 /// Publishers that wait for room are let go on once this part (of 8) of it is used.
 const ROOM_EIGHTHS: usize = 7;
@@ -38,37 +43,43 @@ const OPEN_MAX: usize = 4_096;
 /// Publishes done with after which the others should hear of the new low-water mark: they remember every one until then.
 const REPORT_AFTER: usize = 4_096;
 
+/// How much waits, for those who ask without the lock.
 #[derive(Debug, Default)]
-struct Inner {
-    /// This node.
-    me: Arc<str>,
-    /// The publishes by name. Those of earlier incarnations come first: their numbers are lower.
-    entries: BTreeMap<MessageId, Entry>,
-    watermarks: Watermarks,
-    /// Publishes that are not matched yet, in order.
-    unmatched: VecDeque<MessageId>,
-    /// A task matches what is unmatched.
-    attended: bool,
-    /// Waiting for a revision to be applied.
-    again: BTreeSet<(Revision, MessageId)>,
-    /// QoS 2 publishes of sessions whose outcome is open, and who waits for that.
-    exactly_once: HashMap<SessionNo, (usize, Arc<Once<()>>)>,
-    /// To be tried again after a while: a node could not make them safe.
-    retry: Vec<MessageId>,
+struct Shown {
+    publishes: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Shown {
+    fn set(&self, count: Count) {
+        self.publishes.store(count.publishes, Ordering::Relaxed);
+        self.bytes.store(count.bytes, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Count {
+        let (publishes, bytes) = (&self.publishes, &self.bytes);
+        Count { publishes: publishes.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
+    }
+}
+
+#[derive(Debug)]
+struct Locked {
+    machine: Machine,
     /// Publishers that wait for room.
     room: Vec<Waker>,
-    /// Earlier incarnations of this node.
-    earlier: Vec<Incarnation>,
 }
 
 /// The publishes of this node's clients that other nodes have to take, until all of them have.
 #[derive(Debug)]
 pub struct Outbox {
     me: MemberId,
-    max: (usize, usize),
-    inner: Mutex<Inner>,
+    max: Count,
+    locked: Mutex<Locked>,
     next: AtomicU64,
-    held: Held,
+    /// What waits for nodes that can be asked, or to be matched.
+    here: Shown,
+    /// What waits for nodes that are away.
+    away: Shown,
     /// Something waits to be matched: what comes now has to queue behind it.
     has_unmatched: AtomicBool,
     /// Chooses nodes for shared subscriptions.
@@ -82,18 +93,47 @@ pub struct Outbox {
 impl Outbox {
     /// An empty outbox for this process, which may hold `max_publishes` of `max_bytes` together.
     pub fn new(me: MemberId, max_publishes: usize, max_bytes: usize) -> Outbox {
-        let (incarnation, node) = (me.incarnation, me.node.clone());
+        let (incarnation, machine) = (me.incarnation, Machine::new(me.node.clone()));
         Outbox {
             me,
-            max: (max_publishes, max_bytes),
-            inner: Mutex::new(Inner { me: node, ..Inner::default() }),
+            max: Count { publishes: max_publishes, bytes: max_bytes },
+            locked: Mutex::new(Locked { machine, room: Vec::new() }),
             next: AtomicU64::new(1),
-            held: Held::default(),
+            here: Shown::default(),
+            away: Shown::default(),
             has_unmatched: AtomicBool::new(false),
             draws: AtomicU64::new(incarnation),
             read: Once::new(),
             unreported: AtomicUsize::new(0),
         }
+    }
+
+    /// Changes what the machine has; then whoever waits for room is woken if there is some.
+    fn with<R>(&self, f: impl FnOnce(&mut Machine) -> R) -> R {
+        let mut locked = self.locked.lock();
+        let r = f(&mut locked.machine);
+        let Held { here, away } = locked.machine.held;
+        self.here.set(here);
+        self.away.set(away);
+        self.has_unmatched.store(!locked.machine.unmatched.is_empty(), Ordering::Release);
+        let wakes = if !locked.room.is_empty() && self.has_room(here) {
+            std::mem::take(&mut locked.room)
+        } else {
+            Vec::new()
+        };
+        drop(locked);
+        wakes.into_iter().for_each(Waker::wake);
+        r
+    }
+
+    /// Tells the machine what has happened, and keeps promises. What else is to be done is the caller's.
+    fn handle(&self, input: Input, applied: Revision, now: Time) -> Actions {
+        let mut actions = self.with(|machine| machine.handle(input, applied, now));
+        actions.kept.drain(..).for_each(|(promise, kept)| promise.keep(kept));
+        actions.settled.drain(..).for_each(|once| {
+            once.set(());
+        });
+        actions
     }
 
     /// A name for the next publish. Whoever takes it stays inside the barrier until the publish is in the outbox or needs none.
@@ -113,58 +153,53 @@ impl Outbox {
 
     /// How many publishes wait for other nodes.
     pub fn held(&self) -> usize {
-        self.held.here.get().0 + self.held.away.get().0
+        self.here.get().publishes + self.away.get().publishes
     }
 
     /// Whether publishers should pause, since too many publishes wait for other nodes.
     pub fn full(&self) -> bool {
-        self.is_full(&self.held.here)
+        self.is_full(self.here.get())
     }
 
     /// Whether no more publishes may wait for nodes that are away.
     pub fn away_full(&self) -> bool {
-        self.is_full(&self.held.away)
+        self.is_full(self.away.get())
     }
 
     /// Whether no more publishes may wait at all: publishers that pause have come in great numbers, one publish each.
     pub fn overfull(&self) -> bool {
-        let ((here, bytes), (away, away_bytes)) = (self.held.here.get(), self.held.away.get());
-        here + away >= 2 * self.max.0 || bytes + away_bytes >= 2 * self.max.1
+        let (here, away) = (self.here.get(), self.away.get());
+        here.publishes + away.publishes >= 2 * self.max.publishes
+            || here.bytes + away.bytes >= 2 * self.max.bytes
     }
 
     /// Which limit keeps more from waiting.
     pub fn limit_reached(&self) -> Loss {
-        let ((here, _), (away, _)) = (self.held.here.get(), self.held.away.get());
-        let (publishes, bytes) = self.max;
-        if away >= publishes || here + away >= 2 * publishes {
-            Loss::HeldMessages(publishes as u64)
+        let (here, away, max) = (self.here.get().publishes, self.away.get().publishes, self.max.publishes);
+        if away >= max || here + away >= 2 * max {
+            Loss::HeldMessages(max as u64)
         } else {
-            Loss::HeldBytes(bytes as u64)
+            Loss::HeldBytes(self.max.bytes as u64)
         }
     }
 
-    fn is_full(&self, count: &Count) -> bool {
-        let (publishes, bytes) = count.get();
-        publishes >= self.max.0 || bytes >= self.max.1
+    fn is_full(&self, count: Count) -> bool {
+        count.publishes >= self.max.publishes || count.bytes >= self.max.bytes
     }
 
-    /// Takes out the publishers that wait for room, if there is some again.
-    fn room_again(&self, inner: &mut Inner) -> Vec<Waker> {
-        let (publishes, bytes) = self.held.here.get();
-        if publishes <= self.max.0 / 8 * ROOM_EIGHTHS && bytes <= self.max.1 / 8 * ROOM_EIGHTHS {
-            return std::mem::take(&mut inner.room);
-        }
-        Vec::new()
+    fn has_room(&self, here: Count) -> bool {
+        here.publishes <= self.max.publishes / 8 * ROOM_EIGHTHS
+            && here.bytes <= self.max.bytes / 8 * ROOM_EIGHTHS
     }
 
     /// Wakes `waker` when there is room again; false if there is.
     pub fn wake_when_room(&self, waker: &Waker) -> bool {
-        let mut inner = self.inner.lock();
+        let mut locked = self.locked.lock();
         if !self.full() {
             return false;
         }
-        if !inner.room.iter().any(|w| w.will_wake(waker)) {
-            inner.room.push(waker.clone());
+        if !locked.room.iter().any(|w| w.will_wake(waker)) {
+            locked.room.push(waker.clone());
         }
         true
     }
@@ -176,13 +211,10 @@ impl Outbox {
 
     /// Publishes of this incarnation with a lower number are done with, save those listed. To be called with the barrier closed.
     pub fn low_water(&self) -> (u64, Vec<u64>) {
-        let from = MessageId { origin: self.me.incarnation, seq: 0 };
         self.unreported.store(0, Ordering::Relaxed);
-        let next = self.next.load(Ordering::Relaxed);
-        let inner = self.inner.lock();
-        let mut open = inner.entries.range(from..).map(|(id, _)| id.seq);
-        let listed: Vec<u64> = open.by_ref().take(OPEN_MAX).collect();
-        (open.next().unwrap_or(next), listed)
+        let next = self.next_seq();
+        let (listed, beyond) = self.locked.lock().machine.open_of(self.me.incarnation, OPEN_MAX);
+        (beyond.unwrap_or(next), listed)
     }
 
     /// Whether the low-water mark has come so far that the others should hear of it.
@@ -195,311 +227,196 @@ impl Outbox {
         if self.read.get().is_none() {
             return Vec::new();
         }
-        let inner = self.inner.lock();
-        let open = |origin: Incarnation| {
-            let range = MessageId { origin, seq: 0 }..=MessageId { origin, seq: u64::MAX };
-            inner.entries.range(range).next().is_some()
-        };
-        inner.earlier.iter().copied().filter(|i| !open(*i)).collect()
-    }
-
-    /// QoS 2 publishes of a session whose outcome is open.
-    pub fn open_publishes(&self, session: SessionNo) -> usize {
-        self.inner.lock().exactly_once.get(&session).map_or(0, |(n, _)| *n)
+        self.locked.lock().machine.retired()
     }
 
     /// What is set when no QoS 2 publish of a session is open any more; `None` if none is open now.
     pub fn publishes_settled(&self, session: SessionNo) -> Option<Arc<Once<()>>> {
-        self.inner.lock().exactly_once.get(&session).map(|(_, once)| once.clone())
+        self.locked.lock().machine.exactly_once.get(&session).map(|(_, once)| once.clone())
     }
 
     /// The packet identifiers of a session's QoS 2 publishes whose outcome is open.
     pub fn under_way(&self, session: SessionNo) -> Vec<u16> {
-        let inner = self.inner.lock();
-        if !inner.exactly_once.contains_key(&session) {
-            return Vec::new();
-        }
-        let of_session = inner.entries.values().filter(|e| e.counts_for == Some(session));
-        of_session.filter_map(|e| e.inbound).collect()
+        self.locked.lock().machine.under_way(session)
     }
 
-    /// The promise that tells the outcome of the publish that came under this packet identifier, if it is open. There are two if the first
-    /// one was answered right before a restart that did not know: the newer counts.
+    /// The promise that tells the outcome of the publish that came under this packet identifier, if it is open.
     pub fn promise(&self, session: SessionNo, packet_id: u16) -> Option<Arc<Promise>> {
-        let inner = self.inner.lock();
-        let came = |e: &&Entry| e.counts_for == Some(session) && e.inbound == Some(packet_id);
-        inner.entries.values().rev().find(came)?.promise.clone()
+        self.locked.lock().machine.promise(session, packet_id)
     }
 
     /// Whether a publish is in the outbox.
     pub fn is_open(&self, id: MessageId) -> bool {
-        self.inner.lock().entries.contains_key(&id)
+        self.locked.lock().machine.entries.contains_key(&id)
     }
 
     /// Takes a publish into the outbox that has been matched; what is to be sent at once.
-    pub fn begin(&self, id: MessageId, mut entry: Entry, plan: Plan) -> Next {
-        let mut next = Next::default();
-        let mut inner = self.inner.lock();
-        let sends = entry.apply(plan, &self.me.node, &mut inner.watermarks);
-        let message = entry.message.clone();
-        self.count_in(&mut inner, &mut entry);
-        if entry.stage == Stage::Recording {
-            // That they are on their way counts already.
-            entry.prepared = Some(Box::new(sends));
-        } else {
-            next.sends.push((id, message, sends));
-        }
-        inner.entries.insert(id, entry);
-        inner.look(id, 0, &self.held, &mut next);
-        next
+    pub fn begin(&self, id: MessageId, entry: Entry, plan: Plan) -> Actions {
+        self.handle(Input::Begin { id, entry, plan }, 0, Time(0))
     }
 
     /// Takes a publish into the outbox that is to be matched later, behind those that wait already; false if none does any more and
     /// `always` is not set: then it was not taken.
-    pub fn queue(&self, id: MessageId, mut entry: Entry, always: bool) -> bool {
-        let mut inner = self.inner.lock();
-        if !always && !self.has_unmatched() {
-            return false;
-        }
-        self.count_in(&mut inner, &mut entry);
-        inner.entries.insert(id, entry);
-        inner.unmatched.push_back(id);
-        self.has_unmatched.store(true, Ordering::Release);
-        true
-    }
-
-    fn count_in(&self, inner: &mut Inner, entry: &mut Entry) {
-        self.held.of(entry).add(entry.size());
-        if entry.message.qos() == QoS::ExactlyOnce && entry.session != 0 {
-            entry.counts_for = Some(entry.session);
-            inner.exactly_once.entry(entry.session).or_insert_with(|| (0, Once::new())).0 += 1;
-        }
+    pub fn queue(&self, id: MessageId, entry: Entry, always: bool) -> bool {
+        self.with(|machine| {
+            let taken = always || !machine.unmatched.is_empty();
+            if taken {
+                machine.handle(Input::Queue { id, entry }, 0, Time(0));
+            }
+            taken
+        })
     }
 
     /// The next publish to be matched; `None` if there is none, or its record is not durable. Nobody else matches it before it is given
     /// back.
     pub fn next_unmatched(&self, applied: Revision) -> Option<(MessageId, View)> {
-        let mut inner = self.inner.lock();
-        loop {
-            let Some(id) = inner.unmatched.front().copied() else {
-                self.has_unmatched.store(false, Ordering::Release);
-                return None;
-            };
-            match inner.entries.get_mut(&id) {
-                Some(e) if !e.is_recorded() => return None,
-                Some(e) => {
-                    e.stage = Stage::Open;
-                    e.match_soon(true);
-                    return Some((id, e.check_out(applied)?));
-                }
-                None => inner.unmatched.pop_front(), // given up
-            };
-        }
+        self.with(|machine| machine.next_unmatched(applied))
     }
 
     /// Whether the caller has to match what is unmatched from now on: there is something to match, and nobody does.
     pub fn attend_unmatched(&self) -> bool {
-        let mut inner = self.inner.lock();
-        let first = inner.unmatched.front().and_then(|id| inner.entries.get(id));
-        let ready = first.map_or(!inner.unmatched.is_empty(), Entry::is_recorded);
-        ready && !std::mem::replace(&mut inner.attended, true)
+        self.locked.lock().machine.attend_unmatched()
     }
 
     /// Says that the caller does not match what is unmatched any more.
     pub fn leave_unmatched(&self) {
-        self.inner.lock().attended = false;
+        self.locked.lock().machine.attended = false;
     }
 
     /// Takes the first publish out of the queue of those to be matched: it has been matched and sent.
     pub fn unmatched_done(&self, id: MessageId) {
-        let mut inner = self.inner.lock();
-        if inner.unmatched.front() == Some(&id) {
-            inner.unmatched.pop_front();
-        }
-        if inner.unmatched.is_empty() {
-            self.has_unmatched.store(false, Ordering::Release);
-        }
+        self.handle(Input::UnmatchedDone(id), 0, Time(0));
     }
 
     /// Takes a publish out to match it; `None` if there is nothing to match, or somebody is at it.
     pub fn check_out(&self, id: MessageId, applied: Revision) -> Option<View> {
-        self.inner.lock().entries.get_mut(&id)?.check_out(applied)
+        self.locked.lock().machine.check_out(id, applied)
     }
 
     /// Gives a publish back with what matching came to.
-    pub fn check_in(&self, id: MessageId, plan: Plan, applied: Revision) -> Next {
-        let mut next = Next::default();
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        let Some(e) = inner.entries.get_mut(&id) else { return next };
-        e.busy = false;
-        let sends = e.apply(plan, &self.me.node, &mut inner.watermarks);
-        next.sends.push((id, e.message.clone(), sends));
-        inner.look(id, applied, &self.held, &mut next);
-        next.risen = inner.watermarks.take_risen();
-        let wake = self.room_again(inner);
-        drop(guard);
-        wake.into_iter().for_each(Waker::wake);
-        next
+    pub fn check_in(&self, id: MessageId, plan: Plan, applied: Revision) -> Actions {
+        self.handle(Input::Matched { id, plan }, applied, Time(0))
     }
 
     /// Takes in what `node` said. A publish at QoS 1 that a node cannot take fails; others are matched again later.
-    pub fn answered(
-        &self,
-        node: &Arc<str>,
-        answers: Vec<(MessageId, Answer)>,
-        applied: Revision,
-    ) -> (Next, Vec<MessageId>) {
-        let mut next = Next::default();
-        let mut failed = Vec::new();
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        for (id, answer) in answers {
-            let Some(e) = inner.entries.get_mut(&id) else { continue };
-            let unsafe_there = matches!(answer, Answer::Failed(_));
-            if let Some((at, asked)) = e.answer(node, answer, applied, &mut inner.watermarks) {
-                let mut sends = Sends::default();
-                sends.frames.push((node.clone(), at, asked));
-                next.sends.push((id, e.message.clone(), sends));
-            }
-            if unsafe_there {
-                failed.push(id);
-                inner.retry.push(id);
-            }
-            inner.look(id, applied, &self.held, &mut next);
-        }
-        next.risen = inner.watermarks.take_risen();
-        (next, failed)
+    pub fn answered(&self, node: &Arc<str>, answers: Vec<(MessageId, Answer)>, applied: Revision) -> Actions {
+        self.handle(Input::Answered { node: node.clone(), answers }, applied, Time(0))
     }
 
     /// Makes this node match a publish of its own again: a session here that was about to move moved at `at`, or stays (0).
-    pub fn moved_here(&self, id: MessageId, at: Revision, applied: Revision) -> Next {
-        self.answered(&self.me.node, vec![(id, Answer::Moved(at))], applied).0
+    pub fn moved_here(&self, id: MessageId, at: Revision, applied: Revision) -> Actions {
+        self.answered(&self.me.node, vec![(id, Answer::Moved(at))], applied)
     }
 
-    /// Takes note that the records of publishes are durable.
-    pub fn recorded(&self, ids: impl IntoIterator<Item = MessageId>, applied: Revision) -> Next {
-        let mut next = Next::default();
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        for id in ids {
-            let Some(e) = inner.entries.get_mut(&id).filter(|e| e.stage == Stage::Recording) else {
-                continue;
-            };
-            if e.prepared.is_none() {
-                e.stage = Stage::Unmatched;
-                continue;
-            }
-            e.stage = Stage::Open;
-            if let Some(sends) = e.recorded(applied) {
-                next.sends.push((id, e.message.clone(), sends));
-            }
-            inner.look(id, applied, &self.held, &mut next);
-        }
-        next
+    /// Takes note that the record of a publish is durable.
+    pub fn recorded(&self, id: MessageId, applied: Revision) -> Actions {
+        self.handle(Input::Recorded(id), applied, Time(0))
+    }
+
+    /// Takes note that record `seq` of a duty is durable.
+    pub fn noted(&self, id: MessageId, seq: Seq, applied: Revision) -> Actions {
+        self.handle(Input::Noted { id, seq }, applied, Time(0))
     }
 
     /// Publishes that waited for a revision up to `applied`, in order.
     pub fn due(&self, applied: Revision) -> Vec<MessageId> {
-        let mut inner = self.inner.lock();
-        let mut due = Vec::new();
-        while let Some((at, id)) = inner.again.first().copied().filter(|(at, _)| *at <= applied) {
-            inner.again.remove(&(at, id));
-            due.push(id);
-        }
-        due.sort_unstable();
-        due
+        self.handle(Input::Advanced, applied, Time(0)).again
     }
 
     /// Takes the publishes that a node could not make safe: they are to be matched again.
     pub fn retry(&self) -> Vec<MessageId> {
-        let mut inner = self.inner.lock();
-        let mut retry = std::mem::take(&mut inner.retry);
-        retry.retain(|id| inner.entries.get_mut(id).map(Entry::try_again).is_some());
-        retry
+        self.handle(Input::Retry, 0, Time(0)).again
+    }
+
+    /// Puts publishes back to be matched again, before all that come after them, that wait for one of `nodes`. The caller has the barrier
+    /// closed. Nobody waits any more for answers of those in `lost`. Returns the frames that were not answered, by node and name: what is
+    /// still said to one of them must not be taken for an answer to what the node is asked anew.
+    #[must_use]
+    pub fn queue_again(&self, nodes: &[Arc<str>], lost: &[Arc<str>]) -> Vec<(Arc<str>, MessageId)> {
+        let (nodes, lost) = (nodes.to_vec(), lost.to_vec());
+        self.handle(Input::NodesChanged { nodes, lost }, 0, Time(0)).cancels
+    }
+
+    /// Puts publishes back to be matched again, before all that come after them, that one of `nodes` has not answered and that were not
+    /// matched at `at` or later. Whether there are any. The caller has the barrier closed.
+    pub fn queue_behind(&self, nodes: &[Arc<str>], at: Revision) -> bool {
+        self.handle(Input::Behind { nodes: nodes.to_vec(), at }, 0, Time(0)).changed
     }
 
     /// The nodes that have not answered publishes.
     pub fn asked_nodes(&self) -> Vec<Arc<str>> {
-        let inner = self.inner.lock();
-        let mut nodes: Vec<Arc<str>> = inner.entries.values().flat_map(|e| e.asked().cloned()).collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        nodes
+        self.locked.lock().machine.asked_nodes()
+    }
+
+    /// Processes that may have served a shared subscription and cannot be asked, and the nodes that are waited for.
+    pub fn awaited(&self) -> Vec<(MemberId, Arc<str>)> {
+        self.locked.lock().machine.awaited()
+    }
+
+    /// The revision below which every publish to `node` is answered, and sent on if it had moved; `applied` if all are.
+    pub fn settled_watermark(&self, node: &str, applied: Revision) -> Revision {
+        self.locked.lock().machine.settled_watermark(node, applied)
+    }
+
+    /// The revision below which every publish to `node` is answered, or was matched again since; `applied` if all are.
+    pub fn past_watermark(&self, node: &str, applied: Revision) -> Revision {
+        self.locked.lock().machine.past_watermark(node, applied)
+    }
+
+    /// As [`Outbox::past_watermark`], for each node that publishes are on their way to.
+    pub fn past_watermarks(&self, applied: Revision) -> Vec<(Arc<str>, Revision)> {
+        self.locked.lock().machine.past_watermarks(applied)
+    }
+
+    /// Gives the record of a duty a new number, `seq`: `append` puts it into the journal, given the message, the number that it had and
+    /// what it has to say. Whoever finds that the publish is at its end settles the record by its number, which nobody sees before
+    /// the record has been appended: what is settled before it is there would stay, and be sent again after every restart.
+    pub fn renote(
+        &self,
+        id: MessageId,
+        seq: Seq,
+        append: impl FnOnce(&Message, Seq, Recipient) -> Lsn,
+    ) -> Option<Lsn> {
+        let mut locked = self.locked.lock();
+        let (message, old, recipient) = locked.machine.renumber(id, seq)?;
+        Some(append(&message, old, recipient))
     }
 
     /// Removes a publish that is over, and with it the promise not to send it again. Returns whether it was open.
     pub fn remove(&self, id: MessageId) -> bool {
-        let mut inner = self.inner.lock();
-        let Some(mut e) = inner.entries.remove(&id) else { return false };
-        e.give_up(&mut inner.watermarks);
-        inner.uncount(e.counts_for);
-        self.held.of(&e).sub(e.size());
-        self.unreported.fetch_add(1, Ordering::Relaxed);
-        let wake = self.room_again(&mut inner);
-        drop(inner);
-        wake.into_iter().for_each(Waker::wake);
-        true
+        let removed = self.handle(Input::Remove(id), 0, Time(0)).changed;
+        self.unreported.fetch_add(usize::from(removed), Ordering::Relaxed);
+        removed
     }
 
-    /// Gives publishes up that are open since `before` or longer, and those at QoS 1 in `failed`: their publishers are told
-    /// `reason`, their frames are to be cancelled at these nodes. Those that the journal has are never given up.
+    /// Gives publishes up that are open for `patience_ms` or longer, and those at QoS 1 in `failed`: their publishers are told `reason`, their
+    /// frames are to be cancelled at these nodes. Those that the journal has are never given up.
     pub fn give_up(
         &self,
-        before: Time,
-        failed: &[MessageId],
+        patience_ms: u64,
+        failed: Vec<MessageId>,
         reason: Reason,
+        now: Time,
     ) -> Vec<(MessageId, SmallVec<[Arc<str>; 2]>)> {
-        let mut given_up = Vec::new();
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        for (id, e) in &mut inner.entries {
-            let failed = e.message.qos() == QoS::AtLeastOnce && failed.contains(id);
-            if e.duty.is_none() && (e.since <= before || failed) {
-                e.keep(Kept::Failed(reason));
-                given_up.push((*id, e.give_up(&mut inner.watermarks)));
-            }
-        }
-        drop(guard);
-        for (id, _) in &given_up {
-            self.remove(*id);
-        }
+        let given_up = self.handle(Input::GiveUp { patience_ms, failed, reason }, 0, now).given_up;
+        self.unreported.fetch_add(given_up.len(), Ordering::Relaxed);
         given_up
     }
 
-    /// Publishes that are open since `before` or longer and wait for no node that is away, with what they wait for: at most `max`, each of
-    /// them once.
-    pub fn overdue(&self, before: Time, max: usize) -> Vec<(MessageId, String)> {
-        let mut inner = self.inner.lock();
-        let is_overdue =
-            |e: &&mut Entry| e.since <= before && !e.told && !e.orphaned() && e.stage != Stage::Settling;
-        let overdue = inner.entries.iter_mut().filter(|(_, e)| is_overdue(e)).take(max);
-        overdue
-            .map(|(id, e)| {
-                e.told = true;
-                (*id, e.waits_in_words())
-            })
-            .collect()
+    /// Publishes that were open for too long when [`Outbox::give_up`] last looked and wait for no node that is away, with what they wait for:
+    /// at most `max`, each of them once.
+    pub fn overdue(&self, max: usize) -> Vec<(MessageId, String)> {
+        self.locked.lock().machine.take_overdue(max)
     }
 
     /// Ends the wait of publishes that have expired for nodes that are away.
-    pub fn expire(&self, now: Time, applied: Revision) -> Next {
-        let mut next = Next::default();
-        let mut guard = self.inner.lock();
-        let inner = &mut *guard;
-        let away = inner.entries.iter().filter(|(_, e)| e.counted_away && e.message.expired(now));
-        for id in away.map(|(id, _)| *id).collect::<Vec<_>>() {
-            if let Some(e) = inner.entries.get_mut(&id) {
-                e.expire(&mut inner.watermarks);
-            }
-            inner.look(id, applied, &self.held, &mut next);
-        }
-        next
+    pub fn expire(&self, now: Time, applied: Revision) -> Actions {
+        self.handle(Input::Expire, applied, now)
     }
 
     /// Takes note that what earlier incarnations left is about to be read from the journal.
     pub fn recovering(&self, earlier: Vec<Incarnation>) {
-        self.inner.lock().earlier = earlier;
+        self.locked.lock().machine.earlier = earlier;
     }
 
     /// Takes note that what earlier incarnations left has been read from the journal.
@@ -514,10 +431,7 @@ impl Outbox {
 
     /// How many publishes there are by what they wait for: (not matched, to be matched again, other nodes, there or gone).
     pub fn counts(&self) -> (usize, usize, usize) {
-        let inner = self.inner.lock();
-        let again = inner.entries.values().filter(|e| e.due_at().is_some()).count();
-        let asked = inner.entries.values().filter(|e| e.orphaned() || e.asked().next().is_some()).count();
-        (inner.unmatched.len(), again, asked)
+        self.locked.lock().machine.counts()
     }
 }
 
@@ -530,52 +444,6 @@ fn scattered(n: u64) -> u64 {
     let mut x = n.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x ^ (x >> 31)
-}
-
-impl Inner {
-    /// Whether publish `id` has come to its end, or has to be matched again.
-    fn look(&mut self, id: MessageId, applied: Revision, held: &Held, next: &mut Next) {
-        let Some(e) = self.entries.get_mut(&id) else { return };
-        held.recount(e);
-        if e.done() {
-            e.stage = Stage::Settling;
-            e.keep(Kept::Done { matched: e.matched });
-            next.done.push((id, e.duty));
-            let session = e.counts_for.take();
-            self.uncount(session);
-            return;
-        }
-        if let Some(at) = e.due_at().filter(|_| !e.busy && e.stage == Stage::Open) {
-            if at <= applied {
-                next.again.push(id);
-            } else {
-                self.again.insert((at, id));
-            }
-        }
-        if let Some(group) = e.unattended(&self.me) {
-            debug_assert!(false, "nobody attends to {} of {id:?}: {e:?}", group.name);
-            tracing::error!(
-                origin = id.origin,
-                seq = id.seq,
-                group = &*group.name,
-                asked = group.at.as_deref(),
-                "a publish for a shared subscription waits for nobody: it is matched again"
-            );
-            self.retry.push(id);
-        }
-    }
-
-    /// The outcome of a QoS 2 publish of a session is known.
-    fn uncount(&mut self, session: Option<SessionNo>) {
-        let Some(session) = session else { return };
-        if let Some((n, settled)) = self.exactly_once.get_mut(&session) {
-            *n -= 1;
-            if *n == 0 {
-                settled.set(());
-                self.exactly_once.remove(&session);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

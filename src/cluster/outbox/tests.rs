@@ -1,5 +1,7 @@
+use super::entry::Stage;
 use super::*;
 use crate::mqtt::Message;
+use crate::mqtt::QoS;
 
 fn message() -> Message {
     Message::new(crate::mqtt::message::Parts {
@@ -48,7 +50,7 @@ fn a_node_that_was_lost_and_is_back_is_asked_anew_although_it_was_asked_before()
         let asked = entry::Asked { direct: true, ..entry::Asked::default() };
         Plan { matched_at, direct: true, ask: [(n1.clone(), asked)].into_iter().collect(), ..Plan::default() }
     };
-    let frames = |next: &Next| next.sends.iter().map(|(_, _, s)| s.frames.len()).sum::<usize>();
+    let frames = |next: &Actions| next.sends.iter().map(|(_, _, s)| s.frames.len()).sum::<usize>();
     let id = outbox.next_id();
     assert_eq!(frames(&outbox.begin(id, Entry::new(message(), 1, Time(1)), plan(5))), 1);
     let lost = outbox.asked_nodes();
@@ -60,7 +62,7 @@ fn a_node_that_was_lost_and_is_back_is_asked_anew_although_it_was_asked_before()
     assert_eq!(frames(&outbox.check_in(id, plan(6), 6)), 1);
     outbox.unmatched_done(id);
     let answer = accepted();
-    let (next, _) = outbox.answered(&n1, vec![(id, answer)], 6);
+    let next = outbox.answered(&n1, vec![(id, answer)], 6);
     assert_eq!(next.done.len(), 1);
 }
 
@@ -85,10 +87,10 @@ fn what_was_matched_again_is_past_a_node_that_has_not_answered() {
     outbox.unmatched_done(id);
     assert_eq!(watermarks(9), (5, 7), "what it was asked at 5 is on its way");
     assert!(!outbox.queue_behind(std::slice::from_ref(&n1), 7));
-    let (next, _) = outbox.answered(&n1, vec![(id, accepted())], 7);
+    let next = outbox.answered(&n1, vec![(id, accepted())], 7);
     assert_eq!((next.sends.len(), next.risen), (1, Some(5)));
     assert_eq!(watermarks(9), (7, 7));
-    let (next, _) = outbox.answered(&n1, vec![(id, accepted())], 7);
+    let next = outbox.answered(&n1, vec![(id, accepted())], 7);
     assert_eq!((next.done.len(), next.risen, watermarks(9)), (1, Some(7), (9, 9)));
     assert!(outbox.past_watermarks(9).is_empty());
 }
@@ -163,7 +165,7 @@ fn behind_a_group() -> (Outbox, Arc<str>, MessageId) {
 fn what_waits_behind_a_question_about_a_group_is_on_its_way_since_it_was_held() {
     let (outbox, n1, id) = behind_a_group();
     let answer = accepted();
-    let (next, _) = outbox.answered(&n1, vec![(id, answer)], 12);
+    let next = outbox.answered(&n1, vec![(id, answer)], 12);
     assert_eq!(next.sends.len(), 1);
     assert_eq!(outbox.settled_watermark(&n1, 20), 12);
 }
@@ -172,7 +174,7 @@ fn what_waits_behind_a_question_about_a_group_is_on_its_way_since_it_was_held() 
 fn what_is_matched_anew_after_an_answer_about_a_group_is_on_its_way_since_it_was_held() {
     let (outbox, n1, id) = behind_a_group();
     let answer = accepted();
-    let (next, _) = outbox.answered(&n1, vec![(id, answer)], 15);
+    let next = outbox.answered(&n1, vec![(id, answer)], 15);
     assert_eq!((next.sends.len(), outbox.settled_watermark(&n1, 20)), (0, 5));
     let view = outbox.check_out(id, 15).unwrap();
     assert!(view.direct);
@@ -208,7 +210,7 @@ fn a_publish_that_waits_for_its_record_takes_its_turn_when_nodes_change() {
     outbox.begin(second, recording, plan(5));
     let unanswered = outbox.queue_again(&[], std::slice::from_ref(&n1));
     assert_eq!(unanswered, [(n1.clone(), first), (n1.clone(), second)]);
-    let next = outbox.recorded([second], 5);
+    let next = outbox.recorded(second, 5);
     assert!(next.sends.is_empty() && next.again.is_empty(), "the first one is matched before");
     assert_eq!(outbox.next_unmatched(5).unwrap().0, first);
     outbox.check_in(first, plan(5), 5);
@@ -266,7 +268,7 @@ fn a_node_that_is_asked_for_its_own_subscribers_is_not_asked_to_serve_a_group() 
     assert_eq!(outbox.moved_here(id, 6, 6).again, [id]);
     let first = outbox.check_out(id, 6).unwrap();
     assert_eq!(&*first.asked_groups, ["$share/g/t".into()]);
-    let (next, _) = outbox.answered(&n1, vec![(id, accepted())], 6);
+    let next = outbox.answered(&n1, vec![(id, accepted())], 6);
     assert!(next.sends.is_empty(), "what was to be asked was matched on an older index");
     let next = outbox.check_in(id, direct_plan(6, false), 6);
     assert_eq!((next.sends.len(), next.again), (1, vec![id]));
@@ -287,13 +289,13 @@ fn frames_that_wait_for_a_record_do_not_wait_for_a_session_that_moved_as_well() 
         moving,
         ..Plan::default()
     };
-    let frames = |next: &Next| next.sends.iter().map(|(_, _, s)| s.frames.len()).sum::<usize>();
+    let frames = |next: &Actions| next.sends.iter().map(|(_, _, s)| s.frames.len()).sum::<usize>();
     for durable_at in [62, 64] {
         let id = outbox.next_id();
         let first = outbox.begin(id, at_stage(Stage::Recording), plan(62, true));
         assert_eq!(frames(&first), 0, "its record is not durable");
         assert_eq!(outbox.moved_here(id, 66, 62).again, []);
-        let next = outbox.recorded([id], durable_at);
+        let next = outbox.recorded(id, durable_at);
         if durable_at == 62 {
             assert_eq!((frames(&next), next.again.len()), (1, 0), "matched on what is known still");
         } else {
@@ -302,7 +304,7 @@ fn frames_that_wait_for_a_record_do_not_wait_for_a_session_that_moved_as_well() 
             assert_eq!(frames(&outbox.check_in(id, plan(64, false), 64)), 1);
         }
         assert!(outbox.settled_watermark("n0", 66) < 66, "where the session went nobody knows yet");
-        let (next, _) = outbox.answered(&n1, vec![(id, accepted())], 64);
+        let next = outbox.answered(&n1, vec![(id, accepted())], 64);
         assert!(next.done.is_empty() && outbox.check_out(id, 65).is_none());
         // The index has come to the move.
         assert_eq!(outbox.due(66), [id]);
@@ -324,11 +326,11 @@ fn a_new_number_of_a_record_is_seen_once_the_record_is_appended() {
     let ask = [("n1".into(), direct())].into_iter().collect();
     outbox.begin(id, entry, Plan { matched_at: 5, direct: true, ask, ..Plan::default() });
     let appended = outbox.renote(id, 4, |_, old, _| {
-        assert!(outbox.inner.try_lock().is_none(), "it can be seen that the number is another one");
+        assert!(outbox.locked.try_lock().is_none(), "it can be seen that the number is another one");
         old + 100
     });
     assert_eq!(appended, Some(103));
-    assert_eq!(outbox.inner.lock().entries[&id].duty, Some(4));
+    assert_eq!(outbox.locked.lock().machine.entries[&id].duty, Some(4));
 }
 
 fn direct_plan(matched_at: Revision, nodes: &[&str]) -> Plan {
@@ -336,7 +338,7 @@ fn direct_plan(matched_at: Revision, nodes: &[&str]) -> Plan {
     Plan { matched_at, direct: true, ask, ..Plan::default() }
 }
 
-fn frames(next: &Next) -> Vec<(String, Revision)> {
+fn frames(next: &Actions) -> Vec<(String, Revision)> {
     let frames = next.sends.iter().flat_map(|(_, _, sends)| &sends.frames);
     frames.map(|(node, at, _)| (node.to_string(), *at)).collect()
 }
@@ -359,7 +361,7 @@ fn a_publish_does_not_wait_for_the_last_of_its_sessions_that_moved() {
             if first_known { [(&n1, known), (&n2, unknown)] } else { [(&n2, unknown), (&n1, known)] };
         let mut again = Vec::new();
         for (node, answer) in answers {
-            again.extend(outbox.answered(node, vec![(id, answer)], applied).0.again);
+            again.extend(outbox.answered(node, vec![(id, answer)], applied).again);
         }
         assert_eq!(again[0], id, "the one is known to have moved");
         assert_eq!((watermarks(&outbox, "n1"), watermarks(&outbox, "n2")), ((140, 140), (140, 140)));
@@ -385,9 +387,9 @@ fn a_match_settles_no_move_that_its_index_does_not_know() {
     let (outbox, n1): (_, Arc<str>) = (outbox(), "n1".into());
     let id = outbox.next_id();
     outbox.begin(id, Entry::new(message(), 1, Time(1)), direct_plan(140, &["n1", "n2"]));
-    assert_eq!(outbox.answered(&"n2".into(), vec![(id, Answer::Moved(145))], 145).0.again, [id]);
+    assert_eq!(outbox.answered(&"n2".into(), vec![(id, Answer::Moved(145))], 145).again, [id]);
     outbox.check_out(id, 145).unwrap();
-    assert!(outbox.answered(&n1, vec![(id, Answer::Moved(146))], 145).0.again.is_empty());
+    assert!(outbox.answered(&n1, vec![(id, Answer::Moved(146))], 145).again.is_empty());
     outbox.check_in(id, direct_plan(145, &[]), 145);
     assert_eq!(watermarks(&outbox, "n1"), (145, 145));
     assert_eq!(outbox.due(146), [id]);
@@ -418,7 +420,7 @@ fn nobody_is_asked_about_a_group_alone_while_a_session_is_to_be_looked_for() {
     outbox.begin(id, Entry::new(message(), 1, Time(1)), first);
     outbox.answered(&n1, vec![(id, Answer::Moved(146))], 143);
     let declined = Answer::Accepted { matched: false, declined: vec!["$share/g/t".into()] };
-    assert!(outbox.answered(&"n2".into(), vec![(id, declined)], 143).0.again.is_empty());
+    assert!(outbox.answered(&"n2".into(), vec![(id, declined)], 143).again.is_empty());
     assert!(outbox.check_out(id, 143).is_none());
     assert_eq!(outbox.due(146), [id]);
     let view = outbox.check_out(id, 146).unwrap();
@@ -437,7 +439,7 @@ fn a_node_whose_session_has_just_moved_is_not_asked_about_a_group_alone() {
     first.groups = [entry::OpenGroup { at: None, ..group_at("n1") }].into_iter().collect();
     first.moving = true;
     outbox.begin(id, Entry::new(message(), 1, Time(1)), first);
-    outbox.inner.lock().entries.get_mut(&id).unwrap().match_soon(false);
+    outbox.locked.lock().machine.entries.get_mut(&id).unwrap().match_soon(false);
     assert!(!outbox.check_out(id, 143).unwrap().direct);
     outbox.answered(&n1, vec![(id, Answer::Moved(146))], 143);
     assert!(frames(&outbox.check_in(id, group_plan(143, "n1"), 143)).is_empty());
@@ -455,7 +457,7 @@ fn a_question_that_waits_is_as_old_as_its_oldest_part() {
     outbox.next_unmatched(14).unwrap();
     outbox.check_in(id, group_plan(14, "n1"), 14);
     outbox.unmatched_done(id);
-    let (next, _) = outbox.answered(&n1, vec![(id, accepted())], 14);
+    let next = outbox.answered(&n1, vec![(id, accepted())], 14);
     assert_eq!((frames(&next), next.again), (vec![], vec![id]), "it is matched anew");
     assert!(outbox.check_out(id, 14).unwrap().direct);
 }
@@ -465,8 +467,8 @@ fn a_node_that_could_not_take_a_publish_of_a_group_is_asked_after_a_while() {
     let (outbox, n1): (_, Arc<str>) = (outbox(), "n1".into());
     let id = outbox.next_id();
     outbox.begin(id, Entry::new(message(), 1, Time(1)), group_plan(5, "n1"));
-    let (next, failed) = outbox.answered(&n1, vec![(id, Answer::Failed("full".into()))], 6);
-    assert_eq!((next.again, failed), (vec![], vec![id]));
+    let next = outbox.answered(&n1, vec![(id, Answer::Failed("full".into()))], 6);
+    assert_eq!((next.again, next.failed), (vec![], vec![id]));
     assert!(outbox.check_out(id, 6).is_none());
     assert_eq!(outbox.retry(), [id]);
     assert!(outbox.check_out(id, 6).is_some());

@@ -1,12 +1,11 @@
-//! What is handed out of the table of publishes: one to be matched, and what is to be done next.
+//! What is handed out of the outbox: a publish to be matched.
 
-use super::entry::{OpenGroup, Sends};
+use super::asked::OpenGroup;
 use crate::broker::promise::Promise;
 use crate::mqtt::Message;
-use crate::ports::{Lsn, MessageId, Revision, Seq, SessionNo};
+use crate::ports::{Lsn, Revision, SessionNo};
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// A publish that is handed out to be matched.
 #[derive(Debug)]
@@ -41,25 +40,5 @@ impl View {
         if let Some(promise) = &self.promise {
             promise.needs(lsn);
         }
-    }
-}
-
-/// What is to be done after a node has answered or a publish was matched.
-#[derive(Debug, Default)]
-pub struct Next {
-    /// Frames to send and to cancel.
-    pub sends: Vec<(MessageId, Message, Sends)>,
-    /// Publishes to match again at once.
-    pub again: Vec<MessageId>,
-    /// What was matched at this revision is settled at a node now, and nothing older is left: news, if the index has moved on.
-    pub risen: Option<Revision>,
-    /// Publishes that every node has, with their rows in the journal.
-    pub done: Vec<(MessageId, Option<Seq>)>,
-}
-
-impl super::Outbox {
-    /// The number of the next name.
-    pub fn peek_id(&self) -> u64 {
-        self.next.load(Ordering::Relaxed)
     }
 }

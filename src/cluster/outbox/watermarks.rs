@@ -54,6 +54,11 @@ impl Watermarks {
         self.asked.get(node)?.keys().next().copied()
     }
 
+    /// The smallest revision at which a publish on its way to `node` was matched the last time; `None` = nothing is on its way there.
+    pub fn lowest_matched(&self, node: &str) -> Option<Revision> {
+        self.matched.get(node)?.keys().next().copied()
+    }
+
     /// For each node that publishes are on their way to: the smallest revision at which one was matched the last time.
     pub fn past(&self) -> impl Iterator<Item = (&Arc<str>, Revision)> {
         self.matched.iter().filter_map(|(node, revisions)| Some((node, *revisions.keys().next()?)))
