@@ -115,9 +115,9 @@ pub struct Actions {
     /// Whether a publish was taken out ([`Input::Remove`]), or put back among those that wait to be matched ([`Input::Behind`]).
     pub changed: bool,
     /// Promises to keep.
-    pub(super) kept: Vec<(Arc<Promise>, Kept)>,
+    pub(super) kept: SmallVec<[(Arc<Promise>, Kept); 1]>,
     /// What waited for the QoS 2 publishes of a session.
-    pub(super) settled: Vec<Arc<Once<()>>>,
+    pub(super) settled: SmallVec<[Arc<Once<()>>; 1]>,
 }
 
 /// See the module.
