@@ -33,7 +33,7 @@ pub struct Restored {
     pub queue: (VecDeque<Seq>, u64),
     /// What decides which nodes' messages the session takes already.
     pub hold: Option<Arc<OrderHold>>,
-    /// Whether it is not known yet that the session stays here: then it takes nothing.
+    /// Whether the cluster may still give the session to another node: until that is known the session takes no messages.
     pub frozen: bool,
 }
 

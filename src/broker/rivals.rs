@@ -44,7 +44,7 @@ pub enum Said {
     Turn,
     /// Nothing: a line about all turns was written, or will be.
     Nothing,
-    /// That the rivalry goes on: so many turns in so many milliseconds.
+    /// The log says that two clients still take one session from each other: so many turns in so many milliseconds.
     Rate(u64, u64),
 }
 

@@ -50,7 +50,7 @@ enum Fate {
     Left(Revision),
     /// The session is over: another node has made a new one, at a clean start of the client.
     Replaced,
-    /// This node serves the session again.
+    /// The session was not moved: this node, its old owner, serves it again.
     Stays,
 }
 

@@ -128,7 +128,7 @@ fn publishes_that_a_node_has_not_answered_are_matched_again_when_its_link_is_giv
     assert_eq!((peers.kept(), remote.outbox.has_unmatched()), (Vec::new(), true));
 }
 
-/// It is asked anew if it comes back, perhaps for a shared subscription as well, and an answer to the first frame says nothing of that.
+/// A node that comes back is asked anew, perhaps for a shared subscription as well, and an answer to the first frame says nothing of that.
 #[test]
 fn frames_to_a_node_that_leaves_are_cancelled_once_its_link_is_down_although_that_is_kept() {
     let peers = Slow::at_once();

@@ -16,7 +16,7 @@ const CUSTODY_CHAIN_MAX: usize = 64;
 /// Who takes publishes for what a process has subscribed to, and whether that can be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reachability {
-    /// This process speaks for the other: the local router has all that it has subscribed to.
+    /// This process speaks for the one that had the routes: the local router has all that its sessions have subscribed to.
     Own,
     /// The process of this node that speaks for it is registered or linked: publishes go there.
     Live(Arc<str>),

@@ -144,7 +144,7 @@ impl Default for RemoteLimits {
     }
 }
 
-/// This node's part of the cluster: what it does with the others. What it knows of them is in [`Remote`].
+/// What a node does together with the other nodes of its cluster. What the node knows of them is in [`Remote`].
 pub struct Cluster {
     /// The node itself.
     pub broker: Arc<Broker>,
